@@ -1,0 +1,1 @@
+"""The processes that run a job: command line, controller, agents. Never imports torch."""

@@ -1,0 +1,1 @@
+"""The snapshot tier: keeps the bytes of a job in erasure-coded CPU memory. Never imports torch."""
