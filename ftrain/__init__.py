@@ -1,1 +1,59 @@
-"""ftrain: keep a ``torch.distributed`` job training through crashes, hangs and lost nodes."""
+"""ftrain: keep a ``torch.distributed`` job training through crashes, hangs and lost nodes.
+
+This is the whole public face. Names are looked up on first use (PEP 562), so that `import ftrain` costs nothing
+and loads no torch: the launcher reads parts of this package too.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ftrain.context import Context, NotProtected, resilient
+    from ftrain.errors import (
+        ArenaFull,
+        EnvironmentInvalid,
+        FtrainError,
+        NotTrackable,
+        PeerSilent,
+        StateMismatch,
+        StepOrder,
+    )
+    from ftrain.sampler import ElasticSampler
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArenaFull",
+    "Context",
+    "ElasticSampler",
+    "EnvironmentInvalid",
+    "FtrainError",
+    "NotProtected",
+    "NotTrackable",
+    "PeerSilent",
+    "StateMismatch",
+    "StepOrder",
+    "__version__",
+    "resilient",
+]
+
+_HOMES = {
+    "Context": "ftrain.context",
+    "ElasticSampler": "ftrain.sampler",
+    "NotProtected": "ftrain.context",
+    "resilient": "ftrain.context",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'ftrain' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES.get(name, "ftrain.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -6,7 +6,12 @@ worker never fails because its agent is away. This module never imports torch: t
 
 from __future__ import annotations
 
+import socket
+from pathlib import Path
+
 import msgspec
+
+from ftrain_snapshot.frames import connect_unix, send_frame
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
@@ -62,3 +67,45 @@ class StoreReady(msgspec.Struct, frozen=True, tag="store_ready"):
 
 
 LinkMessage = Hello | Restored | FirstStep | Failed | OutOfMemory | Finished | StoreReady
+
+
+class AgentLink:
+    """The worker's end. Every call is quick, bounded, and never raises: training goes on without an agent."""
+
+    def __init__(self, path: str | Path, hello: Hello, *, timeout_seconds: float = 2.0) -> None:
+        self._path = Path(path)
+        self._hello = hello
+        self._timeout_seconds = timeout_seconds
+        self._socket: socket.socket | None = None
+
+    def send(self, message: LinkMessage) -> bool:
+        """Send one message, connecting (again) if need be; False: the agent is away and it is lost."""
+        for _ in range(2):  # a line that was cut shows only when it is written to
+            line = self._connected()
+            if line is None:
+                return False
+            try:
+                send_frame(line, msgspec.msgpack.encode(message))
+                return True
+            except OSError:
+                self.close()
+        return False
+
+    def connect(self) -> bool:
+        """Say hello now rather than with the first message; False: the agent is away."""
+        return self._connected() is not None
+
+    def _connected(self) -> socket.socket | None:
+        if self._socket is None:
+            try:
+                self._socket = connect_unix(self._path, self._timeout_seconds)
+                send_frame(self._socket, msgspec.msgpack.encode(self._hello))
+            except OSError:
+                self.close()
+        return self._socket
+
+    def close(self) -> None:
+        """Hang up."""
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None

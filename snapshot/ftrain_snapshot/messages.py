@@ -7,6 +7,8 @@ the position of the node it replaces, so that parity written for a position stay
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 
@@ -90,3 +92,114 @@ class DaemonStatus(msgspec.Struct, frozen=True):
     """All local bytes of the generation's restore snapshot are in place (True if there is none)."""
     failure: str = ""
     """Why the restore cannot be done; empty while it can."""
+
+
+# Between a node's own processes and its daemon (client.py), on the node's unix socket.
+
+
+class GetInventory(msgspec.Struct, frozen=True, tag="get_inventory"):
+    """What do you hold? Answered by an ``Inventory``."""
+
+
+class GetStatus(msgspec.Struct, frozen=True, tag="get_status"):
+    """How are you? Answered by a ``DaemonStatus``."""
+
+
+class ClientHello(msgspec.Struct, frozen=True, tag="hello"):
+    """First on every connection. The daemon ends some time after its last agent has gone."""
+
+    role: Literal["agent", "worker"]
+
+
+class Configure(msgspec.Struct, frozen=True, tag="configure"):
+    """Serve this generation; everything older is fenced off."""
+
+    membership: Membership
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
+    """Remove your files and end."""
+
+
+class Reserve(msgspec.Struct, frozen=True, tag="reserve"):
+    """Have room for this lane, in all slots."""
+
+    lane: int
+    data_bytes: int
+
+
+class WaitRestored(msgspec.Struct, frozen=True, tag="wait_restored"):
+    """Answer once the bytes that this generation starts from are in place."""
+
+    generation: int
+
+
+class Sealed(msgspec.Struct, frozen=True, tag="sealed"):
+    """A lane of this node is complete. Not answered."""
+
+    lane: int
+    snapshot: SnapshotId
+
+
+class Skip(msgspec.Struct, frozen=True, tag="skip"):
+    """A rank of this node could not capture this snapshot: the job must give it up. Not answered."""
+
+    snapshot: SnapshotId
+
+
+class Skipped(msgspec.Struct, frozen=True, tag="skipped"):
+    """The gate was closed when this version was due. Not answered."""
+
+    version: int
+
+
+Request = (
+    ClientHello
+    | Configure
+    | GetInventory
+    | GetStatus
+    | Shutdown
+    | Reserve
+    | WaitRestored
+    | Sealed
+    | Skip
+    | Skipped
+)
+
+
+class Done(msgspec.Struct, frozen=True, tag="done"):
+    """The request is carried out."""
+
+
+class InventoryReply(msgspec.Struct, frozen=True, tag="inventory"):
+    """Answer to GetInventory."""
+
+    inventory: Inventory
+
+
+class StatusReply(msgspec.Struct, frozen=True, tag="status"):
+    """Answer to GetStatus."""
+
+    status: DaemonStatus
+
+
+class TooSmall(msgspec.Struct, frozen=True, tag="too_small"):
+    """Answer to Reserve: the arena cannot hold it."""
+
+    needed_bytes: int
+    available_bytes: int
+
+
+class Incomplete(msgspec.Struct, frozen=True, tag="incomplete"):
+    """Answer to WaitRestored: it cannot be restored, and why."""
+
+    reason: str
+
+
+class Refused(msgspec.Struct, frozen=True, tag="refused"):
+    """Any other reason why a request is not carried out."""
+
+    reason: str
+
+
+Reply = Done | InventoryReply | StatusReply | TooSmall | Incomplete | Refused

@@ -1,0 +1,216 @@
+"""``@ftrain.resilient`` and ``ftrain.Context``: what a training script sees.
+
+The decorator forms the process group, hands the function its context, and reports how the function ended. The same
+script trains under `ftrain run`, torchrun and plain python; only the first protects it.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, Concatenate, ParamSpec, TypeVar, overload
+
+import torch
+
+from ftrain import outcome
+from ftrain.environment import JobEnvironment, WorkerEnvironment, read_environment
+from ftrain.errors import ArenaFull, FtrainError, StepOrder
+from ftrain.group import choose_device, process_group
+from ftrain.link import AgentLink, Finished, Hello, OutOfMemory
+from ftrain.session import Session
+from ftrain.state import check_trackable, collect, state_of
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class NotProtected(UserWarning):
+    """The script was not started by `ftrain run`: a fault ends it."""
+
+
+class Context:
+    """A rank's view of the job; made by `resilient`, one per run of the function."""
+
+    def __init__(self, environment: WorkerEnvironment, device: torch.device, session: Session | None) -> None:
+        self._environment = environment
+        self._device = device
+        self._session = session
+        self._tracked: dict[str, Any] = {}
+        restore = environment.job.restore if environment.job is not None else None
+        self._next_step = 0 if restore is None else restore.version + 1
+        self._current: int | None = None
+
+    @property
+    def rank(self) -> int:
+        """This process's number in the job."""
+        return self._environment.rank
+
+    @property
+    def local_rank(self) -> int:
+        """This process's number on its node."""
+        return self._environment.local_rank
+
+    @property
+    def world_size(self) -> int:
+        """How many ranks the job has."""
+        return self._environment.world_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where to put model and data: this rank's GPU, or the CPU."""
+        return self._device
+
+    @property
+    def generation(self) -> int:
+        """How often the job has been formed, from 1."""
+        return self._environment.job.generation if self._environment.job is not None else 1
+
+    @property
+    def start_step(self) -> int:
+        """The first step that is still to be done."""
+        return self._next_step
+
+    def track(self, **objects: Any) -> None:
+        """Make these objects part of the job's state, and restore them if the job resumes.
+
+        Anything with ``state_dict`` and ``load_state_dict``: models (wrapped in DDP or not), optimizers, schedulers,
+        samplers, your own. Track all that steps change, after it is built and before the first step; the ranks do
+        so in the same order. Generators (Python, NumPy, torch) are tracked always.
+
+        Raises NotTrackable naming what cannot be kept, StateMismatch if the snapshot does not fit.
+        """
+        for name, tracked in objects.items():
+            check_trackable(name, tracked)
+            if self._tracked.get(name, tracked) is not tracked:
+                raise ValueError(f"{name} is tracked already, as another object")
+            collect({name: state_of(tracked)["state"]})
+        self._tracked.update(objects)
+        if self._session is not None:
+            self._session.track(objects)
+
+    def steps(self, total: int) -> Iterator[int]:
+        """Yield the steps that are still to be done, up to ``total - 1``; commit each when its iteration ends.
+
+        The last one is always captured. Leaving the loop early leaves the step at hand uncommitted.
+        """
+        if self._session is not None:
+            self._session.begin()
+        for step in range(self._next_step, total):
+            self._current = step
+            yield step
+            if self._next_step == step:  # else the loop has committed it itself
+                self._commit(step, last=step == total - 1)
+        self._current = None
+
+    def commit(self, step: int) -> None:
+        """Step ``step`` is done, for loops that do not use `steps`: from `start_step` on, one by one.
+
+        Raises StepOrder if it is not the next one.
+        """
+        if step != self._next_step:
+            raise StepOrder(f"step {step} was committed, but the next one is {self._next_step}")
+        self._commit(step, last=False)
+
+    def log(self, message: str | None = None, **values: Any) -> None:
+        """Print one line with the step: ``step=12 loss=2.30258512 message``; numbers with nine digits."""
+        step = self._current if self._current is not None else self._next_step
+        fields = [f"step={step}", *(f"{name}={_readable(value)}" for name, value in values.items())]
+        print(*fields, *([message] if message is not None else []), flush=True)
+
+    def _commit(self, step: int, *, last: bool) -> None:
+        if self._session is not None:
+            assert self._environment.job is not None
+            self._session.commit(step, due=last or (step + 1) % self._environment.job.snapshot_every == 0)
+        self._next_step = step + 1
+
+
+@overload
+def resilient(function: Callable[Concatenate[Context, P], R]) -> Callable[P, R]: ...
+
+
+@overload
+def resilient() -> Callable[[Callable[Concatenate[Context, P], R]], Callable[P, R]]: ...
+
+
+def resilient(function: Callable[Concatenate[Context, P], R] | None = None) -> Any:
+    """Make a training function survive faults. It gets a `Context` first; the caller's arguments follow.
+
+    Under `ftrain run` the function runs again, in a new process, after each fault: `Context.track` restores what it
+    tracks and `Context.steps` goes on at the right step. Once per process.
+    """
+    if function is None:
+        return resilient
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        return _run(lambda context: function(context, *args, **kwargs))
+
+    return call
+
+
+def _run(function: Callable[[Context], R]) -> R:
+    environment = read_environment()
+    device = choose_device(environment)
+    if environment.job is not None:
+        return _run_protected(environment, environment.job, device, function)
+    if environment.rank == 0:
+        launcher = "torchrun" if environment.launched else "plain python"
+        warnings.warn(
+            f"started by {launcher}: nothing protects this training from faults; start it with `ftrain run`",
+            NotProtected,
+            stacklevel=3,
+        )
+    with process_group(environment, device):
+        return function(Context(environment, device, None))
+
+
+_ran = False
+
+
+def _run_protected(
+    environment: WorkerEnvironment, job: JobEnvironment, device: torch.device, function: Callable[[Context], R]
+) -> R:
+    global _ran
+    if _ran:
+        raise FtrainError("a process can run one resilient function, once: put all phases of training into it")
+    _ran = True
+    link = AgentLink(
+        job.node_dir / "agent.sock", Hello(environment.rank, environment.local_rank, os.getpid(), job.generation)
+    )
+    link.connect()
+    context: Context | None = None
+    try:
+        with outcome.orderly_termination(), process_group(environment, device):
+            session = Session(environment, job, link)
+            context = Context(environment, device, session)
+            result = function(context)
+            link.send(Finished())
+            session.close()
+        return result
+    except SystemExit as stop:
+        if outcome.exit_code_of(stop) == 0:
+            link.send(Finished())
+        raise
+    except KeyboardInterrupt:
+        raise SystemExit(outcome.INTERRUPTED) from None
+    except ArenaFull as error:
+        if not link.send(OutOfMemory(error.needed_bytes, error.available_bytes)):
+            print(error, file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
+    except Exception as error:  # whatever the training function raises is the agent's to judge
+        failed = outcome.describe_failure(error, None if context is None else context.start_step)
+        if not link.send(failed):
+            print(failed.traceback, file=sys.stderr, flush=True)
+        outcome.await_fate(failed)
+        raise SystemExit(1) from None
+    finally:
+        link.close()
+
+
+def _readable(value: Any) -> str:
+    if isinstance(value, torch.Tensor) and value.numel() == 1:
+        value = value.item()
+    return f"{value:.9g}" if isinstance(value, float) else str(value)

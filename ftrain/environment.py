@@ -1,0 +1,124 @@
+"""The worker's environment, read in this one place.
+
+`ftrain run` gives each worker torchrun's variables and its own (``FTRAIN_*``). Without the latter the script
+runs under torchrun or plain python and nothing protects it; without the former it is alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from ftrain.errors import EnvironmentInvalid
+from ftrain_snapshot.messages import SnapshotId
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobEnvironment:
+    """What `ftrain run` adds to torchrun's variables."""
+
+    job: str
+    """The job's name."""
+    node: str
+    """This node's name."""
+    node_dir: Path
+    """Where the node's shared memory and sockets are."""
+    generation: int
+    """The generation this process belongs to, from 1."""
+    restore: SnapshotId | None
+    """The snapshot to start from (None: from the beginning)."""
+    snapshot_every: int
+    """A snapshot is due after every so many steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerEnvironment:
+    """Who this process is."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    local_world_size: int = 1
+    master_addr: str | None = None
+    """Host of the generation's store (None: there is no launcher)."""
+    master_port: int | None = None
+    job: JobEnvironment | None = None
+    """Set under `ftrain run` only."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world_size:
+            raise EnvironmentInvalid(f"RANK={self.rank} is not below WORLD_SIZE={self.world_size}")
+        if self.job is not None and self.master_port is None:
+            raise EnvironmentInvalid("FTRAIN_NODE_DIR is set but MASTER_ADDR and MASTER_PORT are not")
+
+    @property
+    def launched(self) -> bool:
+        """A launcher (ours or torchrun) has said which rank this is and where the store is."""
+        return self.master_addr is not None and self.master_port is not None
+
+
+def read_environment(variables: Mapping[str, str] = os.environ) -> WorkerEnvironment:
+    """Read all that ``ftrain`` takes from the environment. Raises EnvironmentInvalid."""
+    job = _read_job(variables) if variables.get("FTRAIN_NODE_DIR") else None
+    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    if job is None and not all(variables.get(name) for name in names):
+        return WorkerEnvironment()
+    return WorkerEnvironment(
+        rank=_number(variables, "RANK"),
+        local_rank=_number(variables, "LOCAL_RANK", 0),
+        world_size=_number(variables, "WORLD_SIZE"),
+        local_world_size=_number(variables, "LOCAL_WORLD_SIZE", 1),
+        master_addr=variables.get("MASTER_ADDR"),
+        master_port=_number(variables, "MASTER_PORT"),
+        job=job,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreEnvironment:
+    """What the process that hosts a generation's store is told."""
+
+    node_dir: Path
+    generation: int
+
+
+def read_store_environment(variables: Mapping[str, str] = os.environ) -> StoreEnvironment:
+    """Read the store process's part. Raises EnvironmentInvalid."""
+    if not variables.get("FTRAIN_NODE_DIR"):
+        raise EnvironmentInvalid("FTRAIN_NODE_DIR is not set: this process is started by an ftrain agent")
+    return StoreEnvironment(
+        node_dir=Path(variables["FTRAIN_NODE_DIR"]), generation=_number(variables, "FTRAIN_GENERATION")
+    )
+
+
+def _read_job(variables: Mapping[str, str]) -> JobEnvironment:
+    return JobEnvironment(
+        job=variables.get("FTRAIN_JOB", ""),
+        node=variables.get("FTRAIN_NODE", ""),
+        node_dir=Path(variables["FTRAIN_NODE_DIR"]),
+        generation=_number(variables, "FTRAIN_GENERATION"),
+        restore=_snapshot(variables.get("FTRAIN_RESTORE", "")),
+        snapshot_every=max(1, _number(variables, "FTRAIN_SNAPSHOT_EVERY", 1)),
+    )
+
+
+def _snapshot(text: str) -> SnapshotId | None:
+    if not text:
+        return None
+    try:
+        version, generation, slot = (int(part) for part in text.split(":"))
+    except ValueError:
+        raise EnvironmentInvalid(f"FTRAIN_RESTORE={text!r} is not version:generation:slot") from None
+    return SnapshotId(version, generation, slot)
+
+
+def _number(variables: Mapping[str, str], name: str, default: int | None = None) -> int:
+    text = variables.get(name, "")
+    if not text and default is not None:
+        return default
+    try:
+        return int(text)
+    except ValueError:
+        raise EnvironmentInvalid(f"{name}={text!r} is not a whole number") from None

@@ -1,0 +1,56 @@
+"""What can go wrong in a worker, as one tree.
+
+    FtrainError
+    ├── NotTrackable         an object, a value or a tensor that cannot be kept in a snapshot
+    ├── StateMismatch        the snapshot does not fit what the script tracks now
+    ├── StepOrder            a step was committed out of order
+    ├── EnvironmentInvalid   the variables that `ftrain run` sets are missing or malformed
+    ├── ArenaFull            the node's memory cannot hold the job's snapshots
+    └── PeerSilent           another rank did not answer in time
+
+This module imports nothing: everybody may read it.
+"""
+
+from __future__ import annotations
+
+
+class FtrainError(Exception):
+    """Base of all errors that ``ftrain`` raises."""
+
+
+class NotTrackable(FtrainError):
+    """Something handed to ``ctx.track`` cannot be kept: names its path, its type, and what to do."""
+
+    def __init__(self, path: str, kind: str, reason: str) -> None:
+        super().__init__(f"cannot track {path} ({kind}): {reason}")
+        self.path = path
+        self.kind = kind
+        self.reason = reason
+
+
+class StateMismatch(FtrainError):
+    """The snapshot's contents and the script's objects differ: it was taken by another program."""
+
+
+class StepOrder(FtrainError):
+    """Steps must be committed once each, in rising order."""
+
+
+class EnvironmentInvalid(FtrainError):
+    """A variable of the worker's environment is missing or malformed."""
+
+
+class ArenaFull(FtrainError):
+    """The node's shared memory cannot hold the job's snapshots; all sizes in bytes."""
+
+    def __init__(self, needed_bytes: int, available_bytes: int) -> None:
+        super().__init__(
+            f"snapshots need {needed_bytes} bytes of shared memory on this node, {available_bytes} are available: "
+            "enlarge it, choose another place with --arena-dir, or run fewer ranks per node"
+        )
+        self.needed_bytes = needed_bytes
+        self.available_bytes = available_bytes
+
+
+class PeerSilent(FtrainError):
+    """Another rank did not do its part within the time allowed; a lost peer is the likely cause."""

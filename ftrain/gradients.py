@@ -1,0 +1,47 @@
+"""Which gradients are state.
+
+After ``optimizer.step()`` the gradients it used are spent, and a snapshot leaves them out. Where a script
+accumulates gradients over several commits, those not yet used are state: they are captured, per rank. The rule,
+per parameter: a gradient is live unless a tracked optimizer has stepped with this very tensor and nothing has
+written to it since. (``zero_grad(set_to_none=False)`` writes, so such zeros are captured: harmless.) Parameters
+of modules whose optimizer is not tracked, or is no ``torch.optim.Optimizer``, always count as live.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+_SPENT = "_ftrain_spent"
+
+
+def watch_optimizer(optimizer: torch.optim.Optimizer) -> torch.utils.hooks.RemovableHandle:
+    """From now on each step of ``optimizer`` marks the gradients that it used."""
+    return optimizer.register_step_post_hook(_mark_spent)
+
+
+def live_gradients(parameters: list[nn.Parameter]) -> dict[int, torch.Tensor]:
+    """The gradients that are state now, by the parameter's index."""
+    live = {}
+    for index, parameter in enumerate(parameters):
+        gradient = parameter.grad
+        if gradient is not None and getattr(gradient, _SPENT, None) != gradient._version:
+            live[index] = gradient
+    return live
+
+
+def load_gradients(parameters: list[nn.Parameter], gradients: dict[int, torch.Tensor]) -> None:
+    """Put live gradients back; all others are none, as before a first backward."""
+    for index, parameter in enumerate(parameters):
+        gradient = gradients.get(index)
+        parameter.grad = None if gradient is None else gradient.to(parameter.device)
+
+
+def _mark_spent(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    # A mark on the tensor itself: its address or id() could come back as another gradient's.
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                setattr(parameter.grad, _SPENT, parameter.grad._version)

@@ -1,0 +1,35 @@
+"""Everything a worker will import, imported once in the zygote that forks the workers.
+
+The first ``DDP()`` imports torch._dynamo, a hidden second or more; the other names are what training scripts use.
+The zygote must stay at one thread, so nothing here runs a tensor operation, opens a store or touches CUDA.
+"""
+
+import os
+
+# OpenBLAS starts its threads when numpy is imported; a forked child would inherit locks without their owners.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import importlib
+
+MODULES = (
+    "torch",
+    "torch._dynamo",
+    "torch.distributed",
+    "torch.distributed.checkpoint",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor",
+    "torch.nn.parallel",
+    "torch.optim",
+    "torch.utils.data",
+    "numpy",
+    "msgspec",
+    "xxhash",
+    "ftrain.context",
+    "ftrain.sampler",
+    "ftrain.store",
+    "ftrain_snapshot.arena",
+    "ftrain_snapshot.client",
+)
+
+for _name in MODULES:
+    importlib.import_module(_name)

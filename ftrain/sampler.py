@@ -1,0 +1,127 @@
+"""``ElasticSampler``: which samples each step trains on, as a function of the step alone.
+
+The samples form one endless stream: a permutation of all for epoch 0, another for epoch 1, and so on, each drawn
+from (seed, epoch). Step b takes ``global_batch`` of them, from ``b * global_batch`` on, across the end of an epoch
+where it falls inside. Each rank takes an equal part, or one sample more. So every sample is seen exactly once per
+epoch at any world size, and the whole state is one number: the position, counted in global batches.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ftrain.errors import StateMismatch
+
+_EPOCHS_CACHED = 2
+
+
+class ElasticSampler:
+    """Batches of sample indices for this rank. Use it as ``DataLoader(..., batch_sampler=sampler)``, or `batch`.
+
+    A ``DataLoader`` with workers fetches ahead of the training loop; batches that it holds back are not counted in
+    `position`. Anything else that fetches ahead must be tracked in its own right.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        *,
+        global_batch: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        if length < 1 or global_batch < 1:
+            raise ValueError(f"length={length} and global_batch={global_batch} must be positive")
+        if (rank is None) != (world_size is None):
+            raise ValueError("give both rank and world_size, or neither")
+        self._fixed = {"length": length, "global_batch": global_batch, "seed": seed, "shuffle": shuffle}
+        self._length, self._global_batch, self._seed, self._shuffle = length, global_batch, seed, shuffle
+        self._rank, self._world_size = rank, world_size
+        self._drawn = 0
+        self._consumer: weakref.ref[Any] | None = None
+        self._permutations: dict[int, npt.NDArray[np.int64]] = {}
+
+    @property
+    def position(self) -> int:
+        """How many global batches have been handed to the training loop."""
+        consumer: Any = self._consumer() if self._consumer is not None else None
+        # Batches that a DataLoader has asked its workers for and not handed out yet.
+        return self._drawn - (consumer._send_idx - consumer._rcvd_idx if hasattr(consumer, "_send_idx") else 0)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next sample."""
+        return self.position * self._global_batch // self._length
+
+    def batch(self, index: int) -> list[int]:
+        """This rank's part of global batch ``index``; asking changes nothing."""
+        rank, world_size = self._place()
+        start = index * self._global_batch
+        low = start + self._global_batch * rank // world_size
+        high = start + self._global_batch * (rank + 1) // world_size
+        return self._stream(low, high)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """This rank's batches from the current position on, without end."""
+        self._drawn = self.position
+        caller = sys._getframe(1).f_locals.get("self")
+        ahead = hasattr(caller, "_sampler_iter") or hasattr(caller, "_next_index")
+        self._consumer = weakref.ref(caller) if ahead else None
+        return self._draw()
+
+    def __len__(self) -> int:
+        """Global batches per epoch, the last one counted whole."""
+        return -(-self._length // self._global_batch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position, and what must be the same for it to mean anything."""
+        return {"position": self.position, **self._fixed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a position. Raises StateMismatch if it is another stream's."""
+        for name, value in self._fixed.items():
+            if state[name] != value:
+                raise StateMismatch(f"the sampler's {name} is {value}, in the snapshot it is {state[name]}")
+        self._drawn = state["position"]
+        self._consumer = None
+
+    def _draw(self) -> Iterator[list[int]]:
+        while True:
+            indices = self.batch(self._drawn)
+            self._drawn += 1  # before the batch is handed out: the position is that of the next one
+            yield indices
+
+    def _stream(self, low: int, high: int) -> list[int]:
+        taken: list[int] = []
+        while low < high:
+            epoch, offset = divmod(low, self._length)
+            part = self._permutation(epoch)[offset : offset + high - low]
+            taken += part.tolist()
+            low += len(part)
+        return taken
+
+    def _permutation(self, epoch: int) -> npt.NDArray[np.int64]:
+        if epoch not in self._permutations:
+            while len(self._permutations) >= _EPOCHS_CACHED:
+                del self._permutations[min(self._permutations)]
+            order = np.arange(self._length)
+            if self._shuffle:
+                np.random.default_rng([self._seed, epoch]).shuffle(order)
+            self._permutations[epoch] = order
+        return self._permutations[epoch]
+
+    def _place(self) -> tuple[int, int]:
+        if self._rank is not None and self._world_size is not None:
+            return self._rank, self._world_size
+        distributed = sys.modules.get("torch.distributed")
+        if distributed is not None and distributed.is_available() and distributed.is_initialized():
+            return distributed.get_rank(), distributed.get_world_size()
+        return 0, 1

@@ -1,0 +1,185 @@
+"""A protected worker's session: everything between the training loop and the node's daemon and agent.
+
+At start: the snapshot that this generation begins with is read back, object by object as they are tracked; the
+arena is reserved and mapped. At each commit: the progress word; and when a snapshot is due, slot, copy, seal,
+notice. Nothing on that path waits for daemon or agent: both may be away while they are restarted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+import torch
+from torch._C._distributed_c10d import PrefixStore
+
+from ftrain.arena import Arena
+from ftrain.capture import Capturer
+from ftrain.ddp import BucketLayout, Buckets, find_ddps, replicated_parameters
+from ftrain.environment import JobEnvironment, WorkerEnvironment
+from ftrain.errors import StateMismatch
+from ftrain.gradients import live_gradients, load_gradients, watch_optimizer
+from ftrain.group import connect_store
+from ftrain.link import AgentLink, FirstStep, Restored
+from ftrain.probe import foreseen_bytes
+from ftrain.restore import read_state
+from ftrain.rng import rng_state, set_rng_state
+from ftrain.slots import SlotChooser
+from ftrain.state import TensorKey, load_state, state_of, tensor_key, unique_parameters
+from ftrain_snapshot.arena import ControlPage
+from ftrain_snapshot.messages import SnapshotId
+
+
+class Session:
+    """One generation of one protected rank. All methods are called by all ranks, in the same order."""
+
+    def __init__(self, environment: WorkerEnvironment, job: JobEnvironment, link: AgentLink) -> None:
+        self._rank = environment.rank
+        self._lane = environment.local_rank
+        self._job = job
+        self._link = link
+        self._arena = Arena(job.node_dir, environment.local_rank)
+        self._control = ControlPage(job.node_dir)
+        store = PrefixStore(f"ftrain/slots/{job.generation}", connect_store(environment))
+        self._slots = SlotChooser(store, self._control if environment.rank == 0 else None)
+        self._capturer = Capturer(environment.rank, environment.world_size, self._replicated)
+        self._world_size = environment.world_size
+        self._objects: dict[str, Any] = {}
+        self._buckets: dict[int, Buckets] = {}
+        self._restored: dict[str, Any] | None = None
+        self._announced = self._begun = self._stepped = False
+
+    def track(self, objects: Mapping[str, Any]) -> None:
+        """Add objects to the state; put back their part of the snapshot that this generation starts from."""
+        self._objects.update(objects)
+        for tracked in objects.values():
+            if isinstance(tracked, torch.optim.Optimizer):
+                watch_optimizer(tracked)
+        self._capturer.forget()
+        if self._job.restore is not None and not self._begun:
+            self._restore(self._job.restore, objects)
+        self._meet_ddps()
+        self._announce()
+        plan, collected = self._capturer.collect(self._tree(-1))
+        manifest = len(self._capturer.manifest(-1, plan, collected))
+        foreseen = foreseen_bytes(self._optimizers(), self._replicated_parameters(), self._world_size)
+        self._arena.reserve(plan.region_bytes + manifest + foreseen)
+
+    def begin(self) -> None:
+        """Right before the first step: whatever the script drew since `track`, the generators start as captured.
+
+        Raises StateMismatch if the snapshot holds objects that the script does not track.
+        """
+        if self._begun:
+            return
+        self._begun = True
+        if self._job.restore is not None:
+            if self._restored is None:
+                raise StateMismatch("there is a snapshot to resume from: call ctx.track before the first step")
+            forgotten = sorted(set(self._restored["objects"]) - set(self._objects))
+            if forgotten:
+                raise StateMismatch(f"the snapshot holds {', '.join(forgotten)}, which the script has not tracked")
+            set_rng_state(self._restored["rng"])
+        self._meet_ddps()
+        self._restored = None
+        self._announce()
+
+    def commit(self, step: int, *, due: bool) -> None:
+        """Step ``step`` is done: say so, and capture it if ``due``. Raises NotTrackable, ArenaFull, PeerSilent."""
+        self.begin()
+        # A list: every reducer must be asked, since settling is a collective.
+        settled = all([buckets.settle() for buckets in self._buckets.values()])
+        if due:
+            self._snapshot(step, settled)
+        self._control.set_progress(self._lane, step)
+        if not self._stepped:
+            self._stepped = True
+            self._link.send(FirstStep(step, time.time()))
+
+    def close(self) -> None:
+        """Let go of memory and connections."""
+        self._capturer.forget()
+        self._arena.close()
+        self._control.close()
+
+    def _snapshot(self, step: int, settled: bool) -> None:
+        slot = self._slots.choose(step, possible=settled)
+        if slot is None:
+            if self._rank == 0:
+                self._arena.client.skipped(step)
+            return
+        snapshot = SnapshotId(step, self._job.generation, slot)
+        tree = self._tree(step)
+        plan, collected = self._capturer.collect(tree)
+        manifest = self._capturer.manifest(step, plan, collected)
+        if not self._arena.fits(slot, plan.region_bytes, len(manifest)):
+            self._capturer.forget()  # its views are of the mapping that is about to be replaced
+            self._arena.grow(plan.region_bytes + len(manifest))
+            self._arena.client.skip(snapshot)
+            return
+        region = self._arena.region(slot)
+        region.begin(snapshot, self._rank, self._world_size)
+        self._capturer.copy(plan, collected, region)
+        region.seal(plan.region_bytes, manifest, plan.layout.digest)
+        self._arena.client.sealed(self._lane, snapshot)
+        if tree["gradients"]:
+            self._capturer.forget()  # or the plan would keep them in memory until the next commit
+
+    def _tree(self, step: int) -> dict[str, Any]:
+        return {
+            "step": step,
+            "objects": {name: state_of(tracked) for name, tracked in self._objects.items()},
+            "gradients": live_gradients(unique_parameters(self._objects)),
+            "buckets": {key: msgspec.structs.asdict(b.layout()) for key, b in self._buckets.items()},
+            "rng": rng_state(),
+        }
+
+    def _restore(self, snapshot: SnapshotId, objects: Mapping[str, Any]) -> None:
+        if self._restored is None:
+            data, manifest = self._arena.wait_restored(self._job.generation, snapshot)
+            self._restored = read_state(data, manifest, self._rank, self._world_size)
+        for name, tracked in objects.items():
+            if name not in self._restored["objects"]:
+                raise StateMismatch(f"{name} is tracked, but the snapshot of step {snapshot.version} lacks it")
+            load_state(name, tracked, self._restored["objects"][name])
+        load_gradients(unique_parameters(self._objects), self._restored["gradients"])
+        set_rng_state(self._restored["rng"])
+
+    def _meet_ddps(self) -> None:
+        """Find DDP objects that are new here; bring those of a resumed run to the layout of the snapshot."""
+        layouts = self._restored["buckets"] if self._restored is not None else {}
+        for key, ddp in find_ddps(unique_parameters(self._objects)).items():
+            if key in self._buckets and self._buckets[key].ddp is ddp:
+                continue
+            self._buckets[key] = Buckets(ddp)
+            self._capturer.forget()  # what is replicated has changed
+            if key in layouts:
+                self._buckets[key].replay(BucketLayout(**layouts[key]))
+
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        return [tracked for tracked in self._objects.values() if isinstance(tracked, torch.optim.Optimizer)]
+
+    def _replicated_parameters(self) -> set[torch.nn.Parameter]:
+        return {parameter for buckets in self._buckets.values() for parameter in replicated_parameters(buckets.ddp)}
+
+    def _replicated(self) -> set[TensorKey]:
+        """Tensors that all ranks hold the same: what DDP owns, and the state that optimizers keep for it.
+
+        An assumption, and not checked: gradients are equal after DDP, so equal optimizers stay equal.
+        """
+        parameters = self._replicated_parameters()
+        keys = {tensor_key(parameter) for parameter in parameters}
+        for optimizer in self._optimizers():
+            for parameter in parameters & optimizer.state.keys():
+                for value in optimizer.state[parameter].values():
+                    if isinstance(value, torch.Tensor) and (value.shape == parameter.shape or value.numel() == 1):
+                        keys.add(tensor_key(value))
+        return keys
+
+    def _announce(self) -> None:
+        if not self._announced:
+            self._announced = True
+            version = self._job.restore.version if self._job.restore is not None else None
+            self._link.send(Restored(version, time.time()))

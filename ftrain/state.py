@@ -1,0 +1,155 @@
+"""What makes up a rank's state: the tracked objects, as one tree of values and a list of tensors.
+
+Anything with ``state_dict`` and ``load_state_dict`` can be tracked. The tree is packed by `ftrain.encoding`, which
+takes the tensors out; tied tensors are listed once. Modules also give the buffers that their ``state_dict`` leaves
+out (``persistent=False``): they are state all the same.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from ftrain.encoding import Packer
+from ftrain.errors import NotTrackable, StateMismatch
+
+TensorKey = tuple[int, torch.dtype, torch.Size, tuple[int, ...], torch.device]
+"""Tells whether two tensors are the same memory, seen the same way."""
+
+
+def tensor_key(tensor: torch.Tensor) -> TensorKey:
+    """The tensor's address, type, shape, strides and device."""
+    return (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device)
+
+
+@dataclass
+class Collected:
+    """A tree, packed, and the tensors taken out of it."""
+
+    tree: Any = None
+    tensors: list[torch.Tensor] = field(default_factory=list)
+    keys: list[TensorKey] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    """Path of each tensor; only where they were asked for."""
+
+
+def collect(tree: Mapping[str, Any], *, names: bool = False) -> Collected:
+    """Pack ``tree``. Raises NotTrackable naming the path of a value or tensor that cannot be kept."""
+    result = Collected()
+    seen: dict[TensorKey, int] = {}
+
+    def add(tensor: torch.Tensor, path: Callable[[], str]) -> int:
+        if type(tensor) not in _PLAIN_TENSORS or tensor.layout is not torch.strided or tensor.is_meta:
+            _refuse_special(tensor, path())
+        key = tensor_key(tensor)
+        index = seen.get(key)
+        if index is None:
+            index = seen[key] = len(result.tensors)
+            result.tensors.append(tensor)
+            result.keys.append(key)
+            if names:
+                result.names.append(path())
+        return index
+
+    result.tree = Packer(add).pack(tree)
+    return result
+
+
+def check_trackable(name: str, tracked: object) -> None:
+    """Raises NotTrackable if the object cannot hand out and take back its state."""
+    for method in ("state_dict", "load_state_dict"):
+        if not callable(getattr(tracked, method, None)):
+            kind = f"{type(tracked).__module__}.{type(tracked).__qualname__}".removeprefix("builtins.")
+            raise NotTrackable(name, kind, f"it has no {method}()")
+
+
+def state_of(tracked: Any) -> dict[str, Any]:
+    """The state of one tracked object."""
+    state: dict[str, Any] = {"state": tracked.state_dict()}
+    if isinstance(tracked, nn.Module):
+        state["buffers"] = {path: owner._buffers[name] for path, owner, name in _transient_buffers(tracked)}
+    return state
+
+
+@torch.no_grad()
+def load_state(name: str, tracked: Any, state: dict[str, Any]) -> None:
+    """Put back what `state_of` returned. The tensors may become the object's own: give it copies (FACTS 7).
+
+    Raises StateMismatch if the object does not take it.
+    """
+    try:
+        tracked.load_state_dict(state["state"])
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise StateMismatch(f"{name}: the snapshot does not fit this object: {error}") from error
+    if isinstance(tracked, nn.Module):
+        _load_buffers(name, tracked, state["buffers"])
+    if isinstance(tracked, torch.optim.Optimizer):
+        _keep_dtypes(tracked, state["state"])
+
+
+def unique_parameters(objects: Mapping[str, Any]) -> list[nn.Parameter]:
+    """The parameters of all tracked modules and optimizers, each once, in an order that is the same on all ranks."""
+    found: dict[int, nn.Parameter] = {}
+    for tracked in objects.values():
+        if isinstance(tracked, nn.Module):
+            found.update((id(parameter), parameter) for parameter in tracked.parameters())
+        if isinstance(tracked, torch.optim.Optimizer):
+            found.update((id(p), p) for group in tracked.param_groups for p in group["params"])
+    return list(found.values())
+
+
+_PLAIN_TENSORS = frozenset({torch.Tensor, nn.Parameter})
+
+
+def _refuse_special(tensor: torch.Tensor, path: str) -> None:
+    kind = f"{type(tensor).__module__}.{type(tensor).__qualname__}"
+    dtensor = sys.modules.get("torch.distributed.tensor")
+    if dtensor is not None and isinstance(tensor, dtensor.DTensor):
+        raise NotTrackable(path, kind, "sharded state (FSDP2, tensor parallel) comes in a later version")
+    if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer):
+        raise NotTrackable(path, kind, "a lazy module has no parameters yet: run one forward before ctx.track")
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_nested:
+        what = "quantized" if tensor.is_quantized else "meta" if tensor.is_meta else str(tensor.layout)
+        raise NotTrackable(path, kind, f"only dense tensors with bytes of their own are kept, this one is {what}")
+    if hasattr(tensor, "__tensor_flatten__"):
+        raise NotTrackable(path, kind, "tensor subclasses that wrap other tensors are not kept")
+
+
+def _transient_buffers(module: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
+    for prefix, owner in module.named_modules():
+        for name in sorted(owner._non_persistent_buffers_set):
+            if owner._buffers.get(name) is not None:
+                yield f"{prefix}.{name}".removeprefix("."), owner, name
+
+
+def _load_buffers(name: str, module: nn.Module, buffers: dict[str, torch.Tensor]) -> None:
+    owners = {path: (owner, leaf) for path, owner, leaf in _transient_buffers(module)}
+    for path, value in buffers.items():
+        if path not in owners:
+            owner_path, _, leaf = path.rpartition(".")
+            try:
+                owners[path] = (module.get_submodule(owner_path), leaf)
+            except AttributeError as error:
+                raise StateMismatch(f"{name}: the snapshot has a buffer {path}, the module has not") from error
+        owner, leaf = owners[path]
+        current = owner._buffers.get(leaf)
+        if current is not None and current.shape == value.shape and current.dtype == value.dtype:
+            current.copy_(value)
+        else:
+            owner._buffers[leaf] = value if current is None else value.to(current.device)
+
+
+def _keep_dtypes(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """``load_state_dict`` casts state to the parameter's dtype, which would round float32 state of bf16 weights."""
+    groups = zip(optimizer.param_groups, state["param_groups"], strict=True)
+    pairs = [pair for group, saved in groups for pair in zip(group["params"], saved["params"], strict=True)]
+    for parameter, index in pairs:
+        for key, saved in state["state"].get(index, {}).items():
+            loaded = optimizer.state[parameter].get(key)
+            if isinstance(saved, torch.Tensor) and isinstance(loaded, torch.Tensor) and loaded.dtype != saved.dtype:
+                optimizer.state[parameter][key] = saved.to(loaded.device)

@@ -1,0 +1,47 @@
+"""The store of one generation, as a process of its own: `python -m ftrain.store`.
+
+It hosts a fresh ``TCPStore`` on a free port, tells the agent that started it (StoreReady), and waits to be ended.
+A process of its own, because agents never load torch, and so that no rank is special. If its agent dies it goes on
+while somebody may re-adopt it, for as long as the folder of its node is there.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+
+from torch._C._distributed_c10d import TCPStore
+
+from ftrain.environment import read_store_environment
+from ftrain.link import AgentLink, Hello, StoreReady
+
+CHECK_SECONDS = 1.0
+"""How often the process looks whether its node is still there."""
+REPORT_TIMEOUT_SECONDS = 30.0
+"""How long it tries to reach its agent."""
+
+
+def main() -> int:
+    """Serve until SIGTERM or SIGINT, or until the node's folder is gone. Returns the exit code."""
+    environment = read_store_environment()
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    store = TCPStore("0.0.0.0", 0, is_master=True, wait_for_workers=False)
+    link = AgentLink(environment.node_dir / "agent.sock", Hello(-1, -1, os.getpid(), environment.generation))
+    deadline = time.monotonic() + REPORT_TIMEOUT_SECONDS
+    while not link.send(StoreReady(environment.generation, store.port)):
+        if stop.wait(0.05) or time.monotonic() > deadline:
+            return 1
+    while not stop.wait(CHECK_SECONDS):
+        if not environment.node_dir.exists():
+            break
+    link.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The commands of ``ftrain``: one file per command, or per handful that belong together."""

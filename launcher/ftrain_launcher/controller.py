@@ -1,0 +1,432 @@
+"""The shell round the coordinator: sockets, clock, journal, HTTP. It decides nothing.
+
+    agent  --- WebSocket /agent  ---> events --> journal --> Coordinator.handle --> commands --> agents, engine
+    engine --- WebSocket /engine ---/
+    people --- HTTP /api/...     ---> views of the coordinator and of what the agents last said
+
+It holds no training data, and training goes on while it is away: started again, it replays the journal and
+the agents reconnect. Runs as ``python -m ftrain_launcher.controller --job-folder DIR``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from aiohttp import WSMsgType, web
+
+from ftrain_launcher import views
+from ftrain_launcher.coordinator import Coordinator
+from ftrain_launcher.events import (
+    Announce,
+    Command,
+    ControllerRestarted,
+    EndJob,
+    Event,
+    JobStarted,
+    Joined,
+    Left,
+    Progress,
+    Send,
+    Tick,
+)
+from ftrain_launcher.jobs import Endpoint, JobFolder, Result
+from ftrain_launcher.journal import Journal, replay
+from ftrain_launcher.membership import Phase
+from ftrain_launcher.messages import (
+    EngineHello,
+    FromAgent,
+    FromEngine,
+    Heartbeat,
+    Inject,
+    JobEnded,
+    Join,
+    RankState,
+    ReapNode,
+    StartNode,
+    StopJob,
+    WorkerExit,
+)
+
+MESSAGE_BYTES_MAX = 16 * 2**20
+_STATUS_WRITE_SECONDS = 0.5
+_PROGRESS_JOURNAL_SECONDS = 10.0
+_ENGINE_GOODBYE_SECONDS = 2.0
+
+_encode = msgspec.msgpack.Encoder().encode
+_from_agent = msgspec.msgpack.Decoder(FromAgent)
+_from_engine = msgspec.msgpack.Decoder(FromEngine)
+
+
+class _Outbox:
+    """One peer's messages in order; a writer task owns the socket's sending side."""
+
+    def __init__(self, socket: web.WebSocketResponse) -> None:
+        self.socket = socket
+        self.queue: asyncio.Queue[bytes] = asyncio.Queue(maxsize=1000)
+        self.writer = asyncio.create_task(self._write())
+
+    def put(self, message: msgspec.Struct) -> None:
+        self.queue.put_nowait(_encode(message))
+
+    async def _write(self) -> None:
+        with contextlib.suppress(ConnectionError):
+            while True:
+                data = await self.queue.get()
+                await self.socket.send_bytes(data)
+                self.queue.task_done()
+
+    async def drain(self, timeout_seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.queue.join(), timeout_seconds)
+
+    async def close(self) -> None:
+        self.writer.cancel()
+        await asyncio.gather(self.writer, return_exceptions=True)
+        await self.socket.close()
+
+
+class Controller:
+    """One job's controller process."""
+
+    def __init__(self, folder: JobFolder) -> None:
+        self.folder = folder
+        self.record = folder.record()
+        self.observations: dict[str, views.Observation] = {}
+        self._outboxes: dict[str, _Outbox] = {}
+        self._connections: dict[str, int] = {}
+        self._connections_made = int(time.time() * 1000)
+        self._engine: _Outbox | None = None
+        self._for_engine: list[msgspec.Struct] = []
+        self._progress: tuple[int, bool, float] = (0, False, 0.0)
+        self._timer: asyncio.TimerHandle | None = None
+        self._ended = asyncio.Event()
+        self._resumed = folder.journal.exists() and folder.journal.stat().st_size > 0
+        self.coordinator = replay(folder.journal) if self._resumed else Coordinator(self.record.config)
+        self.journal = Journal(folder.journal)
+
+    # ---- life
+
+    async def run(self) -> int:
+        """Serve until the job has ended; return its exit code."""
+        application = web.Application(client_max_size=MESSAGE_BYTES_MAX)
+        application.add_routes(
+            [
+                web.get("/agent", self._guarded(self._serve_agent)),
+                web.get("/engine", self._guarded(self._serve_engine)),
+                web.get("/api/status", self._guarded(self._get_status)),
+                web.get("/api/incidents", self._guarded(self._get_incidents)),
+                web.get("/api/snapshots", self._guarded(self._get_snapshots)),
+                web.post("/api/inject", self._guarded(self._post_inject)),
+                web.post("/api/stop", self._guarded(self._post_stop)),
+            ]
+        )
+        runner = web.AppRunner(application, handle_signals=False, access_log=None, shutdown_timeout=1.0)
+        await runner.setup()
+        await self._listen(runner)
+        self.submit(ControllerRestarted() if self._resumed else JobStarted(self.record.config))
+        tasks = [asyncio.create_task(t) for t in (self._keep_watch(), self._watch_launcher())]
+        try:
+            await self._ended.wait()
+            if self._engine:
+                await self._engine.drain(_ENGINE_GOODBYE_SECONDS)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for outbox in [*self._outboxes.values(), *([self._engine] if self._engine else [])]:
+                await outbox.close()
+            await runner.cleanup()
+            self.journal.close()
+        return self.coordinator.exit_code
+
+    async def _listen(self, runner: web.AppRunner) -> None:
+        """Listen where the last controller did, if that is free, so that everybody finds this one."""
+        host, port = self.record.controller_host, self.record.controller_port
+        before = self.folder.endpoint()
+        try:
+            site = web.TCPSite(runner, host, before.port if before else port)
+            await site.start()
+        except OSError:
+            if before is None:
+                raise
+            site = web.TCPSite(runner, host, port)
+            await site.start()
+        bound = runner.addresses[0][1]
+        self.folder.write_endpoint(Endpoint(host, bound, os.getpid()))
+
+    def _guarded(
+        self, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        expected = f"Bearer {self.folder.token()}"
+
+        async def check(request: web.Request) -> web.StreamResponse:
+            if request.headers.get("Authorization") != expected:
+                raise web.HTTPUnauthorized(text="this job's token is wanted")
+            return await handler(request)
+
+        return check
+
+    # ---- events in, commands out
+
+    def submit(self, event: Event) -> None:
+        """Journal one event, let the coordinator decide, carry out its commands."""
+        now = time.time()
+        self.journal.append(event, now)
+        for command in self.coordinator.handle(event, now):
+            self._carry_out(command)
+        self._set_timer()
+
+    def _carry_out(self, command: Command) -> None:
+        match command:
+            case Send(node, message):
+                outbox = self._outboxes.get(node)
+                if outbox:
+                    outbox.put(message)
+            case StartNode() | ReapNode():
+                self._tell_engine(command)
+            case Announce(text):
+                announce(text)
+            case EndJob(exit_code, message):
+                self._write_status()
+                self.folder.write_result(Result(exit_code, message))
+                self._tell_engine(JobEnded(exit_code, message))
+                self._ended.set()
+
+    def _tell_engine(self, message: msgspec.Struct) -> None:
+        if self._engine:
+            self._engine.put(message)
+        else:
+            self._for_engine.append(message)
+
+    def _set_timer(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        deadline = self.coordinator.next_deadline()
+        if deadline is not None and not self._ended.is_set():
+            delay = max(0.0, deadline - time.time()) + 0.001
+            self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
+
+    def _tick(self) -> None:
+        deadline = self.coordinator.next_deadline()
+        if deadline is not None and time.time() >= deadline:
+            self.submit(Tick())
+        else:
+            self._set_timer()
+
+    async def _keep_watch(self) -> None:
+        """Notice silent agents, and keep the status file fresh."""
+        while True:
+            await asyncio.sleep(_STATUS_WRITE_SECONDS)
+            self._write_status()
+            limit = time.time() - self.record.config.heartbeat_timeout_seconds
+            for node in list(self._outboxes):
+                if self.observations[node].seen < limit:
+                    await self._outboxes[node].socket.close()
+
+    def _write_status(self) -> None:
+        self.folder.write_status(msgspec.json.encode(self._status()))
+
+    async def _watch_launcher(self) -> None:
+        """The job ends with its launcher: nobody would see to it any more."""
+        gone = asyncio.Event()
+        try:
+            descriptor = os.pidfd_open(self.record.launcher_pid)
+        except ProcessLookupError:
+            gone.set()
+        else:
+            asyncio.get_running_loop().add_reader(descriptor, gone.set)
+        await gone.wait()
+        with contextlib.suppress(UnboundLocalError):
+            asyncio.get_running_loop().remove_reader(descriptor)
+            os.close(descriptor)
+        if not self._ended.is_set():
+            self.submit(StopJob("the launcher is gone", 1))
+
+    # ---- agents
+
+    async def _serve_agent(self, request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse(max_msg_size=MESSAGE_BYTES_MAX)
+        await socket.prepare(request)
+        first = await socket.receive(timeout=10.0)
+        if first.type is not WSMsgType.BINARY:
+            return socket
+        join = _from_agent.decode(first.data)
+        if not isinstance(join, Join):
+            return socket
+        self._connections_made += 1
+        connection = self._connections_made
+        outbox = _Outbox(socket)
+        self._outboxes[join.node], self._connections[join.node] = outbox, connection
+        self.observations[join.node] = views.Observation(
+            agent_pid=join.agent_pid,
+            daemon_pid=join.daemon_pid,
+            generation=join.generation,
+            ranks=join.ranks,
+            seen=time.time(),
+        )
+        self.submit(Joined(join, connection))
+        try:
+            async for message in socket:
+                if message.type is WSMsgType.BINARY:
+                    self._hear(join.node, _from_agent.decode(message.data))
+        except msgspec.DecodeError as error:
+            announce(f"a message of {join.node} cannot be read ({error}): its connection is closed")
+        finally:
+            if self._connections.get(join.node) == connection:
+                del self._outboxes[join.node], self._connections[join.node]
+            await outbox.close()
+            if not self._ended.is_set():
+                self.submit(Left(join.node, connection))
+        return socket
+
+    def _hear(self, node: str, message: FromAgent) -> None:
+        seen = self.observations[node]
+        seen.seen = time.time()
+        if isinstance(message, Heartbeat):
+            self._take_heartbeat(seen, message)
+            return
+        if isinstance(message, Join):
+            return
+        if isinstance(message, WorkerExit):
+            gone = message.code is not None or message.signal is not None
+            seen.ranks = tuple(_without_pid(r) if gone and r.rank == message.rank else r for r in seen.ranks)
+        self.submit(message)
+
+    def _take_heartbeat(self, seen: views.Observation, message: Heartbeat) -> None:
+        seen.generation = message.generation
+        seen.ranks, seen.daemon_pid = message.ranks, message.daemon_pid
+        seen.daemon = message.daemon or seen.daemon
+        seen.inventory = message.inventory or seen.inventory
+        status = message.daemon
+        if status is None or not status.gate or status.generation != self.coordinator.generation:
+            return
+        # Only the first of each kind in a generation changes a decision; the rest is for the record.
+        generation, protected, when = self._progress
+        first = generation != status.generation or (status.levels.protected is not None and not protected)
+        if status.levels.sealed is None or self.coordinator.phase is not Phase.RUNNING:
+            return
+        if first or time.time() - when > _PROGRESS_JOURNAL_SECONDS:
+            now_protected = status.levels.protected is not None
+            self._progress = (status.generation, now_protected, time.time())
+            self.submit(Progress(status.generation, status.levels.sealed, status.levels.protected))
+
+    # ---- the engine
+
+    async def _serve_engine(self, request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse(max_msg_size=MESSAGE_BYTES_MAX)
+        await socket.prepare(request)
+        self._engine = outbox = _Outbox(socket)
+        try:
+            async for message in socket:
+                if message.type is not WSMsgType.BINARY:
+                    continue
+                said = _from_engine.decode(message.data)
+                if isinstance(said, EngineHello):
+                    self._greet_engine(outbox, said)
+                elif not self._ended.is_set():
+                    self.submit(said)
+        finally:
+            if self._engine is outbox:
+                self._engine = None
+            await outbox.close()
+        return socket
+
+    def _greet_engine(self, outbox: _Outbox, hello: EngineHello) -> None:
+        """Repeat what a controller or a connection before may have left unsaid."""
+        for message in self._for_engine:
+            outbox.put(message)
+        self._for_engine.clear()
+        for node in self.coordinator.nodes.values():
+            if node.state == "starting" and node.name not in hello.nodes:
+                outbox.put(StartNode(node.name))
+            elif node.gone and node.name in hello.nodes:
+                outbox.put(ReapNode(node.name))
+
+    # ---- people
+
+    def _status(self) -> dict[str, Any]:
+        return views.status(self.coordinator, self.observations, os.getpid())
+
+    async def _get_status(self, request: web.Request) -> web.Response:
+        return _json(self._status())
+
+    async def _get_incidents(self, request: web.Request) -> web.Response:
+        return _json(views.incidents(self.coordinator))
+
+    async def _get_snapshots(self, request: web.Request) -> web.Response:
+        return _json(views.snapshots(self.coordinator, self.observations))
+
+    async def _post_inject(self, request: web.Request) -> web.Response:
+        """Body: {"kind", "rank" or "node"}; the node's agent does it."""
+        body = await request.json()
+        kind, rank, node = body.get("kind"), body.get("rank"), body.get("node")
+        if kind == "kill-worker":
+            known = self.coordinator.ranks.get(rank)
+            if known is None:
+                raise web.HTTPNotFound(text=f"no rank {rank}: ranks are {sorted(self.coordinator.ranks)}")
+            node = known.node
+        name = self._node_named(str(node))
+        outbox = self._outboxes.get(name)
+        if outbox is None:
+            raise web.HTTPConflict(text=f"{name} is not connected")
+        outbox.put(Inject(kind=str(kind), rank=rank))
+        return _json({"node": name, "kind": kind, "rank": rank})
+
+    def _node_named(self, word: str) -> str:
+        """A node's name, or the position that it holds."""
+        if word in self.coordinator.nodes:
+            return word
+        if word.isdigit() and int(word) < len(self.coordinator.positions):
+            name = self.coordinator.positions[int(word)]
+            if name is not None:
+                return name
+        names = ", ".join(n.name for n in self.coordinator.nodes.values() if not n.gone)
+        raise web.HTTPNotFound(text=f"no node {word}: nodes are {names}")
+
+    async def _post_stop(self, request: web.Request) -> web.Response:
+        body = await request.json()
+        if not self._ended.is_set():
+            self.submit(StopJob(str(body.get("reason", "stopped")), int(body.get("exit_code", 1))))
+        return _json({})
+
+
+def _json(value: object) -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), content_type="application/json")
+
+
+def _without_pid(rank: RankState) -> RankState:
+    return RankState(rank.rank, rank.local_rank, None, "exited", rank.step)
+
+
+def announce(text: str) -> None:
+    """Tell whoever watches the job's terminal."""
+    sys.stderr.write("".join(f"ftrain: {line}\n" for line in text.splitlines()))
+    sys.stderr.flush()
+
+
+def main() -> int:
+    """Run one job's controller."""
+    parser = argparse.ArgumentParser(description="ftrain's controller; started by 'ftrain run'")
+    parser.add_argument("--job-folder", type=Path, required=True)
+    arguments = parser.parse_args()
+    return asyncio.run(_run(JobFolder(arguments.job_folder)))
+
+
+async def _run(folder: JobFolder) -> int:
+    return await Controller(folder).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
+
+

@@ -1,0 +1,124 @@
+"""The engine that emulates nodes on this machine: one agent process a node, with a folder in shared memory.
+
+It lives in the launcher, which is the subreaper of everything it starts: whatever loses its parent comes back
+here, so that at the end nothing can be left. An agent that dies alone is started again and re-adopts its
+workers; one that dies together with its daemon is a lost node, and the controller hears of it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from ftrain_launcher.jobs import JobFolder
+from ftrain_launcher.messages import NodeGone
+from ftrain_launcher.node_state import NodeFile, kill_trees
+
+_DAEMON_FOLLOWS_SECONDS = 0.05
+"""A node that is killed loses agent and daemon one after the other: only later is it the agent's death alone."""
+_RESTARTS_MAX = 5
+"""Agent deaths in a row, without the node being given up, until the node is called lost."""
+
+
+class LocalEngine:
+    """Starts, watches and reaps emulated nodes; ``tell`` takes what the controller must hear."""
+
+    def __init__(self, folder: JobFolder, tell: Callable[[NodeGone], None]) -> None:
+        self._folder = folder
+        self._arena = Path(folder.record().arena_folder)
+        self._tell = tell
+        self._agents: dict[str, asyncio.subprocess.Process] = {}
+        self._watchers: dict[str, asyncio.Task[None]] = {}
+        self._stopping = False
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The nodes whose agent is watched."""
+        return tuple(self._watchers)
+
+    @property
+    def pids(self) -> frozenset[int]:
+        """The agents' processes: somebody waits for each."""
+        return frozenset(p.pid for p in self._agents.values() if p.returncode is None)
+
+    def start(self, node: str) -> None:
+        """Start one node; its agent joins the controller by itself."""
+        if node not in self._watchers:
+            self._watchers[node] = asyncio.create_task(self._watch(node))
+
+    async def _watch(self, node: str) -> None:
+        for _ in range(_RESTARTS_MAX):
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-P",
+                "-m",
+                "ftrain_launcher.agent",
+                "--job-folder",
+                str(self._folder.path),
+                "--node",
+                node,
+                stdin=asyncio.subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            self._agents[node] = process
+            code = await process.wait()
+            if self._stopping:
+                break
+            if code == 0 or not await self._daemon_lives(node):
+                self._tell(NodeGone(node, "its agent and its daemon are gone"))
+                break
+        else:
+            self._tell(NodeGone(node, f"its agent died {_RESTARTS_MAX} times"))
+        del self._watchers[node]
+
+    async def _daemon_lives(self, node: str) -> bool:
+        known = NodeFile(self._arena / node).read()
+        if known is None or known.daemon_pid is None:
+            return False
+        return not await _gone_within(known.daemon_pid, _DAEMON_FOLLOWS_SECONDS)
+
+    def reap(self, node: str) -> None:
+        """Nothing of this node may go on running, and its memory is given back."""
+        folder = self._arena / node
+        known = NodeFile(folder).read()
+        agent = self._agents.get(node)
+        pids = [agent.pid] if agent is not None and agent.returncode is None else []
+        if known is not None:
+            pids += known.pids()
+        kill_trees(pids)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    async def close(self) -> None:
+        """End whatever is left, and give all memory back."""
+        self._stopping = True
+        kill_trees([child.pid for child in psutil.Process().children()])
+        watchers = list(self._watchers.values())
+        for task in watchers:
+            task.cancel()
+        await asyncio.gather(*watchers, return_exceptions=True)
+        shutil.rmtree(self._arena, ignore_errors=True)
+
+
+async def _gone_within(pid: int, seconds: float) -> bool:
+    """Does this process end within the given time? A zombie has ended."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    gone = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(descriptor, gone.set)
+    try:
+        await asyncio.wait_for(gone.wait(), seconds)
+    except TimeoutError:
+        return False
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+    return True

@@ -1,0 +1,78 @@
+"""The environment of a worker: torchrun's variables, so that any script runs unchanged, and ftrain's own.
+
+With TORCHELASTIC_USE_AGENT_STORE every rank joins the generation's store as a client; the store itself is a
+process of its own, a fresh one per generation, so that no key of an older one is ever read (FACTS 5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ftrain_snapshot.messages import SnapshotId
+
+
+def zygote_environment(base: Mapping[str, str], *, preload: bool = True) -> dict[str, str]:
+    """The environment to start a zygote in, and so what its workers have besides ``worker_environment``.
+
+    As torchrun: one OpenMP thread unless the user says otherwise. A zygote with numpy in it must come out of
+    its imports with one thread of its own, whatever the user says, or it could not fork (FACTS 5).
+    """
+    return {"OMP_NUM_THREADS": "1", **base, **({"OPENBLAS_NUM_THREADS": "1"} if preload else {})}
+
+
+def worker_environment(
+    *,
+    job: str,
+    node: str,
+    node_dir: Path,
+    generation: int,
+    rank: int,
+    local_rank: int,
+    world_size: int,
+    nproc_per_node: int,
+    position: int,
+    nodes: int,
+    master_addr: str,
+    master_port: int,
+    snapshot_every: int,
+    max_restarts: int,
+    restore: SnapshotId | None = None,
+    emulated: bool = False,
+    user: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """The variables that one worker gets on top of its agent's own environment.
+
+    Args:
+        position: the node's place in the job, torchrun's group rank.
+        nodes: how many nodes the job has, torchrun's group world size.
+        restore: the snapshot that the generation starts from.
+        emulated: several nodes share this machine, so gloo must use the loopback interface.
+        user: variables that the user set for all workers; they may replace the interface, not the ranks.
+    """
+    snapshot = "" if restore is None else f"{restore.version}:{restore.generation}:{restore.slot}"
+    return {
+        **({"GLOO_SOCKET_IFNAME": "lo"} if emulated else {}),
+        **(user or {}),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(local_rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(nproc_per_node),
+        "GROUP_RANK": str(position),
+        "GROUP_WORLD_SIZE": str(nodes),
+        "ROLE_RANK": str(rank),
+        "ROLE_WORLD_SIZE": str(world_size),
+        "ROLE_NAME": "default",
+        "MASTER_ADDR": master_addr,
+        "MASTER_PORT": str(master_port),
+        "TORCHELASTIC_RESTART_COUNT": str(generation - 1),
+        "TORCHELASTIC_MAX_RESTARTS": str(max_restarts),
+        "TORCHELASTIC_RUN_ID": job,
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "FTRAIN_JOB": job,
+        "FTRAIN_NODE": node,
+        "FTRAIN_NODE_DIR": str(node_dir),
+        "FTRAIN_GENERATION": str(generation),
+        "FTRAIN_RESTORE": snapshot,
+        "FTRAIN_SNAPSHOT_EVERY": str(snapshot_every),
+    }

@@ -1,0 +1,122 @@
+"""What the coordinator hears and what it answers.
+
+Events are journaled and replayed; commands are carried out by the controller. Messages of agents that matter
+to the state machine are events as they are; the rest are defined here.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from ftrain_launcher.messages import (
+    ArenaShort,
+    Join,
+    NodeGone,
+    RankRestored,
+    RankStepped,
+    ReapNode,
+    StartNode,
+    StopJob,
+    Stopped,
+    ToAgent,
+    Trouble,
+    Work,
+    WorkerExit,
+)
+
+
+class JobConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What a job asks for; fixed for its life."""
+
+    work: Work
+    nodes: int
+    """Nodes that hold ranks."""
+    spares: int = 0
+    """Nodes kept ready beside them."""
+    agent_grace_seconds: float = 5.0
+    """How long an agent that left may take to come back and re-adopt its workers."""
+    heartbeat_timeout_seconds: float = 5.0
+    """How long a connected agent may be silent."""
+    stop_timeout_seconds: float = 10.0
+    """How long a node may take to stop an old generation."""
+    start_timeout_seconds: float = 90.0
+    """How long a new node may take to join."""
+    shutdown_grace_seconds: float = 5.0
+    """How long workers get between SIGTERM and SIGKILL at the job's end."""
+
+
+class JobStarted(msgspec.Struct, frozen=True, tag="job_started"):
+    """Always the first event of a journal."""
+
+    config: JobConfig
+
+
+class Joined(msgspec.Struct, frozen=True, tag="joined"):
+    """An agent is connected; ``connection`` tells its connections apart."""
+
+    join: Join
+    connection: int
+
+
+class Left(msgspec.Struct, frozen=True, tag="left"):
+    """An agent's connection closed, or it was silent for too long."""
+
+    node: str
+    connection: int
+
+
+class Progress(msgspec.Struct, frozen=True, tag="progress"):
+    """The job's newest versions at each level, as its gate reports them."""
+
+    generation: int
+    sealed: int | None
+    protected: int | None
+
+
+class ControllerRestarted(msgspec.Struct, frozen=True, tag="controller_restarted"):
+    """The journal was replayed by a new controller: no agent is connected yet."""
+
+
+class Tick(msgspec.Struct, frozen=True, tag="tick"):
+    """A deadline that the coordinator asked for has come."""
+
+
+Event = (
+    JobStarted
+    | Joined
+    | Left
+    | NodeGone
+    | WorkerExit
+    | Stopped
+    | RankRestored
+    | RankStepped
+    | Trouble
+    | ArenaShort
+    | Progress
+    | StopJob
+    | ControllerRestarted
+    | Tick
+)
+
+
+class Send(msgspec.Struct, frozen=True, tag="send"):
+    """Send a message to a node's agent."""
+
+    node: str
+    message: ToAgent
+
+
+class Announce(msgspec.Struct, frozen=True, tag="announce"):
+    """Tell the people who watch the job."""
+
+    text: str
+
+
+class EndJob(msgspec.Struct, frozen=True, tag="end_job"):
+    """All is over."""
+
+    exit_code: int
+    message: str
+
+
+Command = Send | StartNode | ReapNode | Announce | EndJob

@@ -1,0 +1,107 @@
+"""The coordinator's records of nodes and ranks, and the moves that they may make."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from ftrain_snapshot.messages import Inventory
+
+
+class NodeState(StrEnum):
+    """Where a node stands in its life."""
+
+    STARTING = "starting"
+    IDLE = "idle"
+    """Joined, holds no ranks: a spare."""
+    ACTIVE = "active"
+    AWAY = "away"
+    """Its agent is not connected; the grace time runs."""
+    LOST = "lost"
+    RELEASED = "released"
+    """Told to go, or gone after the job's end."""
+
+
+_MOVES: dict[NodeState, frozenset[NodeState]] = {
+    NodeState.STARTING: frozenset({NodeState.IDLE, NodeState.LOST, NodeState.RELEASED}),
+    NodeState.IDLE: frozenset({NodeState.ACTIVE, NodeState.AWAY, NodeState.LOST, NodeState.RELEASED}),
+    NodeState.ACTIVE: frozenset({NodeState.AWAY, NodeState.LOST, NodeState.RELEASED}),
+    NodeState.AWAY: frozenset({NodeState.IDLE, NodeState.ACTIVE, NodeState.LOST, NodeState.RELEASED}),
+    NodeState.LOST: frozenset(),
+    NodeState.RELEASED: frozenset(),
+}
+
+
+class Phase(StrEnum):
+    """Where the job stands."""
+
+    GATHERING = "gathering"
+    """Waiting for the first nodes."""
+    STOPPING = "stopping"
+    """A new generation is announced; its members stop the old one."""
+    RUNNING = "running"
+    ENDING = "ending"
+    """Agents have been told to shut down."""
+    ENDED = "ended"
+
+
+_PHASES: dict[Phase, frozenset[Phase]] = {
+    Phase.GATHERING: frozenset({Phase.STOPPING, Phase.ENDING}),
+    Phase.STOPPING: frozenset({Phase.STOPPING, Phase.RUNNING, Phase.ENDING}),
+    Phase.RUNNING: frozenset({Phase.STOPPING, Phase.ENDING}),
+    Phase.ENDING: frozenset({Phase.ENDED}),
+    Phase.ENDED: frozenset(),
+}
+
+
+class IllegalMove(Exception):
+    """A state machine was asked for a move that it does not have: a defect of ours, never of a user."""
+
+
+class Node(msgspec.Struct, kw_only=True):
+    """One node, as the coordinator knows it."""
+
+    name: str
+    state: NodeState = NodeState.STARTING
+    position: int | None = None
+    """Its place in the job while it holds ranks."""
+    connection: int | None = None
+    host: str = ""
+    daemon_port: int = 0
+    deadline: float | None = None
+    """When waiting for it ends: to join, to come back, or to stop."""
+    stopped: int = 0
+    """The newest generation for which it acknowledged Stop."""
+    inventory: Inventory | None = None
+    store_port: int | None = None
+
+    def move(self, state: NodeState) -> None:
+        """Change state, along the table of moves only."""
+        if state is self.state:
+            return
+        if state not in _MOVES[self.state]:
+            raise IllegalMove(f"node {self.name}: {self.state} -> {state}")
+        self.state = state
+
+    @property
+    def gone(self) -> bool:
+        """Nothing more is expected of it."""
+        return self.state in (NodeState.LOST, NodeState.RELEASED)
+
+
+def check_phase(old: Phase, new: Phase) -> Phase:
+    """Return the new phase if the job may go there."""
+    if new not in _PHASES[old]:
+        raise IllegalMove(f"job: {old} -> {new}")
+    return new
+
+
+class Rank(msgspec.Struct, kw_only=True):
+    """One rank of the current generation."""
+
+    rank: int
+    node: str
+    restored: bool = False
+    stepped: bool = False
+    finished: bool = False

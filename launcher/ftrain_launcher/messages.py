@@ -1,0 +1,242 @@
+"""Typed messages between controller, agents and the engine that provides nodes.
+
+msgspec structs, tagged and bounded: no pickle crosses a socket. Each carries the generation that it speaks of;
+a message of an older generation is dropped by whoever gets it (fencing).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from ftrain_snapshot.messages import DaemonStatus, Inventory, Peer, SnapshotId
+
+PROTOCOL_VERSION = 1
+
+
+class Work(msgspec.Struct, frozen=True, kw_only=True):
+    """What the workers run: the same on every node and in every generation."""
+
+    job: str
+    argv: tuple[str, ...]
+    """The script (or module name) and its arguments."""
+    kind: str = "script"
+    """``script``, ``module`` (``-m``) or ``exec`` (a program that is not Python)."""
+    folder: str
+    """Working directory."""
+    log_folder: str
+    nproc_per_node: int
+    snapshot_every: int
+    parity: int
+    max_restarts: int
+    zygote: bool = True
+    """Fork the workers from a process that has torch imported."""
+    environment: dict[str, str] = {}
+    """Variables set for every worker, over the agent's own environment."""
+
+
+class RankState(msgspec.Struct, frozen=True):
+    """One worker as its agent sees it."""
+
+    rank: int
+    local_rank: int
+    pid: int | None
+    state: str
+    """``starting``, ``restored``, ``running``, ``finished`` or ``exited``."""
+    step: int | None = None
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """What the training function raised."""
+
+    step: int | None
+    error: str
+    traceback: str
+    communication: bool
+
+
+# ---- agent -> controller
+
+
+class Join(msgspec.Struct, frozen=True, tag="join", kw_only=True):
+    """First on every connection; after a reconnect it says what still runs."""
+
+    node: str
+    host: str
+    agent_pid: int
+    daemon_pid: int | None
+    daemon_port: int
+    generation: int = 0
+    """The generation of the workers that it runs; 0: none."""
+    stopped: int = 0
+    """The newest generation for which it has stopped the older ones."""
+    ranks: tuple[RankState, ...] = ()
+    protocol: int = PROTOCOL_VERSION
+
+
+class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat", kw_only=True):
+    """Says that the agent lives, and how far its workers and its daemon are."""
+
+    node: str
+    generation: int
+    ranks: tuple[RankState, ...]
+    daemon_pid: int | None
+    daemon: DaemonStatus | None
+    inventory: Inventory | None = None
+
+
+class WorkerExit(msgspec.Struct, frozen=True, tag="worker_exit", kw_only=True):
+    """A worker is gone, or has said that its training function raised."""
+
+    node: str
+    generation: int
+    rank: int
+    pid: int
+    code: int | None = None
+    signal: int | None = None
+    finished: bool = False
+    """The training function had returned before."""
+    failure: Failure | None = None
+    step: int | None = None
+    """The last step that it committed in any generation."""
+    last_lines: tuple[str, ...] = ()
+
+
+class Stopped(msgspec.Struct, frozen=True, tag="stopped", kw_only=True):
+    """No worker of an older generation runs here; this is what the daemon holds."""
+
+    node: str
+    generation: int
+    inventory: Inventory
+    store_port: int | None = None
+    """Where the new generation's store listens, if this node was asked to host it."""
+
+
+class RankRestored(msgspec.Struct, frozen=True, tag="restored"):
+    """A rank has its state back."""
+
+    node: str
+    generation: int
+    rank: int
+    version: int | None
+    time: float
+
+
+class RankStepped(msgspec.Struct, frozen=True, tag="stepped"):
+    """A rank committed its first step of this generation."""
+
+    node: str
+    generation: int
+    rank: int
+    step: int
+    time: float
+
+
+class Trouble(msgspec.Struct, frozen=True, tag="trouble"):
+    """Something other than a worker failed on a node."""
+
+    node: str
+    generation: int
+    kind: str
+    """``daemon_exit`` (restarted; training goes on), ``store_lost``, ``form_failed``, ``restore_failed``."""
+    reason: str
+
+
+class ArenaShort(msgspec.Struct, frozen=True, tag="arena_short"):
+    """The shared memory of a node cannot hold the snapshots."""
+
+    node: str
+    generation: int
+    needed_bytes: int
+    available_bytes: int
+
+
+FromAgent = (
+    Join | Heartbeat | WorkerExit | Stopped | RankRestored | RankStepped | Trouble | ArenaShort
+)
+
+# ---- controller -> agent
+
+
+class Stop(msgspec.Struct, frozen=True, tag="stop"):
+    """Leave every generation older than this one: end its workers, say what the daemon holds."""
+
+    generation: int
+    host_store: bool
+    """Start the new generation's store here."""
+
+
+class Form(msgspec.Struct, frozen=True, tag="form", kw_only=True):
+    """Take these ranks in this generation and start from this snapshot."""
+
+    generation: int
+    position: int
+    peers: tuple[Peer, ...]
+    store_host: str
+    store_port: int
+    restore: SnapshotId | None
+    work: Work
+
+
+class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
+    """End workers (ask, grace, kill), daemon and agent, and leave nothing behind."""
+
+    reason: str
+    grace_seconds: float
+
+
+class Inject(msgspec.Struct, frozen=True, tag="inject"):
+    """Break something, on an operator's word."""
+
+    kind: str
+    """``kill-worker``, ``kill-daemon``, ``kill-agent`` or ``kill-node``."""
+    rank: int | None = None
+
+
+ToAgent = Stop | Form | Shutdown | Inject
+
+# ---- engine <-> controller
+
+
+class StartNode(msgspec.Struct, frozen=True, tag="start_node"):
+    """Provide one more node."""
+
+    node: str
+
+
+class ReapNode(msgspec.Struct, frozen=True, tag="reap_node"):
+    """The job has given this node up: nothing of it may go on running."""
+
+    node: str
+
+
+class JobEnded(msgspec.Struct, frozen=True, tag="job_ended"):
+    """The controller is done; this is what the launcher returns."""
+
+    exit_code: int
+    message: str
+
+
+ToEngine = StartNode | ReapNode | JobEnded
+
+
+class EngineHello(msgspec.Struct, frozen=True, tag="engine"):
+    """First on every connection of the engine: the nodes whose processes it knows to run."""
+
+    nodes: tuple[str, ...]
+
+
+class NodeGone(msgspec.Struct, frozen=True, tag="node_gone"):
+    """A node's processes are gone: there is no use in waiting for its agent."""
+
+    node: str
+    reason: str
+
+
+class StopJob(msgspec.Struct, frozen=True, tag="stop_job"):
+    """The user wants the job to end."""
+
+    reason: str
+    exit_code: int
+
+
+FromEngine = EngineHello | NodeGone | StopJob

@@ -1,0 +1,480 @@
+"""One node's workers, store and daemon, and what is done with them on the controller's word.
+
+A node is always in one of these states towards the job: it has *stopped* for generation g (no older worker
+runs), or it has *formed* g (its workers of g run). `Stop` and `Form` move it on; what is older than where it
+stands is ignored (fencing). Everything that the controller must hear goes through ``tell``; what it said of the
+present generation is kept, so that it can be said again to a controller that was away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from ftrain import link
+from ftrain_launcher.daemons import DaemonFailed, DaemonKeeper
+from ftrain_launcher.environment import worker_environment
+from ftrain_launcher.errors import SpawnFailed, ZygoteFailed
+from ftrain_launcher.jobs import JobFolder
+from ftrain_launcher.links import LinkServer
+from ftrain_launcher.messages import (
+    ArenaShort,
+    Failure,
+    Form,
+    FromAgent,
+    Heartbeat,
+    Inject,
+    Join,
+    RankRestored,
+    RankState,
+    RankStepped,
+    Stop,
+    Stopped,
+    Trouble,
+    WorkerExit,
+)
+from ftrain_launcher.node_state import NodeFile, NodeRecord, WorkerRecord, kill_trees
+from ftrain_launcher.output import OutputTail, last_lines, log_path
+from ftrain_launcher.spawning import PRELOAD, Exited, Spawn
+from ftrain_launcher.workers import WorkerHost
+from ftrain_launcher.zygote_line import ZygoteConfig
+from ftrain_snapshot.arena import ControlPage
+from ftrain_snapshot.messages import Inventory, Membership
+
+_STORE_TIMEOUT_SECONDS = 8.0
+_ROOT_ZYGOTE_TIMEOUT_SECONDS = 60.0
+_ROOT_ZYGOTE_POLL_SECONDS = 0.02
+_LINES_REPORTED = 20
+_RESTORE_ERRORS = ("SnapshotIncomplete", "ChecksumMismatch")
+_logger = logging.getLogger(__name__)
+
+
+class _Worker:
+    """One worker of the present generation, as far as its agent knows."""
+
+    def __init__(self, record: WorkerRecord) -> None:
+        self.record = record
+        self.state = "starting"
+        self.pid: int | None = record.pid
+        self.finished = False
+        self.failure: Failure | None = None
+
+
+class NodeRunner:
+    """Runs one node; the agent's connection to the controller feeds it and carries what it tells."""
+
+    def __init__(self, folder: JobFolder, node: str, tell: Callable[[FromAgent], None]) -> None:
+        self.job = folder.record()
+        self.node = node
+        self.node_folder = Path(self.job.arena_folder) / node
+        self._tell_controller = tell
+        self._secret = folder.secret
+        self._file = NodeFile(self.node_folder)
+        self._said: dict[tuple[object, ...], FromAgent] = {}
+        self._stopped = 0
+        self._form: Form | None = None
+        self._workers: dict[str, _Worker] = {}
+        self._store_id = ""
+        self._store_port: asyncio.Future[int] | None = None
+        self._inventory: Inventory | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+
+    @property
+    def generation(self) -> int:
+        """The generation whose workers run here; 0: none."""
+        return self._form.generation if self._form else 0
+
+    # ---- life
+
+    async def start(self) -> None:
+        """Bring the node up, or re-adopt what an agent before this one left running."""
+        self.node_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        logs = Path(self.job.config.work.log_folder)
+        self._output = OutputTail()
+        self._links = LinkServer(self.node_folder, self._hear_worker)
+        grace = self.job.controller_grace_seconds + self.job.config.agent_grace_seconds
+        self._daemon = DaemonKeeper(
+            node=self.node,
+            node_folder=self.node_folder,
+            host=self.job.host,
+            secret=self._secret,
+            grace_seconds=grace,
+            on_death=self._daemon_died,
+        )
+        zygote = ZygoteConfig(
+            socket_path=self.node_folder / "zygote.sock",
+            log_path=logs / f"zygote-{self.node}.log",
+            root_socket=Path(self.job.root_zygote) if self.job.root_zygote else None,
+            preload=PRELOAD if self.job.config.work.zygote else "",
+            owner_grace_seconds=grace,
+        )
+        self._host = WorkerHost(zygote, self._exited)
+        before = self._file.read()
+        await self._links.start()
+        await asyncio.gather(self._start_daemon(before), self._adopt_workers(before))
+        self._control = ControlPage(self.node_folder)
+        self._write_down()
+
+    async def _start_daemon(self, before: NodeRecord | None) -> None:
+        if before is not None and before.daemon_pid is not None:
+            if await self._daemon.adopt(before.daemon_pid, before.daemon_port):
+                return
+            self._daemon.port = before.daemon_port
+        await self._daemon.start()
+        if before is not None and before.form is not None:
+            await self._daemon.call(lambda client: client.configure(self._membership(before.form, resumed=True)))
+
+    async def _adopt_workers(self, before: NodeRecord | None) -> None:
+        if before is not None and before.form is not None:
+            self._stopped, self._form, self._store_id = before.stopped, before.form, before.store_id
+            for record in before.workers:
+                self._workers[record.id] = _Worker(record)
+                self._output.follow(self._log(record.rank), f"[rank {record.rank}] ", from_end=True)
+        await self._wait_for_root_zygote()
+        await self._host.start()
+        for worker in list(self._workers.values()):
+            # What ended while no agent was there, and was told to the one before, is known by its absence.
+            if worker.record.id not in self._host.running and worker.pid is not None:
+                await asyncio.sleep(0)
+                if worker.pid is not None:
+                    self._exited(Exited(worker.record.id, worker.record.pid, None, signal.SIGKILL))
+
+    async def _wait_for_root_zygote(self) -> None:
+        """Emulated nodes start while the one import that they share is going on: its socket appears at its end."""
+        deadline = time.monotonic() + _ROOT_ZYGOTE_TIMEOUT_SECONDS
+        root = self.job.root_zygote
+        while root and not Path(root).exists() and time.monotonic() < deadline:
+            await asyncio.sleep(_ROOT_ZYGOTE_POLL_SECONDS)
+
+    async def close(self, grace_seconds: float) -> None:
+        """End the node: workers, zygote, daemon, and all its memory."""
+        self._closing = True
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        with contextlib.suppress(ZygoteFailed):
+            await self._host.shutdown(grace_seconds)
+        await self._daemon.stop(grace_seconds=2.0)
+        await self._links.close()
+        self._output.close()
+        shutil.rmtree(self.node_folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self.node_folder.parent.rmdir()
+
+    # ---- what the controller is told
+
+    def _tell(self, message: FromAgent, key: tuple[object, ...] = ()) -> None:
+        if key:
+            self._said[key] = message
+        self._tell_controller(message)
+
+    def join(self) -> Join:
+        """How the node stands: the first message on every connection."""
+        return Join(
+            node=self.node,
+            host=self.job.host,
+            agent_pid=os.getpid(),
+            daemon_pid=self._daemon.pid,
+            daemon_port=self._daemon.port,
+            generation=self.generation,
+            stopped=self._stopped,
+            ranks=self._ranks(),
+        )
+
+    def said(self) -> list[FromAgent]:
+        """All that was told of the present generation, for a controller that may not have heard it."""
+        return list(self._said.values())
+
+    async def heartbeat(self, *, with_inventory: bool) -> Heartbeat:
+        """How far workers and daemon are."""
+        status = None
+        with contextlib.suppress(DaemonFailed):
+            status = await self._daemon.call(lambda client: client.status())
+            if with_inventory:
+                self._inventory = await self._daemon.call(lambda client: client.inventory())
+        return Heartbeat(
+            node=self.node,
+            generation=self.generation,
+            ranks=self._ranks(),
+            daemon_pid=self._daemon.pid,
+            daemon=status,
+            inventory=self._inventory,
+        )
+
+    def _ranks(self) -> tuple[RankState, ...]:
+        return tuple(
+            RankState(w.record.rank, w.record.local_rank, w.pid, w.state, self._step(w.record.local_rank))
+            for w in self._workers.values()
+        )
+
+    def _step(self, lane: int) -> int | None:
+        step, _ = self._control.progress(lane)
+        return None if step < 0 else step
+
+    # ---- what the controller wants
+
+    async def stop(self, message: Stop) -> None:
+        """Leave every generation older than this one, and say what the node holds."""
+        generation = message.generation
+        if generation <= self.generation or generation < self._stopped:
+            return
+        if generation > self._stopped:
+            self._stopped = generation
+            await self._host.kill_all_now()
+            for worker in self._workers.values():
+                self._output.finish(self._log(worker.record.rank))
+            self._form, self._store_id, self._store_port = None, "", None
+            self._workers.clear()
+            self._said.clear()
+            self._write_down()
+        port, inventory = await asyncio.gather(self._host_store(message), self._take_inventory())
+        stopped = Stopped(node=self.node, generation=generation, inventory=inventory, store_port=port)
+        self._tell(stopped)
+
+    async def _host_store(self, message: Stop) -> int | None:
+        """The port of the new generation's store, if it is to be hosted here; None too if it does not start."""
+        if not message.host_store:
+            return None
+        if self._store_port is None:
+            self._store_port = asyncio.get_running_loop().create_future()
+            self._store_id = f"g{message.generation}-store"
+            log = Path(self.job.config.work.log_folder) / f"store-{self.node}.log"
+            spawn = Spawn(
+                id=self._store_id,
+                argv=("ftrain.store",),
+                kind="module",
+                env={"FTRAIN_NODE_DIR": str(self.node_folder), "FTRAIN_GENERATION": str(message.generation)},
+                cwd="/",
+                stdout_path=str(log),
+                stderr_path=str(log),
+                start=self._how(),
+            )
+            try:
+                await self._host.spawn(spawn)
+            except (SpawnFailed, ZygoteFailed) as error:
+                _logger.error("event=store_not_started node=%s reason=%r", self.node, str(error))
+                return None
+        try:
+            return await asyncio.wait_for(asyncio.shield(self._store_port), _STORE_TIMEOUT_SECONDS)
+        except TimeoutError:
+            return None
+
+    async def _take_inventory(self) -> Inventory:
+        try:
+            self._inventory = await self._daemon.call(lambda client: client.inventory())
+        except DaemonFailed as error:
+            _logger.error("event=no_inventory node=%s reason=%r", self.node, str(error))
+            self._inventory = None
+        return self._inventory or Inventory()
+
+    async def form(self, message: Form) -> None:
+        """Take this generation's ranks, if the node has stopped for it."""
+        if message.generation != self._stopped or message.generation <= self.generation:
+            return
+        self._form = message
+        work = message.work
+        records = []
+        try:
+            await self._daemon.call(lambda client: client.configure(self._membership(message)))
+            for lane in range(work.nproc_per_node):
+                records.append(await self._spawn(message, lane))
+        except (DaemonFailed, SpawnFailed, ZygoteFailed) as error:
+            trouble = Trouble(self.node, message.generation, "form_failed", str(error))
+            self._tell(trouble, ("trouble",))
+        self._write_down()
+        self._tell(await self.heartbeat(with_inventory=False))
+
+    async def _spawn(self, form: Form, lane: int) -> WorkerRecord:
+        work = form.work
+        rank = form.position * work.nproc_per_node + lane
+        log = self._log(rank, form.generation)
+        environment = worker_environment(
+            job=work.job,
+            node=self.node,
+            node_dir=self.node_folder,
+            generation=form.generation,
+            rank=rank,
+            local_rank=lane,
+            world_size=len(form.peers) * work.nproc_per_node,
+            nproc_per_node=work.nproc_per_node,
+            position=form.position,
+            nodes=len(form.peers),
+            master_addr=form.store_host,
+            master_port=form.store_port,
+            snapshot_every=work.snapshot_every,
+            max_restarts=work.max_restarts,
+            restore=form.restore,
+            emulated=self.job.host == "127.0.0.1",
+            user=work.environment,
+        )
+        spawn = Spawn(
+            id=f"g{form.generation}-rank{rank}",
+            argv=work.argv,
+            kind="module" if work.kind == "module" else "script",
+            env=environment,
+            cwd=work.folder,
+            stdout_path=str(log),
+            stderr_path=str(log),
+            start=self._how(),
+        )
+        pid = await self._host.spawn(spawn)
+        record = WorkerRecord(spawn.id, rank, lane, pid)
+        self._workers[spawn.id] = _Worker(record)
+        self._output.follow(log, f"[rank {rank}] ")
+        return record
+
+    def inject(self, message: Inject) -> None:
+        """Break something, for real."""
+        match message.kind:
+            case "kill-worker":
+                for worker in self._workers.values():
+                    if worker.record.rank == message.rank and worker.pid is not None:
+                        os.kill(worker.pid, signal.SIGKILL)
+            case "kill-daemon":
+                if self._daemon.pid is not None:
+                    os.kill(self._daemon.pid, signal.SIGKILL)
+            case "kill-agent":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "kill-node":
+                record = self._file.read()
+                others = [p for p in (record.pids() if record else []) if p != os.getpid()]
+                kill_trees([*others, *self._host.running.values()])
+                shutil.rmtree(self.node_folder, ignore_errors=True)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    # ---- what the node hears from below
+
+    def _exited(self, exited: Exited) -> None:
+        """A process of ours ended. Those of a generation that was stopped were ended by us."""
+        if self._closing:
+            return
+        if exited.id == self._store_id and self._form is not None:
+            reason = f"exit code {exited.code}, signal {exited.signal}"
+            self._tell(Trouble(self.node, self.generation, "store_lost", reason), ("trouble",))
+        worker = self._workers.get(exited.id)
+        if worker is None or worker.pid is None:
+            return
+        worker.pid = None
+        worker.state = "exited"
+        self._report_end(worker, exited.code, exited.signal)
+        self._output.finish(self._log(worker.record.rank))
+        self._write_down()
+
+    def _report_end(self, worker: _Worker, code: int | None, number: int | None) -> None:
+        rank = worker.record.rank
+        message = WorkerExit(
+            node=self.node,
+            generation=self.generation,
+            rank=rank,
+            pid=worker.record.pid,
+            code=code,
+            signal=number,
+            finished=worker.finished,
+            failure=worker.failure,
+            step=self._step(worker.record.local_rank),
+            last_lines=tuple(last_lines(self._log(rank), _LINES_REPORTED)),
+        )
+        self._tell(message, ("exit", rank))
+
+    def _hear_worker(self, hello: link.Hello, message: link.LinkMessage) -> None:
+        if isinstance(message, link.StoreReady):
+            if self._store_port is not None and message.generation == self._stopped and not self._store_port.done():
+                self._store_port.set_result(message.port)
+            return
+        worker = self._workers.get(f"g{hello.generation}-rank{hello.rank}")
+        if worker is None or hello.generation != self.generation:
+            return
+        rank, generation = hello.rank, hello.generation
+        match message:
+            case link.Restored(version, moment):
+                worker.state = "restored"
+                self._tell(RankRestored(self.node, generation, rank, version, moment), ("restored", rank))
+            case link.FirstStep(step, moment):
+                worker.state = "running"
+                self._tell(RankStepped(self.node, generation, rank, step, moment), ("stepped", rank))
+            case link.Finished():
+                worker.finished = True
+                worker.state = "finished"
+            case link.OutOfMemory(needed, available):
+                self._tell(ArenaShort(self.node, generation, needed, available), ("short",))
+            case link.Failed():
+                self._hear_failure(worker, message)
+
+    def _hear_failure(self, worker: _Worker, message: link.Failed) -> None:
+        """The worker waits for its end; its traceback goes into its log, and once to the terminal."""
+        with contextlib.suppress(OSError), self._log(worker.record.rank).open("a") as log:
+            log.write(message.traceback)
+        if message.error.startswith(_RESTORE_ERRORS):
+            self._tell(Trouble(self.node, self.generation, "restore_failed", message.error), ("trouble",))
+            return
+        worker.failure = Failure(message.step, message.error, message.traceback, message.communication)
+        self._report_end(worker, None, None)
+
+    def _daemon_died(self) -> None:
+        if not self._closing:
+            task = asyncio.create_task(self._restart_daemon())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _restart_daemon(self) -> None:
+        """Training goes on meanwhile: the workers write into memory that outlives the daemon."""
+        began = time.monotonic()
+        try:
+            await self._daemon.start()
+            form = self._form
+            if form is not None:
+                await self._daemon.call(lambda client: client.configure(self._membership(form, resumed=True)))
+        except DaemonFailed as error:
+            self._tell(Trouble(self.node, self.generation, "form_failed", str(error)), ("trouble",))
+            return
+        self._write_down()
+        reason = f"restarted in {time.monotonic() - began:.2f} s"
+        self._tell(Trouble(self.node, self.generation, "daemon_exit", reason))
+        self._tell(await self.heartbeat(with_inventory=False))
+
+    # ---- small things
+
+    def _membership(self, form: Form | None, *, resumed: bool = False) -> Membership:
+        assert form is not None
+        return Membership(
+            generation=form.generation,
+            position=form.position,
+            lanes=form.work.nproc_per_node,
+            parity=form.work.parity,
+            peers=form.peers,
+            restore=form.restore,
+            resumed=resumed,
+        )
+
+    def _how(self) -> Literal["fork", "exec"]:
+        return "fork" if self.job.config.work.zygote else "exec"
+
+    def _log(self, rank: int, generation: int | None = None) -> Path:
+        folder = Path(self.job.config.work.log_folder)
+        return log_path(folder, self.generation if generation is None else generation, rank)
+
+    def _write_down(self) -> None:
+        ready = self._host.ready
+        record = NodeRecord(
+            node=self.node,
+            agent_pid=os.getpid(),
+            daemon_pid=self._daemon.pid,
+            daemon_port=self._daemon.port,
+            zygote_pid=ready.pid if ready else None,
+            stopped=self._stopped,
+            form=self._form,
+            workers=tuple(w.record for w in self._workers.values() if w.pid is not None),
+            store_id=self._store_id,
+        )
+        self._file.write(record)
+
+

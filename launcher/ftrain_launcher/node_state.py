@@ -1,0 +1,77 @@
+"""What an agent writes down about its node, so that its successor can re-adopt and its engine can reap."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from ftrain_launcher.jobs import write_atomically
+from ftrain_launcher.messages import Form
+
+
+class WorkerRecord(msgspec.Struct, frozen=True):
+    """One worker that was started."""
+
+    id: str
+    rank: int
+    local_rank: int
+    pid: int
+
+
+class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The state of a node's agent."""
+
+    node: str
+    agent_pid: int
+    daemon_pid: int | None = None
+    daemon_port: int = 0
+    zygote_pid: int | None = None
+    stopped: int = 0
+    """The newest generation for which older ones were stopped."""
+    form: Form | None = None
+    """The generation that runs here."""
+    workers: tuple[WorkerRecord, ...] = ()
+    store_id: str = ""
+    """The id of the store process that this node hosts; empty: none."""
+
+    def pids(self) -> list[int]:
+        """All processes of the node."""
+        return [
+            pid
+            for pid in (self.agent_pid, self.daemon_pid, self.zygote_pid, *(w.pid for w in self.workers))
+            if pid is not None
+        ]
+
+
+class NodeFile:
+    """``node.json`` in a node's folder."""
+
+    def __init__(self, node_folder: Path) -> None:
+        self._path = node_folder / "node.json"
+
+    def read(self) -> NodeRecord | None:
+        """What the last agent wrote; None if there is nothing."""
+        try:
+            return msgspec.json.decode(self._path.read_bytes(), type=NodeRecord)
+        except FileNotFoundError:
+            return None
+
+    def write(self, record: NodeRecord) -> None:
+        """Replace it in one step."""
+        write_atomically(self._path, msgspec.json.encode(record))
+
+
+def kill_trees(pids: list[int]) -> None:
+    """SIGKILL these processes and all that descend from them."""
+    doomed: list[psutil.Process] = []
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(pid)
+            doomed += [process, *process.children(recursive=True)]
+    for process in doomed:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGKILL)

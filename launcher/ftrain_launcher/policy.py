@@ -1,0 +1,45 @@
+"""Pure: an incident's cause and the job's history to what is done about it.
+
+Two things end a job: the program itself failing the same way at the same step (restarting would burn time
+for ever), and faults that follow each other without any progress between them. Everything else resumes.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from ftrain_launcher.incidents import Cause
+
+EXIT_PROGRAM = 1
+"""The training program failed."""
+EXIT_LOST = 3
+"""The job's state is lost: no complete snapshot can be read."""
+EXIT_NO_PROGRESS = 4
+"""More faults in a row without progress than ``--max-restarts``."""
+EXIT_NODES = 5
+"""Nodes that were needed did not come."""
+
+
+class Action(msgspec.Struct, frozen=True):
+    """Resume, or end the job with a code and a message."""
+
+    resume: bool
+    reason: str
+    exit_code: int = 0
+
+
+def decide(cause: Cause, previous_signature: str, faults_without_progress: int, max_restarts: int) -> Action:
+    """What to do about a fault.
+
+    ``previous_signature`` is that of the fault before, if no progress was made in between;
+    ``faults_without_progress`` counts this one.
+    """
+    if cause.signature and cause.signature == previous_signature:
+        return Action(False, f"{cause.reason}, twice in the same way: the program fails", EXIT_PROGRAM)
+    if faults_without_progress > max_restarts:
+        reason = (
+            f"{faults_without_progress} faults in a row without progress (--max-restarts {max_restarts}); "
+            f"the last: {cause.reason}"
+        )
+        return Action(False, reason, EXIT_PROGRAM if cause.signature else EXIT_NO_PROGRESS)
+    return Action(True, cause.reason)

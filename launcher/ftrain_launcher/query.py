@@ -1,0 +1,103 @@
+"""What operators' commands ask a job's controller, over HTTP on loopback with the job's token.
+
+The controller may be on its way back: a question waits for it a little, and a status can then be answered from
+the last one that was written down. Process ids are checked before they are shown: an answer is never wrong
+about a process of this machine.
+"""
+
+from __future__ import annotations
+
+import http.client
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ftrain_launcher.errors import ControllerAway, UsageError
+from ftrain_launcher.jobs import Endpoint, JobFolder
+
+_ANSWER_SECONDS = 0.5
+_RETRY_SECONDS = 0.03
+
+
+def ask(folder: JobFolder, path: str, body: dict[str, Any] | None = None, wait_seconds: float = _ANSWER_SECONDS) -> Any:
+    """GET (or POST, with a body) a path of the controller and return its JSON.
+
+    Raises:
+        ControllerAway: nobody answered within ``wait_seconds``.
+        UsageError: the controller refused what was asked.
+    """
+    deadline = time.monotonic() + wait_seconds
+    while True:
+        endpoint = folder.endpoint()
+        try:
+            if endpoint is not None:
+                return _ask_once(endpoint, folder.token(), path, body, max(0.05, deadline - time.monotonic()))
+        except (OSError, http.client.HTTPException):
+            pass
+        if time.monotonic() >= deadline:
+            name = folder.record().name
+            raise ControllerAway(f"the controller of job {name!r} does not answer; its launcher restarts it: try again")
+        time.sleep(_RETRY_SECONDS)
+
+
+def _ask_once(endpoint: Endpoint, token: str, path: str, body: dict[str, Any] | None, timeout_seconds: float) -> Any:
+    connection = http.client.HTTPConnection(endpoint.host, endpoint.port, timeout=timeout_seconds)
+    try:
+        connection.request(
+            "GET" if body is None else "POST",
+            path,
+            body=None if body is None else msgspec.json.encode(body),
+            headers={"Authorization": f"Bearer {token}"},
+        )
+        response = connection.getresponse()
+        data = response.read()
+    finally:
+        connection.close()
+    if response.status != 200:
+        raise UsageError(data.decode(errors="replace") or f"the controller answered {response.status}")
+    return msgspec.json.decode(data)
+
+
+def status(folder: JobFolder) -> dict[str, Any]:
+    """The job's status: the controller's, else the last one written down.
+
+    Raises:
+        ControllerAway: it does not answer and nothing is written down yet.
+    """
+    result = folder.result()
+    try:
+        if result is not None:
+            raise ControllerAway("the job has ended")
+        answer: dict[str, Any] = ask(folder, "/api/status")
+    except ControllerAway:
+        last = folder.last_status()
+        if last is None:
+            raise
+        answer = msgspec.json.decode(last)
+        if result is not None:
+            answer["state"] = "finished" if result.exit_code == 0 else "failed"
+            answer["message"] = result.message
+    return only_live_pids(answer)
+
+
+def only_live_pids(answer: dict[str, Any]) -> dict[str, Any]:
+    """Take out the pids of processes that have ended since."""
+    answer["controller"]["pid"] = _alive(answer["controller"]["pid"])
+    for node in answer["nodes"]:
+        node["agent_pid"], node["daemon_pid"] = _alive(node["agent_pid"]), _alive(node["daemon_pid"])
+        for rank in node["ranks"]:
+            if rank["pid"] is not None and _alive(rank["pid"]) is None:
+                rank["pid"], rank["state"] = None, "exited"
+    return answer
+
+
+def _alive(pid: int | None) -> int | None:
+    if pid is None:
+        return None
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except OSError:
+        return None
+    return None if state in "ZX" else pid

@@ -1,0 +1,205 @@
+"""How long a fault stops training: from the kill to the first new step of all four ranks, ftrain against torchrun.
+
+Both sides train recovery_worker.py, in turn, several rounds. torchrun has
+``--max-restarts``, a checkpoint every step on tmpfs, and TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, without which torch
+2.13 often does not recover at all (the keys in its agents' shared store carry no generation). ftrain snapshots
+every step, with its defaults. Faults come from outside, at random moments; a *new step* is one that no rank had
+finished before the fault, done by a process that was not there before it. The node that is killed loses agent,
+daemon, worker and shared memory, with a spare at hand; it too is compared with torchrun's lost worker.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from common import CLEAN_TIMEOUT_SECONDS, ROOT, Report, median, parser
+from job import MARK, STOP_TIMEOUT_SECONDS, Job, is_running, mark_session, ranks, wait_gone
+from leftovers import SHARED_MEMORY, marked_processes, shared_memory_entries, wait_until_clean
+
+WORKER = ROOT / "scripts" / "bench" / "recovery_worker.py"
+RANKS = 4
+WARM_STEPS = 10
+RECOVERY_TIMEOUT_SECONDS = 120.0
+
+
+class Line(NamedTuple):
+    """A rank's note of a finished step."""
+
+    step: int
+    time: float
+    pid: int
+
+
+class Notes:
+    """What the ranks wrote down, read from outside."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def of(self, rank: int) -> list[Line]:
+        """The rank's finished steps, oldest first; of all its processes."""
+        path = self.folder / f"rank-{rank}"
+        text = path.read_text() if path.exists() else ""
+        fields = (line.split() for line in text[: text.rfind("\n") + 1].splitlines())
+        return [Line(int(step), float(when), int(pid)) for step, when, pid in fields]
+
+    def pids(self) -> dict[int, int]:
+        return {rank: self.of(rank)[-1].pid for rank in range(RANKS)}
+
+    def wait_warm(self, alive: Callable[[], bool]) -> None:
+        """Wait until every rank's present process has done WARM_STEPS steps."""
+        wait_for("warm", alive, lambda: all(self._steps_of_last_process(rank) >= WARM_STEPS for rank in range(RANKS)))
+
+    def _steps_of_last_process(self, rank: int) -> int:
+        lines = self.of(rank)
+        return sum(line.pid == lines[-1].pid for line in lines)
+
+    def seconds_to_new_step(self, old: dict[int, int], killed_at: float, alive: Callable[[], bool]) -> float:
+        """From the fault until the last rank's new process has finished its first new step."""
+        firsts: dict[int, float] = {}
+
+        def all_there() -> bool:
+            lines = {rank: self.of(rank) for rank in range(RANKS)}
+            done = max(line.step for rank in lines for line in lines[rank] if line.pid == old[rank])
+            for rank in lines:
+                fresh = [line for line in lines[rank] if line.pid != old[rank] and line.time > killed_at]
+                if new := [line.time for line in fresh if line.step > done]:
+                    firsts[rank] = min(new)
+            return len(firsts) == RANKS
+
+        wait_for("recovered", alive, all_there)
+        return max(firsts.values()) - killed_at
+
+
+def wait_for(what: str, alive: Callable[[], bool], condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + RECOVERY_TIMEOUT_SECONDS
+    while not condition():
+        if not alive() or time.monotonic() > deadline:
+            raise RuntimeError(f"the job did not get {what}")
+        time.sleep(0.02)
+
+
+def kill_worker(notes: Notes, alive: Callable[[], bool], chance: random.Random) -> float:
+    """SIGKILL a random rank at a random moment; seconds to the first new step."""
+    notes.wait_warm(alive)
+    time.sleep(chance.uniform(0.0, 0.3))
+    old = notes.pids()
+    killed_at = time.time()
+    os.kill(old[chance.randrange(RANKS)], signal.SIGKILL)
+    return notes.seconds_to_new_step(old, killed_at, alive)
+
+
+def kill_node(job: Job, notes: Notes, alive: Callable[[], bool], chance: random.Random) -> float:
+    """Lose a random rank's node; seconds to the first new step.
+
+    The fault's time is when the first of the node's processes is gone, seen by asking each millisecond: what the
+    injecting command needs to start is no part of it.
+    """
+    notes.wait_warm(alive)
+    status = job.wait_for(
+        "protected", lambda s: s["state"] == "running" and s["snapshots"]["protected"] is not None, 30
+    )
+    name = ranks(status)[chance.randrange(RANKS)]["node"]
+    node = next(node for node in status["nodes"] if node["name"] == name)
+    pids = [node["agent_pid"], node["daemon_pid"], *(rank["pid"] for rank in node["ranks"])]
+    old = notes.pids()
+    with ThreadPoolExecutor(1) as pool:
+        injected = pool.submit(job.inject, "kill-node", "--node", name.removeprefix("node-"))
+        while all(map(is_running, pids)) and not injected.done():
+            time.sleep(0.001)
+        killed_at = time.time()
+        injected.result()
+    if still := wait_gone(pids, timeout_seconds=5.0):
+        raise RuntimeError(f"{name} was to be lost, but {still} of its processes live")
+    return notes.seconds_to_new_step(old, killed_at, alive)
+
+
+def measure_ftrain(folder: Path, kills: int, chance: random.Random) -> tuple[list[float], float]:
+    """Seconds of each killed worker, and of one killed node."""
+    flags = ["--local-nodes", str(RANKS), "--nproc-per-node", "1", "--spares", "1", "--snapshot-every", "1"]
+    with Job(f"bench-{folder.name}", flags, WORKER, ["ftrain", str(folder)], folder / "log") as job:
+        notes, alive = Notes(folder), lambda: job.process.poll() is None
+        try:
+            workers = [kill_worker(notes, alive, chance) for _ in range(kills)]
+            return workers, kill_node(job, notes, alive, chance)
+        except RuntimeError as error:
+            raise SystemExit(f"ftrain: {error}\n{job.tail()}") from error
+
+
+def measure_torchrun(folder: Path, kills: int, chance: random.Random) -> list[float]:
+    """Seconds of each killed worker."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS)]
+    command += ["--max-restarts", "100", str(WORKER), "torchrun", str(folder)]
+    environment = {**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        return [kill_worker(Notes(folder), lambda: process.poll() is None, chance) for _ in range(kills)]
+    except RuntimeError as error:
+        raise SystemExit(f"torchrun: {error}\n{(folder / 'log').read_text()[-3000:]}") from error
+    finally:
+        process.terminate()
+        try:
+            process.wait(STOP_TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(STOP_TIMEOUT_SECONDS)
+
+
+def main() -> None:
+    options = parser("Time from a fault to the first new step of all ranks, ftrain against torchrun.")
+    options.add_argument("--rounds", type=int, help="default 3, quick 1")
+    options.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
+    options.add_argument("--torchrun-only", action="store_true", help="measure the rival alone")
+    args = options.parse_args()
+    rounds, kills = args.rounds or (1 if args.quick else 3), 2 if args.quick else 4
+    print(f"seed {args.seed}")
+    chance, mark, before = random.Random(args.seed), mark_session(), shared_memory_entries()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    workers: list[float] = []
+    nodes: list[float] = []
+    rival: list[float] = []
+    with tempfile.TemporaryDirectory(prefix="recovery-", dir=SHARED_MEMORY) as tmpfs:
+        os.environ["FTRAIN_HOME"] = str(Path(tmpfs) / "home")
+        for number in range(rounds):
+            ours, theirs = Path(tmpfs) / f"ours-{os.getpid()}-{number}", Path(tmpfs) / f"theirs-{number}"
+            ours.mkdir()
+            theirs.mkdir()
+            if not args.torchrun_only:
+                seconds, node = measure_ftrain(ours, kills, chance)
+                workers, nodes = workers + seconds, [*nodes, node]
+                print(f"ftrain: workers {[round(s, 2) for s in seconds]} s, node {node:.2f} s", flush=True)
+            rival += measure_torchrun(theirs, 1 if args.quick else 2, chance)
+            print(f"torchrun: {[round(s, 2) for s in rival]} s", flush=True)
+    left = wait_until_clean(MARK, mark, before, CLEAN_TIMEOUT_SECONDS)
+    for pid in marked_processes(MARK, mark):
+        os.kill(pid, signal.SIGKILL)
+    report(workers, nodes, rival, left).write(args.json)
+    print("\n".join(left), end="\n" if left else "")
+
+
+def report(workers: list[float], nodes: list[float], rival: list[float], left: list[str]) -> Report:
+    made = Report(f"From SIGKILL to the first new step of {RANKS} ranks (median)")
+    made.add("torchrun, worker killed", median(rival), "s")
+    if workers:
+        made.add("ftrain, worker killed", median(workers), "s")
+        made.add("ftrain, worker killed, slowest", max(workers), "s")
+        made.add("ftrain, node killed, spare at hand", median(nodes), "s")
+        made.add("worker killed, ftrain over torchrun", median(workers) / median(rival), "ratio", 0.15)
+        made.add("node killed, ftrain over torchrun's worker", median(nodes) / median(rival), "ratio", 0.25)
+    made.add("processes and shared memory left behind", len(left), "count", 0)
+    return made
+
+
+if __name__ == "__main__":
+    main()

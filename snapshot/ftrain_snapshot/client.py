@@ -1,0 +1,178 @@
+"""What workers and agents call: one connection to the node's daemon, a request and its answer at a time.
+
+Notices of a worker (``sealed``, ``skip``, ``skipped``) are one-way. If the daemon is away they are lost without an
+error: a restarted daemon finds what was sealed by scanning the headers, and training must not wait for it.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from pathlib import Path
+from socket import socket
+from threading import Lock
+from types import TracebackType
+from typing import Literal, TypeVar
+
+import msgspec
+
+from ftrain_snapshot import messages as m
+from ftrain_snapshot.errors import ArenaTooSmall, DaemonLost, ProtocolError, SnapshotError, SnapshotIncomplete
+from ftrain_snapshot.frames import connect_unix, recv_frame, send_frame
+
+SOCKET_NAME = "daemon.sock"
+TOUCH_BYTES_PER_SECOND = 100e6
+"""A slow machine's rate of touching fresh memory: what ``reserve`` adds to its timeout."""
+_REPLY: msgspec.msgpack.Decoder[m.Reply] = msgspec.msgpack.Decoder(m.Reply)
+
+
+T = TypeVar("T", bound=m.Reply)
+
+
+def _expect(reply: m.Reply, kind: type[T]) -> T:
+    """The reply, if it is of that kind. Raises SnapshotError with the daemon's reason if it refused."""
+    if isinstance(reply, m.Refused):
+        raise SnapshotError(reply.reason)
+    if not isinstance(reply, kind):
+        raise ProtocolError(f"the daemon answered {type(reply).__name__}, where {kind.__name__} was due")
+    return reply
+
+
+class DaemonClient:
+    """One connection to the daemon of this node; calls from several threads take turns.
+
+    Every call raises DaemonLost if the daemon does not listen or closes the line, and TimeoutError if it does not
+    answer in time; the next call connects anew. An agent's open connection is what keeps the daemon alive.
+    """
+
+    def __init__(
+        self, node_dir: str | Path, *, role: Literal["agent", "worker"], timeout_seconds: float = 10.0
+    ) -> None:
+        self._path = Path(node_dir) / SOCKET_NAME
+        self._role = role
+        self._timeout_seconds = timeout_seconds
+        self._sock: socket | None = None
+        self._lock = Lock()
+        with suppress(DaemonLost, TimeoutError):  # a daemon that is just being restarted: the next call connects
+            self._connected()
+
+    # The agent's calls.
+
+    def configure(self, membership: m.Membership) -> None:
+        """Serve this generation. Returns at once; what must be rebuilt is rebuilt in the daemon meanwhile."""
+        _expect(self._ask(m.Configure(membership)), m.Done)
+
+    def inventory(self) -> m.Inventory:
+        """What this node holds, from the headers as they are now; exact once its workers are dead."""
+        return _expect(self._ask(m.GetInventory()), m.InventoryReply).inventory
+
+    def status(self) -> m.DaemonStatus:
+        """The daemon's report; of the job's levels only the gate's daemon knows."""
+        return _expect(self._ask(m.GetStatus()), m.StatusReply).status
+
+    def shutdown(self) -> None:
+        """Have the daemon remove its files and end. That it has ended already is no error."""
+        with suppress(DaemonLost):
+            self._ask(m.Shutdown())
+        self.close()
+
+    # A worker's calls.
+
+    def reserve(self, lane: int, data_bytes: int) -> None:
+        """Have all slots of ``lane`` allocated and touched, for ``data_bytes`` of data and manifest together.
+
+        Raises ArenaTooSmall with what is needed and what there is. Regions that grew: ``Region.refresh``.
+        """
+        more = data_bytes * 5 / TOUCH_BYTES_PER_SECOND
+        reply = self._ask(m.Reserve(lane, data_bytes), self._timeout_seconds + more)
+        if isinstance(reply, m.TooSmall):
+            raise ArenaTooSmall(reply.needed_bytes, reply.available_bytes)
+        _expect(reply, m.Done)
+
+    def wait_restored(self, generation: int, timeout_seconds: float) -> None:
+        """Wait until the snapshot that ``generation`` starts from is in this node's regions, verified.
+
+        Raises SnapshotIncomplete if it cannot be, TimeoutError after ``timeout_seconds``.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(f"generation {generation} was not restored within {timeout_seconds:g} s")
+            try:
+                reply = self._ask(m.WaitRestored(generation), left)
+                break
+            except DaemonLost:  # being restarted: it takes the rebuilding up again
+                time.sleep(min(0.05, left))
+        if isinstance(reply, m.Incomplete):
+            raise SnapshotIncomplete(reply.reason)
+        _expect(reply, m.Done)
+
+    def sealed(self, lane: int, snapshot: m.SnapshotId) -> None:
+        """This lane's region of ``snapshot`` is sealed. One-way."""
+        self._tell(m.Sealed(lane, snapshot))
+
+    def skip(self, snapshot: m.SnapshotId) -> None:
+        """This rank could not capture ``snapshot``, which others may: the job gives it up. One-way."""
+        self._tell(m.Skip(snapshot))
+
+    def skipped(self, version: int) -> None:
+        """The gate was closed when ``version`` was due. One-way, from rank 0."""
+        self._tell(m.Skipped(version))
+
+    # The line.
+
+    def close(self) -> None:
+        """Close the connection; a later call would open another."""
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            sock.close()
+
+    def __enter__(self) -> DaemonClient:
+        """Itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def _connected(self) -> socket:
+        if self._sock is None:
+            try:
+                self._sock = connect_unix(self._path, self._timeout_seconds)
+                send_frame(self._sock, msgspec.msgpack.encode(m.ClientHello(self._role)))
+            except TimeoutError:
+                self.close()
+                raise
+            except OSError as error:
+                self.close()
+                raise DaemonLost(f"the snapshot daemon at {self._path} does not listen: {error}") from error
+        return self._sock
+
+    def _tell(self, notice: m.Request) -> None:
+        body = msgspec.msgpack.encode(notice)
+        with self._lock:
+            for _ in range(2):  # the first may only find out that the daemon was restarted
+                with suppress(OSError):  # DaemonLost and TimeoutError included
+                    sock = self._connected()
+                    sock.settimeout(self._timeout_seconds)
+                    send_frame(sock, body)
+                    return
+                self.close()
+
+    def _ask(self, request: m.Request, timeout_seconds: float | None = None) -> m.Reply:
+        """One request and its answer; after any failure the connection is closed, so answers never mix."""
+        with self._lock:
+            try:
+                sock = self._connected()
+                sock.settimeout(self._timeout_seconds if timeout_seconds is None else timeout_seconds)
+                send_frame(sock, msgspec.msgpack.encode(request))
+                return _REPLY.decode(recv_frame(sock))
+            except TimeoutError as error:
+                self.close()
+                raise TimeoutError(f"the snapshot daemon at {self._path} did not answer in time") from error
+            except (OSError, EOFError, ProtocolError, msgspec.DecodeError) as error:
+                self.close()
+                raise DaemonLost(f"lost the snapshot daemon at {self._path}: {error}") from error

@@ -1,0 +1,138 @@
+"""Small messages on unix sockets: a length (u32, little endian), then a msgpack body of at most 16 MiB.
+
+The same frames serve agent, workers, zygote and daemon. Three readers for three kinds of caller: blocking
+(``recv_frame``), asyncio (``FrameReader``), and bytes as they come (``FrameBuffer``). A node's folder may lie
+deeper than the 107 bytes that an address of a unix socket can hold: ``bind_unix`` and ``connect_unix`` then
+reach it through a handle of the folder.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ftrain_snapshot.errors import ProtocolError
+
+if TYPE_CHECKING:
+    import asyncio
+
+FRAME_BYTES_MAX = 16 << 20
+"""Longest body of a frame."""
+_UNIX_PATH_BYTES_MAX = 107
+_LENGTH = struct.Struct("<I")
+
+
+def encode_frame(body: bytes) -> bytes:
+    """Length and body, ready to be written. Raises ProtocolError if the body is too long."""
+    if len(body) > FRAME_BYTES_MAX:
+        raise ProtocolError(f"a frame of {len(body)} bytes is longer than {FRAME_BYTES_MAX}")
+    return _LENGTH.pack(len(body)) + body
+
+
+def _body_length(prefix: bytes | bytearray) -> int:
+    length: int = _LENGTH.unpack(prefix)[0]
+    if length > FRAME_BYTES_MAX:
+        raise ProtocolError(f"a frame announces {length} bytes, more than {FRAME_BYTES_MAX}")
+    return length
+
+
+def send_frame(sock: socket.socket, body: bytes) -> None:
+    """Write one frame on a blocking socket; its own timeout bounds the wait."""
+    sock.sendall(encode_frame(body))
+
+
+def recv_frame(sock: socket.socket) -> bytes:
+    """Read one frame from a blocking socket.
+
+    Raises EOFError if the other end closed, ProtocolError if the length is out of bounds, TimeoutError as the
+    socket's timeout says.
+    """
+    return _recv_exactly(sock, _body_length(_recv_exactly(sock, _LENGTH.size)))
+
+
+def _recv_exactly(sock: socket.socket, count: int) -> bytes:
+    buffer = bytearray(count)
+    view, filled = memoryview(buffer), 0
+    while filled < count:
+        received = sock.recv_into(view[filled:])
+        if not received:
+            raise EOFError("the other end closed the connection")
+        filled += received
+    return bytes(buffer)
+
+
+class FrameReader:
+    """Frames from an asyncio stream."""
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self._reader = reader
+
+    async def read(self) -> bytes:
+        """The next body. Raises EOFError when the other end closed, ProtocolError on a length out of bounds."""
+        prefix = await self._reader.readexactly(_LENGTH.size)  # IncompleteReadError is an EOFError
+        return await self._reader.readexactly(_body_length(prefix))
+
+
+class FrameBuffer:
+    """Bytes in, as they come; whole bodies out."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """All bodies that ``data`` completes. Raises ProtocolError on a length out of bounds."""
+        self._bytes += data
+        while len(self._bytes) >= _LENGTH.size:
+            end = _LENGTH.size + _body_length(self._bytes[: _LENGTH.size])
+            if len(self._bytes) < end:
+                return
+            body = bytes(self._bytes[_LENGTH.size : end])
+            del self._bytes[:end]
+            yield body
+
+
+@contextmanager
+def _short_path(path: Path) -> Iterator[str]:
+    if len(os.fsencode(path)) <= _UNIX_PATH_BYTES_MAX:
+        yield str(path)
+        return
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
+
+
+def bind_unix(path: str | Path, *, backlog: int = 128) -> socket.socket:
+    """A listening unix socket at ``path``, for its owner only; a stale socket there is replaced."""
+    path = Path(path)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with suppress(FileNotFoundError):
+            path.unlink()
+        with _short_path(path) as short:
+            sock.bind(short)
+        path.chmod(0o600)
+        sock.listen(backlog)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def connect_unix(path: str | Path, timeout_seconds: float | None = 10.0) -> socket.socket:
+    """A blocking connection to the unix socket at ``path``, whose operations time out after ``timeout_seconds``."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(timeout_seconds)
+        with _short_path(Path(path)) as short:
+            sock.connect(short)
+    except BaseException:
+        sock.close()
+        raise
+    return sock

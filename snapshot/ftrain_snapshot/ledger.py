@@ -1,0 +1,304 @@
+"""Pure: which snapshots exist for the job, and when the next may be captured into which slot.
+
+Facts come in (a position has sealed, a position's parity is stored, a daemon came or went); nothing else does: no
+clock, no socket. The *gate* runs in the daemon of position 0 and lets one snapshot be in flight at a time: a ticket
+names a slot; who takes it writes there; the next ticket comes when that snapshot is protected, or will never be.
+So at most one sealed snapshot is ever unprotected, and at most one sealed step is lost with a node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+
+import msgspec
+
+from ftrain_snapshot.messages import Holding, Levels, SnapshotId
+from ftrain_snapshot.placement import Group, groups, is_complete
+
+SLOTS = 3
+
+
+def newest_complete(
+    holdings: Mapping[int, Sequence[Holding]], nodes: int, parity: int
+) -> SnapshotId | None:
+    """The newest snapshot that can be read or decoded from what the positions in ``holdings`` hold."""
+    for snapshot in sorted(_seen(holdings), reverse=True):
+        if is_complete(*_having(holdings, snapshot), nodes, parity):
+            return snapshot
+    return None
+
+
+def explain(
+    holdings: Mapping[int, Sequence[Holding]], nodes: int, parity: int, snapshot: SnapshotId | None = None
+) -> str:
+    """For an operator: why a snapshot cannot be rebuilt, and with which nodes back it could be.
+
+    ``snapshot``: which; by default the newest that every position in ``holdings`` still has its data of (what is
+    missing of that one went with the absent nodes), or else the newest of which anything is left.
+    """
+    if snapshot is None:
+        seen = _seen(holdings)
+        if not seen:
+            return "No snapshot can be rebuilt: no node that is left holds any part of one."
+        present = set(holdings)
+        whole = [s for s in seen if present and _having(holdings, s)[0] >= present]
+        snapshot = max(whole or seen)
+    data, stored = _having(holdings, snapshot)
+    name = f"Snapshot {snapshot.version} (generation {snapshot.generation})"
+    missing = sorted(set(range(nodes)) - data)
+    if not missing:
+        return f"{name} is complete: every position holds its data."
+    if is_complete(data, stored, nodes, parity):
+        return f"{name} is complete: the data of {_positions(missing)} can be rebuilt from parity."
+    ways = [_way_back(Group(g, parity), data, stored) for g in groups(nodes, parity)]
+    return (
+        f"{name} cannot be rebuilt: the data of {_positions(missing)} {'is' if len(missing) == 1 else 'are'} "
+        f"missing, and parity {parity} replaces at most {parity} lost node{'s' * (parity != 1)} of a group. "
+        f"It would be complete with {', and '.join(w for w in ways if w)} back."
+    )
+
+
+def _seen(holdings: Mapping[int, Sequence[Holding]]) -> set[SnapshotId]:
+    return {h.snapshot for held in holdings.values() for h in held if h.data or h.parity}
+
+
+def _having(holdings: Mapping[int, Sequence[Holding]], snapshot: SnapshotId) -> tuple[set[int], set[int]]:
+    """Positions that hold their data, and their parity, of ``snapshot``."""
+    mine = [h for p, held in holdings.items() for h in held if h.snapshot == snapshot and h.position == p]
+    return {h.position for h in mine if h.data}, {h.position for h in mine if h.parity}
+
+
+def _way_back(group: Group, data: set[int], stored: set[int]) -> str:
+    """The fewest positions of the group that must come back, with all they held."""
+    away = [p for p in group.members if p not in data or p not in stored]
+    for count in range(len(away) + 1):
+        ways = [w for w in combinations(away, count) if _decodable(group, data.union(w), stored.union(w))]
+        if ways and count:
+            options = sorted({p for way in ways for p in way})
+            if len(options) == count:
+                return _positions(options)
+            if count == 1:
+                return f"position {', '.join(map(str, options[:-1]))} or {options[-1]}"
+            if len(ways) == len(list(combinations(options, count))):
+                return f"any {count} of {_positions(options)}"
+            return " or ".join(_positions(way) for way in ways)
+        if ways:
+            break
+    return ""
+
+
+def _decodable(group: Group, data: set[int], stored: set[int]) -> bool:
+    return all(
+        len(data.intersection(group.data_members(r))) + len(stored.intersection(group.parity_members(r)))
+        >= group.segments
+        for r in range(len(group.members))
+    )
+
+
+def _positions(positions: Iterable[int]) -> str:
+    names = [str(p) for p in positions]
+    if len(names) == 1:
+        return f"position {names[0]}"
+    return f"positions {', '.join(names[:-1])} and {names[-1]}"
+
+
+class Word(msgspec.Struct, frozen=True):
+    """What the gate's control word should say."""
+
+    ticket: int
+    slot: int
+    """The slot that this ticket is for; -1: it has been used, or is void."""
+    open: bool
+    """Rank 0 may take it now."""
+    floor: int = -1
+    """The newest version that was in the slot before: what is said of it, or of older ones there, is stale."""
+
+
+class Record(msgspec.Struct):
+    """What the gate knows of one snapshot."""
+
+    sealed: set[int]
+    stored: set[int]
+    digests: dict[int, tuple[int, ...]]
+
+
+class Gate:
+    """The job's view of its snapshots, kept by the daemon of position 0 for one generation.
+
+    Feed it facts (``arrived``, ``left``, ``sealed``, ``stored``, ``skip``, ``abandon``), in any order and repeatedly;
+    then ``advance`` says what the control word should be and which snapshots all daemons must drop.
+    """
+
+    def __init__(
+        self,
+        *,
+        nodes: int,
+        parity: int,
+        generation: int,
+        restore: SnapshotId | None = None,
+        word: Word = Word(0, -1, False),  # noqa: B008 - frozen
+    ) -> None:
+        self._nodes = nodes
+        self._parity = parity
+        self._generation = generation
+        self._restore = restore
+        self._records: dict[SnapshotId, Record] = {}
+        self._ready: set[int] = set()
+        self._ticket, self._slot = word.ticket, word.slot
+        self._floor = {word.slot: word.floor}
+        """For each slot the newest version that was in it before it was given out again: facts about it are stale."""
+        self._current: SnapshotId | None = None
+        self._abandoned: set[SnapshotId] = set()
+        self._dropped: list[SnapshotId] = []
+
+    # Facts.
+
+    def arrived(self, position: int, holdings: Iterable[Holding], *, linked: bool) -> None:
+        """A daemon is (newly) connected and says what it holds; ``linked``: it reaches all others of its group."""
+        for record in self._records.values():
+            record.sealed.discard(position)
+            record.stored.discard(position)
+        for holding in holdings:
+            if holding.position == position and holding.data:
+                self.sealed(position, holding.snapshot, ())
+            if holding.position == position and holding.parity:
+                self.stored(position, holding.snapshot)
+        (self._ready.add if linked else self._ready.discard)(position)
+        self._interrupt()
+
+    def left(self, position: int) -> None:
+        """A daemon's connection is gone: what is in flight will not be protected."""
+        self._ready.discard(position)
+        self._interrupt()
+
+    def sealed(self, position: int, snapshot: SnapshotId, digests: tuple[int, ...]) -> None:
+        """All lanes of ``position`` are sealed; ``digests``: of each lane, or none if they are not known."""
+        if (record := self._record(snapshot)) is not None:
+            record.sealed.add(position)
+            if digests:
+                record.digests[position] = digests
+            self._notice(snapshot)
+
+    def stored(self, position: int, snapshot: SnapshotId) -> None:
+        """The parity that ``position`` must keep is complete and verified."""
+        if (record := self._record(snapshot)) is not None:
+            record.stored.add(position)
+
+    def skip(self, snapshot: SnapshotId) -> None:
+        """A rank could not capture it: it will never be complete."""
+        if not self._stale(snapshot):
+            self._notice(snapshot)
+            self._drop(snapshot)
+
+    def abandon(self, snapshot: SnapshotId) -> None:
+        """It will not be protected (a receive failed); it may still be sealed everywhere, and count as that."""
+        if not self._stale(snapshot):
+            self._notice(snapshot)
+            self._abandoned.add(snapshot)
+
+    # Answers.
+
+    def levels(self) -> Levels:
+        """The newest version at each level."""
+        sealed, protected = self._newest_sealed(), self._newest_protected()
+        return Levels(
+            sealed=sealed.version if sealed else None, protected=protected.version if protected else None
+        )
+
+    def advance(self) -> tuple[Word, tuple[SnapshotId, ...]]:
+        """What follows from the facts: the control word, and the snapshots to be dropped everywhere (once)."""
+        self._drop_mismatched()
+        everyone = len(self._ready) == self._nodes
+        if everyone and self._slot == -1 and self._resolved():
+            slot = self._free_slot()
+            if slot is not None:
+                self._give_out(slot)
+        dropped, self._dropped = tuple(self._dropped), []
+        word = Word(
+            self._ticket, self._slot, everyone and self._slot != -1, self._floor.get(self._slot, -1)
+        )
+        return word, dropped
+
+    def _give_out(self, slot: int) -> None:
+        gone = [s for s in self._records if s.slot == slot] + [s for s in self._abandoned if s.slot == slot]
+        self._floor[slot] = max([s.version for s in gone] + [self._floor.get(slot, -1)])
+        for snapshot in gone:
+            self._records.pop(snapshot, None)
+            self._abandoned.discard(snapshot)
+        self._ticket, self._slot, self._current = self._ticket + 1, slot, None
+
+    def _resolved(self) -> bool:
+        """Nothing is in flight: it is protected, or sealed everywhere and cannot be protected, or dropped."""
+        if self._current is None:
+            return True
+        if self._current not in self._whole(sealed_only=True):
+            return False
+        if self._parity == 0 or self._current in self._abandoned:
+            return True
+        return self._current in self._whole(sealed_only=False)
+
+    def _free_slot(self) -> int | None:
+        """The slot with the oldest content, of those that nobody may need any more.
+
+        Kept are the newest protected and the newest sealed snapshot, and the one that this generation started
+        from until a newer one is protected. None: wait (the start's parity is being rebuilt).
+        """
+        sealed, protected = self._newest_sealed(), self._newest_protected()
+        safe = sealed if self._parity == 0 else protected
+        kept = {s.slot for s in (sealed, protected) if s is not None}
+        if self._restore in self._records and (safe is None or self._restore > safe):
+            kept.add(self._restore.slot)
+        whole = self._whole(sealed_only=True)
+        ages = {slot: max([s.version for s in whole if s.slot == slot], default=-1) for slot in range(SLOTS)}
+        return min((slot for slot in range(SLOTS) if slot not in kept), key=ages.__getitem__, default=None)
+
+    def _whole(self, *, sealed_only: bool) -> list[SnapshotId]:
+        n = self._nodes
+        return [
+            s for s, r in self._records.items() if len(r.sealed) == n and (sealed_only or len(r.stored) == n)
+        ]
+
+    def _newest_sealed(self) -> SnapshotId | None:
+        return max(self._whole(sealed_only=True), default=None)
+
+    def _newest_protected(self) -> SnapshotId | None:
+        return max(self._whole(sealed_only=False), default=None) if self._parity else None
+
+    def _stale(self, snapshot: SnapshotId) -> bool:
+        return not 0 <= snapshot.slot < SLOTS or snapshot.version <= self._floor.get(snapshot.slot, -1)
+
+    def _record(self, snapshot: SnapshotId) -> Record | None:
+        if self._stale(snapshot):
+            return None
+        if snapshot not in self._records:
+            for older in [s for s in self._records if s.slot == snapshot.slot and s < snapshot]:
+                del self._records[older]
+            self._records[snapshot] = Record(set(), set(), {})
+        return self._records[snapshot]
+
+    def _notice(self, snapshot: SnapshotId) -> None:
+        """Facts about a new snapshot of this generation: the ticket has been taken for it."""
+        if snapshot.generation != self._generation or (self._current and snapshot <= self._current):
+            return
+        self._current = snapshot
+        if snapshot.slot == self._slot:
+            self._slot = -1
+
+    def _interrupt(self) -> None:
+        if self._current is not None:
+            self._abandoned.add(self._current)
+
+    def _drop(self, snapshot: SnapshotId) -> None:
+        self._records.pop(snapshot, None)
+        self._abandoned.discard(snapshot)
+        self._floor[snapshot.slot] = max(self._floor.get(snapshot.slot, -1), snapshot.version)
+        self._dropped.append(snapshot)
+        if self._current == snapshot:
+            self._current = None
+
+    def _drop_mismatched(self) -> None:
+        """Ranks that disagree on the layout of the replicated state did not capture one job's state."""
+        for snapshot, record in list(self._records.items()):
+            if len({digest for digests in record.digests.values() for digest in digests}) > 1:
+                self._drop(snapshot)

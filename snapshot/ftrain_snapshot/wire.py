@@ -1,0 +1,132 @@
+"""What daemons say to each other, once each has proved that it knows the job's secret (transport.py).
+
+Everything belongs to one generation: a connection is opened for it, and closed with it, so no message carries it
+along for fencing; snapshots carry their own.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from ftrain_snapshot.manifest import UnitDescriptor
+from ftrain_snapshot.messages import Holding, SnapshotId
+
+
+class PeerHello(msgspec.Struct, frozen=True, array_like=True, tag="hello"):
+    """First, by who dialled: who I am, in which generation, and for whom I take you."""
+
+    generation: int
+    position: int
+    node: str
+    to_position: int
+
+
+class PeerWelcome(msgspec.Struct, frozen=True, array_like=True, tag="welcome"):
+    """The answer to PeerHello, once the other side serves that generation, too."""
+
+    generation: int
+
+
+class Announce(msgspec.Struct, frozen=True, array_like=True, tag="announce"):
+    """To the gate, when connected and whenever ``linked`` changes."""
+
+    holdings: tuple[Holding, ...]
+    linked: bool
+    """Connected to all others of the group."""
+    skipped: tuple[SnapshotId, ...]
+    """Snapshots that a rank here could not capture: the gate may have missed it."""
+
+
+class PositionSealed(msgspec.Struct, frozen=True, array_like=True, tag="sealed"):
+    """To the gate: all lanes here are sealed."""
+
+    snapshot: SnapshotId
+    digests: tuple[int, ...]
+
+
+class PositionStored(msgspec.Struct, frozen=True, array_like=True, tag="stored"):
+    """To the gate: the parity that this position keeps is complete and verified."""
+
+    snapshot: SnapshotId
+
+
+class Abandon(msgspec.Struct, frozen=True, array_like=True, tag="abandon"):
+    """To the gate: this snapshot cannot be protected."""
+
+    snapshot: SnapshotId
+    reason: str
+
+
+class SkipNotice(msgspec.Struct, frozen=True, array_like=True, tag="skip"):
+    """To the gate: a rank here could not capture this snapshot."""
+
+    snapshot: SnapshotId
+
+
+class Drop(msgspec.Struct, frozen=True, array_like=True, tag="drop"):
+    """From the gate: nobody may restore this snapshot."""
+
+    snapshot: SnapshotId
+
+
+class Describe(msgspec.Struct, frozen=True, array_like=True, tag="describe"):
+    """To the group: lengths and checksums of a unit of mine. Kept by all, beside the bytes."""
+
+    unit: UnitDescriptor
+
+
+class Chunk(msgspec.Struct, frozen=True, array_like=True, tag="chunk"):
+    """Up to a MiB of one segment, or of parity; the bytes follow."""
+
+    snapshot: SnapshotId
+    lane: int
+    rotation: int
+    offset: int
+    checksum: int
+    attempt: int
+    """Which fetch it answers; 0: nobody asked, it is to be protected."""
+
+
+class Fetch(msgspec.Struct, frozen=True, array_like=True, tag="fetch"):
+    """Send me what you have of this lane's stripe: your segment, or the parity you keep."""
+
+    snapshot: SnapshotId
+    lane: int
+    rotation: int
+    attempt: int
+
+
+class FetchFailed(msgspec.Struct, frozen=True, array_like=True, tag="fetch_failed"):
+    """I do not have it (any more)."""
+
+    attempt: int
+    reason: str
+
+
+class Restoring(msgspec.Struct, frozen=True, array_like=True, tag="restoring"):
+    """To the group: what I have, verified, of the snapshot that this generation starts from."""
+
+    snapshot: SnapshotId
+    bad: tuple[tuple[int, int], ...]
+    """(lane, rotation) of segments that are missing or damaged here."""
+    bad_parity: tuple[int, ...]
+    """Lanes whose parity is missing or damaged here."""
+    units: tuple[UnitDescriptor, ...]
+    """All descriptors known here: a spare learns from them what its own bytes must be."""
+
+
+PeerMessage = (
+    PeerHello
+    | PeerWelcome
+    | Announce
+    | PositionSealed
+    | PositionStored
+    | Abandon
+    | SkipNotice
+    | Drop
+    | Describe
+    | Chunk
+    | Fetch
+    | FetchFailed
+    | Restoring
+)

@@ -1,0 +1,50 @@
+"""What some tests need of the machine; each call skips the test, visibly and with the reason, where that is missing.
+
+A CI job that must not skip sets FTRAIN_REQUIRE to the names it must have (``FTRAIN_REQUIRE=root,netns``): then the
+test fails instead.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+
+import pytest
+
+
+def require_root() -> None:
+    """Running as root."""
+    _require("root", None if os.geteuid() == 0 else "needs root")
+
+
+def require_netns() -> None:
+    """May make network namespaces."""
+    unshare = shutil.which("unshare")
+    if unshare is None:
+        _require("netns", "needs unshare (util-linux)")
+    else:
+        done = subprocess.run([unshare, "--net", "true"], capture_output=True, text=True, timeout=10, check=False)
+        _require("netns", None if done.returncode == 0 else f"no network namespaces: {done.stderr.strip()}")
+
+
+def require_ray() -> None:
+    """Ray is installed (``pip install ftrain[ray]``)."""
+    _require("ray", None if importlib.util.find_spec("ray") else "needs ray (extra 'ray')")
+
+
+def require_gpu(count: int = 1) -> None:
+    """At least ``count`` CUDA devices; mark the test ``gpu`` as well."""
+    import torch
+
+    found = torch.cuda.device_count()
+    _require("gpu", None if found >= count else f"needs {count} CUDA device(s), found {found}")
+
+
+def _require(name: str, missing: str | None) -> None:
+    if missing is None:
+        return
+    if name in os.environ.get("FTRAIN_REQUIRE", "").split(","):
+        pytest.fail(f"FTRAIN_REQUIRE has {name}, but: {missing}", pytrace=False)
+    pytest.skip(missing)

@@ -1,0 +1,59 @@
+"""The environment of a worker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ftrain_launcher.environment import worker_environment, zygote_environment
+from ftrain_snapshot.messages import SnapshotId
+
+WORKER: dict[str, Any] = dict(
+    job="j", node="node-1", node_dir=Path("/dev/shm/ftrain-j/node-1"), generation=3, rank=3, local_rank=1,
+    world_size=4, nproc_per_node=2, position=1, nodes=2, master_addr="127.0.0.1", master_port=29, snapshot_every=5,
+    max_restarts=7,
+)  # fmt: skip
+
+
+def test_a_worker_gets_torchruns_variables() -> None:
+    got = worker_environment(**WORKER)
+    wanted = dict(
+        RANK="3", LOCAL_RANK="1", WORLD_SIZE="4", LOCAL_WORLD_SIZE="2", GROUP_RANK="1", GROUP_WORLD_SIZE="2",
+        ROLE_RANK="3", ROLE_WORLD_SIZE="4", ROLE_NAME="default", MASTER_ADDR="127.0.0.1", MASTER_PORT="29",
+        TORCHELASTIC_RESTART_COUNT="2", TORCHELASTIC_MAX_RESTARTS="7", TORCHELASTIC_RUN_ID="j",
+        TORCHELASTIC_USE_AGENT_STORE="True",
+    )  # fmt: skip
+    assert {name: got.get(name) for name in wanted} == wanted
+
+
+def test_a_worker_gets_ftrains_variables() -> None:
+    got = worker_environment(**WORKER, restore=SnapshotId(17, 2, 1))
+    assert {name: value for name, value in got.items() if name.startswith("FTRAIN_")} == dict(
+        FTRAIN_JOB="j", FTRAIN_NODE="node-1", FTRAIN_NODE_DIR="/dev/shm/ftrain-j/node-1", FTRAIN_GENERATION="3",
+        FTRAIN_RESTORE="17:2:1", FTRAIN_SNAPSHOT_EVERY="5",
+    )  # fmt: skip
+    assert worker_environment(**WORKER)["FTRAIN_RESTORE"] == ""
+
+
+def test_the_middle_floor_reads_what_the_launcher_writes() -> None:
+    from ftrain.environment import read_environment
+
+    read = read_environment(worker_environment(**WORKER, restore=SnapshotId(17, 2, 1)))
+    assert (read.rank, read.local_rank, read.world_size, read.local_world_size) == (3, 1, 4, 2)
+    assert read.job is not None
+    assert (read.job.generation, read.job.restore, read.job.snapshot_every) == (3, SnapshotId(17, 2, 1), 5)
+
+
+def test_emulated_nodes_talk_over_loopback_unless_the_user_says_otherwise() -> None:
+    assert "GLOO_SOCKET_IFNAME" not in worker_environment(**WORKER)
+    assert worker_environment(**WORKER, emulated=True)["GLOO_SOCKET_IFNAME"] == "lo"
+    user = {"GLOO_SOCKET_IFNAME": "eth7", "RANK": "99"}
+    got = worker_environment(**WORKER, emulated=True, user=user)
+    assert (got["GLOO_SOCKET_IFNAME"], got["RANK"]) == ("eth7", "3")
+
+
+def test_a_zygote_that_imports_has_one_blas_thread_and_the_users_openmp_threads() -> None:
+    assert zygote_environment({"PATH": "p"}) == {"PATH": "p", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    assert zygote_environment({"OMP_NUM_THREADS": "4"})["OMP_NUM_THREADS"] == "4"
+    assert zygote_environment({"OPENBLAS_NUM_THREADS": "4"})["OPENBLAS_NUM_THREADS"] == "1"
+    assert zygote_environment({"OPENBLAS_NUM_THREADS": "4"}, preload=False)["OPENBLAS_NUM_THREADS"] == "4"

@@ -1,0 +1,57 @@
+"""The words between agent and zygote, and what a forked child makes of its program's end."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from ftrain_launcher import child, spawning
+from ftrain_launcher.spawning import Children, Exited, Kill, Spawn
+from ftrain_launcher.zygote_line import ZygoteConfig
+from ftrain_snapshot import frames
+
+SPAWN = Spawn(id="r0", argv=("train.py", "--lr", "1"), env={"RANK": "0"}, cwd="/", stdout_path="o", stderr_path="e")
+
+
+@pytest.mark.parametrize("request_", [SPAWN, Kill(("a", "b"), 9), spawning.List(), spawning.Shutdown(1.5)])
+def test_a_request_survives_its_frame(request_: spawning.Request) -> None:
+    [body] = frames.FrameBuffer().feed(spawning.encode(request_))
+    assert spawning.decode_request(body) == request_
+
+
+def test_an_event_survives_its_frame() -> None:
+    event = Children((("a", 1),), (Exited("b", 2, None, 9),))
+    [body] = frames.FrameBuffer().feed(spawning.encode(event))
+    assert spawning.decode_event(body) == event
+
+
+def test_an_event_is_no_request() -> None:
+    [body] = frames.FrameBuffer().feed(spawning.encode(Exited("b", 2, 0, None)))
+    with pytest.raises(msgspec.ValidationError):
+        spawning.decode_request(body)
+
+
+@pytest.mark.parametrize(("code", "expected"), [(None, 0), (0, 0), (3, 3), (256 + 3, 3), (-1, 255), ("why", 1)])
+def test_system_exit_means_what_it_means_to_python(
+    code: object, expected: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert child._exit_code(SystemExit(code)) == expected
+    assert capsys.readouterr().err == ("why\n" if code == "why" else "")
+
+
+def test_output_files_are_opened_once_if_they_are_one(tmp_path: Path) -> None:
+    both = msgspec.structs.replace(SPAWN, stdout_path=f"{tmp_path}/a/b/c", stderr_path=f"{tmp_path}/a/b/c")
+    out, err = child.open_output(both)
+    with open(out, "wb"):
+        assert out == err
+    with pytest.raises(FileExistsError):
+        child.open_output(msgspec.structs.replace(both, stderr_path=f"{tmp_path}/a/b/c/d"))
+
+
+def test_the_command_keeps_the_working_folder_out_of_the_imports(tmp_path: Path) -> None:
+    config = ZygoteConfig(socket_path=tmp_path / "z.sock", log_path=tmp_path / "z.log", preload="")
+    assert config.command()[:4] == [sys.executable, "-P", "-m", "ftrain_launcher.zygote"]
+    assert "--no-preload" in config.command()
