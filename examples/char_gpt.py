@@ -122,7 +122,7 @@ def train(ctx: ftrain.Context) -> None:
         optimizer.step()
         optimizer.zero_grad()
         scheduler.step()
-        if step % args.log_every == 0:
+        if ctx.rank == 0 and step % args.log_every == 0:
             ctx.log(loss=loss.item())
 
     if ctx.rank == 0:

@@ -132,9 +132,11 @@ class Buckets:
         if sorted(order) != list(range(len(parameters))):
             raise StateMismatch(f"the snapshot's DDP has {len(order)} parameters, this one {len(parameters)}")
         kept = [parameter.grad for parameter in parameters]
-        for parameter, is_sparse in zip(parameters, sparse, strict=True):
-            # The reducer takes a missing gradient for zeros, but insists on a sparse one.
-            parameter.grad = torch.zeros_like(parameter, layout=torch.sparse_coo) if is_sparse else None
+        for index, (parameter, is_sparse) in enumerate(zip(parameters, sparse, strict=True)):
+            # The reducer takes a missing gradient for zeros. But it insists on sparse ones, and in the first backward
+            # of a static graph it takes a parameter without gradient for one that no rank will ever use.
+            kind = torch.sparse_coo if is_sparse else torch.strided
+            parameter.grad = torch.zeros_like(parameter, layout=kind) if is_sparse or index in layout.fired else None
         if self.ddp.static_graph:
             order = [index for index in order for _ in range(layout.fired.count(index))]
             self._backward(order, ddp.reducer._delay_all_reduce)

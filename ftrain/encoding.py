@@ -111,11 +111,13 @@ class Packer:
         return packed
 
     def _pairs(self, values: dict[Any, Any]) -> list[Any]:
-        flat = []
+        flat: list[Any] = []
         for key, item in values.items():
+            if type(item) in _BARE and type(key) is str and key.isascii():  # most entries, each step: be quick
+                flat += (key, item)
+                continue
             self._path.append(key)
-            flat.append(self.pack(key))
-            flat.append(self.pack(item))
+            flat += (self.pack(key), self.pack(item))
             self._path.pop()
         return flat
 

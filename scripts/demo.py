@@ -29,7 +29,7 @@ SCRIPT = Path(__file__).resolve().parents[1] / "examples" / "char_gpt.py"
 NODES = 4
 KILLED_RANK, LOST_RANK = 2, 1
 START_TIMEOUT_SECONDS = 90.0
-TRAIN_TIMEOUT_SECONDS = 240.0
+TRAIN_TIMEOUT_SECONDS = 120.0
 RECOVERY_TIMEOUT_SECONDS = 60.0
 CLEAN_TIMEOUT_SECONDS = 15.0
 
@@ -94,7 +94,8 @@ def train_undisturbed(home: Path, steps: int) -> Json:
     """The reference: what its final parameters hash to."""
     console.rule("1. Four nodes, no faults")
     with start(home, "reference", steps, spares=0) as job:
-        watch_to_the_end(job, steps)
+        watch_until(job, 1, START_TIMEOUT_SECONDS)
+        watch_to_the_end(job)
     return result(home, "reference")
 
 
@@ -102,8 +103,9 @@ def train_and_break(home: Path, steps: int, claims: Claims) -> tuple[Json, list[
     """The same training with a spare node and two faults."""
     console.rule("2. The same, with one spare node: a worker is killed, then a node is lost")
     with start(home, "faults", steps, spares=1) as job:
+        watch_until(job, 1, START_TIMEOUT_SECONDS)
         recoveries = [kill_worker(job, steps // 5, claims), lose_node(job, steps // 2, claims)]
-        watch_to_the_end(job, steps)
+        watch_to_the_end(job)
         numbers = [i["number"] for i in job.incidents()]
     claims.check(f"the job tells of two incidents, and of no other ({len(numbers)})", len(numbers) == 2)
     return result(home, "faults"), recoveries
@@ -125,7 +127,7 @@ def result(home: Path, name: str) -> Json:
 
 def kill_worker(job: Job, step: int, claims: Claims) -> Recovery:
     """A real SIGKILL, from outside, to one worker."""
-    worker = ranks(watch_until(job, step))[KILLED_RANK]
+    worker = ranks(watch_until(job, step, TRAIN_TIMEOUT_SECONDS))[KILLED_RANK]
     console.print(f"[bold yellow]SIGKILL[/] to rank {KILLED_RANK}, pid {worker['pid']}, on {worker['node']}")
     killed_at = time.time()
     os.kill(worker["pid"], signal.SIGKILL)
@@ -138,7 +140,7 @@ def kill_worker(job: Job, step: int, claims: Claims) -> Recovery:
 
 def lose_node(job: Job, step: int, claims: Claims) -> Recovery:
     """Agent, daemon and worker of one node killed at once, and its shared memory gone with them."""
-    status = watch_until(job, step)
+    status = watch_until(job, step, TRAIN_TIMEOUT_SECONDS)
     name = ranks(status)[LOST_RANK]["node"]
     node = next(node for node in status["nodes"] if node["name"] == name)
     pids = [node["agent_pid"], node["daemon_pid"], *(rank["pid"] for rank in node["ranks"])]
@@ -146,7 +148,7 @@ def lose_node(job: Job, step: int, claims: Claims) -> Recovery:
     had_memory = memory.exists()
     console.print(f"[bold yellow]{name} is lost[/]: agent, daemon and worker {pids}, and {memory}")
     killed_at = time.time()
-    job.inject("kill-node", "--node", name.removeprefix("node-"))
+    job.inject("kill-node", "--node", name)
     claims.check(f"processes {pids} are dead", not wait_gone(pids, timeout_seconds=5.0))
     incident = job.wait_for_incident(after=1, timeout_seconds=RECOVERY_TIMEOUT_SECONDS)
     claims.check("the node's shared memory is gone", had_memory and not memory.exists())
@@ -163,8 +165,8 @@ def recovered(recovery: Recovery) -> Recovery:
     return recovery
 
 
-def watch_until(job: Job, step: int) -> Json:
-    """Wait for all ranks to have committed ``step``, telling how it goes."""
+def watch_until(job: Job, step: int, timeout_seconds: float) -> Json:
+    """Wait for all ranks to have committed ``step``, telling how it goes; the status by then."""
     told = -1
 
     def reached(status: Json) -> bool:
@@ -172,17 +174,18 @@ def watch_until(job: Job, step: int) -> Json:
         told = tell(job, status, told)
         return all_ranks_at(status, step, NODES)
 
-    return job.wait_for(f"at step {step}", reached, START_TIMEOUT_SECONDS + TRAIN_TIMEOUT_SECONDS)
+    return job.wait_for(f"at step {step}", reached, timeout_seconds)
 
 
-def watch_to_the_end(job: Job, steps: int) -> None:
+def watch_to_the_end(job: Job) -> None:
+    """Wait for the job's own, good end, telling how it goes."""
     told = -1
     deadline = time.monotonic() + TRAIN_TIMEOUT_SECONDS
     while job.process.poll() is None and time.monotonic() < deadline:
         if (status := job.status()) is not None:
             told = tell(job, status, told)
         time.sleep(0.2)
-    job.wait_ended(timeout_seconds=CLEAN_TIMEOUT_SECONDS)
+    job.wait_ended(timeout_seconds=0.1)
     console.print(f"  [dim]{escape(job.tail(1))}[/]", overflow="ellipsis", no_wrap=True)
 
 

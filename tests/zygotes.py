@@ -81,12 +81,17 @@ def spawn(folder: Path, id: str, *argv: str, **changes: Any) -> Spawn:
     return Spawn(**{"id": id, "argv": argv, "cwd": str(folder), "stdout_path": log, "stderr_path": log, **changes})
 
 
+def state(pid: int) -> str:
+    """The letter that ``ps`` shows: R, S, D, T (stopped), Z; empty if there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
 def is_there(pid: int) -> bool:
     """The process exists and is no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    return state(pid) not in {"", "Z"}
 
 
 async def eventually(condition: Callable[[], Any], timeout_seconds: float = 5.0) -> Any:

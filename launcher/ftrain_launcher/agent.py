@@ -39,10 +39,10 @@ class Agent:
 
     def __init__(self, folder: JobFolder, node: str) -> None:
         self._folder = folder
-        self._runner = NodeRunner(folder, node, self._tell)
+        self._ended = asyncio.Event()
+        self._runner = NodeRunner(folder, node, self._tell, self._ended.set)
         self._outbox: asyncio.Queue[FromAgent] | None = None
         self._wishes: asyncio.Queue[ToAgent] = asyncio.Queue(maxsize=100)
-        self._ended = asyncio.Event()
         self._grace_seconds = 0.0
 
     async def run(self) -> None:

@@ -34,8 +34,9 @@ class WorkerRole:
     """This process, freshly forked, is to be the worker of ``spawn``."""
 
     spawn: Spawn
-    output_fds: tuple[int, int]
-    """Standard output and error."""
+    stdout: int
+    stderr: int
+    """May be the same descriptor."""
     parent_pid: int
     """The zygote's: if it has another parent by now, the zygote is dead."""
 
@@ -91,7 +92,7 @@ def become_worker(role: WorkerRole) -> NoReturn:
 def _enter(role: WorkerRole) -> None:
     os.setsid()
     processes.die_with_parent(role.parent_pid)
-    _redirect(os.open(os.devnull, os.O_RDONLY), *role.output_fds)
+    _redirect(os.open(os.devnull, os.O_RDONLY), role.stdout, role.stderr)
     os.environ.update(role.spawn.env)
     os.chdir(role.spawn.cwd)
 
@@ -148,9 +149,12 @@ def _refresh(spawn: Spawn) -> None:
     if not os.environ.get("PYTHONSAFEPATH"):
         script_folder = os.path.dirname(os.path.realpath(spawn.argv[0]))
         sys.path.insert(0, os.getcwd() if spawn.kind == "module" else script_folder)
-    # Python's own `random` reseeds itself after a fork; torch's default generator has a fixed first seed.
+    # Each new process has random numbers of its own. Python's `random` sees to that after a fork; the others are
+    # looked up, never imported. (CUDA's generators have a fixed first seed, and do not exist yet.)
     if (numpy_random := sys.modules.get("numpy.random")) is not None:
         numpy_random.seed()
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.default_generator.seed()
     if (multiprocessing := sys.modules.get("multiprocessing.process")) is not None:
         multiprocessing.ORIGINAL_DIR = os.getcwd()  # type: ignore[attr-defined]
         multiprocessing.current_process().authkey = os.urandom(32)

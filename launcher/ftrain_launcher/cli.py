@@ -54,3 +54,7 @@ def _say(text: str, code: int) -> int:
     line = " ".join(text.split())
     sys.stderr.write(f"ftrain: error: {line}\n")
     return code
+
+
+if __name__ == "__main__":
+    main()

@@ -136,10 +136,15 @@ class Clients:
             client.socket.close()
 
     def close(self) -> None:
-        """End the service; the socket file is removed unless a successor has put its own there."""
+        """End the service; the socket file is removed unless a successor has put its own there.
+
+        A folder that is empty then was the job's or the node's, and whoever made it is gone: it goes as well.
+        """
         with contextlib.suppress(FileNotFoundError):
             if self._path.stat().st_ino == self._inode:
                 self._path.unlink()
+        with contextlib.suppress(OSError):
+            self._path.parent.rmdir()
         for client in list(self._connected.values()):
             self._drop(client)
         self.close_in_child()

@@ -41,12 +41,14 @@ class DaemonKeeper:
         node_folder: Path,
         host: str,
         secret: Path,
+        log: Path,
         grace_seconds: float,
         on_death: Callable[[], None],
     ) -> None:
         self.pid: int | None = None
         self.port = 0
         self._node, self._folder, self._host, self._secret = node, node_folder, host, secret
+        self._log = log
         self._grace_seconds = grace_seconds
         self._on_death = on_death
         self._process: subprocess.Popen[bytes] | None = None
@@ -82,23 +84,25 @@ class DaemonKeeper:
         raise DaemonFailed(f"the snapshot daemon of {self._node} does not start")
 
     def _start(self, port: int) -> bool:
-        process = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                "-m",
-                "ftrain_snapshot.daemon",
-                *("--node", self._node),
-                *("--node-dir", str(self._folder)),
-                *("--host", self._host),
-                *("--port", str(port)),
-                *("--secret-file", str(self._secret)),
-                *("--grace-seconds", str(self._grace_seconds)),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-        )
+        with self._log.open("ab") as log:
+            process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "ftrain_snapshot.daemon",
+                    *("--node", self._node),
+                    *("--node-dir", str(self._folder)),
+                    *("--host", self._host),
+                    *("--port", str(port)),
+                    *("--secret-file", str(self._secret)),
+                    *("--grace-seconds", str(self._grace_seconds)),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+            )
         assert process.stdout is not None
         with process.stdout as stdout:
             words = stdout.readline().split()

@@ -1,63 +1,29 @@
-"""An incident: one fault from its first sign to the first new training step, with its timeline.
+"""An incident: one fault from its first sign to the first new training step, with its timeline; and the log of them.
 
-What is seen (`Sign`) and what it means (`classify`) are apart: one fault shows in many places - a killed
-worker makes its neighbours raise - so signs are gathered until the generation has stopped, and then the
-likely cause is named: a lost node explains everything, a signal explains exceptions, an exception of the
-user's code explains the communication errors of its peers.
+An incident takes in signs until its generation has been formed anew; what breaks after that is the next one. It is
+closed when all ranks have made a step, or had none left to make.
 """
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Sequence
-
 import msgspec
 
-from ftrain_launcher.messages import Failure
+from ftrain_launcher.causes import Cause, Sign, classify
 
-
-class Sign(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing that was seen to go wrong."""
-
-    kind: str
-    """``node_lost``, ``worker_exit``, ``store_lost``, ``form_failed``, ``restore_failed`` or ``agent_lost``."""
-    node: str
-    time: float
-    rank: int | None = None
-    pid: int | None = None
-    code: int | None = None
-    signal: int | None = None
-    failure: Failure | None = None
-    step: int | None = None
-    reason: str = ""
-
-
-class Suspect(msgspec.Struct, frozen=True):
-    """A rank or node at fault."""
-
-    node: str
-    rank: int | None = None
-    pid: int | None = None
+INCIDENTS_KEPT = 1000
 
 
 class Timeline(msgspec.Struct, kw_only=True):
     """Unix seconds; None: not yet."""
 
     detected: float
+    """The first sign."""
     decided: float | None = None
     formed: float | None = None
     restored: float | None = None
+    """All ranks have their state back."""
     first_step: float | None = None
-
-
-class Cause(msgspec.Struct, frozen=True):
-    """What an incident's signs mean."""
-
-    kind: str
-    suspects: tuple[Suspect, ...]
-    reason: str
-    signature: str = ""
-    """Equal for two failures of the program itself that are the same; empty if the program is not to blame."""
+    """All ranks have made a step."""
 
 
 class Incident(msgspec.Struct, kw_only=True):
@@ -70,94 +36,77 @@ class Incident(msgspec.Struct, kw_only=True):
     signs: list[Sign] = []
     cause: Cause | None = None
     steps_lost: int = 0
+    """Sealed versions newer than the one that was resumed from."""
     resumed_from: int | None = None
     closed: bool = False
 
     def add(self, sign: Sign) -> None:
-        """Take in one more sign; the same worker's exit counts once, and its fuller account wins."""
+        """Take in one more sign; several accounts of one thing count once."""
+        self.timeline.detected = min(self.timeline.detected, sign.time)
         for index, known in enumerate(self.signs):
             if (known.kind, known.node, known.rank) == (sign.kind, sign.node, sign.rank):
-                if known.failure is None and sign.failure is not None:
-                    self.signs[index] = sign
+                self.signs[index] = known.merged(sign)
                 return
         self.signs.append(sign)
 
     @property
     def seconds(self) -> float | None:
-        """From detection to the first new step of all ranks."""
+        """From the first sign to the first new step of all ranks."""
         if self.timeline.first_step is None:
             return None
         return self.timeline.first_step - self.timeline.detected
 
 
-_WEIGHT_NODE, _WEIGHT_SIGNAL, _WEIGHT_PROGRAM, _WEIGHT_INFRASTRUCTURE, _WEIGHT_CONSEQUENCE = range(5)
-_SIGNALS_FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+class IncidentLog:
+    """All incidents of a job, the newest ``INCIDENTS_KEPT`` of them in detail; at most one is open."""
 
+    def __init__(self) -> None:
+        self.entries: list[Incident] = []
+        self.total = 0
+        self.open: Incident | None = None
 
-def _weight(sign: Sign) -> int:
-    if sign.kind in ("node_lost", "agent_lost"):
-        return _WEIGHT_NODE
-    if sign.kind != "worker_exit":
-        return _WEIGHT_INFRASTRUCTURE
-    if sign.signal is not None:
-        return _WEIGHT_SIGNAL
-    if sign.failure is not None and sign.failure.communication:
-        return _WEIGHT_CONSEQUENCE
-    return _WEIGHT_PROGRAM
+    @property
+    def forming(self) -> Incident | None:
+        """The open incident, if the job has not been formed again since."""
+        return self.open if self.open is not None and self.open.timeline.formed is None else None
 
+    def take(self, sign: Sign, generation: int) -> Incident:
+        """Put a sign where it belongs: into the incident that is being dealt with, or into a new one."""
+        incident = self.forming
+        if incident is None:
+            self.close(first_step=None)
+            incident = self.open = self._append(sign, generation)
+        incident.add(sign)
+        return incident
 
-def classify(signs: Sequence[Sign]) -> Cause:
-    """Name the likely cause among an incident's signs: pure, and independent of their order of arrival."""
-    weight = min(map(_weight, signs))
-    causes = sorted((s for s in signs if _weight(s) == weight), key=lambda s: (s.time, s.node, s.rank or 0))
-    if weight in (_WEIGHT_PROGRAM, _WEIGHT_CONSEQUENCE):
-        causes = causes[:1]
-    first = causes[0]
-    suspects = tuple(Suspect(s.node, s.rank, s.pid) for s in causes)
-    return Cause(
-        kind=first.kind,
-        suspects=suspects,
-        reason="; ".join(describe(s) for s in causes),
-        signature=_signature(first, weight),
-    )
+    def record_harmless(self, sign: Sign, generation: int) -> None:
+        """A fault that stopped nobody: it enters the log closed."""
+        incident = self._append(sign, generation)
+        incident.add(sign)
+        incident.cause, incident.closed = classify([sign]), True
+        incident.timeline.decided = sign.time
 
+    def close(self, *, first_step: float | None) -> Incident | None:
+        """Close the open incident; ``first_step``: when all ranks had made a step again, None if they had not."""
+        incident, self.open = self.open, None
+        if incident is not None:
+            incident.closed = True
+            incident.timeline.first_step = first_step
+        return incident
 
-def _signature(sign: Sign, weight: int) -> str:
-    """A worker that fails the same way at the same step is a program error (DESIGN 7); a kill is not.
+    def signature_before(self, incident: Incident) -> str:
+        """How the program failed the last time before this incident; empty: it never did.
 
-    The rank is left out: where all ranks raise, any of them may be heard first.
-    """
-    if sign.kind != "worker_exit" or weight not in (_WEIGHT_SIGNAL, _WEIGHT_PROGRAM):
+        The step is part of a signature, so it is of no matter what else happened in between.
+        """
+        for earlier in reversed(self.entries):
+            if earlier.number < incident.number and earlier.cause is not None and earlier.cause.signature:
+                return earlier.cause.signature
         return ""
-    if sign.signal is not None and sign.signal in _SIGNALS_FROM_OUTSIDE:
-        return ""
-    raised = sign.failure.error.split(":")[0] if sign.failure else ""
-    return f"step {sign.step}: {raised or f'code {sign.code} signal {sign.signal}'}"
 
-
-def describe(sign: Sign) -> str:
-    """One clause that a person understands."""
-    if sign.kind == "worker_exit":
-        where = f"rank {sign.rank} on {sign.node}"
-        after = "before its first step" if sign.step is None else f"after step {sign.step}"
-        if sign.signal is not None:
-            return f"{where} was killed by {_signal_name(sign.signal)} {after}"
-        if sign.failure is not None:
-            return f"{where} raised {sign.failure.error} {after}"
-        return f"{where} exited with code {sign.code} {after}"
-    words = {
-        "node_lost": f"{sign.node} is lost",
-        "agent_lost": f"the agent of {sign.node} did not come back",
-        "store_lost": f"the store on {sign.node} is gone",
-        "form_failed": f"{sign.node} could not form the generation",
-        "restore_failed": f"{sign.node} could not restore its state",
-    }
-    text = words.get(sign.kind, f"{sign.kind} on {sign.node}")
-    return f"{text} ({sign.reason})" if sign.reason else text
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+    def _append(self, sign: Sign, generation: int) -> Incident:
+        self.total += 1
+        incident = Incident(number=self.total, generation=generation, timeline=Timeline(detected=sign.time))
+        self.entries.append(incident)
+        del self.entries[:-INCIDENTS_KEPT]
+        return incident

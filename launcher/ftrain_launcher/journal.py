@@ -1,16 +1,16 @@
 """The append-only record of a job: one JSON line an event, written before the event's commands go out.
 
 Replaying it through a fresh coordinator rebuilds the job's state (commands are dropped: they were carried out,
-or the agents ask again when they reconnect). Events on which decisions rest are synced to the disk; progress is
-not, since the next heartbeat brings it again. A line cut short by a crash is the last one, and is dropped.
+or what they ask for is asked again when agents and engine reconnect). Events on which decisions rest are synced
+to the disk; progress is not, since the next heartbeat brings it again. A line that was cut short by a crash is the
+last one, and counts as never written: its commands did not go out.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import msgspec
 
@@ -34,41 +34,52 @@ _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Entry)
 
 
+def encode(entry: Entry) -> bytes:
+    """The entry's line, with its end."""
+    return _encoder.encode(entry) + b"\n"
+
+
+def decode(line: bytes) -> Entry:
+    """The entry of a line. Raises msgspec.DecodeError."""
+    return _decoder.decode(line)
+
+
 class Journal:
     """Appends entries; the controller owns it."""
 
     def __init__(self, path: Path) -> None:
-        self._file: BinaryIO = open(path, "ab", buffering=0)  # noqa: SIM115
-        os.chmod(path, 0o600)
-        whole = path.read_bytes().rfind(b"\n") + 1
-        self._file.truncate(whole)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        os.truncate(self._file, _whole(path.read_bytes()))
 
     def append(self, event: Event, now: float) -> None:
         """Write one entry, and sync it if a decision may rest on it."""
-        self._file.write(_encoder.encode(Entry(now, event)) + b"\n")
+        rest = memoryview(encode(Entry(now, event)))
+        while rest:
+            rest = rest[os.write(self._file, rest) :]
         if not isinstance(event, _UNSYNCED):
-            os.fdatasync(self._file.fileno())
+            os.fdatasync(self._file)
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        os.close(self._file)
+
+
+def _whole(data: bytes) -> int:
+    """The length without a last line that was cut short."""
+    return data.rfind(b"\n") + 1
 
 
 def read(path: Path) -> Iterator[Entry]:
     """The entries of a journal, in order.
 
     Raises:
-        JournalDamaged: a line other than the last cannot be read.
+        JournalDamaged: a line cannot be read; the last one may be cut short.
     """
-    lines = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        if not line:
-            continue
+    data = path.read_bytes()
+    for number, line in enumerate(data[: _whole(data)].splitlines(), start=1):
         try:
-            yield _decoder.decode(line)
+            yield decode(line)
         except msgspec.DecodeError as error:
-            if number == len(lines):
-                return
             raise JournalDamaged(path, number, str(error)) from error
 
 
@@ -76,17 +87,19 @@ def replay(path: Path) -> Coordinator:
     """Rebuild the coordinator that wrote this journal.
 
     Raises:
-        JournalDamaged: the journal is empty or a line cannot be read.
+        JournalDamaged: it is empty, a line cannot be read, or it does not begin with the job's start.
     """
     entries = read(path)
     first = next(entries, None)
     if first is None or not isinstance(first.event, JobStarted):
         raise JournalDamaged(path, 1, "it does not begin with the job's start")
-    coordinator = Coordinator(first.event.config)
-    coordinator.handle(first.event, first.now)
+    return rebuild(first.event, first.now, entries)
+
+
+def rebuild(start: JobStarted, now: float, entries: Iterable[Entry]) -> Coordinator:
+    """The coordinator after the job's start at ``now`` and these entries."""
+    coordinator = Coordinator(start.config)
+    coordinator.handle(start, now)
     for entry in entries:
         coordinator.handle(entry.event, entry.now)
     return coordinator
-
-
-

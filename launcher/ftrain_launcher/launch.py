@@ -23,11 +23,13 @@ from ftrain_launcher.engines.local import LocalEngine
 from ftrain_launcher.errors import ZygoteFailed
 from ftrain_launcher.jobs import JobFolder, Result
 from ftrain_launcher.messages import EngineHello, JobEnded, NodeGone, ReapNode, StartNode, StopJob, ToEngine
+from ftrain_launcher.spawning import Shutdown
 from ftrain_launcher.zygote_line import ZygoteConfig, exec_zygote
 
 _PR_SET_CHILD_SUBREAPER = 36
 _CONTROLLER_RESTARTS_MAX = 20
 _RECONNECT_SECONDS = 0.05
+_HOUSEKEEPING_SECONDS = 0.5
 _ENDING_SECONDS_MAX = 30.0
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -53,7 +55,7 @@ class Launcher:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._interrupt, number)
-        work = (self._keep_root_zygote(), self._keep_controller(), self._serve_engine(), self._reap_orphans())
+        work = (self._keep_root_zygote(), self._keep_controller(), self._serve_engine(), self._keep_house())
         tasks = [asyncio.create_task(w) for w in work]
         try:
             return await self._ended
@@ -166,12 +168,14 @@ class Launcher:
         try:
             await asyncio.get_running_loop().create_future()
         finally:
+            line.send(Shutdown(0.0))
             await line.close()
 
-    async def _reap_orphans(self) -> None:
-        """As their subreaper, bury processes whose parent died before them."""
+    async def _keep_house(self) -> None:
+        """Bury processes whose parent died before them, as their subreaper; know what belongs to which node."""
         while True:
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(_HOUSEKEEPING_SECONDS)
+            self.engine.remember()
             for pid in _zombie_children():
                 if pid not in self._own_pids and pid not in self.engine.pids:
                     with contextlib.suppress(ChildProcessError):

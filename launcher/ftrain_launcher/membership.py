@@ -63,18 +63,24 @@ class Node(msgspec.Struct, kw_only=True):
     """One node, as the coordinator knows it."""
 
     name: str
+    number: int
+    """Its place in the order in which nodes were asked for or came: the first ones get the first positions."""
     state: NodeState = NodeState.STARTING
     position: int | None = None
-    """Its place in the job while it holds ranks."""
+    """Its place in the job, once it has held ranks or was chosen to; never changes after that."""
+    formed: int = 0
+    """The newest generation whose ranks it was given; 0: none yet."""
     connection: int | None = None
     host: str = ""
     daemon_port: int = 0
     deadline: float | None = None
     """When waiting for it ends: to join, to come back, or to stop."""
-    stopped: int = 0
-    """The newest generation for which it acknowledged Stop."""
+    away_since: float | None = None
+    """When its agent was last heard, while it is away."""
     inventory: Inventory | None = None
+    """What it said that it holds, when it stopped for the generation that is being formed."""
     store_port: int | None = None
+    """Where that generation's store listens, if this node hosts it."""
 
     def move(self, state: NodeState) -> None:
         """Change state, along the table of moves only."""
@@ -98,10 +104,11 @@ def check_phase(old: Phase, new: Phase) -> Phase:
 
 
 class Rank(msgspec.Struct, kw_only=True):
-    """One rank of the current generation."""
+    """One rank of the newest generation that was formed."""
 
     rank: int
     node: str
     restored: bool = False
     stepped: bool = False
+    """It has committed a step of this generation, or has finished without having one to do."""
     finished: bool = False

@@ -43,6 +43,7 @@ from ftrain_launcher.messages import (
 )
 from ftrain_launcher.node_state import NodeFile, NodeRecord, WorkerRecord, kill_trees
 from ftrain_launcher.output import OutputTail, last_lines, log_path
+from ftrain_launcher.processes import has_ended
 from ftrain_launcher.spawning import PRELOAD, Exited, Spawn
 from ftrain_launcher.workers import WorkerHost
 from ftrain_launcher.zygote_line import ZygoteConfig
@@ -71,11 +72,15 @@ class _Worker:
 class NodeRunner:
     """Runs one node; the agent's connection to the controller feeds it and carries what it tells."""
 
-    def __init__(self, folder: JobFolder, node: str, tell: Callable[[FromAgent], None]) -> None:
+    def __init__(
+        self, folder: JobFolder, node: str, tell: Callable[[FromAgent], None], on_lost: Callable[[], None]
+    ) -> None:
         self.job = folder.record()
         self.node = node
         self.node_folder = Path(self.job.arena_folder) / node
         self._tell_controller = tell
+        self._on_lost = on_lost
+        """Called when the node's memory is gone: there is no node any more."""
         self._secret = folder.secret
         self._file = NodeFile(self.node_folder)
         self._said: dict[tuple[object, ...], FromAgent] = {}
@@ -107,6 +112,7 @@ class NodeRunner:
             node_folder=self.node_folder,
             host=self.job.host,
             secret=self._secret,
+            log=logs / f"daemon-{self.node}.log",
             grace_seconds=grace,
             on_death=self._daemon_died,
         )
@@ -229,6 +235,11 @@ class NodeRunner:
             return
         if generation > self._stopped:
             self._stopped = generation
+            # What dies from here on was killed by us and is no sign of anything. What is dead already is, though
+            # nobody may have told yet: its peers' errors can be quicker than the kernel's word of its end.
+            for worker in self._workers.values():
+                if worker.pid is not None and not has_ended(worker.pid):
+                    worker.pid = None
             await self._host.kill_all_now()
             for worker in self._workers.values():
                 self._output.finish(self._log(worker.record.rank))
@@ -357,7 +368,7 @@ class NodeRunner:
         """A process of ours ended. Those of a generation that was stopped were ended by us."""
         if self._closing:
             return
-        if exited.id == self._store_id and self._form is not None:
+        if exited.id == self._store_id and self._stopped == self.generation:
             reason = f"exit code {exited.code}, signal {exited.signal}"
             self._tell(Trouble(self.node, self.generation, "store_lost", reason), ("trouble",))
         worker = self._workers.get(exited.id)
@@ -427,6 +438,9 @@ class NodeRunner:
 
     async def _restart_daemon(self) -> None:
         """Training goes on meanwhile: the workers write into memory that outlives the daemon."""
+        if not self.node_folder.exists():
+            self._on_lost()
+            return
         began = time.monotonic()
         try:
             await self._daemon.start()

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import msgspec
 
-from ftrain_launcher.incidents import Cause
+from ftrain_launcher.causes import Cause
 
 EXIT_PROGRAM = 1
 """The training program failed."""
+EXIT_USAGE = 2
+"""What the user asked for cannot be done here."""
 EXIT_LOST = 3
 """The job's state is lost: no complete snapshot can be read."""
 EXIT_NO_PROGRESS = 4
@@ -31,15 +33,13 @@ class Action(msgspec.Struct, frozen=True):
 def decide(cause: Cause, previous_signature: str, faults_without_progress: int, max_restarts: int) -> Action:
     """What to do about a fault.
 
-    ``previous_signature`` is that of the fault before, if no progress was made in between;
-    ``faults_without_progress`` counts this one.
+    ``previous_signature`` says how the program failed the last time before; ``faults_without_progress`` counts
+    this fault.
     """
     if cause.signature and cause.signature == previous_signature:
         return Action(False, f"{cause.reason}, twice in the same way: the program fails", EXIT_PROGRAM)
     if faults_without_progress > max_restarts:
-        reason = (
-            f"{faults_without_progress} faults in a row without progress (--max-restarts {max_restarts}); "
-            f"the last: {cause.reason}"
-        )
+        count = "a fault" if faults_without_progress == 1 else f"{faults_without_progress} faults in a row"
+        reason = f"{count} without progress (--max-restarts {max_restarts}); the last: {cause.reason}"
         return Action(False, reason, EXIT_PROGRAM if cause.signature else EXIT_NO_PROGRESS)
     return Action(True, cause.reason)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
+_PF_EXITING = 0x4
 _PR_SET_CHILD_SUBREAPER = 36
 # Loaded at import: a forked child must not have to load anything before it is safe.
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -71,9 +72,18 @@ def _parent_of(pid: str) -> int:
     return -1
 
 
+def has_ended(pid: int) -> bool:
+    """Is this process gone, a zombie, or on its way out? (Flag PF_EXITING: its sockets close after it is set.)"""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except OSError:
+        return True
+    return fields[0] in "ZX" or bool(int(fields[6]) & _PF_EXITING)
+
+
 def send_signal(pid: int, number: int) -> None:
-    """Signal a process that may be gone already."""
-    with contextlib.suppress(ProcessLookupError):
+    """Signal a process that may be gone already, or may have become another user's."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, number)
 
 
@@ -81,7 +91,7 @@ def kill_group(leader: int) -> None:
     """SIGKILL a process and all of its group. The caller is its parent and has not reaped it yet."""
     try:
         os.killpg(leader, signal.SIGKILL)
-    except ProcessLookupError:  # so young that it has no session yet, and so no group of its own
+    except (ProcessLookupError, PermissionError):  # so young that it has no session yet, and so no group
         send_signal(leader, signal.SIGKILL)
 
 

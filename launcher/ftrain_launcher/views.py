@@ -10,9 +10,10 @@ from typing import Any
 
 import msgspec
 
+from ftrain_launcher.causes import classify
 from ftrain_launcher.coordinator import Coordinator
-from ftrain_launcher.incidents import Incident, classify
-from ftrain_launcher.membership import Node, NodeState
+from ftrain_launcher.incidents import Incident
+from ftrain_launcher.membership import Node, NodeState, Phase
 from ftrain_launcher.messages import RankState
 from ftrain_snapshot.messages import DaemonStatus, Inventory, Levels
 from ftrain_snapshot.placement import groups
@@ -34,12 +35,11 @@ Observations = Mapping[str, Observation]
 
 
 def levels(coordinator: Coordinator, observations: Observations) -> Levels:
-    """The job's levels: the gate's, if it speaks of the current generation."""
+    """The job's levels: what the gate of the newest formed generation said last, or what it started from."""
     for observation in observations.values():
         status = observation.daemon
-        if status and status.gate and status.generation == coordinator.generation:
-            mine = status.levels
-            return mine if mine.sealed is not None else coordinator.levels
+        if status and status.gate and status.generation == coordinator.formed and status.levels.sealed is not None:
+            return status.levels
     return coordinator.levels
 
 
@@ -70,9 +70,9 @@ def _snapshot_counts(observations: Observations) -> dict[str, int]:
 
 
 def _job_state(coordinator: Coordinator) -> str:
-    if coordinator.phase == "running" and not all(r.stepped for r in coordinator.ranks.values()):
+    if coordinator.phase is Phase.RUNNING and not all(r.stepped for r in coordinator.ranks.values()):
         return "starting"
-    if coordinator.phase in ("ending", "ended") and coordinator.phase == "ended":
+    if coordinator.phase is Phase.ENDED:
         return "finished" if coordinator.exit_code == 0 else "failed"
     return str(coordinator.phase)
 

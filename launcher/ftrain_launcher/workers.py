@@ -45,7 +45,7 @@ class WorkerHost:
     """All workers of one node. Used from one event loop.
 
     ``on_exit`` is called in the loop, once for each process that ends, also for those that ended while no agent
-    was there. A signal of SIGKILL may mean that the zygote was lost.
+    was there, and before a call that waits for that end returns. SIGKILL may mean that the zygote was lost.
     """
 
     def __init__(self, config: ZygoteConfig, on_exit: Callable[[Exited], None]) -> None:
@@ -146,14 +146,19 @@ class WorkerHost:
 
     def _bury(self, exited: Exited) -> None:
         worker = self._workers.pop(exited.id, None)
-        if worker is not None:
-            worker.gone.set()
-            if worker.handle is not None:
-                worker.handle.close()
+        if worker is not None and worker.handle is not None:
+            worker.handle.close()
         if self._line is not None:
             self._line.send(Acknowledge(exited.id))
-        # Not called from here: what it raises is not the reader's to handle, and must not end it.
-        asyncio.get_running_loop().call_soon(self._on_exit, exited)
+        # Not told from here: what the callback raises is not the reader's to handle, and must not end it.
+        asyncio.get_running_loop().call_soon(self._tell, exited, worker)
+
+    def _tell(self, exited: Exited, worker: _Worker | None) -> None:
+        try:
+            self._on_exit(exited)
+        finally:
+            if worker is not None:
+                worker.gone.set()
 
     async def _lose_zygote(self, error: BaseException) -> None:
         """The line has ended: nobody reaps or watches these workers any more, so they must not go on."""

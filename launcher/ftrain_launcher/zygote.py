@@ -105,12 +105,8 @@ class Zygote:
                 return self._spawn(client, request)
             case ForkZygote():
                 return self._fork_zygote(client, request)
-            case spawning.Kill(ids, number):
-                for pid in (self._running[id] for id in ids if id in self._running):
-                    if number == signal.SIGKILL:
-                        processes.kill_group(pid)
-                    else:
-                        processes.send_signal(pid, number)
+            case spawning.Kill():
+                self._kill(request)
             case spawning.List():
                 self._owner = client
                 children = Children(tuple(self._running.items()), tuple(self._exits.values()))
@@ -121,24 +117,35 @@ class Zygote:
                 self._begin_shutdown(grace_seconds)
         return None
 
+    def _kill(self, kill: spawning.Kill) -> None:
+        if kill.signal not in signal.valid_signals():
+            log("no_such_signal", signal=kill.signal)
+            return
+        for pid in (self._running[id] for id in kill.ids if id in self._running):
+            if kill.signal == signal.SIGKILL:
+                processes.kill_group(pid)
+            else:
+                processes.send_signal(pid, kill.signal)
+
     def _spawn(self, client: Client, spawn: Spawn) -> Role | None:
-        try:
-            self._check(spawn)
-            output_fds = child.open_output(spawn)
-        except (OSError, ValueError) as error:
-            self._clients.send(client, Spawned(spawn.id, 0, str(error)))
-            return None
         if spawn.start == "fork" and spawn.kind != "exec" and processes.thread_count() > 1:
             # Another thread may hold a lock that the child would wait for, for ever.
             log("fork_unsafe", id=spawn.id, threads=processes.thread_count(), instead="exec")
             spawn = msgspec.structs.replace(spawn, start="exec")
-        pid = self._fork()
-        if pid == 0:
-            return child.WorkerRole(spawn, output_fds, self._pid)
+        output_fds: tuple[int, ...] = ()
+        try:
+            self._check(spawn)
+            output_fds = stdout, stderr = child.open_output(spawn)
+            pid = self._fork()
+            if pid == 0:
+                return child.WorkerRole(spawn, stdout, stderr, self._pid)
+        except (OSError, ValueError) as error:
+            self._clients.send(client, Spawned(spawn.id, 0, str(error)))
+        else:
+            self._running[spawn.id] = pid
+            self._clients.send(client, Spawned(spawn.id, pid, ""))
         for fd in set(output_fds):
             os.close(fd)
-        self._running[spawn.id] = pid
-        self._clients.send(client, Spawned(spawn.id, pid, ""))
         return None
 
     def _check(self, spawn: Spawn) -> None:
@@ -152,11 +159,15 @@ class Zygote:
             raise ValueError(f"no such folder: {spawn.cwd}")
 
     def _fork_zygote(self, client: Client, request: ForkZygote) -> Role | None:
-        if self._kill_at is not None or processes.thread_count() > 1:
-            why = f"cannot fork a zygote: {processes.thread_count()} threads, ending={self._kill_at is not None}"
-            self._clients.send(client, Forked(0, why))
+        try:
+            if self._kill_at is not None:
+                raise ValueError("this zygote is shutting down")
+            if processes.thread_count() > 1:
+                raise ValueError(f"this zygote cannot fork: it has {processes.thread_count()} threads")
+            pid = self._fork()
+        except (OSError, ValueError) as error:
+            self._clients.send(client, Forked(0, str(error)))
             return None
-        pid = self._fork()
         if pid == 0:
             os.setsid()
             child.redirect_log(request.log_path)
@@ -235,6 +246,7 @@ def main() -> None:
     parser.add_argument("--no-preload", dest="preload", action="store_const", const="")
     parser.add_argument("--owner-grace-seconds", type=float, default=spawning.OWNER_GRACE_SECONDS)
     arguments = parser.parse_args()
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # what the starter left open is not the workers'
     if not sys.flags.safe_path:
         del sys.path[0]  # the folder that this was started in is not the script's
     gc.disable()

@@ -114,7 +114,7 @@ def kill_node(job: Job, notes: Notes, alive: Callable[[], bool], chance: random.
     pids = [node["agent_pid"], node["daemon_pid"], *(rank["pid"] for rank in node["ranks"])]
     old = notes.pids()
     with ThreadPoolExecutor(1) as pool:
-        injected = pool.submit(job.inject, "kill-node", "--node", name.removeprefix("node-"))
+        injected = pool.submit(job.inject, "kill-node", "--node", name)
         while all(map(is_running, pids)) and not injected.done():
             time.sleep(0.001)
         killed_at = time.time()

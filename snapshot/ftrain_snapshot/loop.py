@@ -112,6 +112,9 @@ class Loop:
                 task.step()
                 if not task.done:
                     self._tasks.append(task)
+
+    def close(self) -> None:
+        """Let go of everything, after all sockets are forgotten."""
         self._epoll.close()
 
     def _wait_seconds(self) -> float:

@@ -42,7 +42,7 @@ class Assembly:
         self.catalog = catalog
         self.folds: dict[int, Fold] = {}
         self.digests: dict[int, int] = {}
-        self.finishing = False
+        self.finishing = bool(catalog.parity)  # a restarted daemon had it complete already
         self.failed = False
 
 

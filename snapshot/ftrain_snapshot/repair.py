@@ -116,7 +116,7 @@ class Repair:
         for lane in range(self._membership.lanes):
             unit, header = catalog.unit(self._position, lane), self._store.sealed(lane, self._snapshot)
             bad: Sequence[int] = range(self._group.segments)
-            if header is not None and unit is not None and unit.unit_bytes == header.unit_bytes:
+            if unit is not None and (header is None or unit.unit_bytes == header.unit_bytes):
                 bad = yield from self._store.bad_segments(unit)
             elif header is not None:  # the daemon was killed between the seal and its checksums
                 bad = ()
@@ -180,9 +180,9 @@ class Repair:
         self._states[position] = state
         for unit in state.units:
             sound = unit.snapshot == self._snapshot and len(unit.sums) == self._group.segments
-            if sound and unit.lane in range(self._membership.lanes) and unit.position in self._group.members:
-                if catalog.unit(unit.position, unit.lane) is None:
-                    catalog.put(unit)
+            ours = unit.lane in range(self._membership.lanes) and unit.position in self._group.members
+            if sound and ours and catalog.unit(unit.position, unit.lane) is None:
+                catalog.put(unit)
         self._plan()
 
     # What can be done.

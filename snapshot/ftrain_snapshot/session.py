@@ -81,7 +81,7 @@ class Session:
         ticket, slot, floor = self._page.pending()
         self._page.close_gate(spent=not m.resumed)
         if not m.resumed:
-            self._store.drop_newer(m.restore)
+            self._store.drop_newer(m.restore if self._same_share() else None)
             slot, floor = -1, -1
         self._store.remember(m)
         if self._position == GATE:
@@ -101,6 +101,13 @@ class Session:
                 self._dial(peer, REDIAL_SECONDS_MIN)
         self.repair.start(under_way=under_way)
         self._announce()
+
+    def _same_share(self) -> bool:
+        """Whether what is stored here is of this position, in this placement; else it is of no use."""
+        new, old = self.membership, self._store.membership
+        return old is not None and (old.position, old.lanes, old.parity, len(old.peers)) == (
+            new.position, new.lanes, new.parity, len(new.peers)
+        )  # fmt: skip
 
     def close(self) -> None:
         """Fence this generation off."""
@@ -134,8 +141,6 @@ class Session:
         ]
 
     def _dial(self, peer: Peer, again_seconds: float) -> None:
-        if self._closed:
-            return
 
         def on_proved(connection: Connection) -> None:
             me = self.membership.peers[self._position]
@@ -150,19 +155,21 @@ class Session:
         def on_closed(connection: Connection, reason: str) -> None:
             self._dialling.pop(peer.position, None)
             self._unlink(peer.position, connection, reason)
-            if not self._closed:
-                wait = REDIAL_SECONDS_MIN if connection.welcomed else min(2 * again_seconds, REDIAL_SECONDS_MAX)
-                self._timers[peer.position] = self._loop.later(again_seconds, lambda: self._dial(peer, wait))
+            self._redial(peer, REDIAL_SECONDS_MIN if connection.welcomed else again_seconds)
 
         try:
             connection = dial(self._loop, peer.host, peer.port, self._secret)
         except OSError as error:
             log("dial_failed", peer=peer.position, error=error)
-            wait = min(2 * again_seconds, REDIAL_SECONDS_MAX)
-            self._timers[peer.position] = self._loop.later(again_seconds, lambda: self._dial(peer, wait))
+            self._redial(peer, again_seconds)
             return
         connection.on_proved, connection.on_message, connection.on_closed = on_proved, on_message, on_closed
         self._dialling[peer.position] = connection
+
+    def _redial(self, peer: Peer, wait_seconds: float) -> None:
+        if not self._closed:
+            again = min(2 * wait_seconds, REDIAL_SECONDS_MAX)
+            self._timers[peer.position] = self._loop.later(wait_seconds, lambda: self._dial(peer, again))
 
     def adopt(self, connection: Connection, hello: PeerHello) -> None:
         """A peer of this generation has dialled. Raises ProtocolError if it is not who it must be."""

@@ -87,6 +87,8 @@ class Connection:
         self.on_proved: Callable[[Connection], None] = lambda _c: None
         self.closed = False
         self.proved = False
+        self.welcomed = False
+        """Both sides agreed on the generation (session.py)."""
         self._loop = loop
         self._sock = sock
         self._handshake = Handshake(secret, dialled=dialled)

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from ftrain.link import Hello, LinkMessage
+from ftrain.link import LinkMessage
 from ftrain_snapshot import messages as m
 from ftrain_snapshot.arena import SLOTS, ControlPage, extend, file_bytes, region_path
 from ftrain_snapshot.errors import ArenaTooSmall
@@ -146,7 +146,8 @@ class Forker:
     """A process with torch imported that forks workers, so that a test does not import it for each."""
 
     def __init__(self) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+        path = os.pathsep.join(entry for entry in sys.path if entry)  # what pytest has put there, too
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": path}
         self._process = subprocess.Popen(
             [sys.executable, str(FORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
@@ -214,6 +215,9 @@ class Node:
         """The newest snapshot that all ranks have sealed."""
         return self.daemon.sealed[-1]
 
-    def close(self) -> None:
+    def __enter__(self) -> Node:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self.agent.close()
         self.daemon.close()

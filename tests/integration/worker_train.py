@@ -18,12 +18,14 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import ftrain
+from ftrain.ddp import Buckets
 
 torch.set_num_threads(1)
 WIDTH = 48
 SAMPLES = 200
 OPTIONS = {
     "plain": {},
+    "unreplayed": {},
     "find_unused": {"find_unused_parameters": True},
     "static_graph": {"static_graph": True},
     "bucket_view": {"gradient_as_bucket_view": True},
@@ -73,7 +75,7 @@ def train(ctx: ftrain.Context, variant: str, total: int, prefix: str, die_after:
     models = [make() for _ in range(2 if variant == "two_models" else 1)]
     parameters = [p for model in models for p in model.parameters() if p.requires_grad]
     if variant == "two_models":
-        optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=0.9, nesterov=True)
+        optimizer = torch.optim.SGD(parameters, lr=0.002, momentum=0.9, nesterov=True)
     else:
         optimizer = torch.optim.AdamW(parameters, lr=1e-3)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
@@ -82,10 +84,11 @@ def train(ctx: ftrain.Context, variant: str, total: int, prefix: str, die_after:
     torch.manual_seed(100 + ctx.rank)
     tracked = {f"model{i}": model.module if i else model for i, model in enumerate(models)}
     ctx.track(**tracked, optimizer=optimizer, scheduler=scheduler, sampler=sampler)
-    torch.rand(ctx.generation)  # what is drawn here must not matter
+    if ctx.start_step > 0:
+        torch.rand(ctx.generation)  # what a resumed run draws here must not matter
     batches = iter(sampler)
     every = 3 if variant == "accumulate" else 1
-    log = open(f"{prefix}.losses.{ctx.rank}", "a", buffering=1)
+    log = open(f"{prefix}.losses.{ctx.rank}", "a", buffering=1)  # noqa: SIM115
     for step in ctx.steps(total):
         x = data[next(batches)]
         update = (step + 1) % every == 0
@@ -115,4 +118,6 @@ def train(ctx: ftrain.Context, variant: str, total: int, prefix: str, die_after:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] == "unreplayed":  # to see that the tests would notice
+        Buckets.replay = lambda self, layout: None
     train(sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated
 
 import typer
@@ -18,6 +17,8 @@ def controller(
 
     The launcher does this by itself when its controller dies; the command is for when it was told not to.
     """
+    import asyncio
+
     from ftrain_launcher.controller import Controller
 
     folder = JobFolder.find(resume)

@@ -6,7 +6,6 @@ import errno
 import os
 import shutil
 import socket
-import tempfile
 import time
 from pathlib import Path
 from typing import Annotated
@@ -103,8 +102,6 @@ def _launch(
 
     logs = (log_dir or state_home() / "jobs" / work.job / "logs").absolute()
     work = msgspec.structs.replace(work, log_folder=str(logs))
-    # A socket's path must be short, and this one belongs to no node.
-    private = Path(tempfile.mkdtemp(prefix="ftrain-")) if work.zygote else None
     record = JobRecord(
         name=work.job,
         created=time.time(),
@@ -112,7 +109,7 @@ def _launch(
         arena_folder=str(arena),
         config=JobConfig(work=work, nodes=nodes, spares=spares, agent_grace_seconds=agent_grace_seconds),
         controller_grace_seconds=controller_grace_seconds,
-        root_zygote=str(private / "zygote.sock") if private else "",
+        root_zygote=str(arena / "zygote.sock") if work.zygote else "",
         controller_host=host,
         controller_port=port,
     )
@@ -125,8 +122,6 @@ def _launch(
         result = launch.run(folder)
     finally:
         shutil.rmtree(arena, ignore_errors=True)
-        if private:
-            shutil.rmtree(private, ignore_errors=True)
     if result.exit_code:
         announce(f"error: {result.message}")
     else:

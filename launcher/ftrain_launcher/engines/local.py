@@ -18,7 +18,7 @@ import psutil
 
 from ftrain_launcher.jobs import JobFolder
 from ftrain_launcher.messages import NodeGone
-from ftrain_launcher.node_state import NodeFile, kill_trees
+from ftrain_launcher.node_state import NodeFile, NodeRecord, kill_trees
 
 _DAEMON_FOLLOWS_SECONDS = 0.05
 """A node that is killed loses agent and daemon one after the other: only later is it the agent's death alone."""
@@ -31,10 +31,14 @@ class LocalEngine:
 
     def __init__(self, folder: JobFolder, tell: Callable[[NodeGone], None]) -> None:
         self._folder = folder
-        self._arena = Path(folder.record().arena_folder)
+        record = folder.record()
+        self._arena = Path(record.arena_folder)
+        self._logs = Path(record.config.work.log_folder)
         self._tell = tell
         self._agents: dict[str, asyncio.subprocess.Process] = {}
         self._watchers: dict[str, asyncio.Task[None]] = {}
+        self._known: dict[str, NodeRecord] = {}
+        """What each node's agent last wrote down: a lost node has lost that, too."""
         self._stopping = False
 
     @property
@@ -47,6 +51,13 @@ class LocalEngine:
         """The agents' processes: somebody waits for each."""
         return frozenset(p.pid for p in self._agents.values() if p.returncode is None)
 
+    def remember(self) -> None:
+        """Note which processes belong to which node, for when the node's folder is gone."""
+        for node in self._watchers:
+            record = NodeFile(self._arena / node).read()
+            if record is not None:
+                self._known[node] = record
+
     def start(self, node: str) -> None:
         """Start one node; its agent joins the controller by itself."""
         if node not in self._watchers:
@@ -54,19 +65,7 @@ class LocalEngine:
 
     async def _watch(self, node: str) -> None:
         for _ in range(_RESTARTS_MAX):
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",
-                "-m",
-                "ftrain_launcher.agent",
-                "--job-folder",
-                str(self._folder.path),
-                "--node",
-                node,
-                stdin=asyncio.subprocess.DEVNULL,
-                start_new_session=True,
-            )
-            self._agents[node] = process
+            process = self._agents[node] = await self._start_agent(node)
             code = await process.wait()
             if self._stopping:
                 break
@@ -77,22 +76,42 @@ class LocalEngine:
             self._tell(NodeGone(node, f"its agent died {_RESTARTS_MAX} times"))
         del self._watchers[node]
 
+    async def _start_agent(self, node: str) -> asyncio.subprocess.Process:
+        """Worker output goes to our terminal through the agent's stdout; what it says of itself, to its log."""
+        with (self._logs / f"agent-{node}.log").open("ab") as log:
+            return await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-P",
+                "-m",
+                "ftrain_launcher.agent",
+                *("--job-folder", str(self._folder.path)),
+                *("--node", node),
+                stdin=asyncio.subprocess.DEVNULL,
+                stderr=log,
+                start_new_session=True,
+            )
+
     async def _daemon_lives(self, node: str) -> bool:
-        known = NodeFile(self._arena / node).read()
+        known = self._record(node)
         if known is None or known.daemon_pid is None:
             return False
         return not await _gone_within(known.daemon_pid, _DAEMON_FOLLOWS_SECONDS)
 
+    def _record(self, node: str) -> NodeRecord | None:
+        return NodeFile(self._arena / node).read() or self._known.get(node)
+
     def reap(self, node: str) -> None:
         """Nothing of this node may go on running, and its memory is given back."""
-        folder = self._arena / node
-        known = NodeFile(folder).read()
+        known = self._record(node)
         agent = self._agents.get(node)
         pids = [agent.pid] if agent is not None and agent.returncode is None else []
         if known is not None:
             pids += known.pids()
-        kill_trees(pids)
-        shutil.rmtree(folder, ignore_errors=True)
+        # Whatever this job started descends from its launcher; a pid that does not has been given to somebody else.
+        ours = {child.pid for child in psutil.Process().children(recursive=True)}
+        kill_trees([pid for pid in pids if pid in ours])
+        self._known.pop(node, None)
+        shutil.rmtree(self._arena / node, ignore_errors=True)
 
     async def close(self) -> None:
         """End whatever is left, and give all memory back."""

@@ -1,0 +1,166 @@
+"""Pure: what was seen to go wrong (`Sign`), and what it means (`classify`).
+
+One fault shows in many places: a killed worker makes its neighbours raise, a lost store makes everybody raise. So
+signs are gathered until the generation has stopped, and then the likely cause is named by rank of explanation: a
+lost node explains everything; then a worker that was killed; then a store or a restore that failed; then an
+exception of the user's own code; then an abort, with which libraries end a process whose peer is gone; and last
+the communication errors that all of these leave behind.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+from enum import IntEnum
+
+import msgspec
+
+from ftrain_launcher.messages import Failure
+
+
+class Sign(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that was seen to go wrong."""
+
+    kind: str
+    """``node_lost``, ``agent_lost``, ``worker_exit``, or the kind of a `Trouble`."""
+    node: str
+    time: float
+    """When it was first seen, in Unix seconds."""
+    rank: int | None = None
+    pid: int | None = None
+    code: int | None = None
+    signal: int | None = None
+    failure: Failure | None = None
+    step: int | None = None
+    """The last step that the rank committed."""
+    reason: str = ""
+
+    def merged(self, later: Sign) -> Sign:
+        """This sign with what a later account of the same thing adds: a worker raises first, and exits after that."""
+        return msgspec.structs.replace(
+            self,
+            pid=later.pid if self.pid is None else self.pid,
+            code=later.code if self.code is None else self.code,
+            signal=later.signal if self.signal is None else self.signal,
+            failure=self.failure or later.failure,
+            step=later.step if self.step is None else self.step,
+        )
+
+
+class Suspect(msgspec.Struct, frozen=True):
+    """A rank or node at fault."""
+
+    node: str
+    rank: int | None = None
+    pid: int | None = None
+
+
+class Cause(msgspec.Struct, frozen=True):
+    """What an incident's signs mean."""
+
+    kind: str
+    suspects: tuple[Suspect, ...]
+    reason: str
+    signature: str = ""
+    """Equal for two failures of the program itself that are the same; empty if the program is not to blame."""
+    traceback: str = ""
+    """Of the exception that is the cause, if one is."""
+
+
+class _Weight(IntEnum):
+    """How much a sign explains: the lowest number is the cause."""
+
+    NODE = 0
+    KILLED = 1
+    INFRASTRUCTURE = 2
+    PROGRAM = 3
+    ABORT = 4
+    CONSEQUENCE = 5
+
+
+_FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+"""Signals that somebody else sends: that they come twice at one step is chance."""
+_SIGNAL_IN_CODE = 128
+"""Shells and python's own handlers end a process that signal n stopped with the code 128 + n."""
+
+
+def classify(signs: Sequence[Sign]) -> Cause:
+    """Name the likely cause among an incident's signs, whatever the order in which they arrived."""
+    weight = min(map(_weight, signs))
+    causes = sorted((s for s in signs if _weight(s) is weight), key=lambda s: (s.time, s.node, s.rank or 0))
+    if weight >= _Weight.PROGRAM:
+        causes = causes[:1]  # Of workers that fail one after the other, the first has most likely pulled the rest down.
+    first = causes[0]
+    return Cause(
+        kind=first.kind,
+        suspects=tuple(Suspect(s.node, s.rank, s.pid) for s in causes),
+        reason="; ".join(describe(s) for s in causes),
+        signature=_signature(first) if weight in (_Weight.KILLED, _Weight.PROGRAM, _Weight.ABORT) else "",
+        traceback=first.failure.traceback if first.failure else "",
+    )
+
+
+def _weight(sign: Sign) -> _Weight:
+    if sign.kind in ("node_lost", "agent_lost"):
+        return _Weight.NODE
+    if sign.kind != "worker_exit":
+        return _Weight.INFRASTRUCTURE
+    if sign.failure is not None:
+        return _Weight.CONSEQUENCE if sign.failure.communication else _Weight.PROGRAM
+    number = _signal_of(sign)
+    if number is None:
+        return _Weight.PROGRAM
+    return _Weight.ABORT if number == signal.SIGABRT else _Weight.KILLED
+
+
+def _signal_of(sign: Sign) -> int | None:
+    """The signal that ended a worker, also where its exit code only quotes it."""
+    if sign.signal is None and sign.code is not None and sign.code - _SIGNAL_IN_CODE in _FROM_OUTSIDE:
+        return sign.code - _SIGNAL_IN_CODE
+    return sign.signal
+
+
+def _signature(sign: Sign) -> str:
+    """A worker that fails the same way at the same step is a program error (DESIGN 7); a kill is not.
+
+    The rank is left out: where all ranks raise, any of them may be heard first.
+    """
+    number = _signal_of(sign)
+    if sign.failure is not None:
+        step = sign.step if sign.failure.step is None else sign.failure.step
+        return f"step {step}: {sign.failure.error.split(':')[0]}"
+    if number is None:
+        return f"step {sign.step}: code {sign.code}"
+    return "" if number in _FROM_OUTSIDE else f"step {sign.step}: signal {number}"
+
+
+_WORDS = {
+    "node_lost": "{node} is lost",
+    "agent_lost": "the agent of {node} came back without its workers",
+    "daemon_exit": "the daemon of {node} died and was started again",
+    "store_lost": "the store on {node} is gone",
+    "form_failed": "{node} could not form the generation",
+    "restore_failed": "{node} could not restore its state",
+}
+
+
+def describe(sign: Sign) -> str:
+    """One clause that a person understands."""
+    if sign.kind == "worker_exit":
+        where = f"rank {sign.rank} on {sign.node}"
+        after = "before its first step" if sign.step is None else f"after step {sign.step}"
+        number = _signal_of(sign)
+        if sign.failure is not None:
+            return f"{where} raised {sign.failure.error} {after}"
+        if number is not None:
+            return f"{where} was killed by {_signal_name(number)} {after}"
+        return f"{where} exited with code {sign.code} {after}"
+    text = _WORDS.get(sign.kind, f"{sign.kind} on {{node}}").format(node=sign.node)
+    return f"{text} ({sign.reason})" if sign.reason else text
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,102 @@
+"""Pure: which snapshot the next generation starts from, and what that costs.
+
+The daemons of the nodes that are left have said what they hold. The newest snapshot that can be read or decoded
+from it is the start. If there is none, the job begins anew only where nothing that should have survived is
+missing: never silently from step 0 after a snapshot was protected (or, without parity, sealed).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import msgspec
+
+from ftrain_snapshot.ledger import explain, newest_complete
+from ftrain_snapshot.messages import Holding, Levels, SnapshotId
+
+Holdings = Mapping[int, Sequence[Holding]]
+"""What the node at each position says that it holds; positions without a node are left out."""
+
+
+class Past(msgspec.Struct, frozen=True, kw_only=True):
+    """The newest generation that ran, as far as it matters for the next one."""
+
+    generation: int
+    """Its number; 0: none ran yet."""
+    restore: SnapshotId | None
+    """What it started from."""
+    levels: Levels
+    """What its gate reported last."""
+    stepped: bool
+    """One of its ranks made a step."""
+    nodes: Sequence[str]
+    """The nodes that ran it, in order of position; empty: none did."""
+    survivors: frozenset[int]
+    """The positions whose node is still there."""
+
+
+class Start(msgspec.Struct, frozen=True):
+    """Where the next generation starts."""
+
+    restore: SnapshotId | None
+    """None: at the beginning."""
+    steps_lost: int
+    """Sealed versions newer than that one."""
+    levels: Levels = Levels()
+    """Which levels are left once everything newer is dropped."""
+    lost: str = ""
+    """Why there is no start at all: what was lost, and with which nodes it would be complete. Empty: there is one."""
+
+
+def choose_start(past: Past, holdings: Holdings, *, positions: int, parity: int) -> Start:
+    """The newest complete snapshot, the beginning, or the reason why neither will do."""
+    restore = newest_complete(holdings, positions, parity)
+    if restore is None and _something_is_missing(past, holdings, parity):
+        return Start(None, 0, lost=_explain(past, holdings, positions, parity))
+    return Start(restore, _count_lost(past, holdings, restore), _levels_after(past.levels, restore))
+
+
+def _something_is_missing(past: Past, holdings: Holdings, parity: int) -> bool:
+    """Was there a snapshot that should have survived? If not, at most the one in flight is lost by beginning anew."""
+    if past.restore is not None or past.levels.protected is not None:
+        return True
+    if parity == 0 and past.levels.sealed is not None:
+        return True
+    survivors = [holdings[p] for p in past.survivors if p in holdings]
+    if not survivors:
+        return past.stepped  # Nobody is left to say what there was.
+    # What every survivor holds with its parity was as good as protected: only losing too many could undo it.
+    kept = [{h.snapshot for h in held if h.data and (h.parity or not parity)} for held in survivors]
+    return len(survivors) < len(past.nodes) and bool(set.intersection(*kept))
+
+
+def _count_lost(past: Past, holdings: Holdings, restore: SnapshotId | None) -> int:
+    """Sealed versions of the past generation newer than the start.
+
+    What all survivors have sealed counts as sealed, since of a lost node nobody knows: rather one too many. Older
+    generations' versions were counted when that generation was formed.
+    """
+    start = -1 if restore is None else restore.version
+    lost = set()
+    survivors = [holdings[p] for p in past.survivors if p in holdings]
+    if survivors and len(survivors) < len(past.nodes):
+        sealed = [{h.snapshot for h in held if h.data} for held in survivors]
+        lost = {s.version for s in set.intersection(*sealed) if s.generation == past.generation and s.version > start}
+    if past.levels.sealed is not None and past.levels.sealed > start:
+        lost.add(past.levels.sealed)
+    return len(lost)
+
+
+def _levels_after(levels: Levels, restore: SnapshotId | None) -> Levels:
+    if restore is None:
+        return Levels()
+    protected = None if levels.protected is None else min(levels.protected, restore.version)
+    return Levels(sealed=restore.version, protected=protected)
+
+
+def _explain(past: Past, holdings: Holdings, positions: int, parity: int) -> str:
+    gone = [f"{name} (position {p})" for p, name in enumerate(past.nodes) if p not in past.survivors]
+    sealed = "" if past.levels.sealed is None else f" (step {past.levels.sealed} was sealed)"
+    nodes = f" Lost: {', '.join(gone)}." if gone else ""
+    text = explain(holdings, positions, parity)
+    return f"the job's state is lost{sealed}: no complete snapshot is left.{nodes} {text}"

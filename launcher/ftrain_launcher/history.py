@@ -1,0 +1,70 @@
+"""The job's faults so far, and what follows from the latest one: it names the cause and asks the policy.
+
+``judge`` may be called several times for one incident: a node may be lost after the others have said what they
+hold, and that changes cause and start.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from ftrain_launcher.causes import Sign, classify
+from ftrain_launcher.formation import Start
+from ftrain_launcher.incidents import Incident, IncidentLog
+from ftrain_launcher.policy import EXIT_LOST, Action, decide
+
+
+class Judgement(msgspec.Struct, frozen=True):
+    """What people are told, and whether the job goes on."""
+
+    action: Action
+    news: tuple[str, ...] = ()
+
+
+class History:
+    """Incidents, and how many of them followed each other without progress."""
+
+    def __init__(self, max_restarts: int) -> None:
+        self.log = IncidentLog()
+        self._max_restarts = max_restarts
+        self._faults_without_progress = 0
+        self._newest_version = -1
+        """The newest version that any generation could start from: a newer one is progress."""
+
+    def take(self, sign: Sign, generation: int, *, again: bool) -> None:
+        """Something broke in ``generation``; ``again``: what follows is a new generation, not the one being formed."""
+        self.log.take(sign, generation)
+        self._faults_without_progress += again
+
+    def judge(self, start: Start, now: float) -> Judgement:
+        """Everybody who is left has said what he holds and what broke: go on from ``start``, or end."""
+        version = -1 if start.restore is None else start.restore.version
+        if version > self._newest_version:
+            self._newest_version = version
+            self._faults_without_progress = min(self._faults_without_progress, 1)
+        action, news = Action(True, ""), list[str]()
+        incident = self.log.forming
+        if incident is not None:
+            action, news = self._judge_incident(incident, now)
+        if action.resume and start.lost:
+            action = Action(False, start.lost, EXIT_LOST)
+        return Judgement(action, tuple(news))
+
+    def _judge_incident(self, incident: Incident, now: float) -> tuple[Action, list[str]]:
+        before = self.log.signature_before(incident)
+        cause = classify(incident.signs)
+        news = []
+        if cause != incident.cause:
+            news.append(f"incident {incident.number}: {cause.reason}")
+            if cause.traceback and not (cause.signature and cause.signature == before):
+                news.append(cause.traceback.rstrip())
+        incident.cause, incident.timeline.decided = cause, now
+        return decide(cause, before, self._faults_without_progress, self._max_restarts), news
+
+    def resumed(self, start: Start, now: float) -> None:
+        """The next generation was formed from ``start``."""
+        incident = self.log.forming
+        if incident is not None:
+            incident.timeline.formed = now
+            incident.steps_lost = start.steps_lost
+            incident.resumed_from = None if start.restore is None else start.restore.version

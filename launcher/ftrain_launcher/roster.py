@@ -1,0 +1,111 @@
+"""The job's nodes and positions, indexed so that one event costs the same with four nodes or a thousand.
+
+A *vacant* position has no node; a position is *waited for* while its node has yet to acknowledge the generation
+that is being formed. Deadlines lie in a heap in which old entries stay until they come up: an entry counts only
+while it is still its node's deadline.
+"""
+
+from __future__ import annotations
+
+import heapq
+
+from ftrain_launcher.membership import Node, NodeState
+
+
+class Roster:
+    """Who is there, who holds which position, and until when we wait for whom."""
+
+    def __init__(self, positions: int) -> None:
+        self.nodes: dict[str, Node] = {}
+        """All nodes by name, in order of their numbers; those that are gone stay, so that they are not let in again."""
+        self.positions: list[str | None] = [None] * positions
+        """The node that holds each position; None: vacant."""
+        self.vacant: set[int] = set(range(positions))
+        self.waited_for: set[int] = set()
+        self._by_state: dict[NodeState, dict[str, Node]] = {state: {} for state in NodeState}
+        self._alarms: list[tuple[float, str]] = []
+
+    def new_name(self) -> str:
+        """A name that no node has had."""
+        number = len(self.nodes)
+        while f"node-{number}" in self.nodes:
+            number += 1
+        return f"node-{number}"
+
+    def add(self, name: str) -> Node:
+        """A new node, that is starting."""
+        node = self.nodes[name] = Node(name=name, number=len(self.nodes))
+        self._by_state[node.state][name] = node
+        return node
+
+    def move(self, node: Node, state: NodeState) -> None:
+        """Change a node's state (IllegalMove if it may not)."""
+        old = node.state
+        node.move(state)
+        del self._by_state[old][node.name]
+        self._by_state[state][node.name] = node
+
+    def in_state(self, state: NodeState) -> list[Node]:
+        """The nodes in a state, in order of their numbers."""
+        return sorted(self._by_state[state].values(), key=lambda node: node.number)
+
+    def all_gone(self) -> bool:
+        """Nothing is expected of any node any more."""
+        gone = len(self._by_state[NodeState.LOST]) + len(self._by_state[NodeState.RELEASED])
+        return gone == len(self.nodes)
+
+    def expected(self) -> int:
+        """How many nodes without a position may still come: they are starting, or away for a moment."""
+        away = sum(node.position is None for node in self._by_state[NodeState.AWAY].values())
+        return len(self._by_state[NodeState.STARTING]) + away
+
+    def idle(self) -> int:
+        """How many nodes are ready to take a position."""
+        return len(self._by_state[NodeState.IDLE])
+
+    def members(self) -> list[Node]:
+        """The nodes that hold positions, in order of position."""
+        return [self.nodes[name] for name in self.positions if name is not None]
+
+    def fill(self) -> list[Node]:
+        """Give vacant positions to idle nodes, lowest first; returns these nodes."""
+        if not self.vacant or not self.idle():
+            return []
+        taken = self.in_state(NodeState.IDLE)[: len(self.vacant)]
+        for position, node in zip(sorted(self.vacant), taken, strict=False):
+            self.vacant.remove(position)
+            self.positions[position] = node.name
+            node.position = position
+            self.move(node, NodeState.ACTIVE)
+        return taken
+
+    def remove(self, node: Node, state: NodeState) -> None:
+        """A node is lost or released; what it held becomes vacant."""
+        self.move(node, state)
+        self.wait(node, None)
+        if node.position is not None:
+            self.positions[node.position] = None
+            self.vacant.add(node.position)
+            self.waited_for.discard(node.position)
+
+    # ---- deadlines
+
+    def wait(self, node: Node, until: float | None) -> None:
+        """Wait for a node until then; None: there is nothing to wait for."""
+        node.deadline = until
+        if until is not None:
+            heapq.heappush(self._alarms, (until, node.name))
+
+    def next_deadline(self) -> float | None:
+        """The earliest deadline of any node."""
+        while self._alarms:
+            when, name = self._alarms[0]
+            if self.nodes[name].deadline == when:
+                return when
+            heapq.heappop(self._alarms)
+        return None
+
+    def overdue(self, now: float) -> Node | None:
+        """The node whose deadline passed first, if any has."""
+        deadline = self.next_deadline()
+        return None if deadline is None or deadline > now else self.nodes[self._alarms[0][1]]

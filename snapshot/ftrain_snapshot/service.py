@@ -1,0 +1,332 @@
+"""The daemon's doors: agents and workers of this node on a unix socket, other daemons on TCP.
+
+Requests are small and answered in order; what takes long (reserve, wait_restored) is answered when it is done,
+without holding up others. A peer that is ahead, in a generation that this daemon has not been told of yet, waits
+until it has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from ftrain_snapshot import messages as m
+from ftrain_snapshot.arena import ControlPage
+from ftrain_snapshot.client import SOCKET_NAME
+from ftrain_snapshot.errors import ArenaTooSmall, ProtocolError, SnapshotError
+from ftrain_snapshot.frames import FrameBuffer, bind_unix, encode_frame
+from ftrain_snapshot.log import log
+from ftrain_snapshot.loop import Loop, Timer, Work
+from ftrain_snapshot.placement import group_of
+from ftrain_snapshot.session import Session
+from ftrain_snapshot.store import Store
+from ftrain_snapshot.transport import Connection
+from ftrain_snapshot.wire import PeerHello, PeerMessage
+
+CLIENTS_MAX = 256
+STRANGERS_MAX = 64
+"""Peers that have not proved themselves, or wait for their generation, at most."""
+STRANGER_TIMEOUT_SECONDS = 30.0
+LANES_MAX = ControlPage.LANES_MAX
+_REQUEST: msgspec.msgpack.Decoder[m.Request] = msgspec.msgpack.Decoder(m.Request)
+
+
+class Client:
+    """One connection of an agent or a worker."""
+
+    def __init__(self, loop: Loop, sock: socket.socket, service: Service) -> None:
+        self.role = ""
+        self.closed = False
+        self._loop, self._sock, self._service = loop, sock, service
+        self._frames = FrameBuffer()
+        sock.setblocking(False)
+        loop.watch(sock, self._on_ready)
+
+    def answer(self, reply: m.Reply) -> None:
+        """Send a reply. Replies are small: a client whose socket is full does not read, and is closed."""
+        if self.closed:
+            return
+        frame = encode_frame(msgspec.msgpack.encode(reply))
+        try:
+            if self._sock.send(frame) < len(frame):
+                self.close()
+        except OSError:
+            self.close()
+
+    def close(self) -> None:
+        """Close it, and let the service know."""
+        if not self.closed:
+            self.closed = True
+            self._loop.forget(self._sock)
+            self._sock.close()
+            self._service.on_client_closed(self)
+
+    def _on_ready(self, readable: bool, writable: bool) -> None:
+        try:
+            data = self._sock.recv(1 << 18)
+            for body in self._frames.feed(data):
+                if not self.closed:
+                    self._service.on_request(self, _REQUEST.decode(body))
+            if not data:
+                self.close()
+        except BlockingIOError:
+            return
+        except (OSError, ProtocolError, msgspec.MsgspecError) as error:
+            log("client_closed", role=self.role, error=error)
+            self.close()
+
+
+class Service:
+    """The daemon: its loop, its store, its clients, and the session of its current generation."""
+
+    def __init__(
+        self, *, node_dir: Path, host: str, port: int, secret: bytes, grace_seconds: float
+    ) -> None:
+        self.loop = Loop()
+        self._node_dir, self._secret, self._grace_seconds = node_dir, secret, grace_seconds
+        self._tcp = socket.create_server((host, port), backlog=128)
+        self.port: int = self._tcp.getsockname()[1]
+        self._page = ControlPage(node_dir, create=True)
+        self._page.close_gate()
+        self._store = Store(node_dir)
+        self._session: Session | None = None
+        self._clients: set[Client] = set()
+        self._strangers: dict[Connection, PeerHello | None] = {}
+        self._waiting: list[tuple[Client, int]] = []
+        self._deferred: deque[tuple[Client, m.Request]] | None = deque()
+        self._taken_before = 0
+        self._skipped = 0
+        self._grace: Timer | None = None
+        self._unix = bind_unix(node_dir / SOCKET_NAME)
+        for sock, handler in ((self._tcp, self._on_tcp), (self._unix, self._on_unix)):
+            sock.setblocking(False)
+            self.loop.watch(sock, handler)
+        self._count_agents()
+
+    def run(self) -> None:
+        """Serve until asked to end; then remove all files."""
+        self.loop.spawn(self._attach())
+        try:
+            self.loop.run()
+        finally:
+            self._close()
+
+    def _attach(self) -> Work:
+        """Look at what an earlier daemon left; requests wait meanwhile."""
+        yield from self._store.attach()
+        deferred, self._deferred = self._deferred or deque(), None
+        for client, request in deferred:
+            if not client.closed:
+                self.on_request(client, request)
+
+    def _close(self) -> None:
+        if self._session is not None:
+            self._session.close()
+        for connection in list(self._strangers):
+            connection.close("the daemon ends")
+        for client in list(self._clients):
+            client.close()
+        for sock in (self._tcp, self._unix):
+            self.loop.forget(sock)
+            sock.close()
+        self.loop.close()
+        self._page.close()
+        self._store.remove_files()
+        (self._node_dir / SOCKET_NAME).unlink(missing_ok=True)
+        for folder in (self._node_dir, self._node_dir.parent):
+            with contextlib.suppress(OSError):  # the agent's files are still there
+                folder.rmdir()
+
+    # Clients.
+
+    def _on_unix(self, readable: bool, writable: bool) -> None:
+        with contextlib.suppress(OSError):
+            sock, _ = self._unix.accept()
+            if len(self._clients) >= CLIENTS_MAX:
+                sock.close()
+                return
+            self._clients.add(Client(self.loop, sock, self))
+
+    def on_client_closed(self, client: Client) -> None:
+        """An agent that has gone starts the grace time; a worker may have sealed without a word."""
+        self._clients.discard(client)
+        self._waiting = [(c, g) for c, g in self._waiting if c is not client]
+        if client.role == "worker" and self._session is not None:
+            self._session.protect.scan()
+        self._count_agents()
+
+    def _count_agents(self) -> None:
+        if any(client.role == "agent" for client in self._clients):
+            if self._grace is not None:
+                self._grace.cancel()
+                self._grace = None
+        elif self._grace is None:
+            self._grace = self.loop.later(self._grace_seconds, self._forsaken)
+
+    def _forsaken(self) -> None:
+        log("forsaken", grace_seconds=self._grace_seconds)
+        self.loop.stop()
+
+    def on_request(self, client: Client, request: m.Request) -> None:
+        """Carry out one request."""
+        if self._deferred is not None and not isinstance(request, m.ClientHello | m.Shutdown):
+            self._deferred.append((client, request))
+            return
+        match request:
+            case m.ClientHello(role):
+                client.role = role
+                self._count_agents()
+            case m.Configure(membership):
+                client.answer(self._configure(membership))
+            case m.GetInventory():
+                client.answer(m.InventoryReply(m.Inventory(self._holdings())))
+            case m.GetStatus():
+                client.answer(m.StatusReply(self._status()))
+            case m.Shutdown():
+                client.answer(m.Done())
+                self.loop.stop()
+            case m.Reserve(lane, data_bytes):
+                self.loop.spawn(self._reserve(client, lane, data_bytes))
+            case m.WaitRestored(generation):
+                self._waiting.append((client, generation))
+                self._answer_waiting()
+            case m.Sealed(lane, snapshot):
+                if self._session is not None:
+                    self._session.protect.sealed(lane, snapshot)
+            case m.Skip(snapshot):
+                if self._session is not None:
+                    self._session.skip(snapshot)
+            case m.Skipped():
+                self._skipped += 1
+
+    def _configure(self, membership: m.Membership) -> m.Reply:
+        old = self._session
+        if old is not None and membership.generation < old.membership.generation:
+            return m.Refused(f"generation {membership.generation} is over: {old.membership.generation} has begun")
+        positions = [peer.position for peer in membership.peers]
+        if positions != list(range(len(positions))) or membership.position not in positions:
+            return m.Refused(f"positions {positions} are not those of a job, or lack {membership.position}")
+        if not 1 <= membership.lanes <= LANES_MAX:
+            return m.Refused(f"{membership.lanes} lanes on a node: 1 to {LANES_MAX} are possible")
+        try:
+            session = Session(
+                self.loop, self._store, self._page, membership, self._secret, self._answer_waiting
+            )
+        except SnapshotError as error:
+            return m.Refused(str(error))
+        if old is not None:
+            self._taken_before += old.protect.taken
+            old.close()
+        self._session = session
+        log("configure", generation=membership.generation, position=membership.position, resumed=membership.resumed)
+        session.start()
+        for connection, hello in list(self._strangers.items()):
+            if hello is not None:
+                self._introduce(connection, hello)
+        self._answer_waiting()
+        return m.Done()
+
+    def _holdings(self) -> tuple[m.Holding, ...]:
+        if self._session is not None:
+            self._session.protect.scan()
+        membership = self._store.membership
+        if membership is None:
+            return ()
+        return self._store.holdings(membership.position, membership.lanes, membership.parity)
+
+    def _status(self) -> m.DaemonStatus:
+        session = self._session
+        if session is None:
+            return m.DaemonStatus(0, False, m.Levels(), 0, self._skipped, False)
+        return m.DaemonStatus(
+            generation=session.membership.generation,
+            gate=session.is_gate,
+            levels=session.levels(),
+            taken=self._taken_before + session.protect.taken,
+            skipped=self._skipped,
+            restored=session.repair.restored,
+            failure=session.repair.failure,
+        )
+
+    def _reserve(self, client: Client, lane: int, data_bytes: int) -> Work:
+        membership = self._store.membership
+        if membership is None or not 0 <= lane < membership.lanes or data_bytes < 0:
+            client.answer(m.Refused(f"lane {lane} with {data_bytes} bytes is not one of this node's generation"))
+            return
+        group = group_of(membership.position, len(membership.peers), membership.parity)
+        try:
+            yield from self._store.reserve(lane, data_bytes, group.segments, group.parity)
+        except ArenaTooSmall as error:
+            client.answer(m.TooSmall(error.needed_bytes, error.available_bytes))
+            return
+        client.answer(m.Done())
+
+    def _answer_waiting(self) -> None:
+        """Answer those who wait for a generation that is restored, or cannot be."""
+        session, waiting = self._session, self._waiting
+        if session is None:
+            return
+        self._waiting = []
+        for client, generation in waiting:
+            if generation > session.membership.generation:
+                self._waiting.append((client, generation))
+            elif generation < session.membership.generation:
+                client.answer(m.Incomplete(f"generation {generation} is over"))
+            elif session.repair.restored:
+                client.answer(m.Done())
+            elif session.repair.failure:
+                client.answer(m.Incomplete(session.repair.failure))
+            else:
+                self._waiting.append((client, generation))
+
+    # Peers.
+
+    def _on_tcp(self, readable: bool, writable: bool) -> None:
+        with contextlib.suppress(OSError):
+            sock, _ = self._tcp.accept()
+            if len(self._strangers) >= STRANGERS_MAX:
+                sock.close()
+                return
+            connection = Connection(self.loop, sock, self._secret, dialled=False)
+            if connection.closed:
+                return
+            self._strangers[connection] = None
+            timer = self.loop.later(STRANGER_TIMEOUT_SECONDS, lambda: self._turn_away(connection))
+            connection.on_message = self._on_hello
+            connection.on_closed = self._forget_stranger(timer)
+
+    def _forget_stranger(self, timer: Timer) -> Callable[[Connection, str], None]:
+        def on_closed(connection: Connection, reason: str) -> None:
+            timer.cancel()
+            self._strangers.pop(connection, None)
+            log("stranger_closed", reason=reason)
+
+        return on_closed
+
+    def _turn_away(self, connection: Connection) -> None:
+        if connection in self._strangers:
+            connection.close("its generation did not begin here in time")
+
+    def _on_hello(self, connection: Connection, message: PeerMessage, body: memoryview) -> None:
+        if not isinstance(message, PeerHello) or self._strangers.get(connection) is not None:
+            raise ProtocolError("one hello was due")
+        self._strangers[connection] = message
+        self._introduce(connection, message)
+
+    def _introduce(self, connection: Connection, hello: PeerHello) -> None:
+        """Hand a peer to the session of its generation, keep it waiting for that, or turn it away."""
+        generation = self._session.membership.generation if self._session is not None else -1
+        if self._session is None or hello.generation > generation:
+            return
+        try:
+            if hello.generation < generation:
+                raise ProtocolError(f"generation {hello.generation} is over")
+            self._session.adopt(connection, hello)
+            self._strangers.pop(connection, None)
+        except ProtocolError as error:
+            connection.close(str(error))

@@ -1,0 +1,149 @@
+"""Real jobs for tests: `ftrain run` as a process, watched through `ftrain status --json`, broken from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+PROGRAMS = Path(__file__).parent / "programs"
+TIMEOUT_SECONDS = 90.0
+_POLL_SECONDS = 0.02
+
+
+class Job:
+    """One `ftrain run` with a state folder and an output folder of its own."""
+
+    def __init__(self, folder: Path, *flags: str, program: str = "train.py", arguments: tuple[str, ...] = ()) -> None:
+        self.folder = folder
+        self.out = folder / "out"
+        self.out.mkdir(parents=True)
+        self.name = f"t{os.getpid()}-{time.monotonic_ns() % 10**10}"
+        self.environment = {**os.environ, "FTRAIN_HOME": str(folder / "home")}
+        self.log = folder / "terminal.log"
+        self.arena = Path("/dev/shm") / f"ftrain-{self.name}"
+        command = [sys.executable, "-m", "ftrain_launcher.cli", "run", "--name", self.name, *flags]
+        command += [str(PROGRAMS / program), "--out", str(self.out), *arguments]
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment, start_new_session=True
+            )
+
+    # ---- looking
+
+    def ask(self, command: str) -> Any:
+        """The JSON of an operators' command."""
+        done = subprocess.run(
+            [sys.executable, "-m", "ftrain_launcher.cli", command, "--job", self.name, "--json"],
+            capture_output=True,
+            env=self.environment,
+            timeout=30,
+            check=False,
+        )
+        if done.returncode != 0:
+            return None
+        return json.loads(done.stdout)
+
+    def status(self) -> dict[str, Any] | None:
+        """The status, asked in this process: quicker than the command, and the same code."""
+        from ftrain_launcher import query
+        from ftrain_launcher.errors import LauncherError
+        from ftrain_launcher.jobs import JobFolder
+
+        folder = JobFolder(self.folder / "home" / "jobs" / self.name)
+        try:
+            return query.status(folder)
+        except (LauncherError, OSError):
+            return None
+
+    def wait_for(
+        self, condition: Callable[[dict[str, Any]], Any], what: str, timeout_seconds: float = TIMEOUT_SECONDS
+    ) -> Any:
+        """Wait until the status fulfils a condition, and return what that returned."""
+        deadline = time.monotonic() + timeout_seconds
+        while time.monotonic() < deadline:
+            status = self.status()
+            found = condition(status) if status else None
+            if found:
+                return found
+            if self.process.poll() is not None:
+                raise AssertionError(f"the job ended with {self.process.returncode} before {what}\n{self.tail()}")
+            time.sleep(_POLL_SECONDS)
+        raise AssertionError(f"not within {timeout_seconds} s: {what}\n{self.status()}\n{self.tail()}")
+
+    def wait_step(self, step: int) -> dict[str, Any]:
+        """Wait until every rank has committed a step, and return the status."""
+
+        def reached(status: dict[str, Any]) -> dict[str, Any] | None:
+            ranks = ranks_of(status)
+            done = ranks and all(r["step"] is not None and r["step"] >= step and r["pid"] for r in ranks.values())
+            return status if done else None
+
+        return self.wait_for(reached, f"step {step}")
+
+    def tail(self, count: int = 60) -> str:
+        """The end of what the terminal showed."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-count:])
+
+    # ---- breaking
+
+    def kill_rank(self, rank: int) -> int:
+        """SIGKILL a worker from outside; the pid that died."""
+        pid = self.wait_for(lambda s: ranks_of(s).get(rank, {}).get("pid"), f"a pid of rank {rank}")
+        os.kill(pid, signal.SIGKILL)
+        return int(pid)
+
+    def kill_node(self, name: str) -> None:
+        """SIGKILL a node's agent, daemon and workers, and take its memory."""
+
+        def pids_of(status: dict[str, Any]) -> list[int] | None:
+            (node,) = [n for n in status["nodes"] if n["name"] == name]
+            pids = [node["agent_pid"], node["daemon_pid"], *(r["pid"] for r in node["ranks"])]
+            return pids if pids[0] and pids[1] else None
+
+        pids = self.wait_for(pids_of, f"the pids of {name}")
+        for pid in pids:
+            if pid:
+                os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(self.arena / name, ignore_errors=True)
+
+    # ---- the end
+
+    def wait(self, timeout_seconds: float = TIMEOUT_SECONDS) -> int:
+        """Wait for the job's end; its exit code."""
+        try:
+            return self.process.wait(timeout_seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"the job did not end\n{self.status()}\n{self.tail()}") from None
+
+    def close(self) -> None:
+        """End the job if it still runs, and assert that nothing is left of it."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        assert not self.arena.exists(), f"{self.arena} is left"
+
+    def ends(self) -> list[str]:
+        """The hash of all that each rank held at its end, in order of rank."""
+        return [path.read_text() for path in sorted(self.out.glob("end-*"), key=lambda p: int(p.name[4:]))]
+
+    def steps(self, rank: int) -> dict[int, dict[str, Any]]:
+        """What a rank logged of each step; of a step that was run again, the last."""
+        lines = (self.out / f"rank-{rank}.jsonl").read_text().splitlines()
+        return {entry["step"]: entry for entry in map(json.loads, lines)}
+
+
+def ranks_of(status: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """Rank to its entry in a status."""
+    return {r["rank"]: r for n in status["nodes"] for r in n["ranks"]}

@@ -1,0 +1,177 @@
+"""The ledger: what is complete, what an operator is told, and when the gate opens for which slot."""
+
+from ftrain_snapshot.ledger import Gate, Word, explain, newest_complete
+from ftrain_snapshot.messages import Holding, Levels, SnapshotId
+
+
+def snapshot(version: int, generation: int = 1) -> SnapshotId:
+    return SnapshotId(version, generation, version % 3)
+
+
+def held(position: int, *versions: int, data: bool = True, parity: bool = True) -> list[Holding]:
+    return [Holding(snapshot(v), position, data, parity) for v in versions]
+
+
+def test_the_newest_complete_snapshot_is_the_newest_that_can_be_decoded():
+    holdings = {0: held(0, 4, 5), 2: held(2, 4, 5), 3: held(3, 4)}
+    assert newest_complete(holdings, 4, 1) == snapshot(4)
+    holdings[1] = held(1, 5)
+    assert newest_complete(holdings, 4, 1) == snapshot(5)
+    assert newest_complete({0: held(0, 4)}, 4, 1) is None
+    assert newest_complete({}, 4, 1) is None
+    assert newest_complete({0: held(0, 9, parity=False)}, 1, 0) == snapshot(9)
+
+
+def test_a_sealed_snapshot_is_complete_only_with_all_data():
+    sealed = {p: held(p, 7, parity=False) for p in range(4)}
+    assert newest_complete(sealed, 4, 1) == snapshot(7)
+    del sealed[2]
+    assert newest_complete(sealed, 4, 1) is None
+
+
+def test_snapshots_of_two_generations_are_never_mixed():
+    mixed = {p: [Holding(snapshot(7, 1 + p % 2), p, True, True)] for p in range(4)}
+    assert newest_complete(mixed, 4, 1) is None
+
+
+def test_an_operator_is_told_what_is_missing_and_who_must_come_back():
+    text = explain({p: held(p, 41) for p in (0, 3)}, 4, 1)
+    assert "Snapshot 41" in text
+    assert "positions 1 and 2 are missing" in text
+    assert text.endswith("It would be complete with position 1 or 2 back.")
+    assert "any 2 of positions 1, 2 and 3 back" in explain({0: held(0, 41)}, 4, 1)
+    assert "position 1 is missing" in explain({0: held(0, 3)}, 2, 0)
+    assert "no node that is left" in explain({0: []}, 2, 1)
+    assert explain({p: held(p, 8) for p in range(3)}, 4, 1) == (
+        "Snapshot 8 (generation 1) is complete: the data of position 3 can be rebuilt from parity."
+    )
+
+
+def test_the_explanation_is_about_the_newest_that_all_survivors_have():
+    text = explain({0: held(0, 10, 11), 3: held(3, 10)}, 4, 1)
+    assert "Snapshot 10" in text
+
+
+def opened(gate: Gate, nodes: int = 2) -> Word:
+    for position in range(nodes):
+        gate.arrived(position, (), linked=True)
+    return gate.advance()[0]
+
+
+def protect(gate: Gate, one: SnapshotId, nodes: int = 2) -> Word:
+    for position in range(nodes):
+        gate.sealed(position, one, (7,))
+        gate.stored(position, one)
+    return gate.advance()[0]
+
+
+def test_the_gate_opens_when_all_are_there_and_again_when_the_snapshot_is_protected():
+    gate = Gate(nodes=2, parity=1, generation=1)
+    gate.arrived(0, (), linked=True)
+    assert gate.advance()[0] == Word(0, -1, False)
+    word = opened(gate)
+    assert (word.ticket, word.open) == (1, True)
+    one = SnapshotId(0, 1, word.slot)
+    gate.sealed(0, one, (7,))
+    assert not gate.advance()[0].open
+    gate.sealed(1, one, (7,))
+    assert not gate.advance()[0].open
+    assert gate.levels() == Levels(sealed=0)
+    for position in (0, 1):
+        gate.stored(position, one)
+    word = gate.advance()[0]
+    assert (word.ticket, word.open) == (2, True)
+    assert word.slot != one.slot
+    assert gate.levels() == Levels(sealed=0, protected=0)
+
+
+def test_two_complete_snapshots_are_kept():
+    gate = Gate(nodes=2, parity=1, generation=1)
+    word, slots = opened(gate), []
+    for version in range(6):
+        slots.append(word.slot)
+        word = protect(gate, SnapshotId(version, 1, word.slot))
+    assert all(len(set(slots[i : i + 3])) == 3 for i in range(4))
+
+
+def test_a_lost_daemon_hides_the_ticket_and_the_same_ticket_comes_back():
+    gate = Gate(nodes=2, parity=1, generation=1)
+    word = opened(gate)
+    gate.left(1)
+    assert gate.advance()[0] == Word(word.ticket, word.slot, False, -1)
+    gate.arrived(1, (), linked=True)
+    assert gate.advance()[0] == word
+
+
+def test_what_was_in_flight_when_a_daemon_left_counts_once_it_is_sealed_everywhere():
+    gate = Gate(nodes=2, parity=1, generation=1)
+    first = SnapshotId(0, 1, opened(gate).slot)
+    word = protect(gate, first)
+    second = SnapshotId(1, 1, word.slot)
+    gate.sealed(0, second, (7,))
+    gate.left(1)
+    gate.arrived(1, [Holding(first, 1, True, True)], linked=True)
+    assert not gate.advance()[0].open
+    gate.sealed(1, second, (7,))
+    word = gate.advance()[0]
+    assert word.open
+    assert word.slot not in (first.slot, second.slot)
+    assert gate.levels() == Levels(sealed=1, protected=0)
+
+
+def test_a_skipped_snapshot_is_dropped_everywhere_and_late_facts_about_it_are_stale():
+    gate = Gate(nodes=2, parity=1, generation=1)
+    one = SnapshotId(0, 1, opened(gate).slot)
+    gate.skip(one)
+    word, dropped = gate.advance()
+    assert dropped == (one,)
+    assert word.open
+    assert word.ticket == 2
+    gate.sealed(0, one, (7,))
+    gate.sealed(1, one, (7,))
+    assert gate.advance() == (word, ())
+    assert gate.levels() == Levels()
+
+
+def test_ranks_that_disagree_on_the_layout_have_no_snapshot():
+    gate = Gate(nodes=2, parity=1, generation=1)
+    one = SnapshotId(0, 1, opened(gate).slot)
+    gate.sealed(0, one, (7, 7))
+    gate.sealed(1, one, (7, 8))
+    assert gate.advance()[1] == (one,)
+    assert gate.levels() == Levels()
+
+
+def test_without_parity_sealed_is_enough():
+    gate = Gate(nodes=1, parity=0, generation=1)
+    word = opened(gate, 1)
+    gate.sealed(0, SnapshotId(0, 1, word.slot), (1,))
+    assert gate.advance()[0].ticket == 2
+    assert gate.levels() == Levels(sealed=0)
+
+
+def test_the_start_of_a_generation_is_kept_until_something_newer_is_protected():
+    start = snapshot(8)
+    gate = Gate(nodes=2, parity=1, generation=2, restore=start)
+    for position in range(2):
+        gate.arrived(position, [Holding(start, position, True, position == 0)], linked=True)
+    word = gate.advance()[0]
+    assert word.slot != start.slot
+    one = SnapshotId(9, 2, word.slot)
+    for position in range(2):
+        gate.sealed(position, one, (7,))
+    gate.abandon(one)
+    word = gate.advance()[0]
+    assert word.slot not in (start.slot, one.slot)
+
+
+def test_a_restarted_gate_goes_on_with_the_ticket_it_had_given_out():
+    given_out = Word(5, 2, False, 1)
+    gate = Gate(nodes=2, parity=1, generation=1, word=given_out)
+    older = [SnapshotId(1, 1, 2), SnapshotId(2, 1, 0), SnapshotId(3, 1, 1)]
+    for position in range(2):
+        gate.arrived(position, [Holding(s, position, True, True) for s in older], linked=True)
+    assert gate.advance()[0] == Word(5, 2, True, 1)
+    assert gate.levels() == Levels(sealed=3, protected=3)
+    taken = SnapshotId(4, 1, 2)
+    assert protect(gate, taken).ticket == 6
