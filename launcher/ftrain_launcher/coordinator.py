@@ -76,6 +76,8 @@ class Coordinator:
         self.restore: SnapshotId | None = None
         """The snapshot that it started from."""
         self.levels = Levels()
+        self._protected = False
+        """A snapshot was protected once: from then on the job never begins anew."""
         self.exit_code = 0
         self.exit_message = ""
         self._roster = Roster(config.nodes)
@@ -440,7 +442,7 @@ class Coordinator:
             generation=self.formed,
             restore=self.restore,
             levels=self.levels,
-            stepped=self._ranks.any_stepped,
+            protected=self._protected,
             nodes=self._ranks.nodes,
             survivors=frozenset(p for p, n in members if n.formed == self.formed),
         )
@@ -453,6 +455,7 @@ class Coordinator:
         self.formed = self.generation
         self.restore = start.restore
         self.levels = start.levels
+        self._protected = start.protected
         self._ranks = Ranks([n.name for n in members], self.config.work.nproc_per_node)
         self._starts_failed = 0
         self._history.resumed(start, now)

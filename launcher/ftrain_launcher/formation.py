@@ -27,8 +27,8 @@ class Past(msgspec.Struct, frozen=True, kw_only=True):
     """What it started from."""
     levels: Levels
     """What its gate reported last."""
-    stepped: bool
-    """One of its ranks made a step."""
+    protected: bool
+    """A snapshot that it could start from was protected."""
     nodes: Sequence[str]
     """The nodes that ran it, in order of position; empty: none did."""
     survivors: frozenset[int]
@@ -44,6 +44,8 @@ class Start(msgspec.Struct, frozen=True):
     """Sealed versions newer than that one."""
     levels: Levels = Levels()
     """Which levels are left once everything newer is dropped."""
+    protected: bool = False
+    """A snapshot was protected, now or before."""
     lost: str = ""
     """Why there is no start at all: what was lost, and with which nodes it would be complete. Empty: there is one."""
 
@@ -53,18 +55,33 @@ def choose_start(past: Past, holdings: Holdings, *, positions: int, parity: int)
     restore = newest_complete(holdings, positions, parity)
     if restore is None and _something_is_missing(past, holdings, parity):
         return Start(None, 0, lost=_explain(past, holdings, positions, parity))
-    return Start(restore, _count_lost(past, holdings, restore), _levels_after(past.levels, restore))
+    return Start(
+        restore,
+        _count_lost(past, holdings, restore),
+        _levels_after(past.levels, restore),
+        past.protected or past.levels.protected is not None or _is_protected(holdings, restore, positions),
+    )
+
+
+def _is_protected(holdings: Holdings, restore: SnapshotId | None, positions: int) -> bool:
+    """Does everybody hold the parity of some snapshot, or was it used up for the one to start from?"""
+    if restore is None:
+        return False
+    having_data = sum(any(h.snapshot == restore and h.data for h in held) for held in holdings.values())
+    if having_data < positions:
+        return True
+    return bool(set.intersection(*({h.snapshot for h in held if h.data and h.parity} for held in holdings.values())))
 
 
 def _something_is_missing(past: Past, holdings: Holdings, parity: int) -> bool:
     """Was there a snapshot that should have survived? If not, at most the one in flight is lost by beginning anew."""
-    if past.restore is not None or past.levels.protected is not None:
+    if past.protected or past.levels.protected is not None:
         return True
-    if parity == 0 and past.levels.sealed is not None:
+    if parity == 0 and (past.restore is not None or past.levels.sealed is not None):
         return True
     survivors = [holdings[p] for p in past.survivors if p in holdings]
     if not survivors:
-        return past.stepped  # Nobody is left to say what there was.
+        return past.generation > 0  # Nobody is left to say what there was.
     # What every survivor holds with its parity was as good as protected: only losing too many could undo it.
     kept = [{h.snapshot for h in held if h.data and (h.parity or not parity)} for held in survivors]
     return len(survivors) < len(past.nodes) and bool(set.intersection(*kept))

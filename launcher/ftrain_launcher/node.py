@@ -421,9 +421,9 @@ class NodeRunner:
                 self._hear_failure(worker, message)
 
     def _hear_failure(self, worker: _Worker, message: link.Failed) -> None:
-        """The worker waits for its end; its traceback goes into its log, and once to the terminal."""
-        with contextlib.suppress(OSError), self._log(worker.record.rank).open("a") as log:
-            log.write(message.traceback)
+        """The worker waits for its end; its traceback goes beside its log, and the controller shows the cause's."""
+        with contextlib.suppress(OSError):
+            self._log(worker.record.rank).with_suffix(".traceback").write_text(message.traceback)
         if message.error.startswith(_RESTORE_ERRORS):
             self._tell(Trouble(self.node, self.generation, "restore_failed", message.error), ("trouble",))
             return

@@ -21,7 +21,6 @@ class Ranks:
         """When the last rank so far had its state back."""
         self.stepped_at: float | None = None
         """When the last rank so far made its first step."""
-        self.any_stepped = False
         self._nproc = nproc_per_node
         self._unrestored = self._unsettled = self._unfinished = len(self.by_number)
 
@@ -44,7 +43,6 @@ class Ranks:
         """A rank made its first step; True: it was the last that had not."""
         if rank.stepped:
             return False
-        self.any_stepped = True
         self.stepped_at = max(self.stepped_at or time, time)
         return self._settle(rank)
 

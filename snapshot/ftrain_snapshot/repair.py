@@ -116,7 +116,7 @@ class Repair:
         for lane in range(self._membership.lanes):
             unit, header = catalog.unit(self._position, lane), self._store.sealed(lane, self._snapshot)
             bad: Sequence[int] = range(self._group.segments)
-            if unit is not None and (header is None or unit.unit_bytes == header.unit_bytes):
+            if unit is not None:  # the header proves nothing: a half-folded one may be another node's
                 bad = yield from self._store.bad_segments(unit)
             elif header is not None:  # the daemon was killed between the seal and its checksums
                 bad = ()
@@ -230,6 +230,7 @@ class Repair:
             known = {p: unit for p, unit in units.items() if unit is not None}
             if len(known) < len(units):
                 missing = sorted(set(units) - set(known))
+                self._busy.difference_update(stripes)
                 self._fail(f"nobody knows the checksums of positions {missing}, lane {lane}")
                 return
             lengths = {p: self._span(known[p], rotation)[1] for p in self._group.data_members(rotation)}
@@ -240,6 +241,7 @@ class Repair:
                 else:
                     yield from self._store.grow_parity(self._snapshot.slot, lane, longest)
             except ArenaTooSmall as error:
+                self._busy.difference_update(stripes)
                 self._fail(str(error))
                 return
             if lengths.pop(self._position, None) is not None:

@@ -57,7 +57,8 @@ class Server:
         raise NotImplementedError
 
     def close(self) -> None:
-        self._listener.shutdown(SHUT_RDWR)
+        with suppress(OSError):  # closed before
+            self._listener.shutdown(SHUT_RDWR)
         self._listener.close()
         for connection in self._connections:
             with suppress(OSError):

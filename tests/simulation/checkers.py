@@ -1,0 +1,179 @@
+"""The invariants, apart from the faults. They know what really happened; the coordinator only what it heard.
+
+Checked at each formation: no worker of an older generation runs on a member; no rank is on two nodes; the start is
+decodable from what the members really hold, and nothing newer is; no sealed step is lost to dead workers, and one
+at most to a lost node. At the end: the code is the one that the faults call for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from simulation.machines import Machine, Worker
+from simulation.training import decodable
+
+from ftrain_launcher.coordinator import Coordinator
+from ftrain_launcher.events import Command, EndJob, Event, Tick
+from ftrain_launcher.membership import NodeState, Phase
+from ftrain_launcher.messages import ReapNode, StartNode
+from ftrain_launcher.policy import EXIT_LOST, EXIT_NODES, EXIT_PROGRAM
+from ftrain_snapshot.messages import SnapshotId
+from ftrain_snapshot.placement import groups
+
+if TYPE_CHECKING:
+    from simulation.cluster import Cluster
+
+
+def state_of(coordinator: Coordinator) -> dict[str, object]:
+    """All that a coordinator knows, to compare two."""
+    state = dict(vars(coordinator))
+    roster = dict(vars(state.pop("_roster")))
+    del roster["_alarms"]  # An index of the nodes' deadlines, cleared of old entries by whoever asks for the next.
+    ranks, history = vars(state.pop("_ranks")), dict(vars(state.pop("_history")))
+    log = vars(history.pop("log"))
+    return state | roster | ranks | history | log
+
+
+class Checkers:
+    """Told of everything that really happens, and of every event and its commands."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.sealed_versions: list[SnapshotId] = []
+        """Sealed by all, and not undone by a start from an older one."""
+        self.unprotected = 0
+        """How many of the newest may be unprotected, since a daemon was restarted while they were in flight."""
+        self.damaged: set[int] = set()
+        """Positions whose share was lost, and is not whole again with its parity."""
+        self.lost_since_formed: set[str] = set()
+        self.never_ran = 0
+        """Nodes that were lost before they ran a worker."""
+        self.trace: list[object] | None = None
+        self._generation = self._formed = 0
+        self._names: set[str] = set()
+
+    @property
+    def _parity(self) -> int:
+        return self.cluster.config.work.parity
+
+    def too_much_is_damaged(self) -> bool:
+        """More positions of a group than it has parity."""
+        nodes = self.cluster.config.nodes
+        return any(len(self.damaged.intersection(g)) > self._parity for g in groups(nodes, self._parity))
+
+    # ---- what really happens
+
+    def sealed(self, snapshot: SnapshotId) -> None:
+        self.sealed_versions.append(snapshot)
+
+    def protected(self, snapshot: SnapshotId) -> None:
+        self.damaged.clear()
+        self.unprotected = 0
+
+    def abandoned(self) -> None:
+        self.unprotected += 1
+
+    def lost(self, machine: Machine) -> None:
+        self.lost_since_formed.add(machine.name)
+        positions = self.cluster.coordinator.positions
+        if machine.name in positions:
+            self.damaged.add(positions.index(machine.name))
+        elif machine.position >= 0:
+            self.damaged.add(machine.position)
+
+    def repaired(self, machine: Machine) -> None:
+        self.damaged.discard(machine.position)
+
+    def spawned(self, worker: Worker) -> None:
+        """Of the nodes that hold positions, only those of one generation run workers, and each rank runs once."""
+        coordinator = self.cluster.coordinator
+        if worker.machine.name not in coordinator.positions:
+            return
+        for machine in self._members():
+            for other in machine.workers.values():
+                if other.alive and other is not worker:
+                    assert other.generation == worker.generation, "two generations have ranks"
+                    assert other.rank != worker.rank, f"rank {worker.rank} was given twice"
+
+    def _members(self) -> list[Machine]:
+        return [self.cluster.machines[name] for name in self.cluster.coordinator.positions if name is not None]
+
+    # ---- what the coordinator makes of it
+
+    def after(self, event: Event, commands: list[Command]) -> None:
+        """After every event."""
+        coordinator, now = self.cluster.coordinator, self.cluster.world.now
+        if self.trace is not None:
+            self.trace.append((now, event, commands))
+        assert coordinator.generation >= self._generation, "generations go back"
+        self._generation = coordinator.generation
+        deadline = coordinator.next_deadline()
+        assert not isinstance(event, Tick) or deadline is None or deadline > now, "a deadline was left unhandled"
+        for command in commands:
+            if isinstance(command, StartNode):
+                assert command.node not in self._names, "a name was given twice"
+                self._names.add(command.node)
+            if isinstance(command, ReapNode):
+                self.never_ran += not coordinator.nodes[command.node].formed
+                if command.node in self.cluster.machines:
+                    self.lost(self.cluster.machines[command.node])
+            if isinstance(command, EndJob) and command.exit_code == EXIT_LOST:
+                assert self.too_much_is_damaged(), f"not lost at all: {command.message}"
+        held = [p for p in coordinator.positions if p is not None]
+        assert len(set(held)) == len(held), "a node holds two positions"
+        if coordinator.formed != self._formed:
+            self._formed = coordinator.formed
+            self._at_formation(coordinator)
+
+    def _at_formation(self, coordinator: Coordinator) -> None:
+        members = self._members()
+        nproc, nodes = self.cluster.config.work.nproc_per_node, self.cluster.config.nodes
+        assert len(members) == nodes, "a position is vacant"
+        for position, machine in enumerate(members):
+            for worker in machine.workers.values():
+                assert not worker.alive or worker.generation >= coordinator.formed, "an older generation still runs"
+            mine = [r.rank for r in coordinator.ranks.values() if r.node == machine.name]
+            assert mine == list(range(position * nproc, (position + 1) * nproc)), "ranks moved"
+        # A member may have died a moment ago, which nobody knows yet: then what it held when it answered counts.
+        memories = {p: m.memory for p, m in enumerate(members)}
+        start = coordinator.restore
+        if start is not None:
+            assert decodable(memories, start, nodes, self._parity), f"{start} is not complete"
+        if self.cluster.plan.protection_ends_with_stop:
+            for snapshot in {s for memory in memories.values() for s in memory}:
+                if (start is None or snapshot > start) and decodable(memories, snapshot, nodes, self._parity):
+                    raise AssertionError(f"{snapshot} is complete and newer than {start}")
+        self._check_steps_lost(coordinator, start)
+
+    def _check_steps_lost(self, coordinator: Coordinator, start: SnapshotId | None) -> None:
+        kept = [s for s in self.sealed_versions if start is not None and s <= start]
+        lost = len(self.sealed_versions) - len(kept)
+        if not self.lost_since_formed:
+            assert lost == 0, f"{lost} sealed steps lost to dead workers"
+        elif not self.too_much_is_damaged():
+            assert lost <= 1 + self.unprotected, f"{lost} sealed steps lost with {self.lost_since_formed}"
+        incident = coordinator.incidents[-1] if coordinator.incidents else None
+        if incident is not None and incident.timeline.formed == self.cluster.world.now:
+            assert lost <= incident.steps_lost <= lost + 1, f"{lost} steps lost, {incident.steps_lost} reported"
+        self.sealed_versions = kept
+        self.lost_since_formed.clear()
+
+    def at_end(self, exit_code: int, message: str) -> None:
+        """The job has ended."""
+        coordinator, plan = self.cluster.coordinator, self.cluster.plan
+        assert coordinator.phase is Phase.ENDED
+        assert (exit_code, message) == (coordinator.exit_code, coordinator.exit_message)
+        assert state_of(coordinator) == state_of(self.cluster.shell.replayed()), "the replayed state is another"
+        assert all(n.state in (NodeState.LOST, NodeState.RELEASED) for n in coordinator.nodes.values())
+        if exit_code == 0:
+            assert plan.program_error_step is None
+            assert all(i.closed for i in coordinator.incidents), "an incident is still open"
+            assert all(r.finished for r in coordinator.ranks.values())
+        elif exit_code == EXIT_PROGRAM:
+            assert plan.program_error_step is not None, message
+            assert "ValueError: boom" in message
+        elif exit_code == EXIT_NODES:
+            assert self.never_ran >= 3, message
+        else:
+            assert exit_code == EXIT_LOST, message
+            assert not plan.gentle, f"one loss at a time is no reason to give up: {message}"

@@ -1,0 +1,218 @@
+"""A model of what the workers and daemons of one generation do: restore, step, seal, protect.
+
+After each step every position seals its data (if the gate was open), and, once its group has sealed, stores its
+parity; meanwhile training goes on. One sealed version at most is unprotected: that is what the gate is for. The
+bytes are not there, only who has them. Whether something can be decoded is asked of the placement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from simulation.machines import Machine, Worker
+
+from ftrain_launcher.events import Progress
+from ftrain_launcher.messages import Failure, Form, RankRestored, RankStepped, Trouble
+from ftrain_snapshot.messages import SnapshotId
+from ftrain_snapshot.placement import group_of, is_complete
+
+if TYPE_CHECKING:
+    from simulation.cluster import Cluster
+
+SLOTS = 3
+
+
+def decodable(memories: Mapping[int, Mapping[SnapshotId, list[bool]]], snapshot: SnapshotId, n: int, m: int) -> bool:
+    """Can all data of a snapshot be read or decoded from what the positions hold?"""
+    data = {p for p, memory in memories.items() if snapshot in memory and memory[snapshot][False]}
+    parity = {p for p, memory in memories.items() if snapshot in memory and memory[snapshot][True]}
+    return is_complete(data, parity, n, m)
+
+
+class Training:
+    """One generation of workers."""
+
+    def __init__(self, cluster: Cluster, form: Form) -> None:
+        self.cluster, self.world, self.form = cluster, cluster.world, form
+        self.generation, self.restore = form.generation, form.restore
+        self.nodes, self.parity = cluster.config.nodes, cluster.config.work.parity
+        self.workers: dict[int, Worker] = {}
+        self.machines: dict[int, Machine] = {}
+        self.step = -1 if form.restore is None else form.restore.version
+        self.flying: SnapshotId | None = None
+        """The version that is being sealed and protected."""
+        self.abandoned = False
+        """It will be sealed, but not protected."""
+        self.sealed_by: set[int] = set()
+        self.stored_by: set[int] = set()
+        self.newest_sealed = self.newest_protected = form.restore
+        self._begun = False
+
+    # ---- the beginning
+
+    def configure(self, machine: Machine) -> None:
+        """The daemon drops what is newer than the start, and rebuilds what is missing of it."""
+        machine.position = next(p.position for p in self.form.peers if p.node == machine.name)
+        self.machines[machine.position] = machine
+        for snapshot in [s for s in machine.memory if self.restore is None or s > self.restore]:
+            del machine.memory[snapshot]
+        if self.restore is not None and machine.memory.get(self.restore) != [True, bool(self.parity)]:
+            self.world.after(self.world.between(0.05, 0.5), self._repair, machine)
+
+    def _repair(self, machine: Machine) -> None:
+        assert self.restore is not None
+        if not machine.alive or machine.stopped > self.generation or self.cluster.ended:
+            return
+        held = machine.memory.get(self.restore, [False, False])
+        memories = {p: m.memory for p, m in self.machines.items() if m.alive}
+        if not held[False]:
+            if decodable(memories, self.restore, self.nodes, self.parity):
+                machine.keep(self.restore, parity=False)
+            elif len(memories) == self.nodes:
+                self.world.after(0.2, self._give_up_restoring, machine)
+                return
+        elif self.parity:
+            group = group_of(machine.position, self.nodes, self.parity).members
+            if all(p in memories and memories[p].get(self.restore, [False])[False] for p in group):
+                machine.keep(self.restore, parity=True)
+                self.cluster.checkers.repaired(machine)
+        if machine.memory.get(self.restore) != [True, bool(self.parity)]:
+            self.world.after(self.world.between(0.05, 0.3), self._repair, machine)
+
+    def _give_up_restoring(self, machine: Machine) -> None:
+        if machine.alive and machine.generation == self.generation:
+            machine.tell(Trouble(machine.name, self.generation, "restore_failed", ""), ("trouble",))
+
+    def start(self, worker: Worker) -> None:
+        self.workers[worker.rank] = worker
+        self.world.after(self.world.between(0.05, 0.2), self._load, worker)
+
+    def _load(self, worker: Worker) -> None:
+        """Find the others through the store, then wait for the bytes."""
+        if not worker.alive:
+            return
+        first = next(m for m in self.cluster.machines.values() if m.name == self.form.peers[0].node)
+        if first.store != (self.generation, self.form.store_port):
+            self.world.after(self.world.between(0.5, 2.0), self._raise_communication, worker)
+            return
+        machine = worker.machine
+        if self.restore is not None and not machine.memory.get(self.restore, [False])[False]:
+            self.world.after(0.1, self._load, worker)
+            return
+        version = None if self.restore is None else self.restore.version
+        worker.step = version
+        worker.restored = RankRestored(machine.name, self.generation, worker.rank, version, self.world.now)
+        machine.tell(worker.restored, ("restored", worker.rank))
+        total = self.nodes * self.cluster.config.work.nproc_per_node
+        if not self._begun and len(self.workers) == total and all(w.restored for w in self.workers.values()):
+            self._begun = True
+            self.world.after(self.world.between(0.1, 0.3), self._take_step)
+
+    # ---- steps
+
+    def _take_step(self) -> None:
+        """All ranks make a step together, or those that are left notice that somebody is gone."""
+        if not all(w.alive for w in self.workers.values()):
+            for worker in self.workers.values():
+                if worker.alive and self.world.chance(0.7):
+                    self.world.after(self.world.between(0.05, 1.0), self._raise_communication, worker)
+            return
+        plan = self.cluster.plan
+        if self.step + 1 >= plan.steps:
+            for worker in self.workers.values():
+                self.world.after(self.world.between(0.0, 0.3), self._finish, worker)
+            return
+        if self.step + 1 == plan.program_error_step:
+            rank = plan.program_error_rank % len(self.workers)
+            self._raise_program_error(self.workers[rank])
+            self.world.after(0.2, self._take_step)
+            return
+        self.step += 1
+        for worker in self.workers.values():
+            worker.step = self.step
+            if worker.stepped is None:
+                self.world.after(self.world.between(0.0, 0.02), self._say_stepped, worker, self.step)
+        if self.flying is None and all(m.daemon_up for m in self.machines.values()):
+            self._snapshot()
+        self.world.after(self.world.between(0.1, 0.3), self._take_step)
+
+    def _say_stepped(self, worker: Worker, step: int) -> None:
+        if worker.alive and worker.stepped is None:
+            worker.stepped = RankStepped(worker.machine.name, self.generation, worker.rank, step, self.world.now)
+            worker.machine.tell(worker.stepped, ("stepped", worker.rank))
+
+    def _finish(self, worker: Worker) -> None:
+        worker.end(code=0, finished=True)
+
+    def _raise_communication(self, worker: Worker) -> None:
+        if worker.alive:
+            worker.report(failure=Failure(worker.step, "RuntimeError: gloo", "Traceback: gloo", True))
+
+    def _raise_program_error(self, worker: Worker) -> None:
+        worker.report(failure=Failure(worker.step, "ValueError: boom", "Traceback: boom", False))
+        self.world.after(0.01, worker.end)
+
+    # ---- snapshots
+
+    def _snapshot(self) -> None:
+        kept = {s.slot for s in (self.newest_sealed, self.newest_protected) if s is not None}
+        slot = min(s for s in range(SLOTS) if s not in kept)
+        self.flying = SnapshotId(self.step, self.generation, slot)
+        self.sealed_by, self.stored_by, self.abandoned = set(), set(), False
+        for position in self.machines:
+            self.world.after(self.world.between(0.0, 0.1), self._seal, position, self.flying)
+
+    def _seal(self, position: int, snapshot: SnapshotId) -> None:
+        machine = self.machines[position]
+        mine = [w for w in self.workers.values() if w.machine is machine]
+        if snapshot != self.flying or not machine.alive or not all(w.alive or _is_done(w) for w in mine):
+            return
+        machine.keep(snapshot, parity=False)
+        self.sealed_by.add(position)
+        if len(self.sealed_by) == self.nodes:
+            self.newest_sealed = snapshot
+            self.cluster.checkers.sealed(snapshot)
+            self._report(0.3)
+            if not self.parity or self.abandoned:
+                self.flying = None
+        if self.parity and not self.abandoned:
+            group = group_of(position, self.nodes, self.parity).members
+            if self.sealed_by.issuperset(group):
+                for member in group:
+                    self.world.after(self.world.between(0.02, 0.3), self._store, member, snapshot)
+
+    def _store(self, position: int, snapshot: SnapshotId) -> None:
+        group = group_of(position, self.nodes, self.parity).members
+        sources = [self.machines[p] for p in group]
+        if snapshot != self.flying or self.abandoned or not all(m.alive and m.daemon_up for m in sources):
+            return
+        if self.cluster.plan.protection_ends_with_stop and any(m.stopped > self.generation for m in sources):
+            return
+        self.machines[position].keep(snapshot, parity=True)
+        self.stored_by.add(position)
+        if len(self.stored_by) == self.nodes:
+            self.newest_protected = snapshot
+            self.cluster.checkers.protected(snapshot)
+            self._report(0.5)
+            self.flying = None
+
+    def abandon(self) -> None:
+        """A daemon was restarted: what is in flight will not be protected."""
+        if self.flying is not None and not self.abandoned:
+            self.abandoned = True
+            self.cluster.checkers.abandoned()
+            if len(self.sealed_by) == self.nodes:
+                self.flying = None
+
+    def _report(self, probability: float) -> None:
+        """Now and then a heartbeat brings the levels."""
+        agent = self.machines[0].agent
+        if agent is not None and agent.line is not None and self.world.chance(probability):
+            sealed = None if self.newest_sealed is None else self.newest_sealed.version
+            protected = None if self.newest_protected is None else self.newest_protected.version
+            agent.line.up(Progress(self.generation, sealed, protected))
+
+
+def _is_done(worker: Worker) -> bool:
+    return worker.exit is not None and worker.exit.finished
