@@ -25,7 +25,8 @@ class ElasticSampler:
     """Batches of sample indices for this rank. Use it as ``DataLoader(..., batch_sampler=sampler)``, or `batch`.
 
     A ``DataLoader`` with workers fetches ahead of the training loop; batches that it holds back are not counted in
-    `position`. Anything else that fetches ahead must be tracked in its own right.
+    `position`, as long as its iterator lives: keep one for the whole training. Anything else that fetches ahead must
+    be tracked in its own right.
     """
 
     def __init__(

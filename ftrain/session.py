@@ -149,6 +149,8 @@ class Session:
 
     def _meet_ddps(self) -> None:
         """Find DDP objects that are new here; bring those of a resumed run to the layout of the snapshot."""
+        if self._world_size == 1:
+            return  # nothing is replicated, and nothing is reduced
         layouts = self._restored["buckets"] if self._restored is not None else {}
         for key, ddp in find_ddps(unique_parameters(self._objects)).items():
             if key in self._buckets and self._buckets[key].ddp is ddp:

@@ -1,8 +1,8 @@
 """The store of one generation, as a process of its own: `python -m ftrain.store`.
 
 It hosts a fresh ``TCPStore`` on a free port, tells the agent that started it (StoreReady), and waits to be ended.
-A process of its own, because agents never load torch, and so that no rank is special. If its agent dies it goes on
-while somebody may re-adopt it, for as long as the folder of its node is there.
+A process of its own, because agents never load torch, and so that no rank is special. If its agent dies it goes on,
+since another may adopt the node's workers; it ends when the node's memory is gone, which the daemon sees to.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ REPORT_TIMEOUT_SECONDS = 30.0
 
 
 def main() -> int:
-    """Serve until SIGTERM or SIGINT, or until the node's folder is gone. Returns the exit code."""
+    """Serve until SIGTERM or SIGINT, or until the node's control page is gone. Returns the exit code."""
     environment = read_store_environment()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -37,7 +37,7 @@ def main() -> int:
         if stop.wait(0.05) or time.monotonic() > deadline:
             return 1
     while not stop.wait(CHECK_SECONDS):
-        if not environment.node_dir.exists():
+        if not (environment.node_dir / "control").exists():
             break
     link.close()
     return 0

@@ -19,7 +19,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from job import Job, JobFailed, Json, all_ranks_at, mark_session, ranks, wait_gone
+from job import MARK, Job, JobFailed, Json, all_ranks_at, is_running, mark_session, node_of, node_pids, ranks, wait_gone
 from leftovers import SHARED_MEMORY, shared_memory_entries, wait_until_clean
 from rich.console import Console
 from rich.markup import escape
@@ -33,7 +33,7 @@ TRAIN_TIMEOUT_SECONDS = 120.0
 RECOVERY_TIMEOUT_SECONDS = 60.0
 CLEAN_TIMEOUT_SECONDS = 15.0
 
-console = Console(highlight=False)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,7 @@ def main() -> int:
         console.print(f"\n[bold red]The demo failed:[/] {escape(str(error))}")
         recoveries, reference, survivor = [], {}, {}
         claims.failed.append("the demo ran to its end")
-    left = wait_until_clean("FTRAIN_SCRIPT_SESSION", mark, memory_before, CLEAN_TIMEOUT_SECONDS)
+    left = wait_until_clean(MARK, mark, memory_before, CLEAN_TIMEOUT_SECONDS)
     if recoveries:
         report(recoveries, reference, survivor, claims)
     claims.check("no process and no shared memory left" + "".join(f"\n      {line}" for line in left), not left)
@@ -140,22 +140,19 @@ def kill_worker(job: Job, step: int, claims: Claims) -> Recovery:
 
 def lose_node(job: Job, step: int, claims: Claims) -> Recovery:
     """Agent, daemon and worker of one node killed at once, and its shared memory gone with them."""
-    status = watch_until(job, step, TRAIN_TIMEOUT_SECONDS)
-    name = ranks(status)[LOST_RANK]["node"]
-    node = next(node for node in status["nodes"] if node["name"] == name)
-    pids = [node["agent_pid"], node["daemon_pid"], *(rank["pid"] for rank in node["ranks"])]
-    memory = SHARED_MEMORY / f"ftrain-{job.name}" / name
+    node = node_of(watch_until(job, step, TRAIN_TIMEOUT_SECONDS), LOST_RANK)
+    name, memory = node["name"], SHARED_MEMORY / f"ftrain-{job.name}" / node["name"]
     had_memory = memory.exists()
-    console.print(f"[bold yellow]{name} is lost[/]: agent, daemon and worker {pids}, and {memory}")
-    killed_at = time.time()
-    job.inject("kill-node", "--node", name)
-    claims.check(f"processes {pids} are dead", not wait_gone(pids, timeout_seconds=5.0))
+    console.print(f"[bold yellow]kill-node[/] {name}: agent, daemon and worker {node_pids(node)}, and {memory}")
+    killed_at = job.lose_node(node)
+    claims.check("agent, daemon and worker are dead", not any(map(is_running, node_pids(node))))
     incident = job.wait_for_incident(after=1, timeout_seconds=RECOVERY_TIMEOUT_SECONDS)
     claims.check("the node's shared memory is gone", had_memory and not memory.exists())
     suspects = sorted({suspect["node"] for suspect in incident["suspects"]})
     claims.check(f"ftrain names {name} (named: {suspects})", suspects == [name])
-    heir = ranks(job.wait_for("running again", lambda s: s["state"] == "running", RECOVERY_TIMEOUT_SECONDS))[LOST_RANK]
-    claims.check(f"rank {LOST_RANK} trains on {heir['node']} now", heir["node"] != name)
+    running = job.wait_for("running again", lambda s: s["state"] == "running", RECOVERY_TIMEOUT_SECONDS)
+    heir = node_of(running, LOST_RANK)["name"]
+    claims.check(f"rank {LOST_RANK} trains on {heir} now", heir != name)
     return recovered(Recovery(fault="node lost", killed_at=killed_at, incident=incident, steps_lost_max=1))
 
 

@@ -15,6 +15,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ FTRAIN = str(Path(sys.executable).with_name("ftrain"))
 MARK = "FTRAIN_SCRIPT_SESSION"
 COMMAND_TIMEOUT_SECONDS = 10.0
 STOP_TIMEOUT_SECONDS = 30.0
+GONE_TIMEOUT_SECONDS = 5.0
 POLL_SECONDS = 0.05
 
 Json = dict[str, Any]
@@ -74,6 +76,26 @@ class Job:
         done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_SECONDS, check=False)
         if done.returncode != 0:
             raise JobFailed(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
+
+    def lose_node(self, node: Json) -> float:
+        """Kill the node of this status entry, agent, daemon, workers and memory; when it happened, in Unix seconds.
+
+        That is when the first of its processes is gone, asked each millisecond: the time that the injecting command
+        takes to start is none of the fault's.
+
+        Raises:
+            JobFailed: some of its processes live on.
+        """
+        pids = node_pids(node)
+        with ThreadPoolExecutor(1) as pool:
+            injected = pool.submit(self.inject, "kill-node", "--node", node["name"])
+            while all(map(is_running, pids)) and not injected.done():
+                time.sleep(0.001)
+            killed_at = time.time()
+            injected.result()
+        if left := wait_gone(pids, GONE_TIMEOUT_SECONDS):
+            raise JobFailed(f"{node['name']} was to be lost, but {left} of its processes {pids} live")
+        return killed_at
 
     def wait_for(self, what: str, condition: Callable[[Json], bool], timeout_seconds: float) -> Json:
         """Ask for the status until the condition holds; that status.
@@ -137,6 +159,16 @@ class Job:
 def ranks(status: Json) -> dict[int, Json]:
     """Each rank's entry of the status, with the name of its node as ``node``."""
     return {rank["rank"]: {**rank, "node": node["name"]} for node in status["nodes"] for rank in node["ranks"]}
+
+
+def node_of(status: Json, rank: int) -> Json:
+    """The entry of the node that has this rank."""
+    return next(node for node in status["nodes"] if any(entry["rank"] == rank for entry in node["ranks"]))
+
+
+def node_pids(node: Json) -> list[int]:
+    """Agent, daemon and workers of a node's entry."""
+    return [node["agent_pid"], node["daemon_pid"], *(rank["pid"] for rank in node["ranks"])]
 
 
 def all_ranks_at(status: Json, step: int, world_size: int) -> bool:

@@ -130,7 +130,7 @@ def _signature(sign: Sign) -> str:
         step = sign.step if sign.failure.step is None else sign.failure.step
         return f"step {step}: {sign.failure.error.split(':')[0]}"
     if number is None:
-        return f"step {sign.step}: code {sign.code}"
+        return "" if sign.code is None else f"step {sign.step}: code {sign.code}"
     return "" if number in _FROM_OUTSIDE else f"step {sign.step}: signal {number}"
 
 
@@ -154,7 +154,8 @@ def describe(sign: Sign) -> str:
             return f"{where} raised {sign.failure.error} {after}"
         if number is not None:
             return f"{where} was killed by {_signal_name(number)} {after}"
-        return f"{where} exited with code {sign.code} {after}"
+        how = "is gone" if sign.code is None else f"exited with code {sign.code}"
+        return f"{where} {how} {after}"
     text = _WORDS.get(sign.kind, f"{sign.kind} on {{node}}").format(node=sign.node)
     return f"{text} ({sign.reason})" if sign.reason else text
 

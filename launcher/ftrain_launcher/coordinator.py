@@ -78,6 +78,8 @@ class Coordinator:
         self.levels = Levels()
         self._protected = False
         """A snapshot was protected once: from then on the job never begins anew."""
+        self._judged: Start | None = None
+        """Where the generation that is being formed could start, when last all that are left had answered."""
         self.exit_code = 0
         self.exit_message = ""
         self._roster = Roster(config.nodes)
@@ -284,8 +286,8 @@ class Coordinator:
             return
         sign = Sign(kind=event.kind, node=event.node, time=now, reason=event.reason)
         if event.kind == "daemon_exit":
-            self._announce(f"{describe(sign)}; training goes on")
-            self._history.log.record_harmless(sign, self.formed)
+            if self._history.log.record_harmless(sign, self.formed):
+                self._announce(f"{describe(sign)}; training goes on")
         elif self._concerns_formed(event.generation):
             self._fault(sign, now)
         elif event.generation == self.generation:
@@ -422,7 +424,7 @@ class Coordinator:
         """Once all that are left have stopped: decide whether and where to start; once nobody is missing, form."""
         if self._roster.waited_for:
             return
-        start = self._choose_start()
+        start = self._judged = self._choose_start()
         judgement = self._history.judge(start, now)
         for text in judgement.news:
             self._announce(text)
@@ -445,6 +447,7 @@ class Coordinator:
             protected=self._protected,
             nodes=self._ranks.nodes,
             survivors=frozenset(p for p, n in members if n.formed == self.formed),
+            judged=self._judged,
         )
         holdings = {p: n.inventory.holdings for p, n in members if n.inventory is not None}
         return choose_start(past, holdings, positions=self.config.nodes, parity=self.config.work.parity)
@@ -455,7 +458,7 @@ class Coordinator:
         self.formed = self.generation
         self.restore = start.restore
         self.levels = start.levels
-        self._protected = start.protected
+        self._protected, self._judged = start.protected, None
         self._ranks = Ranks([n.name for n in members], self.config.work.nproc_per_node)
         self._starts_failed = 0
         self._history.resumed(start, now)

@@ -33,6 +33,8 @@ class Past(msgspec.Struct, frozen=True, kw_only=True):
     """The nodes that ran it, in order of position; empty: none did."""
     survivors: frozenset[int]
     """The positions whose node is still there."""
+    judged: Start | None = None
+    """What was found when all of them had answered, before one more was lost."""
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -55,9 +57,10 @@ def choose_start(past: Past, holdings: Holdings, *, positions: int, parity: int)
     restore = newest_complete(holdings, positions, parity)
     if restore is None and _something_is_missing(past, holdings, parity):
         return Start(None, 0, lost=_explain(past, holdings, positions, parity))
+    counted = 0 if past.judged is None else past.judged.steps_lost
     return Start(
         restore,
-        _count_lost(past, holdings, restore),
+        max(counted, _count_lost(past, holdings, restore)),
         _levels_after(past.levels, restore),
         past.protected or past.levels.protected is not None or _is_protected(holdings, restore, positions),
     )
@@ -75,6 +78,8 @@ def _is_protected(holdings: Holdings, restore: SnapshotId | None, positions: int
 
 def _something_is_missing(past: Past, holdings: Holdings, parity: int) -> bool:
     """Was there a snapshot that should have survived? If not, at most the one in flight is lost by beginning anew."""
+    if past.judged is not None and past.judged.restore is None:
+        return False
     if past.protected or past.levels.protected is not None:
         return True
     if parity == 0 and (past.restore is not None or past.levels.sealed is not None):

@@ -79,12 +79,16 @@ class IncidentLog:
         incident.add(sign)
         return incident
 
-    def record_harmless(self, sign: Sign, generation: int) -> None:
-        """A fault that stopped nobody: it enters the log closed."""
+    def record_harmless(self, sign: Sign, generation: int) -> bool:
+        """A fault that stopped nobody: it enters the log closed. False: it was told before, on another line."""
+        told = ((s.kind, s.node, s.reason) for entry in self.entries for s in entry.signs)
+        if (sign.kind, sign.node, sign.reason) in told:
+            return False
         incident = self._append(sign, generation)
         incident.add(sign)
         incident.cause, incident.closed = classify([sign]), True
         incident.timeline.decided = sign.time
+        return True
 
     def close(self, *, first_step: float | None) -> Incident | None:
         """Close the open incident; ``first_step``: when all ranks had made a step again, None if they had not."""

@@ -441,7 +441,7 @@ class NodeRunner:
         if not self.node_folder.exists():
             self._on_lost()
             return
-        began = time.monotonic()
+        began, port = time.monotonic(), self._daemon.port
         try:
             await self._daemon.start()
             form = self._form
@@ -451,8 +451,12 @@ class NodeRunner:
             self._tell(Trouble(self.node, self.generation, "form_failed", str(error)), ("trouble",))
             return
         self._write_down()
+        if self._daemon.port != port:
+            reason = f"the daemon's port {port} was taken: the others do not reach it at {self._daemon.port}"
+            self._tell(Trouble(self.node, self.generation, "form_failed", reason), ("trouble",))
+            return
         reason = f"restarted in {time.monotonic() - began:.2f} s"
-        self._tell(Trouble(self.node, self.generation, "daemon_exit", reason))
+        self._tell(Trouble(self.node, self.generation, "daemon_exit", reason), ("daemon_exit", began))
         self._tell(await self.heartbeat(with_inventory=False))
 
     # ---- small things

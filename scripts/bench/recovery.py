@@ -18,12 +18,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 from common import CLEAN_TIMEOUT_SECONDS, ROOT, Report, median, parser
-from job import MARK, STOP_TIMEOUT_SECONDS, Job, is_running, mark_session, ranks, wait_gone
+from job import MARK, STOP_TIMEOUT_SECONDS, Job, JobFailed, mark_session, node_of
 from leftovers import SHARED_MEMORY, marked_processes, shared_memory_entries, wait_until_clean
 
 WORKER = ROOT / "scripts" / "bench" / "recovery_worker.py"
@@ -100,27 +99,14 @@ def kill_worker(notes: Notes, alive: Callable[[], bool], chance: random.Random) 
 
 
 def kill_node(job: Job, notes: Notes, alive: Callable[[], bool], chance: random.Random) -> float:
-    """Lose a random rank's node; seconds to the first new step.
-
-    The fault's time is when the first of the node's processes is gone, seen by asking each millisecond: what the
-    injecting command needs to start is no part of it.
-    """
+    """Lose a random rank's node; seconds to the first new step."""
     notes.wait_warm(alive)
     status = job.wait_for(
         "protected", lambda s: s["state"] == "running" and s["snapshots"]["protected"] is not None, 30
     )
-    name = ranks(status)[chance.randrange(RANKS)]["node"]
-    node = next(node for node in status["nodes"] if node["name"] == name)
-    pids = [node["agent_pid"], node["daemon_pid"], *(rank["pid"] for rank in node["ranks"])]
+    time.sleep(chance.uniform(0.0, 0.3))
     old = notes.pids()
-    with ThreadPoolExecutor(1) as pool:
-        injected = pool.submit(job.inject, "kill-node", "--node", name)
-        while all(map(is_running, pids)) and not injected.done():
-            time.sleep(0.001)
-        killed_at = time.time()
-        injected.result()
-    if still := wait_gone(pids, timeout_seconds=5.0):
-        raise RuntimeError(f"{name} was to be lost, but {still} of its processes live")
+    killed_at = job.lose_node(node_of(status, chance.randrange(RANKS)))
     return notes.seconds_to_new_step(old, killed_at, alive)
 
 
@@ -132,7 +118,7 @@ def measure_ftrain(folder: Path, kills: int, chance: random.Random) -> tuple[lis
         try:
             workers = [kill_worker(notes, alive, chance) for _ in range(kills)]
             return workers, kill_node(job, notes, alive, chance)
-        except RuntimeError as error:
+        except (RuntimeError, JobFailed) as error:
             raise SystemExit(f"ftrain: {error}\n{job.tail()}") from error
 
 

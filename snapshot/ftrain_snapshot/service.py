@@ -8,6 +8,7 @@ until it has.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -102,6 +103,7 @@ class Service:
         self._taken_before = 0
         self._skipped = 0
         self._grace: Timer | None = None
+        self._forsaken_by_agent = False
         self._unix = bind_unix(node_dir / SOCKET_NAME)
         for sock, handler in ((self._tcp, self._on_tcp), (self._unix, self._on_unix)):
             sock.setblocking(False)
@@ -138,6 +140,8 @@ class Service:
         self._page.close()
         self._store.remove_files()
         (self._node_dir / SOCKET_NAME).unlink(missing_ok=True)
+        if self._forsaken_by_agent:
+            shutil.rmtree(self._node_dir, ignore_errors=True)
         for folder in (self._node_dir, self._node_dir.parent):
             with contextlib.suppress(OSError):  # the agent's files are still there
                 folder.rmdir()
@@ -169,7 +173,9 @@ class Service:
             self._grace = self.loop.later(self._grace_seconds, self._forsaken)
 
     def _forsaken(self) -> None:
+        """No agent came back: what the last one left in the node's folder is nobody's."""
         log("forsaken", grace_seconds=self._grace_seconds)
+        self._forsaken_by_agent = True
         self.loop.stop()
 
     def on_request(self, client: Client, request: m.Request) -> None:

@@ -75,11 +75,9 @@ class Checkers:
 
     def lost(self, machine: Machine) -> None:
         self.lost_since_formed.add(machine.name)
-        positions = self.cluster.coordinator.positions
-        if machine.name in positions:
-            self.damaged.add(positions.index(machine.name))
-        elif machine.position >= 0:
-            self.damaged.add(machine.position)
+        position = self.cluster.coordinator.nodes[machine.name].position
+        if position is not None:
+            self.damaged.add(position)
 
     def repaired(self, machine: Machine) -> None:
         self.damaged.discard(machine.position)

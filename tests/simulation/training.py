@@ -46,7 +46,7 @@ class Training:
         """It will be sealed, but not protected."""
         self.sealed_by: set[int] = set()
         self.stored_by: set[int] = set()
-        self.newest_sealed = self.newest_protected = form.restore
+        self.newest_sealed = form.restore
         self._begun = False
 
     # ---- the beginning
@@ -150,18 +150,23 @@ class Training:
             worker.report(failure=Failure(worker.step, "RuntimeError: gloo", "Traceback: gloo", True))
 
     def _raise_program_error(self, worker: Worker) -> None:
-        worker.report(failure=Failure(worker.step, "ValueError: boom", "Traceback: boom", False))
-        self.world.after(0.01, worker.end)
+        failure = Failure(worker.step, "ValueError: boom", "Traceback: boom", False)
+        worker.report(failure=failure)
+        self.world.after(0.01, lambda: worker.end(code=1, failure=failure))
 
     # ---- snapshots
 
     def _snapshot(self) -> None:
-        kept = {s.slot for s in (self.newest_sealed, self.newest_protected) if s is not None}
+        kept = {s.slot for s in (self.newest_sealed, self._newest_protected()) if s is not None}
         slot = min(s for s in range(SLOTS) if s not in kept)
         self.flying = SnapshotId(self.step, self.generation, slot)
         self.sealed_by, self.stored_by, self.abandoned = set(), set(), False
         for position in self.machines:
             self.world.after(self.world.between(0.0, 0.1), self._seal, position, self.flying)
+
+    def _newest_protected(self) -> SnapshotId | None:
+        whole = ({s for s, held in m.memory.items() if held == [True, True]} for m in self.machines.values())
+        return max(set.intersection(*whole), default=None)
 
     def _seal(self, position: int, snapshot: SnapshotId) -> None:
         machine = self.machines[position]
@@ -192,7 +197,6 @@ class Training:
         self.machines[position].keep(snapshot, parity=True)
         self.stored_by.add(position)
         if len(self.stored_by) == self.nodes:
-            self.newest_protected = snapshot
             self.cluster.checkers.protected(snapshot)
             self._report(0.5)
             self.flying = None
@@ -210,7 +214,8 @@ class Training:
         agent = self.machines[0].agent
         if agent is not None and agent.line is not None and self.world.chance(probability):
             sealed = None if self.newest_sealed is None else self.newest_sealed.version
-            protected = None if self.newest_protected is None else self.newest_protected.version
+            newest = self._newest_protected()
+            protected = None if newest is None else newest.version
             agent.line.up(Progress(self.generation, sealed, protected))
 
 

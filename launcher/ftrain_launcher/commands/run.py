@@ -30,7 +30,7 @@ def run(
     spares: Annotated[int, typer.Option(help="Nodes kept ready to take over a lost one's ranks.")] = 0,
     snapshot_every: Annotated[int, typer.Option(help="Steps between snapshots.")] = 1,
     parity: Annotated[int | None, typer.Option(help="Lost nodes that a group survives; default 1.")] = None,
-    max_restarts: Annotated[int, typer.Option(help="Faults in a row without progress that are survived.")] = 10,
+    max_restarts: Annotated[int, typer.Option(help="Faults in a row without progress that are survived.")] = 20,
     agent_grace_seconds: Annotated[float, typer.Option(help="How long a dead agent may take to come back.")] = 5.0,
     controller_grace_seconds: Annotated[
         float, typer.Option(help="How long nodes wait for a controller that is away before they end.")
