@@ -57,10 +57,9 @@ def choose_start(past: Past, holdings: Holdings, *, positions: int, parity: int)
     restore = newest_complete(holdings, positions, parity)
     if restore is None and _something_is_missing(past, holdings, parity):
         return Start(None, 0, lost=_explain(past, holdings, positions, parity))
-    counted = 0 if past.judged is None else past.judged.steps_lost
     return Start(
         restore,
-        max(counted, _count_lost(past, holdings, restore)),
+        _count_lost(past, holdings, restore),
         _levels_after(past.levels, restore),
         past.protected or past.levels.protected is not None or _is_protected(holdings, restore, positions),
     )
@@ -93,20 +92,30 @@ def _something_is_missing(past: Past, holdings: Holdings, parity: int) -> bool:
 
 
 def _count_lost(past: Past, holdings: Holdings, restore: SnapshotId | None) -> int:
-    """Sealed versions of the past generation newer than the start.
+    """Sealed versions newer than the start.
 
-    What all survivors have sealed counts as sealed, since of a lost node nobody knows: rather one too many. Older
-    generations' versions were counted when that generation was formed.
+    What all survivors have sealed counts as sealed, since of a lost node nobody knows: rather one too many. What is
+    newer than the past generation's own start and older than itself was counted when that one was formed.
     """
-    start = -1 if restore is None else restore.version
-    lost = set()
     survivors = [holdings[p] for p in past.survivors if p in holdings]
+    if not survivors and past.judged is not None:
+        return past.judged.steps_lost
+    lost = set()
     if survivors and len(survivors) < len(past.nodes):
-        sealed = [{h.snapshot for h in held if h.data} for held in survivors]
-        lost = {s.version for s in set.intersection(*sealed) if s.generation == past.generation and s.version > start}
-    if past.levels.sealed is not None and past.levels.sealed > start:
+        sealed = set.intersection(*({h.snapshot for h in held if h.data} for held in survivors))
+        lost = {s.version for s in sealed if _is_newer(s, restore) and _was_its(past, s)}
+    if past.levels.sealed is not None and (restore is None or past.levels.sealed > restore.version):
         lost.add(past.levels.sealed)
     return len(lost)
+
+
+def _is_newer(snapshot: SnapshotId, start: SnapshotId | None) -> bool:
+    return start is None or snapshot.version > start.version
+
+
+def _was_its(past: Past, snapshot: SnapshotId) -> bool:
+    """Was this a snapshot that the past generation made or could start from?"""
+    return snapshot.generation == past.generation or (past.restore is not None and snapshot <= past.restore)
 
 
 def _levels_after(levels: Levels, restore: SnapshotId | None) -> Levels:

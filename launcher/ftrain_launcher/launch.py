@@ -31,6 +31,8 @@ _CONTROLLER_RESTARTS_MAX = 20
 _RECONNECT_SECONDS = 0.05
 _HOUSEKEEPING_SECONDS = 0.5
 _ENDING_SECONDS_MAX = 30.0
+_CONTROLLER_END_SECONDS = 3.0
+"""How long the controller may take to end after it has told of the job's end."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(ToEngine).decode
@@ -46,6 +48,7 @@ class Launcher:
         self._outbox: asyncio.Queue[msgspec.Struct] = asyncio.Queue()
         self._ended: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._interrupts = 0
+        self._controller: asyncio.subprocess.Process | None = None
         self._own_pids: set[int] = set()
         """Children that somebody here waits for."""
 
@@ -60,6 +63,9 @@ class Launcher:
         try:
             return await self._ended
         finally:
+            if self._controller is not None:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._controller.wait(), _CONTROLLER_END_SECONDS)
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -87,7 +93,7 @@ class Launcher:
 
     async def _keep_controller(self) -> None:
         for _ in range(_CONTROLLER_RESTARTS_MAX):
-            controller = await asyncio.create_subprocess_exec(
+            controller = self._controller = await asyncio.create_subprocess_exec(
                 sys.executable,
                 "-P",
                 "-m",

@@ -129,6 +129,8 @@ class Shell:
         commands = self.cluster.coordinator.handle(event, self.world.now)
         self.cluster.checkers.after(event, commands)
         dies = self.dies_after_commands
+        if any(isinstance(c, EndJob) for c in commands) and self.world.chance(0.1):
+            dies = len(commands) - 1  # The end is decided and written down, and nobody hears of it.
         for command in commands[:dies]:
             self._carry_out(command)
         if dies is not None:

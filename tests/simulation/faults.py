@@ -116,6 +116,7 @@ class Faults:
         self.done: list[tuple[float, str]] = []
         self._store_fails = self._form_fails = 0
         self._slow_stops: set[str] = set()
+        self._slow_until = 0.0
         self._node_starts: list[str] = []
         self._while_forming_left = self.plan.while_forming_max
 
@@ -146,8 +147,9 @@ class Faults:
 
     def stop_seconds(self, machine: Machine) -> float:
         if machine.name in self._slow_stops:
+            self._slow_stops.discard(machine.name)
             seconds = self.world.between(2.0, 6.0)
-            self.world.after(seconds, self._slow_stops.discard, machine.name)
+            self._slow_until = max(self._slow_until, self.world.now + seconds)
             return seconds
         return self.world.between(0.01, 0.2)
 
@@ -168,8 +170,8 @@ class Faults:
         """Everything is whole, and no other loss is on its way."""
         checkers, parity = self.cluster.checkers, self.cluster.config.work.parity
         machines = [m for m in self.cluster.machines.values() if m.alive]
-        settled = all(m.agent is not None and m.name not in self._slow_stops for m in machines)
-        return parity > 0 and settled and not checkers.damaged
+        settled = all(m.agent is not None for m in machines) and self._slow_until < self.world.now
+        return parity > 0 and settled and not self._slow_stops and not checkers.damaged
 
     def _break(self, kind: str, victim: float) -> bool:
         cluster = self.cluster

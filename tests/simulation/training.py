@@ -15,7 +15,7 @@ from simulation.machines import Machine, Worker
 from ftrain_launcher.events import Progress
 from ftrain_launcher.messages import Failure, Form, RankRestored, RankStepped, Trouble
 from ftrain_snapshot.messages import SnapshotId
-from ftrain_snapshot.placement import group_of, is_complete
+from ftrain_snapshot.placement import groups, is_complete
 
 if TYPE_CHECKING:
     from simulation.cluster import Cluster
@@ -37,6 +37,7 @@ class Training:
         self.cluster, self.world, self.form = cluster, cluster.world, form
         self.generation, self.restore = form.generation, form.restore
         self.nodes, self.parity = cluster.config.nodes, cluster.config.work.parity
+        self.group_of = {p: group for group in groups(self.nodes, self.parity) for p in group}
         self.workers: dict[int, Worker] = {}
         self.machines: dict[int, Machine] = {}
         self.step = -1 if form.restore is None else form.restore.version
@@ -73,7 +74,7 @@ class Training:
                 self.world.after(0.2, self._give_up_restoring, machine)
                 return
         elif self.parity:
-            group = group_of(machine.position, self.nodes, self.parity).members
+            group = self.group_of[machine.position]
             if all(p in memories and memories[p].get(self.restore, [False])[False] for p in group):
                 machine.keep(self.restore, parity=True)
                 self.cluster.checkers.repaired(machine)
@@ -133,7 +134,7 @@ class Training:
             worker.step = self.step
             if worker.stepped is None:
                 self.world.after(self.world.between(0.0, 0.02), self._say_stepped, worker, self.step)
-        if self.flying is None and all(m.daemon_up for m in self.machines.values()):
+        if self.flying is None and self._start_is_safe() and all(m.daemon_up for m in self.machines.values()):
             self._snapshot()
         self.world.after(self.world.between(0.1, 0.3), self._take_step)
 
@@ -156,6 +157,11 @@ class Training:
 
     # ---- snapshots
 
+    def _start_is_safe(self) -> bool:
+        """The gate opens once the start has its parity again: else a lost node would cost two sealed versions."""
+        newest = self._newest_protected()
+        return not self.parity or self.restore is None or (newest is not None and newest >= self.restore)
+
     def _snapshot(self) -> None:
         kept = {s.slot for s in (self.newest_sealed, self._newest_protected()) if s is not None}
         slot = min(s for s in range(SLOTS) if s not in kept)
@@ -170,8 +176,10 @@ class Training:
 
     def _seal(self, position: int, snapshot: SnapshotId) -> None:
         machine = self.machines[position]
-        mine = [w for w in self.workers.values() if w.machine is machine]
-        if snapshot != self.flying or not machine.alive or not all(w.alive or _is_done(w) for w in mine):
+        mine = machine.workers.values()
+        if snapshot != self.flying or not machine.alive or machine.generation != self.generation:
+            return
+        if not all(w.alive or _is_done(w) for w in mine):
             return
         machine.keep(snapshot, parity=False)
         self.sealed_by.add(position)
@@ -182,13 +190,13 @@ class Training:
             if not self.parity or self.abandoned:
                 self.flying = None
         if self.parity and not self.abandoned:
-            group = group_of(position, self.nodes, self.parity).members
+            group = self.group_of[position]
             if self.sealed_by.issuperset(group):
                 for member in group:
                     self.world.after(self.world.between(0.02, 0.3), self._store, member, snapshot)
 
     def _store(self, position: int, snapshot: SnapshotId) -> None:
-        group = group_of(position, self.nodes, self.parity).members
+        group = self.group_of[position]
         sources = [self.machines[p] for p in group]
         if snapshot != self.flying or self.abandoned or not all(m.alive and m.daemon_up for m in sources):
             return
@@ -197,7 +205,7 @@ class Training:
         self.machines[position].keep(snapshot, parity=True)
         self.stored_by.add(position)
         if len(self.stored_by) == self.nodes:
-            self.cluster.checkers.protected(snapshot)
+            self.cluster.checkers.protected(self.machines)
             self._report(0.5)
             self.flying = None
 

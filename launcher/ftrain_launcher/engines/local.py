@@ -117,10 +117,7 @@ class LocalEngine:
         """End whatever is left, and give all memory back."""
         self._stopping = True
         kill_trees([child.pid for child in psutil.Process().children()])
-        watchers = list(self._watchers.values())
-        for task in watchers:
-            task.cancel()
-        await asyncio.gather(*watchers, return_exceptions=True)
+        await asyncio.gather(*self._watchers.values(), return_exceptions=True)
         shutil.rmtree(self._arena, ignore_errors=True)
 
 
