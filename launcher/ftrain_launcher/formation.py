@@ -83,12 +83,17 @@ def _something_is_missing(past: Past, holdings: Holdings, parity: int) -> bool:
         return True
     if parity == 0 and (past.restore is not None or past.levels.sealed is not None):
         return True
-    survivors = [holdings[p] for p in past.survivors if p in holdings]
+    survivors = sum(p in past.survivors for p in holdings)
     if not survivors:
         return past.generation > 0  # Nobody is left to say what there was.
-    # What every survivor holds with its parity was as good as protected: only losing too many could undo it.
+    return survivors < len(past.nodes) and bool(_kept_by_survivors(past, holdings, parity))
+
+
+def _kept_by_survivors(past: Past, holdings: Holdings, parity: int) -> set[SnapshotId]:
+    """What every survivor holds with its parity was as good as protected: only losing too many could undo it."""
+    survivors = [holdings[p] for p in past.survivors if p in holdings]
     kept = [{h.snapshot for h in held if h.data and (h.parity or not parity)} for held in survivors]
-    return len(survivors) < len(past.nodes) and bool(set.intersection(*kept))
+    return set.intersection(*kept) if kept else set()
 
 
 def _count_lost(past: Past, holdings: Holdings, restore: SnapshotId | None) -> int:
@@ -129,5 +134,7 @@ def _explain(past: Past, holdings: Holdings, positions: int, parity: int) -> str
     gone = [f"{name} (position {p})" for p, name in enumerate(past.nodes) if p not in past.survivors]
     sealed = "" if past.levels.sealed is None else f" (step {past.levels.sealed} was sealed)"
     nodes = f" Lost: {', '.join(gone)}." if gone else ""
-    text = explain(holdings, positions, parity)
+    # The promise was about what was protected: that is what people want to know of.
+    best = max(_kept_by_survivors(past, holdings, parity), default=None)
+    text = explain(holdings, positions, parity, best)
     return f"the job's state is lost{sealed}: no complete snapshot is left.{nodes} {text}"

@@ -2,44 +2,38 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import argparse
 
-import typer
-
-from ftrain_launcher.errors import UsageError
-from ftrain_launcher.jobs import JobFolder
+from ftrain_launcher.commands.options import Commands, add_command
+from ftrain_launcher.errors import ControllerAway, UsageError
 
 
-def controller(
-    resume: Annotated[str, typer.Option(metavar="JOB", help="Name of the job whose journal is replayed.")],
-) -> None:
-    """Start a job's controller again from its journal; training does not stop meanwhile.
+def add_to(commands: Commands) -> None:
+    """Add the command."""
+    about = "Start a job's controller again from its journal; the launcher does so by itself when it dies."
+    parser = add_command(commands, "controller", controller, about)
+    parser.add_argument("--resume", metavar="JOB", required=True, help="the job whose journal is replayed")
 
-    The launcher does this by itself when its controller dies; the command is for when it was told not to.
-    """
+
+def controller(chosen: argparse.Namespace) -> int:
+    """Run the controller of a job that has none; training does not stop meanwhile."""
     import asyncio
 
+    from ftrain_launcher import query
     from ftrain_launcher.controller import Controller
+    from ftrain_launcher.jobs import JobFolder
 
-    folder = JobFolder.find(resume)
+    folder = JobFolder.find(chosen.resume)
     if folder.result() is not None:
-        raise UsageError(f"job {resume!r} has ended: there is nothing to resume")
-    endpoint = folder.endpoint()
-    if endpoint is not None and _answers(folder):
-        raise UsageError(f"the controller of job {resume!r} is running (pid {endpoint.pid})")
+        raise UsageError(f"job {chosen.resume!r} has ended: there is nothing to resume")
+    try:
+        running = query.ask(folder, "/api/status", wait_seconds=0.3)
+    except ControllerAway:
+        pass
+    else:
+        raise UsageError(f"the controller of job {chosen.resume!r} is running (pid {running['controller']['pid']})")
 
     async def serve() -> int:
         return await Controller(folder).run()
 
-    raise typer.Exit(asyncio.run(serve()))
-
-
-def _answers(folder: JobFolder) -> bool:
-    from ftrain_launcher.errors import ControllerAway
-    from ftrain_launcher.query import ask
-
-    try:
-        ask(folder, "/api/status", wait_seconds=0.3)
-    except ControllerAway:
-        return False
-    return True
+    return asyncio.run(serve())

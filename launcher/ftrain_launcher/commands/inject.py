@@ -2,46 +2,44 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from typing import Annotated, Any
+import argparse
+import sys
+from typing import Any
 
-import typer
-
-from ftrain_launcher.commands.options import Job, Json, print_json
+from ftrain_launcher.commands.options import Commands, add_command, add_job_options, print_json
 from ftrain_launcher.errors import UsageError
-from ftrain_launcher.jobs import JobFolder
-from ftrain_launcher.query import ask
+
+FAULTS = ("kill-worker", "kill-node", "kill-agent", "kill-daemon")
 
 
-class Fault(StrEnum):
-    """What can be broken."""
+def add_to(commands: Commands) -> None:
+    """Add the command."""
+    about = "Break something, with a real SIGKILL: a worker, an agent, a daemon, or a node with its memory."
+    parser = add_command(commands, "inject", inject, about)
+    parser.add_argument("fault", choices=FAULTS, help="what to break")
+    parser.add_argument("--rank", type=int, help="for kill-worker: which rank")
+    parser.add_argument("--node", help="for the others: a node's name, or its position")
+    add_job_options(parser)
 
-    kill_worker = "kill-worker"
-    kill_node = "kill-node"
-    kill_agent = "kill-agent"
-    kill_daemon = "kill-daemon"
 
+def inject(chosen: argparse.Namespace) -> int:
+    """Ask the controller to have it broken."""
+    from ftrain_launcher.jobs import JobFolder
+    from ftrain_launcher.query import ask
 
-def inject(
-    fault: Annotated[Fault, typer.Argument(help="What to break.")],
-    rank: Annotated[int | None, typer.Option(help="For kill-worker: which rank.")] = None,
-    node: Annotated[str | None, typer.Option(help="For the others: a node's name, or its position.")] = None,
-    job: Job = None,
-    json: Json = False,
-) -> None:
-    """Break something, with a real SIGKILL: a worker, an agent, a daemon, or a node with its memory."""
-    body: dict[str, Any] = {"kind": fault.value}
-    if fault is Fault.kill_worker:
-        if rank is None:
+    body: dict[str, Any] = {"kind": chosen.fault}
+    if chosen.fault == "kill-worker":
+        if chosen.rank is None:
             raise UsageError("kill-worker needs --rank")
-        body["rank"] = rank
+        body["rank"] = chosen.rank
     else:
-        if node is None:
-            raise UsageError(f"{fault.value} needs --node")
-        body["node"] = node
-    done = ask(JobFolder.find(job), "/api/inject", body)
-    if json:
+        if chosen.node is None:
+            raise UsageError(f"{chosen.fault} needs --node")
+        body["node"] = chosen.node
+    done = ask(JobFolder.find(chosen.job), "/api/inject", body)
+    if chosen.json:
         print_json(done)
     else:
-        where = done["node"] if rank is None else f"rank {rank} on {done['node']}"
-        typer.echo(f"{fault.value}: {where}")
+        where = done["node"] if done["rank"] is None else f"rank {done['rank']} on {done['node']}"
+        sys.stdout.write(f"{chosen.fault}: {where}\n")
+    return 0

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
-from typing import Annotated
+from collections.abc import Callable
+from typing import TypeAlias
 
-import msgspec
-import typer
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+"""Where a command adds itself; argparse has no public name for it."""
 
-Job = Annotated[str | None, typer.Option(help="Which job; default: the newest that runs.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, as documented in docs/operations.md.")]
+
+def add_command(
+    commands: Commands, name: str, command: Callable[[argparse.Namespace], int], about: str
+) -> argparse.ArgumentParser:
+    """A command's own parser. ``about``: one sentence for people."""
+    parser = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
+    parser.set_defaults(command=command)
+    return parser
+
+
+def add_job_options(parser: argparse.ArgumentParser) -> None:
+    """``--job`` and ``--json``."""
+    parser.add_argument("--job", metavar="NAME", help="which job; default: the newest that runs")
+    parser.add_argument("--json", action="store_true", help="print JSON, as documented in docs/operations.md")
 
 
 def print_json(value: object) -> None:
     """One JSON document on stdout."""
+    import msgspec
+
     sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
     sys.stdout.flush()

@@ -2,82 +2,100 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import shutil
 import socket
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
+from ftrain_launcher.commands.options import Commands, add_command
 from ftrain_launcher.errors import UsageError
-from ftrain_launcher.events import JobConfig
-from ftrain_launcher.jobs import JobFolder, JobRecord
-from ftrain_launcher.messages import Work
+
+if TYPE_CHECKING:
+    from ftrain_launcher.messages import Work
 
 _ARENA_FREE_BYTES_MIN = 8 * 2**20
 _NAME_LENGTH_MAX = 48
 
 
-def run(
-    script: Annotated[str, typer.Argument(help="The training script, or with -m the module.")],
-    arguments: Annotated[list[str] | None, typer.Argument(metavar="ARGS...", help="Its arguments.")] = None,
-    local_nodes: Annotated[int | None, typer.Option(help="Emulate this many nodes on this machine.")] = None,
-    nnodes: Annotated[str, typer.Option(help="Nodes of the job; so far 1, or --local-nodes.")] = "1",
-    nproc_per_node: Annotated[str, typer.Option(help="Workers per node: a number, gpu, cpu or auto.")] = "1",
-    spares: Annotated[int, typer.Option(help="Nodes kept ready to take over a lost one's ranks.")] = 0,
-    snapshot_every: Annotated[int, typer.Option(help="Steps between snapshots.")] = 1,
-    parity: Annotated[int | None, typer.Option(help="Lost nodes that a group survives; default 1.")] = None,
-    max_restarts: Annotated[int, typer.Option(help="Faults in a row without progress that are survived.")] = 20,
-    agent_grace_seconds: Annotated[float, typer.Option(help="How long a dead agent may take to come back.")] = 5.0,
-    controller_grace_seconds: Annotated[
-        float, typer.Option(help="How long nodes wait for a controller that is away before they end.")
-    ] = 10.0,
-    name: Annotated[str | None, typer.Option(help="The job's name; default: made from the script's.")] = None,
-    log_dir: Annotated[Path | None, typer.Option(help="Where worker output goes.")] = None,
-    arena_dir: Annotated[Path, typer.Option(help="Shared memory for snapshots: a tmpfs.")] = Path("/dev/shm"),
-    controller: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where the controller listens.")] = "127.0.0.1:0",
-    engine: Annotated[str, typer.Option(help="Where nodes come from; so far: local.")] = "local",
-    module: Annotated[bool, typer.Option("--module", "-m", help="SCRIPT is a module's name.")] = False,
-    zygote: Annotated[bool, typer.Option(help="Fork workers from a process with torch imported.")] = True,
-) -> None:
-    """Run a training script and keep it training through killed workers and lost nodes."""
-    nodes = _nodes(nnodes, local_nodes)
+def add_to(commands: Commands) -> None:
+    """Add the command."""
+    about = "Run a training script and keep it training through killed workers and lost nodes."
+    parser = add_command(commands, "run", run, about)
+    add = parser.add_argument
+    add("--local-nodes", type=int, metavar="N", help="emulate this many nodes on this machine")
+    add("--nnodes", default="1", metavar="N", help="nodes of the job; so far 1, or --local-nodes")
+    add("--nproc-per-node", default="1", metavar="N", help="workers per node: a number, gpu, cpu or auto")
+    add("--spares", type=int, default=0, metavar="N", help="nodes kept ready to take over a lost one's ranks")
+    add("--snapshot-every", type=int, default=1, metavar="N", help="steps between snapshots; default 1")
+    add("--parity", type=int, metavar="M", help="lost nodes that a group survives; default 1")
+    add(
+        "--max-restarts",
+        type=int,
+        default=20,
+        metavar="N",
+        help="faults in a row without progress that are survived; default 20",
+    )
+    add(
+        "--agent-grace-seconds",
+        type=float,
+        default=5.0,
+        metavar="S",
+        help="how long a dead agent may take to come back; default 5",
+    )
+    add(
+        "--controller-grace-seconds",
+        type=float,
+        default=10.0,
+        metavar="S",
+        help="how long nodes wait for a controller that is away before they end; default 10",
+    )
+    add("--name", metavar="JOB", help="the job's name; default: made from the script's")
+    add("--log-dir", type=Path, metavar="DIR", help="where worker output goes; default: the job's state folder")
+    add(
+        "--arena-dir",
+        type=Path,
+        default=Path("/dev/shm"),
+        metavar="DIR",
+        help="shared memory for snapshots: a tmpfs; default /dev/shm",
+    )
+    add("--controller", default="127.0.0.1:0", metavar="HOST:PORT", help="where the controller listens; default any")
+    add("--engine", choices=["local"], default="local", help="where nodes come from")
+    add("-m", "--module", action="store_true", help="SCRIPT is a module's name")
+    add("--no-zygote", action="store_true", help="start workers by exec, not by fork from a process with torch")
+    add("script", metavar="SCRIPT", help="the training script, or with -m the module")
+    add("arguments", metavar="ARGS", nargs=argparse.REMAINDER, help="its arguments")
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """Check what was asked for, then run the job to its end."""
+    from ftrain_launcher.messages import Work
+
+    nodes = _nodes(chosen.nnodes, chosen.local_nodes)
     work = Work(
-        job=_job_name(name, script),
-        argv=(script if module else _script(script), *(arguments or [])),
-        kind="module" if module else "script",
+        job=_job_name(chosen.name, chosen.script),
+        argv=(chosen.script if chosen.module else _script(chosen.script), *chosen.arguments),
+        kind="module" if chosen.module else "script",
         folder=os.getcwd(),
         log_folder="",
-        nproc_per_node=_nproc(nproc_per_node),
-        snapshot_every=_at_least("--snapshot-every", snapshot_every, 1),
-        parity=_parity(parity, nodes),
-        max_restarts=_at_least("--max-restarts", max_restarts, 0),
-        zygote=zygote,
+        nproc_per_node=_nproc(chosen.nproc_per_node),
+        snapshot_every=_at_least("--snapshot-every", chosen.snapshot_every, 1),
+        parity=_parity(chosen.parity, nodes),
+        max_restarts=_at_least("--max-restarts", chosen.max_restarts, 0),
+        zygote=not chosen.no_zygote,
     )
-    if engine != "local":
-        raise UsageError(f"--engine {engine}: this version has the engine 'local' only")
-    for flag, seconds in (
-        ("--agent-grace-seconds", agent_grace_seconds),
-        ("--controller-grace-seconds", controller_grace_seconds),
-    ):
-        if seconds <= 0:
-            raise UsageError(f"{flag} must be more than 0, not {seconds:g}")
-    host, port = _controller(controller)
-    raise typer.Exit(
-        _launch(
-            work,
-            nodes=nodes,
-            spares=_at_least("--spares", spares, 0),
-            agent_grace_seconds=agent_grace_seconds,
-            controller_grace_seconds=controller_grace_seconds,
-            log_dir=log_dir,
-            arena=_arena(arena_dir, work.job),
-            host=host,
-            port=port,
-        )
+    return _launch(
+        work,
+        nodes=nodes,
+        spares=_at_least("--spares", chosen.spares, 0),
+        agent_grace_seconds=_positive("--agent-grace-seconds", chosen.agent_grace_seconds),
+        controller_grace_seconds=_positive("--controller-grace-seconds", chosen.controller_grace_seconds),
+        log_dir=chosen.log_dir,
+        arena=_arena(chosen.arena_dir, work.job),
+        controller=_controller(chosen.controller),
     )
 
 
@@ -90,15 +108,15 @@ def _launch(
     controller_grace_seconds: float,
     log_dir: Path | None,
     arena: Path,
-    host: str,
-    port: int,
+    controller: tuple[str, int],
 ) -> int:
     """Make the job's folder, run it to its end, say how it ended."""
     import msgspec
 
     from ftrain_launcher import launch
     from ftrain_launcher.controller import announce
-    from ftrain_launcher.jobs import state_home
+    from ftrain_launcher.events import JobConfig
+    from ftrain_launcher.jobs import JobFolder, JobRecord, state_home
 
     logs = (log_dir or state_home() / "jobs" / work.job / "logs").absolute()
     work = msgspec.structs.replace(work, log_folder=str(logs))
@@ -110,8 +128,8 @@ def _launch(
         config=JobConfig(work=work, nodes=nodes, spares=spares, agent_grace_seconds=agent_grace_seconds),
         controller_grace_seconds=controller_grace_seconds,
         root_zygote=str(arena / "zygote.sock") if work.zygote else "",
-        controller_host=host,
-        controller_port=port,
+        controller_host=controller[0],
+        controller_port=controller[1],
     )
     folder = JobFolder.create(record)
     arena.mkdir(mode=0o700)
@@ -169,6 +187,12 @@ def _at_least(flag: str, value: int, least: int) -> int:
     if value < least:
         raise UsageError(f"{flag} must be at least {least}, not {value}")
     return value
+
+
+def _positive(flag: str, seconds: float) -> float:
+    if not 0 < seconds < float("inf"):
+        raise UsageError(f"{flag} must be more than 0, not {seconds:g}")
+    return seconds
 
 
 def _script(script: str) -> str:

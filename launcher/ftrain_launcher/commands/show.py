@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import Any
 
-from ftrain_launcher import query
-from ftrain_launcher.commands.options import Job, Json, print_json
+from ftrain_launcher.commands.options import Commands, add_command, add_job_options, print_json
 from ftrain_launcher.errors import ControllerAway
 from ftrain_launcher.jobs import JobFolder
 
 
-def status(job: Job = None, json: Json = False) -> None:
-    """Show the job's nodes, ranks, pids, steps, snapshot levels and generation."""
-    answer = query.status(JobFolder.find(job))
-    if json:
+def add_to(commands: Commands) -> None:
+    """Add the three commands."""
+    for name, command, about in (
+        ("status", status, "Show a job's nodes, ranks, pids, steps, snapshot levels and generation."),
+        ("incidents", incidents, "Show each fault: kind, suspects, timeline, steps lost."),
+        ("snapshots", snapshots, "Show the versions in memory: levels, bytes per node, where the parity lies."),
+    ):
+        add_job_options(add_command(commands, name, command, about))
+
+
+def status(chosen: argparse.Namespace) -> int:
+    """Print the status."""
+    from ftrain_launcher import query
+
+    answer = query.status(JobFolder.find(chosen.job))
+    if chosen.json:
         print_json(answer)
-        return
+        return 0
     levels = answer["snapshots"]
     _print(
         f"job {answer['job']}: {answer['state']}, generation {answer['generation']}, "
@@ -39,14 +51,15 @@ def status(job: Job = None, json: Json = False) -> None:
                 ]
             )
     _table(["node", "state", "agent", "daemon", "rank", "pid", "worker", "step"], rows)
+    return 0
 
 
-def incidents(job: Job = None, json: Json = False) -> None:
-    """Show each fault: kind, suspects, timeline, steps lost."""
-    answer = _ask_or_replay(JobFolder.find(job), "incidents")
-    if json:
+def incidents(chosen: argparse.Namespace) -> int:
+    """Print the incidents."""
+    answer = _ask_or_replay(JobFolder.find(chosen.job), "incidents")
+    if chosen.json:
         print_json(answer)
-        return
+        return 0
     rows = []
     for incident in answer["incidents"]:
         timeline = incident["timeline"]
@@ -57,14 +70,15 @@ def incidents(job: Job = None, json: Json = False) -> None:
         )
     heads = ["#", "kind", "suspects", "decided", "formed", "restored", "first step", "steps lost", "resumed after step"]
     _table(heads, rows)
+    return 0
 
 
-def snapshots(job: Job = None, json: Json = False) -> None:
-    """Show the versions in memory: levels, bytes per node, where the parity lies."""
-    answer = _ask_or_replay(JobFolder.find(job), "snapshots")
-    if json:
+def snapshots(chosen: argparse.Namespace) -> int:
+    """Print the snapshots."""
+    answer = _ask_or_replay(JobFolder.find(chosen.job), "snapshots")
+    if chosen.json:
         print_json(answer)
-        return
+        return 0
     rows = []
     for snapshot in answer["snapshots"]:
         for node in snapshot["nodes"]:
@@ -79,10 +93,13 @@ def snapshots(job: Job = None, json: Json = False) -> None:
                 ]
             )
     _table(["version", "level", "slot", "node", "own bytes", "parity bytes"], rows)
+    return 0
 
 
 def _ask_or_replay(folder: JobFolder, what: str) -> Any:
     """Ask the controller; of a job that has ended, or whose controller is away, replay the journal."""
+    from ftrain_launcher import query
+
     try:
         if folder.result() is None:
             return query.ask(folder, f"/api/{what}")

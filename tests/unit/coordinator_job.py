@@ -1,0 +1,171 @@
+"""A job driven by hand: the production coordinator, and the few lines that say what its nodes would answer."""
+
+from __future__ import annotations
+
+from ftrain_launcher.coordinator import Coordinator
+from ftrain_launcher.events import Announce, Command, EndJob, Event, JobConfig, JobStarted, Joined, Left, Send
+from ftrain_launcher.journal import Entry, decode, encode, rebuild
+from ftrain_launcher.messages import (
+    Failure,
+    Form,
+    Join,
+    NodeGone,
+    RankRestored,
+    RankStepped,
+    ReapNode,
+    Shutdown,
+    StartNode,
+    Stop,
+    Stopped,
+    ToAgent,
+    Work,
+    WorkerExit,
+)
+from ftrain_snapshot.messages import Holding, Inventory, SnapshotId
+
+
+def config(*, nodes: int = 3, spares: int = 1, parity: int = 1, nproc: int = 1, max_restarts: int = 10) -> JobConfig:
+    work = Work(
+        job="job",
+        argv=("train.py",),
+        folder="/",
+        log_folder="/",
+        nproc_per_node=nproc,
+        snapshot_every=1,
+        parity=parity,
+        max_restarts=max_restarts,
+    )
+    return JobConfig(work=work, nodes=nodes, spares=spares)
+
+
+def snapshot(version: int, generation: int = 1, slot: int = 0) -> SnapshotId:
+    return SnapshotId(version, generation, slot)
+
+
+WHOLE = (True, True)
+DATA = (True, False)
+Held = dict[SnapshotId, tuple[bool, bool]]
+
+
+class Job:
+    """Events go in through the journal's own lines; what comes out is kept by kind."""
+
+    def __init__(self, job: JobConfig | None = None) -> None:
+        self.config = job or config()
+        self.coordinator = Coordinator(self.config)
+        self.now = 100.0
+        self.sent: list[tuple[str, ToAgent]] = []
+        self.news: list[str] = []
+        self.started: list[str] = []
+        self.reaped: list[str] = []
+        self.end: EndJob | None = None
+        self._lines: list[bytes] = []
+        self._connections = 0
+        self.tell(JobStarted(self.config))
+
+    def tell(self, event: Event, after: float = 0.01) -> list[Command]:
+        """Something happens; what the coordinator makes of it is also returned."""
+        self.now += after
+        self._lines.append(encode(Entry(self.now, event)))
+        commands = self.coordinator.handle(decode(self._lines[-1]).event, self.now)
+        for command in commands:
+            match command:
+                case Send(node, message):
+                    self.sent.append((node, message))
+                case Announce(text):
+                    self.news.append(text)
+                case StartNode(node):
+                    self.started.append(node)
+                case ReapNode(node):
+                    self.reaped.append(node)
+                case EndJob():
+                    self.end = command
+        return commands
+
+    def replayed(self) -> Coordinator:
+        """A coordinator made from the journal."""
+        first, *rest = map(decode, self._lines)
+        assert isinstance(first.event, JobStarted)
+        return rebuild(first.event, first.now, rest)
+
+    # ---- what nodes say
+
+    def join(self, node: str, generation: int = 0, stopped: int = 0) -> int:
+        self._connections += 1
+        join = Join(
+            node=node, host=node, agent_pid=1, daemon_pid=2, daemon_port=3, generation=generation, stopped=stopped
+        )
+        self.tell(Joined(join, self._connections))
+        return self._connections
+
+    def connection(self, node: str) -> int:
+        number = self.coordinator.nodes[node].connection
+        assert number is not None
+        return number
+
+    def leave(self, node: str) -> None:
+        self.tell(Left(node, self.connection(node)))
+
+    def lose(self, node: str) -> None:
+        self.tell(NodeGone(node, "killed"))
+
+    def stopped(self, node: str, held: Held | None = None, port: int | None = 7) -> None:
+        """It has stopped for the generation that is announced."""
+        position = self.coordinator.nodes[node].position
+        assert position is not None
+        holdings = tuple(Holding(s, position, data, parity) for s, (data, parity) in (held or {}).items())
+        generation = self.coordinator.generation
+        self.tell(Stopped(node=node, generation=generation, inventory=Inventory(holdings), store_port=port))
+
+    def exit(self, rank: int, **how: object) -> None:
+        self.tell(self.exit_of(rank, **how))
+
+    def exit_of(self, rank: int, **how: object) -> WorkerExit:
+        generation = self.coordinator.formed
+        node = self.coordinator.ranks[rank].node
+        return WorkerExit(node=node, generation=generation, rank=rank, pid=1000 + rank, **how)
+
+    # ---- the usual course of things
+
+    def gather(self) -> None:
+        """All nodes come, in order."""
+        for node in list(self.started):
+            self.join(node)
+
+    def stop_all(self, held: Held | None = None, but: tuple[str, ...] = ()) -> None:
+        """All members answer; those that ran before hold the same, a new one nothing."""
+        for node in self.members():
+            if node not in but:
+                ran = self.coordinator.nodes[node].formed > 0
+                self.stopped(node, held if ran else None)
+
+    def members(self) -> list[str]:
+        return [name for name in self.coordinator.positions if name is not None]
+
+    def step_all(self, step: int = 0) -> None:
+        """All ranks restore and make a step."""
+        for rank in self.coordinator.ranks.values():
+            self.tell(RankRestored(rank.node, self.coordinator.formed, rank.rank, None, self.now))
+        for rank in self.coordinator.ranks.values():
+            self.tell(RankStepped(rank.node, self.coordinator.formed, rank.rank, step, self.now))
+
+    def run(self) -> None:
+        """From nothing to a running first generation."""
+        self.gather()
+        self.stop_all()
+        self.step_all()
+        self.sent.clear()
+
+    # ---- what was sent
+
+    def to(self, node: str, kind: type[Stop | Form | Shutdown]) -> list[ToAgent]:
+        return [message for name, message in self.sent if name == node and isinstance(message, kind)]
+
+    def forms(self) -> dict[str, Form]:
+        """The newest generation's messages, by node."""
+        newest = self.coordinator.formed
+        return {n: m for n, m in self.sent if isinstance(m, Form) and m.generation == newest}
+
+
+def raised(error: str, step: int | None = 5, *, communication: bool = False) -> Failure:
+    return Failure(step, error, f"Traceback of {error}", communication)
