@@ -162,7 +162,7 @@ class Coordinator:
             case ArenaShort():
                 self._arena_short(event, now)
             case Progress():
-                if event.generation == self.formed and self.phase is Phase.RUNNING:
+                if self._concerns_formed(event.generation):
                     self.levels = Levels(sealed=event.sealed, protected=event.protected)
             case StopJob(reason, exit_code):
                 self._end(exit_code, reason, now)
@@ -355,7 +355,8 @@ class Coordinator:
         if node.position is None:
             self._replace_spares(now) if runs else self._fill_positions(now)
         elif not (runs and all(r.finished for r in self._ranks.of(node.position))):  # Else nobody misses it.
-            self._fault(Sign(kind="node_lost", node=node.name, time=seen, reason=reason), now)
+            sign = Sign(kind="node_lost", node=node.name, time=seen, reason=reason)
+            self._fault(sign, now, ask_again=0 < node.formed == self.formed)
 
     def _starts_are_hopeless(self) -> bool:
         return self._starts_failed >= max(_STARTS_FAILED_MIN, self.config.nodes // 2)
@@ -389,10 +390,16 @@ class Coordinator:
 
     # ---- generations
 
-    def _fault(self, sign: Sign, now: float) -> None:
-        """Something broke: the next generation, or, while one is being formed, one more thing to know before."""
+    def _fault(self, sign: Sign, now: float, *, ask_again: bool = False) -> None:
+        """Something broke: the next generation, or, while one is being formed, one more thing to know before.
+
+        ``ask_again``: the start depends on what the others hold, and that may have grown since they said it.
+        """
         if self.phase is Phase.STOPPING:
             self._history.take(sign, self.formed, again=False)
+            for node in self._roster.members():
+                if ask_again and node.position not in self._roster.waited_for:
+                    self._send_stop(node, now)
             self._fill_positions(now)
         else:
             self._starts_failed = 0

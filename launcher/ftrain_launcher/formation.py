@@ -61,18 +61,8 @@ def choose_start(past: Past, holdings: Holdings, *, positions: int, parity: int)
         restore,
         _count_lost(past, holdings, restore),
         _levels_after(past.levels, restore),
-        past.protected or past.levels.protected is not None or _is_protected(holdings, restore, positions),
+        past.protected or past.levels.protected is not None or bool(_kept_by_survivors(past, holdings, parity)),
     )
-
-
-def _is_protected(holdings: Holdings, restore: SnapshotId | None, positions: int) -> bool:
-    """Does everybody hold the parity of some snapshot, or was it used up for the one to start from?"""
-    if restore is None:
-        return False
-    having_data = sum(any(h.snapshot == restore and h.data for h in held) for held in holdings.values())
-    if having_data < positions:
-        return True
-    return bool(set.intersection(*({h.snapshot for h in held if h.data and h.parity} for held in holdings.values())))
 
 
 def _something_is_missing(past: Past, holdings: Holdings, parity: int) -> bool:

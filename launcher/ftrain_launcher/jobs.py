@@ -96,7 +96,8 @@ class JobFolder:
             for old in folder.path.iterdir():
                 if old.is_file():
                     old.unlink()
-        folder.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for private in (state_home(), folder.path.parent, folder.path):
+            private.mkdir(parents=True, exist_ok=True, mode=0o700)
         os.chmod(folder.path, 0o700)
         write_atomically(folder.secret, secrets.token_hex(32).encode())
         write_atomically(folder.path / "job.json", msgspec.json.encode(record))

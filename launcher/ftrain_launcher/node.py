@@ -21,33 +21,24 @@ from typing import Literal
 
 from ftrain import link
 from ftrain_launcher.daemons import DaemonFailed, DaemonKeeper
-from ftrain_launcher.environment import worker_environment
 from ftrain_launcher.errors import SpawnFailed, ZygoteFailed
 from ftrain_launcher.jobs import JobFolder
 from ftrain_launcher.links import LinkServer
 from ftrain_launcher.messages import (
-    ArenaShort,
-    Failure,
     Form,
     FromAgent,
     Heartbeat,
     Inject,
     Join,
-    RankRestored,
-    RankState,
-    RankStepped,
     Stop,
     Stopped,
     Trouble,
-    WorkerExit,
 )
-from ftrain_launcher.node_state import NodeFile, NodeRecord, WorkerRecord, kill_trees
-from ftrain_launcher.output import OutputTail, last_lines, log_path
-from ftrain_launcher.processes import has_ended
+from ftrain_launcher.node_state import NodeFile, NodeRecord, kill_trees
+from ftrain_launcher.node_workers import NodeWorkers
 from ftrain_launcher.spawning import PRELOAD, Exited, Spawn
 from ftrain_launcher.workers import WorkerHost
 from ftrain_launcher.zygote_line import ZygoteConfig
-from ftrain_snapshot.arena import ControlPage
 from ftrain_snapshot.messages import Inventory, Membership
 
 _STORE_TIMEOUT_SECONDS = 8.0
@@ -56,17 +47,6 @@ _ROOT_ZYGOTE_POLL_SECONDS = 0.02
 _LINES_REPORTED = 20
 _RESTORE_ERRORS = ("SnapshotIncomplete", "ChecksumMismatch")
 _logger = logging.getLogger(__name__)
-
-
-class _Worker:
-    """One worker of the present generation, as far as its agent knows."""
-
-    def __init__(self, record: WorkerRecord) -> None:
-        self.record = record
-        self.state = "starting"
-        self.pid: int | None = record.pid
-        self.finished = False
-        self.failure: Failure | None = None
 
 
 class NodeRunner:
@@ -86,7 +66,6 @@ class NodeRunner:
         self._said: dict[tuple[object, ...], FromAgent] = {}
         self._stopped = 0
         self._form: Form | None = None
-        self._workers: dict[str, _Worker] = {}
         self._store_id = ""
         self._store_port: asyncio.Future[int] | None = None
         self._inventory: Inventory | None = None
@@ -104,7 +83,6 @@ class NodeRunner:
         """Bring the node up, or re-adopt what an agent before this one left running."""
         self.node_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         logs = Path(self.job.config.work.log_folder)
-        self._output = OutputTail()
         self._links = LinkServer(self.node_folder, self._hear_worker)
         grace = self.job.controller_grace_seconds + self.job.config.agent_grace_seconds
         self._daemon = DaemonKeeper(
@@ -124,10 +102,11 @@ class NodeRunner:
             owner_grace_seconds=grace,
         )
         self._host = WorkerHost(zygote, self._exited)
+        self._workers = NodeWorkers(self.job, self.node, self._host, self._tell)
         before = self._file.read()
         await self._links.start()
         await asyncio.gather(self._start_daemon(before), self._adopt_workers(before))
-        self._control = ControlPage(self.node_folder)
+        self._workers.open()
         self._write_down()
 
     async def _start_daemon(self, before: NodeRecord | None) -> None:
@@ -142,17 +121,11 @@ class NodeRunner:
     async def _adopt_workers(self, before: NodeRecord | None) -> None:
         if before is not None and before.form is not None:
             self._stopped, self._form, self._store_id = before.stopped, before.form, before.store_id
-            for record in before.workers:
-                self._workers[record.id] = _Worker(record)
-                self._output.follow(self._log(record.rank), f"[rank {record.rank}] ", from_end=True)
+            self._workers.adopt(before.form.generation, before.workers)
         await self._wait_for_root_zygote()
         await self._host.start()
-        for worker in list(self._workers.values()):
-            # What ended while no agent was there, and was told to the one before, is known by its absence.
-            if worker.record.id not in self._host.running and worker.pid is not None:
-                await asyncio.sleep(0)
-                if worker.pid is not None:
-                    self._exited(Exited(worker.record.id, worker.record.pid, None, signal.SIGKILL))
+        await asyncio.sleep(0)  # what the zygote told while it was being asked comes first
+        self._workers.bury_missing()
 
     async def _wait_for_root_zygote(self) -> None:
         """Emulated nodes start while the one import that they share is going on: its socket appears at its end."""
@@ -171,7 +144,7 @@ class NodeRunner:
             await self._host.shutdown(grace_seconds)
         await self._daemon.stop(grace_seconds=2.0)
         await self._links.close()
-        self._output.close()
+        self._workers.close()
         shutil.rmtree(self.node_folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             self.node_folder.parent.rmdir()
@@ -193,7 +166,7 @@ class NodeRunner:
             daemon_port=self._daemon.port,
             generation=self.generation,
             stopped=self._stopped,
-            ranks=self._ranks(),
+            ranks=self._workers.states(),
         )
 
     def said(self) -> list[FromAgent]:
@@ -210,21 +183,11 @@ class NodeRunner:
         return Heartbeat(
             node=self.node,
             generation=self.generation,
-            ranks=self._ranks(),
+            ranks=self._workers.states(),
             daemon_pid=self._daemon.pid,
             daemon=status,
             inventory=self._inventory,
         )
-
-    def _ranks(self) -> tuple[RankState, ...]:
-        return tuple(
-            RankState(w.record.rank, w.record.local_rank, w.pid, w.state, self._step(w.record.local_rank))
-            for w in self._workers.values()
-        )
-
-    def _step(self, lane: int) -> int | None:
-        step, _ = self._control.progress(lane)
-        return None if step < 0 else step
 
     # ---- what the controller wants
 
@@ -235,16 +198,8 @@ class NodeRunner:
             return
         if generation > self._stopped:
             self._stopped = generation
-            # What dies from here on was killed by us and is no sign of anything. What is dead already is, though
-            # nobody may have told yet: its peers' errors can be quicker than the kernel's word of its end.
-            for worker in self._workers.values():
-                if worker.pid is not None and not has_ended(worker.pid):
-                    worker.pid = None
-            await self._host.kill_all_now()
-            for worker in self._workers.values():
-                self._output.finish(self._log(worker.record.rank))
+            await self._workers.stop()
             self._form, self._store_id, self._store_port = None, "", None
-            self._workers.clear()
             self._said.clear()
             self._write_down()
         port, inventory = await asyncio.gather(self._host_store(message), self._take_inventory())
@@ -292,64 +247,20 @@ class NodeRunner:
         if message.generation != self._stopped or message.generation <= self.generation:
             return
         self._form = message
-        work = message.work
-        records = []
         try:
             await self._daemon.call(lambda client: client.configure(self._membership(message)))
-            for lane in range(work.nproc_per_node):
-                records.append(await self._spawn(message, lane))
+            await self._workers.start(message)
         except (DaemonFailed, SpawnFailed, ZygoteFailed) as error:
             trouble = Trouble(self.node, message.generation, "form_failed", str(error))
             self._tell(trouble, ("trouble",))
         self._write_down()
         self._tell(await self.heartbeat(with_inventory=False))
 
-    async def _spawn(self, form: Form, lane: int) -> WorkerRecord:
-        work = form.work
-        rank = form.position * work.nproc_per_node + lane
-        log = self._log(rank, form.generation)
-        environment = worker_environment(
-            job=work.job,
-            node=self.node,
-            node_dir=self.node_folder,
-            generation=form.generation,
-            rank=rank,
-            local_rank=lane,
-            world_size=len(form.peers) * work.nproc_per_node,
-            nproc_per_node=work.nproc_per_node,
-            position=form.position,
-            nodes=len(form.peers),
-            master_addr=form.store_host,
-            master_port=form.store_port,
-            snapshot_every=work.snapshot_every,
-            max_restarts=work.max_restarts,
-            restore=form.restore,
-            emulated=self.job.host == "127.0.0.1",
-            user=work.environment,
-        )
-        spawn = Spawn(
-            id=f"g{form.generation}-rank{rank}",
-            argv=work.argv,
-            kind="module" if work.kind == "module" else "script",
-            env=environment,
-            cwd=work.folder,
-            stdout_path=str(log),
-            stderr_path=str(log),
-            start=self._how(),
-        )
-        pid = await self._host.spawn(spawn)
-        record = WorkerRecord(spawn.id, rank, lane, pid)
-        self._workers[spawn.id] = _Worker(record)
-        self._output.follow(log, f"[rank {rank}] ")
-        return record
-
     def inject(self, message: Inject) -> None:
         """Break something, for real."""
         match message.kind:
-            case "kill-worker":
-                for worker in self._workers.values():
-                    if worker.record.rank == message.rank and worker.pid is not None:
-                        os.kill(worker.pid, signal.SIGKILL)
+            case "kill-worker" if message.rank is not None:
+                self._workers.kill(message.rank)
             case "kill-daemon":
                 if self._daemon.pid is not None:
                     os.kill(self._daemon.pid, signal.SIGKILL)
@@ -371,64 +282,16 @@ class NodeRunner:
         if exited.id == self._store_id and self._stopped == self.generation:
             reason = f"exit code {exited.code}, signal {exited.signal}"
             self._tell(Trouble(self.node, self.generation, "store_lost", reason), ("trouble",))
-        worker = self._workers.get(exited.id)
-        if worker is None or worker.pid is None:
-            return
-        worker.pid = None
-        worker.state = "exited"
-        self._report_end(worker, exited.code, exited.signal)
-        self._output.finish(self._log(worker.record.rank))
+        self._workers.exited(exited)
         self._write_down()
-
-    def _report_end(self, worker: _Worker, code: int | None, number: int | None) -> None:
-        rank = worker.record.rank
-        message = WorkerExit(
-            node=self.node,
-            generation=self.generation,
-            rank=rank,
-            pid=worker.record.pid,
-            code=code,
-            signal=number,
-            finished=worker.finished,
-            failure=worker.failure,
-            step=self._step(worker.record.local_rank),
-            last_lines=tuple(last_lines(self._log(rank), _LINES_REPORTED)),
-        )
-        self._tell(message, ("exit", rank))
 
     def _hear_worker(self, hello: link.Hello, message: link.LinkMessage) -> None:
         if isinstance(message, link.StoreReady):
             if self._store_port is not None and message.generation == self._stopped and not self._store_port.done():
                 self._store_port.set_result(message.port)
             return
-        worker = self._workers.get(f"g{hello.generation}-rank{hello.rank}")
-        if worker is None or hello.generation != self.generation:
-            return
-        rank, generation = hello.rank, hello.generation
-        match message:
-            case link.Restored(version, moment):
-                worker.state = "restored"
-                self._tell(RankRestored(self.node, generation, rank, version, moment), ("restored", rank))
-            case link.FirstStep(step, moment):
-                worker.state = "running"
-                self._tell(RankStepped(self.node, generation, rank, step, moment), ("stepped", rank))
-            case link.Finished():
-                worker.finished = True
-                worker.state = "finished"
-            case link.OutOfMemory(needed, available):
-                self._tell(ArenaShort(self.node, generation, needed, available), ("short",))
-            case link.Failed():
-                self._hear_failure(worker, message)
-
-    def _hear_failure(self, worker: _Worker, message: link.Failed) -> None:
-        """The worker waits for its end; its traceback goes beside its log, and the controller shows the cause's."""
-        with contextlib.suppress(OSError):
-            self._log(worker.record.rank).with_suffix(".traceback").write_text(message.traceback)
-        if message.error.startswith(_RESTORE_ERRORS):
-            self._tell(Trouble(self.node, self.generation, "restore_failed", message.error), ("trouble",))
-            return
-        worker.failure = Failure(message.step, message.error, message.traceback, message.communication)
-        self._report_end(worker, None, None)
+        if hello.generation == self.generation:
+            self._workers.hear(hello, message)
 
     def _daemon_died(self) -> None:
         if not self._closing:
@@ -476,10 +339,6 @@ class NodeRunner:
     def _how(self) -> Literal["fork", "exec"]:
         return "fork" if self.job.config.work.zygote else "exec"
 
-    def _log(self, rank: int, generation: int | None = None) -> Path:
-        folder = Path(self.job.config.work.log_folder)
-        return log_path(folder, self.generation if generation is None else generation, rank)
-
     def _write_down(self) -> None:
         ready = self._host.ready
         record = NodeRecord(
@@ -490,7 +349,7 @@ class NodeRunner:
             zygote_pid=ready.pid if ready else None,
             stopped=self._stopped,
             form=self._form,
-            workers=tuple(w.record for w in self._workers.values() if w.pid is not None),
+            workers=self._workers.records(),
             store_id=self._store_id,
         )
         self._file.write(record)

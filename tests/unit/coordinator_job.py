@@ -82,9 +82,13 @@ class Job:
                     self.end = command
         return commands
 
+    def entries(self) -> list[Entry]:
+        """The journal."""
+        return [decode(line) for line in self._lines]
+
     def replayed(self) -> Coordinator:
         """A coordinator made from the journal."""
-        first, *rest = map(decode, self._lines)
+        first, *rest = self.entries()
         assert isinstance(first.event, JobStarted)
         return rebuild(first.event, first.now, rest)
 

@@ -1,0 +1,241 @@
+"""The workers of one node in its present generation: what was started, what they said, how they ended.
+
+Their ends come from the zygote, their words over the link; both become messages to the controller. A failed
+worker waits to be ended: its account of the failure is worth more than its exit code, and comes first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from ftrain import link
+from ftrain_launcher.environment import worker_environment
+from ftrain_launcher.jobs import JobRecord
+from ftrain_launcher.messages import (
+    ArenaShort,
+    Failure,
+    Form,
+    FromAgent,
+    RankRestored,
+    RankState,
+    RankStepped,
+    Trouble,
+    WorkerExit,
+)
+from ftrain_launcher.node_state import WorkerRecord
+from ftrain_launcher.output import OutputTail, last_lines, log_path
+from ftrain_launcher.processes import has_ended
+from ftrain_launcher.spawning import Exited, Spawn
+from ftrain_launcher.workers import WorkerHost
+from ftrain_snapshot.arena import ControlPage
+
+_LINES_REPORTED = 20
+_RESTORE_ERRORS = ("SnapshotIncomplete", "ChecksumMismatch")
+
+Tell = Callable[[FromAgent, tuple[object, ...]], None]
+"""Tells the controller something; by its key it can be told again."""
+
+
+class _Worker:
+    """One worker, as far as its agent knows."""
+
+    def __init__(self, record: WorkerRecord) -> None:
+        self.record = record
+        self.state = "starting"
+        self.pid: int | None = record.pid
+        """None: it has ended, or is being ended by us."""
+        self.finished = False
+        self.failure: Failure | None = None
+
+
+class NodeWorkers:
+    """Starts a generation's workers on one node and tells what becomes of them."""
+
+    def __init__(self, job: JobRecord, node: str, host: WorkerHost, tell: Tell) -> None:
+        self._job, self._node, self._host, self._tell = job, node, host, tell
+        self._folder = Path(job.arena_folder) / node
+        self._output = OutputTail()
+        self._workers: dict[str, _Worker] = {}
+        self._generation = 0
+        self._control: ControlPage | None = None
+
+    def open(self) -> None:
+        """The daemon runs: its control page is there to be read. What adopted workers did before is told again."""
+        self._control = ControlPage(self._folder)
+        for worker in self._workers.values():
+            step, moment = self._control.progress(worker.record.local_rank)
+            if worker.pid is not None and _started(worker.pid) < moment:
+                worker.state = "running"
+                place = (self._node, self._generation, worker.record.rank)
+                self._tell(RankRestored(*place, None, moment), ("restored", worker.record.rank))
+                self._tell(RankStepped(*place, step, moment), ("stepped", worker.record.rank))
+
+    def close(self) -> None:
+        """Copy what is left of their output."""
+        self._output.close()
+
+    def records(self) -> tuple[WorkerRecord, ...]:
+        """Those that have not ended, for an agent to come."""
+        return tuple(w.record for w in self._workers.values() if w.pid is not None)
+
+    def states(self) -> tuple[RankState, ...]:
+        """All of the generation, with the last step that each committed."""
+        return tuple(
+            RankState(w.record.rank, w.record.local_rank, w.pid, w.state, self._step(w.record.local_rank))
+            for w in self._workers.values()
+        )
+
+    def _step(self, lane: int) -> int | None:
+        step = self._control.progress(lane)[0] if self._control is not None else -1
+        return None if step < 0 else step
+
+    # ---- start and end
+
+    async def start(self, form: Form) -> None:
+        """Start this generation's workers. Raises SpawnFailed, ZygoteFailed."""
+        self._generation = form.generation
+        for lane in range(form.work.nproc_per_node):
+            spawn = self._spawn(form, lane)
+            rank = form.position * form.work.nproc_per_node + lane
+            pid = await self._host.spawn(spawn)
+            self._workers[spawn.id] = _Worker(WorkerRecord(spawn.id, rank, lane, pid))
+            self._output.follow(Path(spawn.stdout_path), f"[rank {rank}] ")
+
+    def _spawn(self, form: Form, lane: int) -> Spawn:
+        work, nodes = form.work, len(form.peers)
+        rank = form.position * work.nproc_per_node + lane
+        log = str(self._log(rank))
+        return Spawn(
+            id=f"g{form.generation}-rank{rank}",
+            argv=work.argv,
+            kind="module" if work.kind == "module" else "script",
+            env=worker_environment(
+                job=work.job,
+                node=self._node,
+                node_dir=self._folder,
+                generation=form.generation,
+                rank=rank,
+                local_rank=lane,
+                world_size=nodes * work.nproc_per_node,
+                nproc_per_node=work.nproc_per_node,
+                position=form.position,
+                nodes=nodes,
+                master_addr=form.store_host,
+                master_port=form.store_port,
+                snapshot_every=work.snapshot_every,
+                max_restarts=work.max_restarts,
+                restore=form.restore,
+                emulated=self._job.host == "127.0.0.1",
+                user=work.environment,
+            ),
+            cwd=work.folder,
+            stdout_path=log,
+            stderr_path=log,
+            start="fork" if work.zygote else "exec",
+        )
+
+    def adopt(self, generation: int, records: tuple[WorkerRecord, ...]) -> None:
+        """Take over the workers that an agent before this one started."""
+        self._generation = generation
+        for record in records:
+            self._workers[record.id] = _Worker(record)
+            self._output.follow(self._log(record.rank), f"[rank {record.rank}] ", from_end=True)
+
+    def bury_missing(self) -> None:
+        """Report those that ended while no agent was there, and whose end was told to the one before."""
+        for worker in self._workers.values():
+            if worker.pid is not None and worker.record.id not in self._host.running:
+                self.exited(Exited(worker.record.id, worker.record.pid, None, signal.SIGKILL))
+
+    async def stop(self) -> None:
+        """Kill them all, and whatever else the zygote runs; returns when they are gone.
+
+        What dies from here on was killed by us and is no sign of anything. What is dead already is, though nobody
+        may have told yet: its peers' errors can be quicker than the kernel's word of its end.
+        """
+        for worker in self._workers.values():
+            if worker.pid is not None and not has_ended(worker.pid):
+                worker.pid = None
+        await self._host.kill_all_now()
+        for worker in self._workers.values():
+            self._output.finish(self._log(worker.record.rank))
+        self._workers.clear()
+
+    def kill(self, rank: int) -> None:
+        """SIGKILL one of them, as a fault would."""
+        self._host.send_signal([w.record.id for w in self._workers.values() if w.record.rank == rank], signal.SIGKILL)
+
+    # ---- what becomes of them
+
+    def exited(self, exited: Exited) -> None:
+        """The zygote says that one has ended."""
+        worker = self._workers.get(exited.id)
+        if worker is None or worker.pid is None:
+            return
+        worker.pid, worker.state = None, "exited"
+        self._report_end(worker, exited.code, exited.signal)
+        self._output.finish(self._log(worker.record.rank))
+
+    def _report_end(self, worker: _Worker, code: int | None, number: int | None) -> None:
+        rank = worker.record.rank
+        message = WorkerExit(
+            node=self._node,
+            generation=self._generation,
+            rank=rank,
+            pid=worker.record.pid,
+            code=code,
+            signal=number,
+            finished=worker.finished,
+            failure=worker.failure,
+            step=self._step(worker.record.local_rank),
+            last_lines=tuple(last_lines(self._log(rank), _LINES_REPORTED)),
+        )
+        self._tell(message, ("exit", rank))
+
+    def hear(self, hello: link.Hello, message: link.LinkMessage) -> None:
+        """One of them says something."""
+        worker = self._workers.get(f"g{hello.generation}-rank{hello.rank}")
+        if worker is None:
+            return
+        rank, generation = hello.rank, hello.generation
+        match message:
+            case link.Restored(version, moment):
+                worker.state = "restored"
+                self._tell(RankRestored(self._node, generation, rank, version, moment), ("restored", rank))
+            case link.FirstStep(step, moment):
+                worker.state = "running"
+                self._tell(RankStepped(self._node, generation, rank, step, moment), ("stepped", rank))
+            case link.Finished():
+                worker.finished, worker.state = True, "finished"
+            case link.OutOfMemory(needed, available):
+                self._tell(ArenaShort(self._node, generation, needed, available), ("short",))
+            case link.Failed():
+                self._hear_failure(worker, message)
+
+    def _hear_failure(self, worker: _Worker, message: link.Failed) -> None:
+        """The worker waits for its end; its traceback goes beside its log, and the controller shows the cause's."""
+        with contextlib.suppress(OSError):
+            self._log(worker.record.rank).with_suffix(".traceback").write_text(message.traceback)
+        if message.error.startswith(_RESTORE_ERRORS):
+            trouble = Trouble(self._node, self._generation, "restore_failed", message.error)
+            self._tell(trouble, ("trouble",))
+            return
+        worker.failure = Failure(message.step, message.error, message.traceback, message.communication)
+        self._report_end(worker, None, None)
+
+    def _log(self, rank: int) -> Path:
+        return log_path(Path(self._job.config.work.log_folder), self._generation, rank)
+
+
+def _started(pid: int) -> float:
+    """When this process was started, in unix seconds; now, if it is gone."""
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.NoSuchProcess:
+        return time.time()

@@ -1,0 +1,100 @@
+"""Words between controller, agents and engine survive the wire, and nothing else passes."""
+
+from __future__ import annotations
+
+import typing
+from typing import Any
+
+import msgspec
+import pytest
+from unit.coordinator_job import config, raised, snapshot
+
+from ftrain_launcher import events, messages
+from ftrain_snapshot.messages import DaemonStatus, Holding, Inventory, Levels, Peer
+
+RANKS = (messages.RankState(0, 0, 123, "running", 7), messages.RankState(1, 1, None, "exited"))
+INVENTORY = Inventory((Holding(snapshot(5), 1, True, False, 10, 20),))
+DAEMON = DaemonStatus(1, True, Levels(5, 4), 6, 1, True)
+FROM_AGENT: list[messages.FromAgent] = [
+    messages.Join(node="n", host="h", agent_pid=1, daemon_pid=None, daemon_port=2, generation=3, ranks=RANKS),
+    messages.Heartbeat(node="n", generation=1, ranks=RANKS, daemon_pid=2, daemon=DAEMON, inventory=INVENTORY),
+    messages.WorkerExit(node="n", generation=1, rank=0, pid=1, code=3, failure=raised("E"), last_lines=("a", "b")),
+    messages.Stopped(node="n", generation=1, inventory=INVENTORY, store_port=None),
+    messages.RankRestored("n", 1, 0, None, 0.1 + 0.2),
+    messages.RankStepped("n", 1, 0, 8, 1e9),
+    messages.Trouble("n", 1, "store_lost", "why"),
+    messages.ArenaShort("n", 1, 2**40, 2**30),
+]
+FORM = messages.Form(
+    generation=2,
+    position=1,
+    peers=(Peer(0, "n", "h", 1),),
+    store_host="h",
+    store_port=1,
+    restore=snapshot(5),
+    work=config().work,
+)
+TO_AGENT: list[messages.ToAgent] = [
+    messages.Stop(2, True),
+    FORM,
+    messages.Shutdown("over", 1.5),
+    messages.Inject("kill-worker", 3),
+]
+ENGINE: list[messages.ToEngine | messages.FromEngine] = [
+    messages.StartNode("n"),
+    messages.ReapNode("n"),
+    messages.JobEnded(3, "lost"),
+    messages.EngineHello(("n",)),
+    messages.NodeGone("n", "killed"),
+    messages.StopJob("SIGINT", 130),
+]
+EVENTS: list[events.Event] = [
+    events.JobStarted(config()),
+    events.Joined(FROM_AGENT[0], 1),  # type: ignore[arg-type]
+    events.Left("n", 1),
+    events.Progress(1, 5, None),
+    events.ControllerRestarted(),
+    events.Tick(),
+]
+
+
+@pytest.mark.parametrize(
+    ("said", "union"),
+    [
+        *((m, messages.FromAgent) for m in FROM_AGENT),
+        *((m, messages.ToAgent) for m in TO_AGENT),
+        *((m, messages.ToEngine | messages.FromEngine) for m in ENGINE),
+        *((e, events.Event) for e in EVENTS),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_it_comes_back_as_it_was(said: Any, union: Any) -> None:
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(said), type=union) == said
+    assert msgspec.json.decode(msgspec.json.encode(said), type=union) == said
+
+
+@pytest.mark.parametrize("union", [messages.FromAgent, messages.ToAgent, messages.ToEngine, messages.FromEngine])
+def test_each_message_of_a_line_is_tried_here(union: Any) -> None:
+    tried = {type(m) for m in [*FROM_AGENT, *TO_AGENT, *ENGINE]}
+    assert set(typing.get_args(union)) <= tried
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"type": "join"},
+        {"type": "unheard-of"},
+        {"type": "left", "node": "n", "connection": 1},
+        {"type": "stepped", "node": "n", "generation": "1", "rank": 0, "step": 0, "time": 0.0},
+        {},
+        7,
+    ],
+)
+def test_what_is_no_message_is_refused(wrong: Any) -> None:
+    with pytest.raises(msgspec.DecodeError):
+        msgspec.msgpack.decode(msgspec.msgpack.encode(wrong), type=messages.FromAgent)
+
+
+def test_messages_cannot_be_changed_once_made() -> None:
+    with pytest.raises(AttributeError):
+        FORM.generation = 3  # type: ignore[misc]
