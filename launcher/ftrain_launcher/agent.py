@@ -19,9 +19,8 @@ from pathlib import Path
 import aiohttp
 import msgspec
 
-from ftrain_launcher.controller import MESSAGE_BYTES_MAX
 from ftrain_launcher.jobs import JobFolder
-from ftrain_launcher.messages import Form, FromAgent, Inject, Shutdown, Stop, ToAgent
+from ftrain_launcher.messages import MESSAGE_BYTES_MAX, Form, FromAgent, Inject, Shutdown, Stop, ToAgent
 from ftrain_launcher.node import NodeRunner
 
 HEARTBEAT_SECONDS = 0.5

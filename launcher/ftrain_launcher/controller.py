@@ -16,14 +16,13 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 from aiohttp import WSMsgType, web
 
 from ftrain_launcher import views
+from ftrain_launcher.api import Handler, OperatorApi
 from ftrain_launcher.coordinator import Coordinator
 from ftrain_launcher.events import (
     Announce,
@@ -42,11 +41,11 @@ from ftrain_launcher.jobs import Endpoint, JobFolder, Result
 from ftrain_launcher.journal import Journal, replay
 from ftrain_launcher.membership import Phase
 from ftrain_launcher.messages import (
+    MESSAGE_BYTES_MAX,
     EngineHello,
     FromAgent,
     FromEngine,
     Heartbeat,
-    Inject,
     JobEnded,
     Join,
     RankState,
@@ -55,43 +54,15 @@ from ftrain_launcher.messages import (
     StopJob,
     WorkerExit,
 )
+from ftrain_launcher.outbox import Outbox
+from ftrain_launcher.terminal import announce
 
-MESSAGE_BYTES_MAX = 16 * 2**20
 _STATUS_WRITE_SECONDS = 0.5
 _PROGRESS_JOURNAL_SECONDS = 10.0
 _ENGINE_GOODBYE_SECONDS = 2.0
 
-_encode = msgspec.msgpack.Encoder().encode
 _from_agent = msgspec.msgpack.Decoder(FromAgent)
 _from_engine = msgspec.msgpack.Decoder(FromEngine)
-
-
-class _Outbox:
-    """One peer's messages in order; a writer task owns the socket's sending side."""
-
-    def __init__(self, socket: web.WebSocketResponse) -> None:
-        self.socket = socket
-        self.queue: asyncio.Queue[bytes] = asyncio.Queue(maxsize=1000)
-        self.writer = asyncio.create_task(self._write())
-
-    def put(self, message: msgspec.Struct) -> None:
-        self.queue.put_nowait(_encode(message))
-
-    async def _write(self) -> None:
-        with contextlib.suppress(ConnectionError):
-            while True:
-                data = await self.queue.get()
-                await self.socket.send_bytes(data)
-                self.queue.task_done()
-
-    async def drain(self, timeout_seconds: float) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.queue.join(), timeout_seconds)
-
-    async def close(self) -> None:
-        self.writer.cancel()
-        await asyncio.gather(self.writer, return_exceptions=True)
-        await self.socket.close()
 
 
 class Controller:
@@ -101,10 +72,10 @@ class Controller:
         self.folder = folder
         self.record = folder.record()
         self.observations: dict[str, views.Observation] = {}
-        self._outboxes: dict[str, _Outbox] = {}
+        self._outboxes: dict[str, Outbox] = {}
         self._connections: dict[str, int] = {}
         self._connections_made = int(time.time() * 1000)
-        self._engine: _Outbox | None = None
+        self._engine: Outbox | None = None
         self._for_engine: list[msgspec.Struct] = []
         self._progress: tuple[int, bool, float] = (0, False, 0.0)
         self._timer: asyncio.TimerHandle | None = None
@@ -122,11 +93,7 @@ class Controller:
             [
                 web.get("/agent", self._guarded(self._serve_agent)),
                 web.get("/engine", self._guarded(self._serve_engine)),
-                web.get("/api/status", self._guarded(self._get_status)),
-                web.get("/api/incidents", self._guarded(self._get_incidents)),
-                web.get("/api/snapshots", self._guarded(self._get_snapshots)),
-                web.post("/api/inject", self._guarded(self._post_inject)),
-                web.post("/api/stop", self._guarded(self._post_stop)),
+                *OperatorApi(self.coordinator, self.observations, self._outboxes).routes(self._guarded),
             ]
         )
         runner = web.AppRunner(application, handle_signals=False, access_log=None, shutdown_timeout=1.0)
@@ -163,9 +130,7 @@ class Controller:
         bound = runner.addresses[0][1]
         self.folder.write_endpoint(Endpoint(host, bound, os.getpid()))
 
-    def _guarded(
-        self, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    def _guarded(self, handler: Handler) -> Handler:
         expected = f"Bearer {self.folder.token()}"
 
         async def check(request: web.Request) -> web.StreamResponse:
@@ -234,7 +199,7 @@ class Controller:
                     await self._outboxes[node].socket.close()
 
     def _write_status(self) -> None:
-        self.folder.write_status(msgspec.json.encode(self._status()))
+        self.folder.write_status(msgspec.json.encode(views.status(self.coordinator, self.observations, os.getpid())))
 
     async def _watch_launcher(self) -> None:
         """The job ends with its launcher: nobody would see to it any more."""
@@ -265,7 +230,7 @@ class Controller:
             return socket
         self._connections_made += 1
         connection = self._connections_made
-        outbox = _Outbox(socket)
+        outbox = Outbox(socket)
         self._outboxes[join.node], self._connections[join.node] = outbox, connection
         self.observations[join.node] = views.Observation(
             agent_pid=join.agent_pid,
@@ -325,7 +290,7 @@ class Controller:
     async def _serve_engine(self, request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse(max_msg_size=MESSAGE_BYTES_MAX)
         await socket.prepare(request)
-        self._engine = outbox = _Outbox(socket)
+        self._engine = outbox = Outbox(socket)
         try:
             async for message in socket:
                 if message.type is not WSMsgType.BINARY:
@@ -341,7 +306,7 @@ class Controller:
             await outbox.close()
         return socket
 
-    def _greet_engine(self, outbox: _Outbox, hello: EngineHello) -> None:
+    def _greet_engine(self, outbox: Outbox, hello: EngineHello) -> None:
         """Repeat what a controller or a connection before may have left unsaid."""
         for message in self._for_engine:
             outbox.put(message)
@@ -352,66 +317,9 @@ class Controller:
             elif node.gone and node.name in hello.nodes:
                 outbox.put(ReapNode(node.name))
 
-    # ---- people
-
-    def _status(self) -> dict[str, Any]:
-        return views.status(self.coordinator, self.observations, os.getpid())
-
-    async def _get_status(self, request: web.Request) -> web.Response:
-        return _json(self._status())
-
-    async def _get_incidents(self, request: web.Request) -> web.Response:
-        return _json(views.incidents(self.coordinator))
-
-    async def _get_snapshots(self, request: web.Request) -> web.Response:
-        return _json(views.snapshots(self.coordinator, self.observations))
-
-    async def _post_inject(self, request: web.Request) -> web.Response:
-        """Body: {"kind", "rank" or "node"}; the node's agent does it."""
-        body = await request.json()
-        kind, rank, node = body.get("kind"), body.get("rank"), body.get("node")
-        if kind == "kill-worker":
-            known = self.coordinator.ranks.get(rank)
-            if known is None:
-                raise web.HTTPNotFound(text=f"no rank {rank}: ranks are {sorted(self.coordinator.ranks)}")
-            node = known.node
-        name = self._node_named(str(node))
-        outbox = self._outboxes.get(name)
-        if outbox is None:
-            raise web.HTTPConflict(text=f"{name} is not connected")
-        outbox.put(Inject(kind=str(kind), rank=rank))
-        return _json({"node": name, "kind": kind, "rank": rank})
-
-    def _node_named(self, word: str) -> str:
-        """A node's name, or the position that it holds."""
-        if word in self.coordinator.nodes:
-            return word
-        if word.isdigit() and int(word) < len(self.coordinator.positions):
-            name = self.coordinator.positions[int(word)]
-            if name is not None:
-                return name
-        names = ", ".join(n.name for n in self.coordinator.nodes.values() if not n.gone)
-        raise web.HTTPNotFound(text=f"no node {word}: nodes are {names}")
-
-    async def _post_stop(self, request: web.Request) -> web.Response:
-        body = await request.json()
-        if not self._ended.is_set():
-            self.submit(StopJob(str(body.get("reason", "stopped")), int(body.get("exit_code", 1))))
-        return _json({})
-
-
-def _json(value: object) -> web.Response:
-    return web.Response(body=msgspec.json.encode(value), content_type="application/json")
-
 
 def _without_pid(rank: RankState) -> RankState:
     return RankState(rank.rank, rank.local_rank, None, "exited", rank.step)
-
-
-def announce(text: str) -> None:
-    """Tell whoever watches the job's terminal."""
-    sys.stderr.write("".join(f"ftrain: {line}\n" for line in text.splitlines()))
-    sys.stderr.flush()
 
 
 def main() -> int:

@@ -18,12 +18,21 @@ from pathlib import Path
 import aiohttp
 import msgspec
 
-from ftrain_launcher.controller import MESSAGE_BYTES_MAX, announce
 from ftrain_launcher.engines.local import LocalEngine
 from ftrain_launcher.errors import ZygoteFailed
 from ftrain_launcher.jobs import JobFolder, Result
-from ftrain_launcher.messages import EngineHello, JobEnded, NodeGone, ReapNode, StartNode, StopJob, ToEngine
+from ftrain_launcher.messages import (
+    MESSAGE_BYTES_MAX,
+    EngineHello,
+    JobEnded,
+    NodeGone,
+    ReapNode,
+    StartNode,
+    StopJob,
+    ToEngine,
+)
 from ftrain_launcher.spawning import Shutdown
+from ftrain_launcher.terminal import announce
 from ftrain_launcher.zygote_line import ZygoteConfig, exec_zygote
 
 _PR_SET_CHILD_SUBREAPER = 36

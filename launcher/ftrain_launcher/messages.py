@@ -11,6 +11,8 @@ import msgspec
 from ftrain_snapshot.messages import DaemonStatus, Inventory, Peer, SnapshotId
 
 PROTOCOL_VERSION = 1
+MESSAGE_BYTES_MAX = 16 * 2**20
+"""Longest message that either side takes."""
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True):

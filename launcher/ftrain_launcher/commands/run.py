@@ -114,9 +114,9 @@ def _launch(
     import msgspec
 
     from ftrain_launcher import launch
-    from ftrain_launcher.controller import announce
     from ftrain_launcher.events import JobConfig
     from ftrain_launcher.jobs import JobFolder, JobRecord, state_home
+    from ftrain_launcher.terminal import announce
 
     logs = (log_dir or state_home() / "jobs" / work.job / "logs").absolute()
     work = msgspec.structs.replace(work, log_folder=str(logs))
