@@ -151,9 +151,7 @@ class Cluster:
         wait_until(lambda: self.protected() == version, seconds, f"version {version} protected")
 
     def holdings(self) -> dict[int, tuple[Holding, ...]]:
-        return {
-            p: n.agent.inventory().holdings for p, n in enumerate(self.nodes) if n.process.poll() is None
-        }
+        return {p: n.agent.inventory().holdings for p, n in enumerate(self.nodes) if n.process.poll() is None}
 
     def newest(self) -> SnapshotId | None:
         return newest_complete(self.holdings(), len(self.nodes), self.parity)

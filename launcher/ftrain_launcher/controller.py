@@ -336,5 +336,3 @@ async def _run(folder: JobFolder) -> int:
 
 if __name__ == "__main__":
     sys.exit(main())
-
-

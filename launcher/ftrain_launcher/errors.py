@@ -1,13 +1,13 @@
 """What can go wrong in the launcher.
 
-    LauncherError
-    ├── UsageError           bad input: one line, exit code 2
-    ├── JobNotFound          no such job, or it does not answer
-    ├── ControllerAway       the controller does not answer just now
-    ├── JournalDamaged       a journal cannot be replayed
-    ├── ZygoteFailed         the process that starts workers does not start, or does not answer
-    ├── SpawnFailed          the zygote could not start a worker
-    └── WorkersWillNotDie    killed processes are still there
+LauncherError
+├── UsageError           bad input: one line, exit code 2
+├── JobNotFound          no such job, or it does not answer
+├── ControllerAway       the controller does not answer just now
+├── JournalDamaged       a journal cannot be replayed
+├── ZygoteFailed         the process that starts workers does not start, or does not answer
+├── SpawnFailed          the zygote could not start a worker
+└── WorkersWillNotDie    killed processes are still there
 """
 
 from __future__ import annotations

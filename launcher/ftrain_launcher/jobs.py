@@ -1,11 +1,11 @@
 """Where jobs are found: one folder a job under the state folder, readable by its owner only.
 
-    $FTRAIN_HOME/jobs/NAME/job.json         what the job is (JobRecord)
-                           secret           the job's secret, hex
-                           controller.json  where its controller listens, and its pid
-                           journal.jsonl    the coordinator's events
-                           status.json      the last status, for when the controller is away
-                           result.json      exit code and message, once the job has ended
+$FTRAIN_HOME/jobs/NAME/job.json         what the job is (JobRecord)
+                       secret           the job's secret, hex
+                       controller.json  where its controller listens, and its pid
+                       journal.jsonl    the coordinator's events
+                       status.json      the last status, for when the controller is away
+                       result.json      exit code and message, once the job has ended
 """
 
 from __future__ import annotations

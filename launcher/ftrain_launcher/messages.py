@@ -152,9 +152,7 @@ class ArenaShort(msgspec.Struct, frozen=True, tag="arena_short"):
     available_bytes: int
 
 
-FromAgent = (
-    Join | Heartbeat | WorkerExit | Stopped | RankRestored | RankStepped | Trouble | ArenaShort
-)
+FromAgent = Join | Heartbeat | WorkerExit | Stopped | RankRestored | RankStepped | Trouble | ArenaShort
 
 # ---- controller -> agent
 

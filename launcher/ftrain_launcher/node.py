@@ -353,5 +353,3 @@ class NodeRunner:
             store_id=self._store_id,
         )
         self._file.write(record)
-
-

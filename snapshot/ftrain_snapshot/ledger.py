@@ -19,9 +19,7 @@ from ftrain_snapshot.placement import Group, groups, is_complete
 SLOTS = 3
 
 
-def newest_complete(
-    holdings: Mapping[int, Sequence[Holding]], nodes: int, parity: int
-) -> SnapshotId | None:
+def newest_complete(holdings: Mapping[int, Sequence[Holding]], nodes: int, parity: int) -> SnapshotId | None:
     """The newest snapshot that can be read or decoded from what the positions in ``holdings`` hold."""
     for snapshot in sorted(_seen(holdings), reverse=True):
         if is_complete(*_having(holdings, snapshot), nodes, parity):
@@ -202,9 +200,7 @@ class Gate:
     def levels(self) -> Levels:
         """The newest version at each level."""
         sealed, protected = self._newest_sealed(), self._newest_protected()
-        return Levels(
-            sealed=sealed.version if sealed else None, protected=protected.version if protected else None
-        )
+        return Levels(sealed=sealed.version if sealed else None, protected=protected.version if protected else None)
 
     def advance(self) -> tuple[Word, tuple[SnapshotId, ...]]:
         """What follows from the facts: the control word, and the snapshots to be dropped everywhere (once)."""
@@ -215,9 +211,7 @@ class Gate:
             if slot is not None:
                 self._give_out(slot)
         dropped, self._dropped = tuple(self._dropped), []
-        word = Word(
-            self._ticket, self._slot, everyone and self._slot != -1, self._floor.get(self._slot, -1)
-        )
+        word = Word(self._ticket, self._slot, everyone and self._slot != -1, self._floor.get(self._slot, -1))
         return word, dropped
 
     def _give_out(self, slot: int) -> None:
@@ -255,9 +249,7 @@ class Gate:
 
     def _whole(self, *, sealed_only: bool) -> list[SnapshotId]:
         n = self._nodes
-        return [
-            s for s, r in self._records.items() if len(r.sealed) == n and (sealed_only or len(r.stored) == n)
-        ]
+        return [s for s, r in self._records.items() if len(r.sealed) == n and (sealed_only or len(r.stored) == n)]
 
     def _newest_sealed(self) -> SnapshotId | None:
         return max(self._whole(sealed_only=True), default=None)

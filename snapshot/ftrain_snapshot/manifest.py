@@ -158,6 +158,4 @@ def checksums(data: memoryview) -> bytes:
 def describe(snapshot: SnapshotId, position: int, lane: int, unit: memoryview, segments: int) -> UnitDescriptor:
     """Checksums of a whole unit that is divided into ``segments``."""
     spans = segment_spans(len(unit), segments)
-    return UnitDescriptor(
-        snapshot, position, lane, len(unit), tuple(checksums(unit[o : o + n]) for o, n in spans)
-    )
+    return UnitDescriptor(snapshot, position, lane, len(unit), tuple(checksums(unit[o : o + n]) for o, n in spans))

@@ -154,16 +154,7 @@ class Skipped(msgspec.Struct, frozen=True, tag="skipped"):
 
 
 Request = (
-    ClientHello
-    | Configure
-    | GetInventory
-    | GetStatus
-    | Shutdown
-    | Reserve
-    | WaitRestored
-    | Sealed
-    | Skip
-    | Skipped
+    ClientHello | Configure | GetInventory | GetStatus | Shutdown | Reserve | WaitRestored | Sealed | Skip | Skipped
 )
 
 

@@ -291,9 +291,7 @@ class Repair:
         if not body:
             link.send(FetchFailed(fetch.attempt, f"position {self._position} does not have it"))
         for index, (offset, length) in enumerate(chunk_spans(len(body))):
-            chunk = Chunk(
-                self._snapshot, fetch.lane, fetch.rotation, offset, sum_at(sums, index), fetch.attempt
-            )
+            chunk = Chunk(self._snapshot, fetch.lane, fetch.rotation, offset, sum_at(sums, index), fetch.attempt)
             link.send_bulk(chunk, body[offset : offset + length])
 
     def on_fetch_failed(self, position: int, failed: FetchFailed) -> None:

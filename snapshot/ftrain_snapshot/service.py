@@ -85,9 +85,7 @@ class Client:
 class Service:
     """The daemon: its loop, its store, its clients, and the session of its current generation."""
 
-    def __init__(
-        self, *, node_dir: Path, host: str, port: int, secret: bytes, grace_seconds: float
-    ) -> None:
+    def __init__(self, *, node_dir: Path, host: str, port: int, secret: bytes, grace_seconds: float) -> None:
         self.loop = Loop()
         self._node_dir, self._secret, self._grace_seconds = node_dir, secret, grace_seconds
         self._tcp = socket.create_server((host, port), backlog=128)
@@ -220,9 +218,7 @@ class Service:
         if not 1 <= membership.lanes <= LANES_MAX:
             return m.Refused(f"{membership.lanes} lanes on a node: 1 to {LANES_MAX} are possible")
         try:
-            session = Session(
-                self.loop, self._store, self._page, membership, self._secret, self._answer_waiting
-            )
+            session = Session(self.loop, self._store, self._page, membership, self._secret, self._answer_waiting)
         except SnapshotError as error:
             return m.Refused(str(error))
         if old is not None:

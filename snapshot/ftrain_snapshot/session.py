@@ -69,9 +69,7 @@ class Session:
         self._word: Word | None = None
         codec = codec_for(membership.parity) if membership.parity else None
         self.protect = Protect(loop, store, membership, self._group, codec, self.links, self._tell_gate)
-        self.repair = Repair(
-            loop, store, membership, self._group, codec, self.links, self._tell_gate, changed
-        )
+        self.repair = Repair(loop, store, membership, self._group, codec, self.links, self._tell_gate, changed)
 
     # Life.
 

@@ -34,12 +34,12 @@ def start(tmp_path: Path) -> Iterator[StartJob]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Job]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Job:
     """The same training without a fault."""
     job = Job(tmp_path_factory.mktemp("undisturbed"), *FLAGS, arguments=ARGUMENTS)
     assert job.wait() == 0, job.tail()
     job.close()
-    yield job
+    return job
 
 
 def assert_same(job: Job, undisturbed: Job) -> None:

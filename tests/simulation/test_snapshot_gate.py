@@ -60,9 +60,7 @@ class World:
             self.announce(position)
 
     def new_gate(self, word: Word) -> None:
-        self.gate = Gate(
-            nodes=self.nodes, parity=1, generation=self.generation, restore=self.restore, word=word
-        )
+        self.gate = Gate(nodes=self.nodes, parity=1, generation=self.generation, restore=self.restore, word=word)
 
     def holdings(self, position: int) -> list[Holding]:
         slots = range(SLOTS)
@@ -209,9 +207,7 @@ class World:
         for position, what, snapshot in self.todo:
             if what != "store" and self.random.random() < 0.7:
                 self.data[position][snapshot.slot] = None
-        found = newest_complete(
-            {p: self.holdings(p) for p in range(self.nodes) if p != lost}, self.nodes, 1
-        )
+        found = newest_complete({p: self.holdings(p) for p in range(self.nodes) if p != lost}, self.nodes, 1)
         told = self.protected_told
         assert told is None or (found is not None and found >= told), "a protected snapshot is lost with a node"
         self.data[lost] = [found if found and found.slot == i else None for i in range(SLOTS)]
