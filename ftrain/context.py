@@ -42,6 +42,7 @@ class Context:
         restore = environment.job.restore if environment.job is not None else None
         self._next_step = 0 if restore is None else restore.version + 1
         self._current: int | None = None
+        self._start_read = False
 
     @property
     def rank(self) -> int:
@@ -70,7 +71,14 @@ class Context:
 
     @property
     def start_step(self) -> int:
-        """The first step that is still to be done."""
+        """The first step that is still to be done.
+
+        Read it where a loop of your own begins: there, at its first reading, the generators of a resumed run are
+        put back once more, so that it does not matter what was drawn since `track`.
+        """
+        if self._session is not None and not self._start_read:
+            self._start_read = True
+            self._session.rewind_generators()
         return self._next_step
 
     def track(self, **objects: Any) -> None:
@@ -97,6 +105,7 @@ class Context:
         The last one is always captured. Leaving the loop early leaves the step at hand uncommitted.
         """
         if self._session is not None:
+            self._session.rewind_generators()
             self._session.begin()
         for step in range(self._next_step, total):
             self._current = step
@@ -201,7 +210,7 @@ def _run_protected(
             print(error, file=sys.stderr, flush=True)
         raise SystemExit(1) from None
     except Exception as error:  # whatever the training function raises is the agent's to judge
-        failed = outcome.describe_failure(error, None if context is None else context.start_step)
+        failed = outcome.describe_failure(error, None if context is None else context._next_step)
         if not link.send(failed):
             print(failed.traceback, file=sys.stderr, flush=True)
         outcome.await_fate(failed)

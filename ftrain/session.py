@@ -67,11 +67,13 @@ class Session:
         foreseen = foreseen_bytes(self._optimizers(), self._replicated_parameters(), self._world_size)
         self._arena.reserve(plan.region_bytes + manifest + foreseen)
 
-    def begin(self) -> None:
-        """Right before the first step: whatever the script drew since `track`, the generators start as captured.
+    def rewind_generators(self) -> None:
+        """Right before the first step: whatever the script drew since `track`, the generators start as captured."""
+        if self._restored is not None and not self._begun:
+            set_rng_state(self._restored["rng"])
 
-        Raises StateMismatch if the snapshot holds objects that the script does not track.
-        """
+    def begin(self) -> None:
+        """All is tracked. Raises StateMismatch if the snapshot holds objects that the script does not track."""
         if self._begun:
             return
         self._begun = True
@@ -81,7 +83,6 @@ class Session:
             forgotten = sorted(set(self._restored["objects"]) - set(self._objects))
             if forgotten:
                 raise StateMismatch(f"the snapshot holds {', '.join(forgotten)}, which the script has not tracked")
-            set_rng_state(self._restored["rng"])
         self._meet_ddps()
         self._restored = None
         self._announce()

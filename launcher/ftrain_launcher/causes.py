@@ -136,7 +136,7 @@ def _signature(sign: Sign) -> str:
 
 _WORDS = {
     "node_lost": "{node} is lost",
-    "agent_lost": "the agent of {node} came back without its workers",
+    "agent_lost": "the agent of {node} came back alone",
     "daemon_exit": "the daemon of {node} died and was started again",
     "store_lost": "the store on {node} is gone",
     "form_failed": "{node} could not form the generation",

@@ -197,12 +197,15 @@ class Coordinator:
         """A member is back while the job runs. If it runs what it should, nothing happens."""
         assert node.position is not None
         mine = self._ranks.of(node.position)
-        if join.generation == self.formed or all(r.finished for r in mine):
+        here = {r.rank for r in join.ranks} if join.generation == self.formed else set()
+        missing = [r.rank for r in mine if not r.finished and r.rank not in here]
+        if not missing:
             return
-        if join.stopped == self.formed and not any(r.restored or r.stepped for r in mine):
+        if join.stopped == self.formed > join.generation and not any(r.restored or r.stepped for r in mine):
             self._send_form(node)  # It never got it.
-        else:
-            self._fault(Sign(kind="agent_lost", node=node.name, time=now), now)
+        else:  # Nobody is left to tell what became of them.
+            reason = f"without rank {', '.join(map(str, missing))}"
+            self._fault(Sign(kind="agent_lost", node=node.name, time=now, reason=reason), now)
 
     def _leave(self, name: str, connection: int, now: float) -> None:
         """A connection closed; of no matter if the agent has made a newer one since."""

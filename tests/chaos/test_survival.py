@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -24,8 +26,9 @@ def start(tmp_path: Path) -> Iterator[StartJob]:
     """Starts jobs; at the test's end they are ended, and nothing of them may be left."""
     jobs: list[Job] = []
 
-    def start_job(*flags: str, arguments: tuple[str, ...] = ARGUMENTS) -> Job:
-        jobs.append(Job(tmp_path / str(len(jobs)), *(flags or FLAGS), arguments=arguments))
+    def start_job(*flags: str, program: str = "train.py", arguments: tuple[str, ...] = ARGUMENTS) -> Job:
+        folder = tmp_path / str(len(jobs))
+        jobs.append(Job(folder, *(flags or FLAGS), program=program, arguments=arguments))
         return jobs[-1]
 
     yield start_job
@@ -42,11 +45,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Job:
     return job
 
 
-def assert_same(job: Job, undisturbed: Job) -> None:
+def assert_same(job: Job, undisturbed: Job, ranks: int = NODES) -> None:
     """All that the ranks held at the end, and every step's loss and samples."""
     assert job.wait() == 0, job.tail()
     assert job.ends() == undisturbed.ends()
-    for rank in range(NODES):
+    assert len(job.ends()) == ranks
+    for rank in range(ranks):
         mine, theirs = job.steps(rank), undisturbed.steps(rank)
         assert {s: (e["loss"], e["samples"]) for s, e in mine.items()} == {
             s: (e["loss"], e["samples"]) for s, e in theirs.items()
@@ -142,6 +146,54 @@ def test_faults_during_recovery_are_ordinary(start: StartJob, undisturbed: Job) 
 def _pids(status: dict) -> list[int | None]:
     ranks = ranks_of(status)
     return [r["pid"] for r in ranks.values()] if len(ranks) == NODES else [None]
+
+
+def test_a_loop_of_ones_own_resumes_to_the_last_bit(start: StartJob) -> None:
+    """Two ranks a node, commits without `steps`, a loader with workers, gradients that cross a commit."""
+    flags, arguments = ("--local-nodes", "2", "--nproc-per-node", "2"), ("--steps", "60")
+    undisturbed = start(*flags, program="own_loop.py", arguments=arguments)
+    assert undisturbed.wait() == 0, undisturbed.tail()
+    job = start(*flags, program="own_loop.py", arguments=arguments)
+    for step, rank in ((4, 3), (20, 0), (40, 2)):
+        job.wait_step(step)
+        job.kill_rank(rank)
+    assert_same(job, undisturbed)
+    assert job.status()["incidents"] == 3
+
+
+def test_a_campaign_of_random_kills(start: StartJob, undisturbed: Job, seed: int) -> None:
+    """Whatever is killed whenever: workers, agents, daemons, the controller, whole nodes."""
+    chance = random.Random(seed)
+    job = start()
+    kills = 0
+    for _ in range(8):
+        time.sleep(chance.uniform(0, 0.8))  # the moment is the fault's own, not a wait for something
+        what = chance.choice(["worker", "worker", "worker", "agent", "daemon", "controller", "node"])
+        if job.process.poll() is not None:
+            break
+        status = job.wait_for(lambda s: s if s["state"] == "running" and all(_pids(s)) else None, "all is well")
+        _kill_one(job, status, what, chance)
+        kills += 1
+    assert_same(job, undisturbed)
+    assert kills >= 1
+    assert all(i["steps_lost"] <= (i["kind"] == "node_lost") for i in job.ask("incidents")["incidents"])
+
+
+def _kill_one(job: Job, status: dict, what: str, chance: random.Random) -> None:
+    node = chance.choice([n for n in status["nodes"] if n["state"] == "active" and n["agent_pid"] and n["daemon_pid"]])
+    levels = status["snapshots"]
+    with contextlib.suppress(ProcessLookupError):
+        match what:
+            case "node" if levels["protected"] is not None and levels["protected"] >= levels["sealed"] - 1:
+                job.kill_node(node["name"])
+            case "agent":
+                os.kill(node["agent_pid"], signal.SIGKILL)
+            case "daemon":
+                os.kill(node["daemon_pid"], signal.SIGKILL)
+            case "controller" if status["controller"]["pid"]:
+                os.kill(status["controller"]["pid"], signal.SIGKILL)
+            case _:
+                os.kill(node["ranks"][0]["pid"], signal.SIGKILL)
 
 
 def test_an_exception_is_reported_once_and_ends_the_job_when_it_repeats(start: StartJob) -> None:

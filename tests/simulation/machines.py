@@ -140,6 +140,8 @@ class Agent:
         machine = self.machine
         if machine.form is None and machine.stopped and self.world.chance(0.5):
             machine.stopped = 0  # It was not written down yet.
+        if self.world.chance(0.5):  # Whose end was told to the agent before is not adopted, whoever heard that.
+            machine.workers = {rank: w for rank, w in machine.workers.items() if w.exit is None or w.alive}
         for worker in machine.workers.values():
             for key, said in (("restored", worker.restored), ("stepped", worker.stepped), ("exit", worker.exit)):
                 if said is not None:

@@ -50,8 +50,8 @@ def test_a_thousand_nodes_fit_in_one_process() -> None:
     plan = msgspec.structs.replace(
         plan,
         config=msgspec.structs.replace(plan.config, work=work, nodes=1000, spares=2),
-        steps=12,
-        faults=(Fault(2.2, "kill worker", 0.3), Fault(3.4, "kill node", 0.6), Fault(4.4, "kill controller", 0.0)),
+        steps=30,
+        faults=(Fault(3.0, "kill worker", 0.3), Fault(5.0, "kill node", 0.6), Fault(7.0, "kill controller", 0.0)),
         while_forming=0.0,
         gentle=True,
         program_error_step=None,

@@ -11,6 +11,7 @@ from ftrain_launcher.messages import (
     Join,
     NodeGone,
     RankRestored,
+    RankState,
     RankStepped,
     ReapNode,
     Shutdown,
@@ -94,10 +95,20 @@ class Job:
 
     # ---- what nodes say
 
-    def join(self, node: str, generation: int = 0, stopped: int = 0) -> int:
+    def join(self, node: str, generation: int = 0, stopped: int = 0, ranks: tuple[int, ...] | None = None) -> int:
+        """Its agent connects; ``ranks``: those it runs, all of its own by default."""
         self._connections += 1
+        if ranks is None:
+            ranks = tuple(n for n, r in self.coordinator.ranks.items() if r.node == node and generation)
         join = Join(
-            node=node, host=node, agent_pid=1, daemon_pid=2, daemon_port=3, generation=generation, stopped=stopped
+            node=node,
+            host=node,
+            agent_pid=1,
+            daemon_pid=2,
+            daemon_port=3,
+            generation=generation,
+            stopped=stopped,
+            ranks=tuple(RankState(n, 0, 1000 + n, "running") for n in ranks),
         )
         self.tell(Joined(join, self._connections))
         return self._connections

@@ -159,6 +159,19 @@ def test_an_agent_that_is_back_without_its_workers_is_a_fault(job: Job) -> None:
     assert job.to("node-1", Stop)
 
 
+def test_an_agent_that_is_back_without_one_of_its_workers_is_a_fault() -> None:
+    job = Job(config(nproc=2))
+    job.run()
+    job.exit(2, code=0, finished=True)
+    job.leave("node-1")
+    job.join("node-1", generation=1, stopped=1, ranks=(3,))
+    assert job.sent == []  # Rank 2 had finished.
+    job.leave("node-1")
+    job.join("node-1", generation=1, stopped=1, ranks=())
+    assert job.to("node-1", Stop)
+    assert job.coordinator.incidents[-1].signs[0].reason == "without rank 3"
+
+
 def test_two_lost_nodes_end_the_job_at_once_and_say_what_would_have_helped(job: Job) -> None:
     job.lose("node-1")
     job.stopped("node-0", BOTH)
