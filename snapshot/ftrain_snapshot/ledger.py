@@ -149,6 +149,7 @@ class Gate:
         self._current: SnapshotId | None = None
         self._abandoned: set[SnapshotId] = set()
         self._dropped: list[SnapshotId] = []
+        self._start_given_up = False
 
     # Facts.
 
@@ -195,6 +196,10 @@ class Gate:
             self._notice(snapshot)
             self._abandoned.add(snapshot)
 
+    def give_up_start(self) -> None:
+        """The start's parity was not rebuilt in time: rather go on than take no snapshot at all."""
+        self._start_given_up = True
+
     # Answers.
 
     def levels(self) -> Levels:
@@ -225,12 +230,19 @@ class Gate:
     def _resolved(self) -> bool:
         """Nothing is in flight: it is protected, or sealed everywhere and cannot be protected, or dropped."""
         if self._current is None:
-            return True
+            return self._start_is_safe()
         if self._current not in self._whole(sealed_only=True):
             return False
         if self._parity == 0 or self._current in self._abandoned:
             return True
         return self._current in self._whole(sealed_only=False)
+
+    def _start_is_safe(self) -> bool:
+        """What the generation started from is protected (again): else a lost node would cost it and the next one."""
+        if self._restore is None or self._parity == 0 or self._start_given_up:
+            return True
+        sealed, protected = self._newest_sealed(), self._newest_protected()
+        return (protected is not None and protected >= self._restore) or (sealed is not None and sealed > self._restore)
 
     def _free_slot(self) -> int | None:
         """The slot with the oldest content, of those that nobody may need any more.

@@ -40,6 +40,8 @@ from ftrain_snapshot.wire import (
 
 GATE = 0
 """The position whose daemon keeps the gate."""
+START_PROTECTED_SECONDS = 10.0
+"""How long the gate waits for the parity of the generation's start to be rebuilt before it lets snapshots begin."""
 REDIAL_SECONDS_MIN, REDIAL_SECONDS_MAX = 0.05, 1.0
 
 
@@ -67,6 +69,7 @@ class Session:
         self._closed = False
         self._gate: Gate | None = None
         self._word: Word | None = None
+        self._patience: Timer | None = None
         codec = codec_for(membership.parity) if membership.parity else None
         self.protect = Protect(loop, store, membership, self._group, codec, self.links, self._tell_gate)
         self.repair = Repair(loop, store, membership, self._group, codec, self.links, self._tell_gate, changed)
@@ -90,6 +93,7 @@ class Session:
                 restore=m.restore,
                 word=Word(ticket, slot, False, floor),
             )
+            self._patience = self._loop.later(START_PROTECTED_SECONDS, self._give_up_start)
         under_way = m.resumed and any(
             header.snapshot.generation == m.generation for _, _, header in self._store.scan(m.lanes)
         )
@@ -110,6 +114,8 @@ class Session:
     def close(self) -> None:
         """Fence this generation off."""
         self._closed = True
+        if self._patience is not None:
+            self._patience.cancel()
         self.repair.close()
         self.protect.close()
         for timer in self._timers.values():
@@ -271,7 +277,17 @@ class Session:
                 gate.abandon(message.snapshot)
             case SkipNotice():
                 gate.skip(message.snapshot)
-        word, dropped = gate.advance()
+        self._advance()
+
+    def _give_up_start(self) -> None:
+        if self._gate is not None and not self._closed:
+            self._gate.give_up_start()
+            self._advance()
+
+    def _advance(self) -> None:
+        """Carry out what follows at the gate."""
+        assert self._gate is not None
+        word, dropped = self._gate.advance()
         if word != self._word:
             if word.open:
                 self._page.open_gate(word.ticket, word.slot, word.floor)
