@@ -42,6 +42,7 @@ from ftrain_launcher.journal import Journal, replay
 from ftrain_launcher.membership import Phase
 from ftrain_launcher.messages import (
     MESSAGE_BYTES_MAX,
+    PROTOCOL_VERSION,
     EngineHello,
     FromAgent,
     FromEngine,
@@ -80,9 +81,9 @@ class Controller:
         self._progress: tuple[int, bool, float] = (0, False, 0.0)
         self._timer: asyncio.TimerHandle | None = None
         self._ended = asyncio.Event()
-        self._resumed = folder.journal.exists() and folder.journal.stat().st_size > 0
-        self.coordinator = replay(folder.journal) if self._resumed else Coordinator(self.record.config)
         self.journal = Journal(folder.journal)
+        self._resumed = folder.journal.stat().st_size > 0
+        self.coordinator = replay(folder.journal) if self._resumed else Coordinator(self.record.config)
 
     # ---- life
 
@@ -228,6 +229,11 @@ class Controller:
         join = _from_agent.decode(first.data)
         if not isinstance(join, Join):
             return socket
+        if join.protocol != PROTOCOL_VERSION:
+            announce(
+                f"{join.node} speaks protocol {join.protocol}, not {PROTOCOL_VERSION}: install one ftrain everywhere"
+            )
+            return socket
         self._connections_made += 1
         connection = self._connections_made
         outbox = Outbox(socket)
@@ -242,6 +248,8 @@ class Controller:
         self.submit(Joined(join, connection))
         try:
             async for message in socket:
+                if self._connections.get(join.node) != connection:
+                    break  # The agent has made a newer one.
                 if message.type is WSMsgType.BINARY:
                     self._hear(join.node, _from_agent.decode(message.data))
         except msgspec.DecodeError as error:

@@ -66,6 +66,7 @@ class NodeRunner:
         self._said: dict[tuple[object, ...], FromAgent] = {}
         self._stopped = 0
         self._form: Form | None = None
+        self._all_started = False
         self._store_id = ""
         self._store_port: asyncio.Future[int] | None = None
         self._inventory: Inventory | None = None
@@ -121,6 +122,7 @@ class NodeRunner:
     async def _adopt_workers(self, before: NodeRecord | None) -> None:
         if before is not None and before.form is not None:
             self._stopped, self._form, self._store_id = before.stopped, before.form, before.store_id
+            self._all_started = True
             self._workers.adopt(before.form.generation, before.workers)
         await self._wait_for_root_zygote()
         await self._host.start()
@@ -164,7 +166,7 @@ class NodeRunner:
             agent_pid=os.getpid(),
             daemon_pid=self._daemon.pid,
             daemon_port=self._daemon.port,
-            generation=self.generation,
+            generation=self.generation if self._all_started else 0,
             stopped=self._stopped,
             ranks=self._workers.states(),
         )
@@ -198,11 +200,14 @@ class NodeRunner:
             return
         if generation > self._stopped:
             self._stopped = generation
+            self._store_id, self._store_port = "", None
             await self._workers.stop()
-            self._form, self._store_id, self._store_port = None, "", None
+            self._form, self._all_started = None, False
             self._said.clear()
             self._write_down()
         port, inventory = await asyncio.gather(self._host_store(message), self._take_inventory())
+        if inventory is None:
+            return  # What is here cannot be said, and must not be guessed: the controller waits, then gives the node up.
         stopped = Stopped(node=self.node, generation=generation, inventory=inventory, store_port=port)
         self._tell(stopped)
 
@@ -234,13 +239,14 @@ class NodeRunner:
         except TimeoutError:
             return None
 
-    async def _take_inventory(self) -> Inventory:
+    async def _take_inventory(self) -> Inventory | None:
+        """What the daemon holds now; None if it does not say."""
         try:
             self._inventory = await self._daemon.call(lambda client: client.inventory())
         except DaemonFailed as error:
             _logger.error("event=no_inventory node=%s reason=%r", self.node, str(error))
-            self._inventory = None
-        return self._inventory or Inventory()
+            return None
+        return self._inventory
 
     async def form(self, message: Form) -> None:
         """Take this generation's ranks, if the node has stopped for it."""
@@ -250,6 +256,7 @@ class NodeRunner:
         try:
             await self._daemon.call(lambda client: client.configure(self._membership(message)))
             await self._workers.start(message)
+            self._all_started = True
         except (DaemonFailed, SpawnFailed, ZygoteFailed) as error:
             trouble = Trouble(self.node, message.generation, "form_failed", str(error))
             self._tell(trouble, ("trouble",))
@@ -279,9 +286,9 @@ class NodeRunner:
         """A process of ours ended. Those of a generation that was stopped were ended by us."""
         if self._closing:
             return
-        if exited.id == self._store_id and self._stopped == self.generation:
+        if exited.id == self._store_id:
             reason = f"exit code {exited.code}, signal {exited.signal}"
-            self._tell(Trouble(self.node, self.generation, "store_lost", reason), ("trouble",))
+            self._tell(Trouble(self.node, self._stopped, "store_lost", reason), ("trouble",))
         self._workers.exited(exited)
         self._write_down()
 
@@ -290,8 +297,7 @@ class NodeRunner:
             if self._store_port is not None and message.generation == self._stopped and not self._store_port.done():
                 self._store_port.set_result(message.port)
             return
-        if hello.generation == self.generation:
-            self._workers.hear(hello, message)
+        self._workers.hear(hello, message)
 
     def _daemon_died(self) -> None:
         if not self._closing:
