@@ -207,7 +207,7 @@ class NodeRunner:
             self._write_down()
         port, inventory = await asyncio.gather(self._host_store(message), self._take_inventory())
         if inventory is None:
-            return  # What is here cannot be said, and must not be guessed: the controller waits, then gives the node up.
+            return  # What is here must not be guessed: the controller waits, and then gives the node up.
         stopped = Stopped(node=self.node, generation=generation, inventory=inventory, store_port=port)
         self._tell(stopped)
 
