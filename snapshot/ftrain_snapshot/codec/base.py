@@ -5,8 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from ftrain_snapshot.errors import CodecUnsupported
-
 Buffer = bytes | bytearray | memoryview
 
 
@@ -29,12 +27,3 @@ class Codec(ABC):
         Buffers belong to the caller and are equally long; a destination may be one of the sources. Raises
         ValueError on lengths or coefficients that do not fit.
         """
-
-
-def codec_for(parity: int) -> Codec:
-    """The codec for that much parity. Raises CodecUnsupported if there is none here."""
-    from ftrain_snapshot.codec.xor import XorCodec  # numpy loads only where something is coded
-
-    if parity == XorCodec.parity:
-        return XorCodec()
-    raise CodecUnsupported(f"parity {parity} is not supported: use --parity {XorCodec.parity} (or 0 for none)")
