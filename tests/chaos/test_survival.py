@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import signal
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from jobs import Job, ranks_of
+from needs import require_root
 
 STEPS = 120
 NODES = 4
@@ -209,6 +212,21 @@ def test_an_exit_code_is_named(start: StartJob) -> None:
     job = start("--local-nodes", "2", arguments=("--steps", "20", "--exit-at", "5"))
     assert job.wait() == 1
     assert "rank 1 on node-1 exited with code 3" in job.tail(1)
+
+
+def test_too_little_shared_memory_is_said_before_training_starts(start: StartJob, tmp_path: Path) -> None:
+    require_root()
+    arena = tmp_path / "arena"
+    arena.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(arena)], check=True, timeout=10)
+    try:
+        flags = ("--local-nodes", "2", "--arena-dir", str(arena))
+        job = start(*flags, arguments=("--steps", "5", "--width", "600"))
+        assert job.wait() == 2
+        assert re.search(r"need \d+ MiB, \d+ MiB are free", job.tail(1))
+        assert not list(job.out.iterdir())
+    finally:
+        subprocess.run(["umount", str(arena)], check=True, timeout=10)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
