@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+import torch._dynamo  # the first optimizer would import it, for more than a second
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
