@@ -56,6 +56,7 @@ from ftrain_launcher.messages import (
     WorkerExit,
 )
 from ftrain_launcher.outbox import Outbox
+from ftrain_launcher.pidfds import PidHandle
 from ftrain_launcher.terminal import announce
 
 _STATUS_WRITE_SECONDS = 0.5
@@ -204,17 +205,12 @@ class Controller:
 
     async def _watch_launcher(self) -> None:
         """The job ends with its launcher: nobody would see to it any more."""
-        gone = asyncio.Event()
-        try:
-            descriptor = os.pidfd_open(self.record.launcher_pid)
-        except ProcessLookupError:
-            gone.set()
-        else:
-            asyncio.get_running_loop().add_reader(descriptor, gone.set)
-        await gone.wait()
-        with contextlib.suppress(UnboundLocalError):
-            asyncio.get_running_loop().remove_reader(descriptor)
-            os.close(descriptor)
+        with contextlib.suppress(ProcessLookupError):
+            launcher = PidHandle(self.record.launcher_pid)
+            try:
+                await launcher.wait_ended(None)
+            finally:
+                launcher.close()
         if not self._ended.is_set():
             self.submit(StopJob("the launcher is gone", 1))
 
@@ -335,11 +331,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="ftrain's controller; started by 'ftrain run'")
     parser.add_argument("--job-folder", type=Path, required=True)
     arguments = parser.parse_args()
-    return asyncio.run(_run(JobFolder(arguments.job_folder)))
+    return serve(JobFolder(arguments.job_folder))
 
 
-async def _run(folder: JobFolder) -> int:
-    return await Controller(folder).run()
+def serve(folder: JobFolder) -> int:
+    """Be the controller of this job until it has ended; returns its exit code."""
+
+    async def run() -> int:
+        return await Controller(folder).run()
+
+    return asyncio.run(run())
 
 
 if __name__ == "__main__":

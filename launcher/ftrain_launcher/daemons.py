@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from ftrain_launcher.pidfds import PidHandle
 from ftrain_snapshot.client import DaemonClient
 from ftrain_snapshot.errors import DaemonLost, SnapshotError
 
@@ -166,21 +166,19 @@ class DaemonKeeper:
             with contextlib.suppress(SnapshotError, TimeoutError):
                 await asyncio.to_thread(self._client.shutdown)
         if self.pid is not None:
-            await asyncio.to_thread(self._await_end, self.pid, grace_seconds)
+            await self._await_end(self.pid, grace_seconds)
         if self._client is not None:
             self._client.close()
             self._client = None
 
-    def _await_end(self, pid: int, grace_seconds: float) -> None:
-        try:
-            descriptor = os.pidfd_open(pid)
-        except ProcessLookupError:
-            return
-        try:
-            if not select.select([descriptor], [], [], grace_seconds)[0]:
-                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-                select.select([descriptor], [], [], grace_seconds)
-        finally:
-            os.close(descriptor)
+    async def _await_end(self, pid: int, grace_seconds: float) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            daemon = PidHandle(pid)
+            try:
+                if not await daemon.wait_ended(grace_seconds):
+                    daemon.send_signal(signal.SIGKILL)
+                    await daemon.wait_ended(grace_seconds)
+            finally:
+                daemon.close()
         if self._process is not None:
             self._process.wait()

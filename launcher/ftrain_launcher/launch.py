@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import signal
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 import aiohttp
 import msgspec
 
+from ftrain_launcher import processes
 from ftrain_launcher.engines.local import LocalEngine
 from ftrain_launcher.errors import ZygoteFailed
 from ftrain_launcher.jobs import JobFolder, Result
@@ -35,7 +35,6 @@ from ftrain_launcher.spawning import Shutdown
 from ftrain_launcher.terminal import announce
 from ftrain_launcher.zygote_line import ZygoteConfig, exec_zygote
 
-_PR_SET_CHILD_SUBREAPER = 36
 _CONTROLLER_RESTARTS_MAX = 20
 _RECONNECT_SECONDS = 0.05
 _HOUSEKEEPING_SECONDS = 0.5
@@ -63,7 +62,7 @@ class Launcher:
 
     async def run(self) -> Result:
         """Run the job; nothing of it is left when this returns."""
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        processes.adopt_orphans()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._interrupt, number)

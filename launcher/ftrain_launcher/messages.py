@@ -6,6 +6,8 @@ a message of an older generation is dropped by whoever gets it (fencing).
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 from ftrain_snapshot.messages import DaemonStatus, Inventory, Peer, SnapshotId
@@ -34,6 +36,11 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     """Fork the workers from a process that has torch imported."""
     environment: dict[str, str] = {}
     """Variables set for every worker, over the agent's own environment."""
+
+    @property
+    def start(self) -> Literal["fork", "exec"]:
+        """How its processes are started."""
+        return "fork" if self.zygote else "exec"
 
 
 class RankState(msgspec.Struct, frozen=True):

@@ -17,7 +17,6 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 from ftrain import link
 from ftrain_launcher.daemons import DaemonFailed, DaemonKeeper
@@ -117,7 +116,7 @@ class NodeRunner:
             self._daemon.port = before.daemon_port
         await self._daemon.start()
         if before is not None and before.form is not None:
-            await self._daemon.call(lambda client: client.configure(self._membership(before.form, resumed=True)))
+            await self._configure_daemon(before.form, resumed=True)
 
     async def _adopt_workers(self, before: NodeRecord | None) -> None:
         if before is not None and before.form is not None:
@@ -227,7 +226,7 @@ class NodeRunner:
                 cwd="/",
                 stdout_path=str(log),
                 stderr_path=str(log),
-                start=self._how(),
+                start=self.job.config.work.start,
             )
             try:
                 await self._host.spawn(spawn)
@@ -254,7 +253,7 @@ class NodeRunner:
             return
         self._form = message
         try:
-            await self._daemon.call(lambda client: client.configure(self._membership(message)))
+            await self._configure_daemon(message)
             await self._workers.start(message)
             self._all_started = True
         except (DaemonFailed, SpawnFailed, ZygoteFailed) as error:
@@ -313,9 +312,8 @@ class NodeRunner:
         began, port = time.monotonic(), self._daemon.port
         try:
             await self._daemon.start()
-            form = self._form
-            if form is not None:
-                await self._daemon.call(lambda client: client.configure(self._membership(form, resumed=True)))
+            if self._form is not None:
+                await self._configure_daemon(self._form, resumed=True)
         except DaemonFailed as error:
             self._tell(Trouble(self.node, self.generation, "form_failed", str(error)), ("trouble",))
             return
@@ -330,9 +328,8 @@ class NodeRunner:
 
     # ---- small things
 
-    def _membership(self, form: Form | None, *, resumed: bool = False) -> Membership:
-        assert form is not None
-        return Membership(
+    async def _configure_daemon(self, form: Form, *, resumed: bool = False) -> None:
+        membership = Membership(
             generation=form.generation,
             position=form.position,
             lanes=form.work.nproc_per_node,
@@ -341,9 +338,7 @@ class NodeRunner:
             restore=form.restore,
             resumed=resumed,
         )
-
-    def _how(self) -> Literal["fork", "exec"]:
-        return "fork" if self.job.config.work.zygote else "exec"
+        await self._daemon.call(lambda client: client.configure(membership))
 
     def _write_down(self) -> None:
         ready = self._host.ready

@@ -137,7 +137,7 @@ class NodeWorkers:
             cwd=work.folder,
             stdout_path=log,
             stderr_path=log,
-            start="fork" if work.zygote else "exec",
+            start=work.start,
         )
 
     def adopt(self, generation: int, records: tuple[WorkerRecord, ...]) -> None:

@@ -21,8 +21,8 @@ class PidHandle:
         """True from its end on, reaped or not."""
         return bool(select.select([self._fd], [], [], 0)[0])
 
-    async def wait_ended(self, timeout_seconds: float) -> bool:
-        """Wait for its end; False: it still runs. One waiter at a time."""
+    async def wait_ended(self, timeout_seconds: float | None) -> bool:
+        """Wait for its end; False: it still runs. One waiter at a time. None: however long it takes."""
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
         loop.add_reader(self._fd, ended.set)

@@ -107,10 +107,6 @@ class UnitDescriptor(msgspec.Struct, frozen=True):
     sums: tuple[bytes, ...]
     """For each segment the checksums of its chunks (u64, little endian)."""
 
-    def sum_of(self, segment: int, chunk: int) -> int:
-        """The checksum of one chunk."""
-        return sum_at(self.sums[segment], chunk)
-
 
 class ParityDescriptor(msgspec.Struct, frozen=True):
     """Length and checksums of one lane's parity."""

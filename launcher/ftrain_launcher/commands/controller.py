@@ -17,10 +17,8 @@ def add_to(commands: Commands) -> None:
 
 def controller(chosen: argparse.Namespace) -> int:
     """Run the controller of a job that has none; training does not stop meanwhile."""
-    import asyncio
-
     from ftrain_launcher import query
-    from ftrain_launcher.controller import Controller
+    from ftrain_launcher.controller import serve
     from ftrain_launcher.jobs import JobFolder
 
     folder = JobFolder.find(chosen.resume)
@@ -32,8 +30,4 @@ def controller(chosen: argparse.Namespace) -> int:
         pass
     else:
         raise UsageError(f"the controller of job {chosen.resume!r} is running (pid {running['controller']['pid']})")
-
-    async def serve() -> int:
-        return await Controller(folder).run()
-
-    return asyncio.run(serve())
+    return serve(folder)

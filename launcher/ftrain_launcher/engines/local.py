@@ -8,7 +8,6 @@ workers; one that dies together with its daemon is a lost node, and the controll
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import psutil
 from ftrain_launcher.jobs import JobFolder
 from ftrain_launcher.messages import NodeGone
 from ftrain_launcher.node_state import NodeFile, NodeRecord, kill_trees
+from ftrain_launcher.pidfds import PidHandle
 
 _DAEMON_FOLLOWS_SECONDS = 0.05
 """A node that is killed loses agent and daemon one after the other: only later is it the agent's death alone."""
@@ -124,17 +124,10 @@ class LocalEngine:
 async def _gone_within(pid: int, seconds: float) -> bool:
     """Does this process end within the given time? A zombie has ended."""
     try:
-        descriptor = os.pidfd_open(pid)
+        process = PidHandle(pid)
     except ProcessLookupError:
         return True
-    gone = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    loop.add_reader(descriptor, gone.set)
     try:
-        await asyncio.wait_for(gone.wait(), seconds)
-    except TimeoutError:
-        return False
+        return await process.wait_ended(seconds)
     finally:
-        loop.remove_reader(descriptor)
-        os.close(descriptor)
-    return True
+        process.close()
