@@ -1,4 +1,4 @@
-"""A worker's part of its node's arena: the region of its lane in each slot, and the line to the daemon."""
+"""A worker's part of its node's arena: its lane, and the line to the daemon."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ftrain.errors import ArenaFull
-from ftrain.layout import round_up
-from ftrain_snapshot.arena import SLOTS, Region
+from ftrain_snapshot.arena import Lane, Region
 from ftrain_snapshot.client import DaemonClient
 from ftrain_snapshot.errors import ArenaTooSmall, DaemonLost
 from ftrain_snapshot.messages import SnapshotId
@@ -19,63 +18,68 @@ RESERVE_TIMEOUT_SECONDS = 60.0
 """Longest wait for a daemon that is being restarted."""
 RETRY_SECONDS = 0.05
 GROWTH = 1.25
-"""A state that outgrew its regions gets so many times what it needs now."""
+"""A state that outgrew its lane gets so many times what it needs now."""
 
 
 class Arena:
-    """The regions of one lane. Reserved before training starts, so that no commit pays for fresh pages."""
+    """One lane. Reserved before training starts, so that no commit pays for fresh pages."""
 
     def __init__(self, node_dir: Path, lane: int) -> None:
         self.client = DaemonClient(node_dir, role="worker")
         self._node_dir = node_dir
         self._lane = lane
-        self._regions: dict[int, Region] = {}
+        self._mapped: Lane | None = None
 
-    def wait_restored(self, generation: int, snapshot: SnapshotId) -> tuple[memoryview, bytes]:
-        """Data and manifest of the snapshot that this generation starts from; valid until `close`.
+    @property
+    def lane(self) -> Lane:
+        """The lane, mapped when first asked for. Raises FileNotFoundError if the daemon has not allocated it."""
+        if self._mapped is None:
+            self._mapped = Lane(self._node_dir, self._lane)
+        return self._mapped
 
-        Raises SnapshotIncomplete, ChecksumMismatch, TimeoutError.
+    def wait_restored(self, generation: int, snapshot: SnapshotId) -> Region:
+        """The region with the snapshot that this generation starts from.
+
+        Raises SnapshotIncomplete, TimeoutError.
         """
         self.client.wait_restored(generation, RESTORE_TIMEOUT_SECONDS)
-        return self.region(snapshot.slot).read(snapshot)
+        return self.lane.regions[snapshot.slot]
 
-    def reserve(self, size_bytes: int) -> None:
-        """Have every slot allocated, touched and mapped for data and manifest of this size. Raises ArenaFull."""
+    def reserve(self, unit_bytes: int) -> None:
+        """Have the lane allocated, touched and mapped for units of this size. Raises ArenaFull."""
         deadline = time.monotonic() + RESERVE_TIMEOUT_SECONDS
-        self._reserve(size_bytes, lambda: time.monotonic() < deadline)
-        for slot in range(SLOTS):
-            self.region(slot).refresh()
+        self._reserve(unit_bytes, lambda: time.monotonic() < deadline)
+        fresh = self._mapped is None
+        grown = self.lane.refresh()
+        if fresh:
+            self.lane.touch()
+        for mapping, old_size in grown:
+            mapping.touch(old_size)
 
-    def grow(self, size_bytes: int) -> None:
-        """The state no longer fits. Drop all views of the regions first. Slots that are in use grow later.
+    def grow(self, unit_bytes: int) -> None:
+        """The state no longer fits; no capture may be under way.
 
         A daemon that is away is no error: the next snapshot asks again. Raises ArenaFull.
         """
-        self._reserve(int(size_bytes * GROWTH), lambda: False)
-        for region in self._regions.values():
-            region.refresh()
+        self._reserve(int(unit_bytes * GROWTH), lambda: False)
+        for mapping, old_size in self.lane.refresh():
+            mapping.touch(old_size)
 
-    def region(self, slot: int) -> Region:
-        """The region in this slot, mapped and touched."""
-        if slot not in self._regions:
-            self._regions[slot] = Region.open(self._node_dir, slot, self._lane)
-        return self._regions[slot]
-
-    def fits(self, slot: int, data_bytes: int, manifest_bytes: int) -> bool:
-        """The slot has room for so much."""
-        return round_up(round_up(data_bytes) + manifest_bytes) <= self.region(slot).capacity
+    def fits(self, unit_bytes: int) -> bool:
+        """The lane has room for so much."""
+        return unit_bytes <= self.lane.capacity
 
     def close(self) -> None:
         """Unmap and hang up."""
-        for region in self._regions.values():
-            region.close()
-        self._regions.clear()
+        if self._mapped is not None:
+            self._mapped.close()
+            self._mapped = None
         self.client.close()
 
-    def _reserve(self, size_bytes: int, again: Callable[[], bool]) -> None:
+    def _reserve(self, unit_bytes: int, again: Callable[[], bool]) -> None:
         while True:
             try:
-                self.client.reserve(self._lane, size_bytes)
+                self.client.reserve(self._lane, unit_bytes)
                 return
             except ArenaTooSmall as error:
                 raise ArenaFull(error.needed_bytes, error.available_bytes) from error

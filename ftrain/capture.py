@@ -1,122 +1,278 @@
-"""A rank's state into its region of a slot: the copy plan, and the copying.
+"""A rank's state into its lane: what is captured, the plan that is kept from step to step, and the captures' order.
 
-The plan (which bytes of which tensor go where) is made when the structure of the state changes and kept while every
-tensor stays where it is, which is the rule (FACTS 7). A capture is then one pass over flat byte views, straight into
-pages that are mapped and touched, and a small manifest with layout and python values behind them.
+`collect` reads the state: the tracked objects' (sources.py), as a tree of packed values whose tensors are indices of
+a plan (plan.py), and what is gathered anew each time. `begin` then copies what must be copied at once and leaves the
+rest to a background thread (flight.py), until `wait_copied` (before an optimizer's step) or `finish` (before the
+next capture, and at the end). The captures that were sealed are remembered by slot: the newest of them is the
+reference for the next, as long as the plan is the same.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any
 
 import msgspec
-import torch
+import xxhash
+from torch import Tensor, nn
 
-from ftrain.layout import Layout, Piece, flat_bytes, lay_out, materialized_bytes
-from ftrain.state import Collected, TensorKey, collect
+from ftrain.copier import copier_for
+from ftrain.encoding import DICT, Packer
+from ftrain.flight import Crew, Flight, Line
+from ftrain.layout import Kind, Layout, lay_out
+from ftrain.marks import Mark, Marks, Steps
+from ftrain.plan import Owned, Plan, Row, owned_by, rows_of
+from ftrain.samples import Samples
+from ftrain.sources import Source, source_of
+from ftrain.state import TensorKey, refuse_special, tensor_key, unique_parameters
+from ftrain_snapshot.arena import Lane
+from ftrain_snapshot.manifest import NO_SNAPSHOT, Header, State, checksum
+from ftrain_snapshot.messages import SnapshotId
 
-FORMAT = 1
+FORMAT = 2
 """Version of the manifest's format."""
+TRIAL_CAPTURES = 3
+"""A large buffer that so many captures in a row find equal is taken for one that its marks tell the truth of."""
+_NO_TAIL = msgspec.msgpack.encode(Layout((), 1))
+NAMED_MAX = 8
+"""So many tensors are named in a warning."""
+
+
+class SnapshotDropped(UserWarning):
+    """A snapshot was given up, for something changed tensors in a way that torch does not count."""
 
 
 class Manifest(msgspec.Struct, frozen=True, array_like=True):
-    """What a region's bytes mean."""
+    """What a unit's bytes mean."""
 
     format: int
     rank: int
     version: int
     layout: msgspec.Raw
-    """A `Layout`; encoded once per plan."""
+    """The plan's `Layout`; encoded once per plan."""
+    tail: msgspec.Raw
+    """That of the tensors behind it; in the tree they are -1, -2, and so on."""
     tree: Any
     """Python values and indices of tensors, packed by `ftrain.encoding`."""
 
 
 @dataclass
-class CopyPlan:
-    """Made once per structure: where every byte of this rank goes."""
+class Content:
+    """What a capture will hold."""
 
-    keys: list[TensorKey]
-    layout: Layout
-    encoded_layout: bytes
-    region_bytes: int
-    sources: list[torch.Tensor]
-    """Flat views of the pieces; each pairs with the place of the same index."""
-    places: list[tuple[int, int]]
-    """Start and end of each piece in the region."""
-    scattered: list[Piece]
-    """Pieces of tensors that have no flat memory: copied by way of a contiguous one."""
+    plan: Plan
+    data_bytes: int
+    tree: Any = None
+    tail: list[Tensor] = field(default_factory=list)
+    tail_rows: list[list[Row]] = field(default_factory=list)
+    tail_layout: bytes = _NO_TAIL
 
 
-class Slot(Protocol):
-    """The part of a region that is needed here."""
-
-    slot: int
-
-    @property
-    def data(self) -> memoryview:
-        """All bytes after the header."""
+@dataclass
+class _Reference:
+    snapshot: SnapshotId
+    plan: Plan
+    mark: Mark
 
 
 class Capturer:
     """Captures one rank's state. ``replicated`` tells which tensors all ranks hold the same."""
 
-    def __init__(self, rank: int, world_size: int, replicated: Callable[[], set[TensorKey]]) -> None:
-        self._rank = rank
-        self._world_size = world_size
-        self._replicated = replicated
-        self._plan: CopyPlan | None = None
-        self._targets: dict[int, tuple[CopyPlan, Slot, torch.Tensor, list[torch.Tensor]]] = {}
+    def __init__(
+        self, rank: int, world_size: int, replicated: Callable[[], set[TensorKey]], lane: int, line: Line | None
+    ) -> None:
+        self._rank, self._world_size, self._lane = rank, world_size, lane
+        self._replicated, self._line = replicated, line
+        self._sources: list[Source] = []
+        self._plan: Plan | None = None
+        self._parameters: list[nn.Parameter] = []
+        self._distrusted: set[str] = set()
+        self._references: dict[int, _Reference] = {}
+        self._steps = Steps(self.wait_copied)
+        self._crew = Crew()
+        self._flight: Flight | None = None
+        self.dropped = 0
+        """How many captures the guard has given up."""
 
-    def collect(self, tree: Mapping[str, Any]) -> tuple[CopyPlan, Collected]:
-        """Walk the state; the plan is the last one if nothing has moved. Raises NotTrackable."""
-        collected = collect(tree)
-        if self._plan is None or self._plan.keys != collected.keys:
-            collected = collect(tree, names=True)
-            self._plan = self._make_plan(collected)
-        return self._plan, collected
+    # What is captured.
 
-    def manifest(self, version: int, plan: CopyPlan, collected: Collected) -> bytes:
-        """What goes behind the data."""
-        layout = msgspec.Raw(plan.encoded_layout)
-        return msgspec.msgpack.encode(Manifest(FORMAT, self._rank, version, layout, collected.tree))
-
-    def copy(self, plan: CopyPlan, collected: Collected, slot: Slot) -> None:
-        """Copy all bytes of this rank; returns when they are there."""
-        whole, targets = self._destinations(plan, slot)
-        with torch.no_grad():
-            if targets:
-                torch._foreach_copy_(targets, plan.sources)
-            for piece in plan.scattered:
-                source = materialized_bytes(collected.tensors[piece.index])[piece.start : piece.end]
-                whole[piece.region_offset : piece.region_offset + len(source)].copy_(source)
+    def track(self, objects: Mapping[str, Any]) -> None:
+        """From now on these are the state."""
+        self.finish()
+        known = {source.name: source for source in self._sources}
+        self._sources = [known.get(name) or source_of(name, tracked) for name, tracked in objects.items()]
+        self.forget()
 
     def forget(self) -> None:
-        """Drop the plan and all views: of tensors that are going away, of regions that are mapped anew."""
+        """Make a new plan for the next capture: what is replicated has changed."""
+        self.finish()
         self._plan = None
-        self._targets.clear()
 
-    def _destinations(self, plan: CopyPlan, slot: Slot) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        cached = self._targets.get(slot.slot)
-        if cached is None or cached[0] is not plan or cached[1] is not slot:
-            whole = torch.frombuffer(slot.data, dtype=torch.uint8)
-            cached = (plan, slot, whole, [whole[start:end] for start, end in plan.places])
-            self._targets[slot.slot] = cached
-        return cached[2], cached[3]
+    def collect(self, rest: Callable[[list[nn.Parameter]], Mapping[str, Any]]) -> Content:
+        """Read the state: that of the tracked objects, and beside it what ``rest`` returns. Raises NotTrackable.
 
-    def _make_plan(self, collected: Collected) -> CopyPlan:
+        ``rest`` is given all parameters of the tracked objects, each once, in an order that is the same on all ranks.
+        """
+        plan = self._settle()
+        content = Content(plan, plan.data_bytes)
+        found: dict[TensorKey, int] = {}
+        names: list[str] = []
+
+        def index_of(tensor: Tensor, path: Callable[[], str]) -> int:
+            refuse_special(tensor, path)
+            key = tensor_key(tensor)
+            index = plan.index_of.get(key, found.get(key))
+            if index is None:
+                content.tail.append(tensor)
+                names.append(path())
+                index = found[key] = -len(content.tail)
+            return index
+
+        content.tree = self._pack(Packer(index_of), rest(self._parameters))
+        if content.tail:
+            self._lay_out_tail(content, names)
+        return content
+
+    def _lay_out_tail(self, content: Content, names: list[str]) -> None:
+        layout = lay_out(content.tail, names, [Kind()] * len(names), 1)
+        content.tail_layout = msgspec.msgpack.encode(layout)
+        base = content.data_bytes
+        content.tail_rows = [[] for _ in content.tail]
+        for piece in layout.region_pieces(0):
+            rows = rows_of(piece.index, piece.start, base + piece.region_offset, piece.end - piece.start)
+            content.tail_rows[piece.index] += rows
+        content.data_bytes += layout.region_bytes(0)
+
+    def manifest(self, version: int, content: Content) -> bytes:
+        """What goes behind the data."""
+        layout, tail = msgspec.Raw(content.plan.encoded_layout), msgspec.Raw(content.tail_layout)
+        return msgspec.msgpack.encode(Manifest(FORMAT, self._rank, version, layout, tail, content.tree))
+
+    def _pack(self, packer: Packer, rest: Mapping[str, Any]) -> Any:
+        objects: list[Any] = [DICT]
+        with packer.inside("objects"):
+            for source in self._sources:
+                with packer.inside(source.name):
+                    objects += (source.name, source.pack(packer))
+        return [*packer.pack(dict(rest)), "objects", objects]
+
+    def _settle(self) -> Plan:
+        """The plan: the last one, if nothing has moved."""
+        if self._plan is None or not all([source.is_same() for source in self._sources]):
+            self._make_plan()
+        assert self._plan is not None
+        return self._plan
+
+    def _make_plan(self) -> None:
+        self.finish()
+        for source in self._sources:
+            source.read()
+        self._parameters = unique_parameters({source.name: source.tracked for source in self._sources})
+        owned = owned_by(self._sources)
+        used: dict[TensorKey, Owned] = {}
+
+        def note(tensor: Tensor, path: Callable[[], str]) -> int:
+            refuse_special(tensor, path)
+            key = tensor_key(tensor)
+            if key in owned:
+                used.setdefault(key, owned[key])
+            return 0
+
+        self._pack(Packer(note), {})
+        for source in self._sources:
+            source.forget()
         shared = self._replicated() if self._world_size > 1 else set()
-        replicated = [key in shared for key in collected.keys]
-        layout = lay_out(collected.tensors, collected.names, replicated, self._world_size)
-        plan = CopyPlan(
-            collected.keys, layout, msgspec.msgpack.encode(layout), layout.region_bytes(self._rank), [], [], []
-        )
-        for piece in layout.region_pieces(self._rank):
-            flat = flat_bytes(collected.tensors[piece.index])
-            if flat is None:
-                plan.scattered.append(piece)
-            else:
-                plan.sources.append(flat[piece.start : piece.end])
-                plan.places.append((piece.region_offset, piece.region_offset + piece.end - piece.start))
-        return plan
+        plan = self._plan = Plan(list(used.values()), shared, self._rank, self._world_size)
+        plan.distrust(index for index, name in enumerate(plan.names) if name in self._distrusted)
+        self._marks = Marks(plan)
+        self._samples, self._copier = Samples(plan), copier_for(plan.device)
+        self._references.clear()
+
+    # Capturing it.
+
+    def begin(self, snapshot: SnapshotId, content: Content, manifest: bytes, lane: Lane) -> None:
+        """Capture into the slot; returns when the caller may go on training. `finish` first."""
+        assert self._flight is None
+        assert self._line is not None
+        plan = content.plan
+        self._references.pop(snapshot.slot, None)
+        mark = self._marks.read(self._steps.take())
+        self._try_buffers(plan)
+        reference = self._newest_reference(lane)
+        changed = self._marks.changed(mark, reference.mark if reference is not None else None)
+        header = Header(
+            snapshot, self._rank, self._world_size, content.data_bytes, len(manifest), plan.digest,
+            checksum(manifest), reference.snapshot if reference is not None else NO_SNAPSHOT,
+        )  # fmt: skip
+        region = lane.regions[reference.snapshot.slot] if reference is not None else None
+        flight = Flight(plan, mark, changed, lane, header, region, self._copier, self._samples, self._line)
+        flight.depart(list(zip(content.tail, content.tail_rows, strict=True)), manifest)
+        self._flight = flight
+        self._crew.take(flight)
+
+    def wait_copied(self) -> None:
+        """Return when what optimizers own may be changed."""
+        flight = self._flight
+        if flight is not None:
+            flight.wait_copied()
+
+    def finish(self) -> None:
+        """Return when the last capture is sealed, or dropped: then a warning says why."""
+        flight, self._flight = self._flight, None
+        if flight is None:
+            return
+        flight.wait_over()
+        if flight.sealed:
+            self._references[flight.header.snapshot.slot] = _Reference(flight.header.snapshot, flight.plan, flight.mark)
+        else:
+            self.dropped += 1
+            self._explain(flight)
+
+    def close(self) -> None:
+        """Finish, and let go of thread and hooks."""
+        self.finish()
+        self._steps.close()
+        self._crew.close()
+
+    def _newest_reference(self, lane: Lane) -> _Reference | None:
+        newest = max(self._references.values(), key=lambda r: r.snapshot.version, default=None)
+        if newest is None:
+            return None
+        state, header = lane.regions[newest.snapshot.slot].header()
+        whole = state is State.SEALED and header is not None and header.snapshot == newest.snapshot
+        return newest if whole else None
+
+    def _try_buffers(self, plan: Plan) -> None:
+        """Large buffers are copied each time until they have shown that they stay as they are."""
+        for index, (equal, last) in list(plan.on_trial.items()):
+            now = xxhash.xxh3_64_intdigest(plan.views[index])
+            plan.on_trial[index] = (equal + 1 if now == last else 0, now)
+            if last is not None and now != last:
+                del plan.on_trial[index]
+            elif plan.on_trial[index][0] == TRIAL_CAPTURES:
+                del plan.on_trial[index]
+                plan.fickle[index] = False
+
+    def _explain(self, flight: Flight) -> None:
+        version, plan = flight.header.snapshot.version, flight.plan
+        if flight.error is not None:
+            text = f"could not be captured: {flight.error!r}"
+        elif flight.caught:
+            names = sorted(plan.names[index] for index in flight.caught)
+            more = f" and {len(names) - NAMED_MAX} more" if len(names) > NAMED_MAX else ""
+            text = (
+                f"was dropped: {', '.join(names[:NAMED_MAX])}{more} changed outside of an optimizer's step in a way "
+                "that torch does not count, or while being copied; copied before each commit returns from now on"
+            )
+            plan.distrust(flight.caught)
+            self._distrusted.update(names)
+            self._samples = Samples(plan)
+        elif flight.misshapen:
+            self._plan = None
+            text = "was dropped: tensors have taken other shapes in place; the next is captured whole"
+        else:
+            self._references.clear()
+            text = "was dropped: memory of an earlier one is damaged; the next is captured whole"
+        warnings.warn(f"the snapshot of step {version} {text}", SnapshotDropped, stacklevel=4)

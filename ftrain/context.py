@@ -195,7 +195,10 @@ def _run_protected(
         with outcome.orderly_termination(), process_group(environment, device):
             session = Session(environment, job, link)
             context = Context(environment, device, session)
-            result = function(context)
+            try:
+                result = function(context)
+            finally:
+                session.finish()
             link.send(Finished())
             session.close()
         return result

@@ -9,7 +9,8 @@ exactly: a subclass (an enum, a named tuple, a user's own dict) would come back 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,13 @@ class Packer:
         """Where the walk is, as a user would write it: ``scheduler.lr_lambdas[0]``."""
         parts = [f"[{part}]" if type(part) is int else f".{part}" for part in self._path]
         return "".join(parts).removeprefix(".") or "state"
+
+    @contextmanager
+    def inside(self, part: str) -> Iterator[None]:
+        """What is packed in this block lies at ``part`` of the tree."""
+        self._path.append(part)
+        yield
+        self._path.pop()
 
     def pack(self, value: Any, name: str | None = None) -> Any:
         """The value as plain msgpack types. Raises NotTrackable naming the path of what cannot be kept."""
@@ -136,7 +144,7 @@ def _is_clean(text: str) -> bool:
     return True
 
 
-def unpack(packed: Any, tensors: Sequence[torch.Tensor]) -> Any:
+def unpack(packed: Any, tensors: Sequence[Any]) -> Any:
     """The way back from `Packer.pack`; ``tensors[i]`` is what index i stands for."""
     if type(packed) is not list:
         return packed
@@ -159,7 +167,7 @@ def unpack(packed: Any, tensors: Sequence[torch.Tensor]) -> Any:
     return _unpack_leaf(tag, items)
 
 
-def _unpack_pairs(flat: list[Any], tensors: Sequence[torch.Tensor]) -> dict[Any, Any]:
+def _unpack_pairs(flat: list[Any], tensors: Sequence[Any]) -> dict[Any, Any]:
     values = iter(flat)
     return {unpack(key, tensors): unpack(item, tensors) for key, item in zip(values, values, strict=True)}
 

@@ -1,15 +1,17 @@
 """Where each tensor of a state lies among the bytes of a snapshot.
 
-Two spaces. *Replicated*: tensors that are the same on every rank, laid out one after another; each rank keeps an
-equal range of that space (REFT, arXiv 2310.12670), so the job holds them once. *Private*: the rank's own tensors.
-A rank's region holds its range of the replicated space, then its private space. The layout travels in the
-manifest; its digest must be equal on all ranks, or the ranges would not belong together.
+Four spaces. *Replicated* tensors are the same on every rank, laid out one after another; each rank keeps an equal
+range (REFT, arXiv 2310.12670), so the job holds them once. *Private* ones are the rank's own. Each kind has a
+*volatile* space, for what steps change, and a *stable* one, so that chunks that change lie apart from those that do
+not: a frozen model costs nothing, and what changes is shared equally whatever is frozen. A rank's region holds its
+range of the volatile replicated space, its volatile private one, and the same two of what is stable. The layout
+travels in the manifest; its digest must be equal on all ranks, or the ranges would not belong together.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -25,6 +27,17 @@ def round_up(value: int, multiple: int = ALIGNMENT_BYTES) -> int:
     return -(-value // multiple) * multiple
 
 
+class Kind(msgspec.Struct, frozen=True, array_like=True):
+    """Which space a tensor belongs to."""
+
+    replicated: bool = False
+    volatile: bool = True
+
+
+REGION_ORDER = (Kind(True, True), Kind(False, True), Kind(True, False), Kind(False, False))
+"""The spaces as they follow each other in a region."""
+
+
 class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
     """One tensor."""
 
@@ -36,7 +49,7 @@ class TensorSpec(msgspec.Struct, frozen=True, array_like=True):
     """In elements, for dense tensors, whose bytes lie in memory order; else those of a contiguous one."""
     device: str
     """Device type it was on."""
-    replicated: bool
+    kind: Kind
     offset: int
     """In bytes, in its space."""
     size_bytes: int
@@ -63,43 +76,44 @@ class Layout(msgspec.Struct, frozen=True, dict=True):
     world_size: int
 
     @cached_property
-    def _replicated(self) -> list[int]:
-        return [index for index, spec in enumerate(self.specs) if spec.replicated and spec.size_bytes]
+    def _members(self) -> dict[Kind, list[int]]:
+        members: dict[Kind, list[int]] = {kind: [] for kind in REGION_ORDER}
+        for index, spec in enumerate(self.specs):
+            if spec.size_bytes:
+                members[spec.kind].append(index)
+        return members
 
     @cached_property
-    def replicated_bytes(self) -> int:
-        """Size of the replicated space."""
-        return max((spec.offset + spec.size_bytes for spec in self.specs if spec.replicated), default=0)
-
-    @cached_property
-    def private_bytes(self) -> int:
-        """Size of the private space."""
-        return max((spec.offset + spec.size_bytes for spec in self.specs if not spec.replicated), default=0)
+    def _space_bytes(self) -> dict[Kind, int]:
+        last = {kind: self.specs[members[-1]] if members else None for kind, members in self._members.items()}
+        return {kind: 0 if spec is None else spec.offset + spec.size_bytes for kind, spec in last.items()}
 
     @cached_property
     def digest(self) -> int:
-        """Equal on two ranks exactly if they divide the same replicated space."""
-        facts = [(s.name, s.dtype, s.shape, s.strides, s.offset) for s in self.specs if s.replicated]
+        """Equal on two ranks exactly if they divide the same replicated spaces."""
+        facts = [(s.name, s.dtype, s.shape, s.strides, s.kind, s.offset) for s in self.specs if s.kind.replicated]
         return xxhash.xxh3_64_intdigest(msgspec.msgpack.encode((self.world_size, facts)))
 
-    def share(self, rank: int) -> tuple[int, int]:
-        """The range of the replicated space that ``rank`` keeps."""
-        total = self.replicated_bytes
+    def share(self, rank: int, kind: Kind) -> tuple[int, int]:
+        """The range of a space that ``rank`` keeps: all of a private one, an equal part of a replicated one."""
+        total = self._space_bytes[kind]
+        if not kind.replicated:
+            return 0, total
         cuts = [min(total, round_up(total * r // self.world_size)) for r in (rank, rank + 1)]
         return cuts[0], total if rank + 1 == self.world_size else cuts[1]
 
-    def private_offset(self, rank: int) -> int:
-        """Where the private space begins in the region of ``rank``."""
-        start, end = self.share(rank)
-        return round_up(end - start)
+    def region_offset(self, rank: int, kind: Kind) -> int:
+        """Where the share of a space begins in the region of ``rank``."""
+        before = REGION_ORDER[: REGION_ORDER.index(kind)]
+        return sum(round_up(end - start) for start, end in (self.share(rank, k) for k in before))
 
     def region_bytes(self, rank: int) -> int:
-        """Bytes of data in the region of ``rank``."""
-        return self.private_offset(rank) + self.private_bytes
+        """Bytes of data in the region of ``rank``, padded."""
+        return sum(round_up(end - start) for start, end in (self.share(rank, k) for k in REGION_ORDER))
 
-    def replicated_pieces(self, start: int, end: int) -> Iterator[Piece]:
-        """The parts of tensors in ``start`` to ``end`` of the replicated space; offsets count from ``start``."""
-        order = self._replicated
+    def pieces(self, kind: Kind, start: int, end: int, base: int = 0) -> Iterator[Piece]:
+        """The parts of tensors in ``start`` to ``end`` of a space; their offsets count from ``base`` at ``start``."""
+        order = self._members[kind]
         first = max(0, bisect_right(order, start, key=lambda index: self.specs[index].offset) - 1)
         for index in order[first:]:
             spec = self.specs[index]
@@ -107,34 +121,27 @@ class Layout(msgspec.Struct, frozen=True, dict=True):
                 return
             low, high = max(start, spec.offset), min(end, spec.offset + spec.size_bytes)
             if low < high:
-                yield Piece(index, low - spec.offset, high - spec.offset, low - start)
-
-    def private_pieces(self, rank: int) -> Iterator[Piece]:
-        """The rank's own tensors; offsets count from the start of its region."""
-        base = self.private_offset(rank)
-        for index, spec in enumerate(self.specs):
-            if not spec.replicated and spec.size_bytes:
-                yield Piece(index, 0, spec.size_bytes, base + spec.offset)
+                yield Piece(index, low - spec.offset, high - spec.offset, base + low - start)
 
     def region_pieces(self, rank: int) -> Iterator[Piece]:
-        """All that the region of ``rank`` holds."""
-        yield from self.replicated_pieces(*self.share(rank))
-        yield from self.private_pieces(rank)
+        """All that the region of ``rank`` holds, in order."""
+        for kind in REGION_ORDER:
+            yield from self.pieces(kind, *self.share(rank, kind), self.region_offset(rank, kind))
 
 
-def lay_out(tensors: list[torch.Tensor], names: list[str], replicated: list[bool], world_size: int) -> Layout:
+def lay_out(tensors: Sequence[torch.Tensor], names: Sequence[str], kinds: Sequence[Kind], world_size: int) -> Layout:
     """Give each tensor its place: one after another in its space, aligned."""
-    ends = {True: 0, False: 0}
+    ends = dict.fromkeys(REGION_ORDER, 0)
     specs = []
-    for tensor, name, shared in zip(tensors, names, replicated, strict=True):
+    for tensor, name, kind in zip(tensors, names, kinds, strict=True):
         size = tensor.numel() * tensor.element_size()
         specs.append(
             TensorSpec(
                 name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), _kept_strides(tensor),
-                tensor.device.type, shared, ends[shared], size,
+                tensor.device.type, kind, ends[kind], size,
             )
         )  # fmt: skip
-        ends[shared] += round_up(size)
+        ends[kind] += round_up(size)
     return Layout(tuple(specs), world_size)
 
 

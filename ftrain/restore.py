@@ -1,36 +1,71 @@
-"""The way back: from the regions of all ranks to each rank's state, for the world size that captured it.
+"""The way back: from the lanes of all ranks to each rank's state, for the world size that captured it.
 
-Each rank reads its own region: its range of the replicated space and its private tensors. The ranges are exchanged
-over the process group in bounded pieces, straight into new tensors, never views of the arena: ``load_state_dict``
-of optimizers keeps the tensors it is given, and training would write into the snapshot (FACTS 7).
+Bytes go from the arena straight to where they are needed, once. A module's tensors are filled in place, and
+``load_state_dict`` then finds them there; everything else becomes a new tensor, which an optimizer keeps as its own.
+So nothing ever refers to the arena: training would write into the snapshot (FACTS 7). Ranges of replicated tensors
+that other ranks keep come over the process group, in bounded pieces.
+
+New tensors cost page faults, ten times the copy (FACTS 1): they are all made first, their memory is declared fit for
+huge pages, and it is filled by as many threads as this process has cores to itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import ctypes
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import msgspec
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
 
 from ftrain.capture import FORMAT, Manifest
+from ftrain.copier import address_of, move
 from ftrain.encoding import unpack
 from ftrain.errors import StateMismatch
-from ftrain.layout import Layout, Piece
+from ftrain.layout import REGION_ORDER, Kind, Layout, Piece, TensorSpec, flat_bytes
+from ftrain.plan import Row, rows_of
+from ftrain.state import own_tensors
+from ftrain_snapshot.arena import Mapping as Mapped
+from ftrain_snapshot.arena import Region
+from ftrain_snapshot.manifest import CHUNK_BYTES
+from ftrain_snapshot.messages import SnapshotId
 
 PIECE_BYTES = 32 << 20
 """Most bytes of one broadcast."""
+HUGE_PAGE_BYTES = 2 << 20
+FILL_THREADS = 2
+_MADV_HUGEPAGE = 14
+_LIBC = ctypes.CDLL(None)
+_LIBC.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
-def read_state(data: memoryview, manifest: bytes, rank: int, world_size: int) -> dict[str, Any]:
-    """The tree that was captured, with tensors of its own. A collective if ``world_size`` is above one.
+@dataclass(frozen=True)
+class _Index:
+    """Stands for a tensor while the tree is looked through."""
 
-    Raises StateMismatch if the snapshot is of another format, rank or world size.
+    value: int
+
+
+def read_state(
+    region: Region, homes: list[Mapped], snapshot: SnapshotId, rank: int, world_size: int, objects: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The tree that was captured. A collective if ``world_size`` is above one.
+
+    Modules among ``objects`` already hold their tensors' values when this returns, and the tree names the very tensors;
+    ``load_state`` is still to be called.
+
+    Raises StateMismatch if the snapshot is of another format, rank or world size; SnapshotIncomplete, ChecksumMismatch.
     """
+    _, manifest = region.read(snapshot)
     try:
         content = msgspec.msgpack.decode(manifest, type=Manifest)
         layout = msgspec.msgpack.decode(content.layout, type=Layout)
+        tail = msgspec.msgpack.decode(content.tail, type=Layout)
     except msgspec.DecodeError as error:
         raise StateMismatch(f"the snapshot's manifest cannot be read: {error}") from error
     if (content.format, content.rank, layout.world_size) != (FORMAT, rank, world_size):
@@ -38,37 +73,118 @@ def read_state(data: memoryview, manifest: bytes, rank: int, world_size: int) ->
             f"the snapshot in this region is of rank {content.rank} of {layout.world_size} (format {content.format}), "
             f"this is rank {rank} of {world_size} (format {FORMAT})"
         )
-    region = torch.frombuffer(data, dtype=torch.uint8) if len(data) else torch.empty(0, dtype=torch.uint8)
-    tensors = [spec.empty() for spec in layout.specs]
-    flat = [_flat(tensor) for tensor in tensors]
-    _scatter(layout.private_pieces(rank), region, flat)
-    _exchange(layout, rank, region, flat)
-    placed = [tensor.to(spec.device) for tensor, spec in zip(tensors, layout.specs, strict=True)]
+    specs = (*layout.specs, *reversed(tail.specs))  # a negative index counts from the end: the tail's
+    numbered = [_Index(index) for index in range(len(specs))]
+    tensors = _places(specs, unpack(content.tree, numbered)["objects"], objects)
+    flats = [_flat(tensor) for tensor in tensors]
+    with torch.no_grad():
+        source = _Source(region, homes)
+        source.fill(_own_rows(layout, tail, rank), flats)
+        if world_size > 1:
+            for kind in REGION_ORDER:
+                if kind.replicated:
+                    _exchange(layout, kind, rank, source, flats)
+    placed = [t if t.device.type == spec.device else t.to(spec.device) for t, spec in zip(tensors, specs, strict=True)]
     state: dict[str, Any] = unpack(content.tree, placed)
     return state
 
 
-def _exchange(layout: Layout, rank: int, region: torch.Tensor, flat: list[torch.Tensor]) -> None:
-    if layout.world_size == 1:
-        _scatter(layout.replicated_pieces(0, layout.replicated_bytes), region, flat)
-        return
+def _places(specs: tuple[TensorSpec, ...], saved: Mapping[str, Any], objects: Mapping[str, Any]) -> list[Tensor]:
+    """Where each tensor's bytes go: a module's own tensor, where there is one of the same kind, or a new one."""
+    places: dict[int, Tensor] = {}
+    for name, tracked in objects.items():
+        if isinstance(tracked, nn.Module) and name in saved:
+            values = chain(saved[name]["state"].items(), saved[name]["buffers"].items())
+            own = own_tensors(tracked)
+            for path, index in values:
+                tensor = own.get(path)
+                if isinstance(index, _Index) and tensor is not None and _fits(specs[index.value], tensor):
+                    places.setdefault(index.value, tensor)
+    fresh = {index: specs[index].empty() for index in range(len(specs)) if index not in places}
+    _prefer_huge_pages(fresh.values())
+    return [places[index] if index in places else fresh[index] for index in range(len(specs))]
+
+
+def _fits(spec: TensorSpec, tensor: Tensor) -> bool:
+    return (
+        tensor.device.type == "cpu"
+        and str(tensor.dtype) == f"torch.{spec.dtype}"
+        and tuple(tensor.shape) == spec.shape
+        and tuple(tensor.stride()) == spec.strides
+        and flat_bytes(tensor) is not None
+    )
+
+
+def _prefer_huge_pages(tensors: Iterable[Tensor]) -> None:
+    for tensor in tensors:
+        size = tensor.numel() * tensor.element_size()
+        if size >= HUGE_PAGE_BYTES >> 1:
+            # Rounded outwards: neighbours lie next to each other, and advice harms nobody.
+            start = tensor.data_ptr() // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
+            end = -(-(tensor.data_ptr() + size) // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
+            _LIBC.madvise(start, end - start, _MADV_HUGEPAGE)
+
+
+def _own_rows(layout: Layout, tail: Layout, rank: int) -> list[Row]:
+    """All that this rank's region holds."""
+    rows: list[Row] = []
+    for piece in layout.region_pieces(rank):
+        rows += rows_of(piece.index, piece.start, piece.region_offset, piece.end - piece.start)
+    base = layout.region_bytes(rank)
+    for piece in tail.region_pieces(0):
+        rows += rows_of(-1 - piece.index, piece.start, base + piece.region_offset, piece.end - piece.start)
+    return rows
+
+
+class _Source:
+    """A region's bytes, wherever its chunks lie."""
+
+    def __init__(self, region: Region, homes: list[Mapped]) -> None:
+        self._region = region
+        self._homes = [address_of(home) for home in homes]
+
+    def fill(self, rows: list[Row], flats: list[Tensor]) -> None:
+        """Copy each row to its tensor."""
+        addresses = [flat.data_ptr() for flat in flats]
+        chunks = 1 + rows[-1].offset // CHUNK_BYTES if rows else 0
+        homes = [self._homes[self._region.home(chunk)] for chunk in range(chunks)]
+
+        def copy(part: list[Row]) -> None:
+            for row in part:
+                move(addresses[row.tensor] + row.start, homes[row.offset // CHUNK_BYTES] + row.offset, row.length)
+
+        parts = [rows[start : start + 64] for start in range(0, len(rows), 64)]
+        with ThreadPoolExecutor(FILL_THREADS) as pool:
+            list(pool.map(copy, parts))
+
+    def piece(self, start: int, end: int) -> Tensor:
+        """Bytes of the region, in place if they are one piece."""
+        spans = [torch.frombuffer(span, dtype=torch.uint8) for span in self._region.spans(start, end)]
+        return spans[0] if len(spans) == 1 else torch.cat(spans)
+
+
+def _exchange(layout: Layout, kind: Kind, rank: int, source: _Source, flats: list[Tensor]) -> None:
+    """Give the other ranks this one's range of a replicated space, and take theirs."""
     device = _exchange_device()
-    scratch = torch.empty(min(PIECE_BYTES, layout.replicated_bytes), dtype=torch.uint8, device=device)
+    scratch = torch.empty(PIECE_BYTES, dtype=torch.uint8, device=device)
     for root in range(layout.world_size):
-        start, end = layout.share(root)
+        start, end = layout.share(root, kind)
+        base = layout.region_offset(root, kind)
         for low in range(start, end, PIECE_BYTES):
             high = min(end, low + PIECE_BYTES)
             piece = scratch[: high - low]
             if root == rank:
-                piece.copy_(region[low - start : high - start])
+                mine = source.piece(base + low - start, base + high - start)
+                piece = mine if device.type == "cpu" else piece.copy_(mine)
             dist.broadcast(piece, src=root)
-            _scatter(layout.replicated_pieces(low, high), piece, flat)
+            if root != rank:
+                _scatter(layout.pieces(kind, low, high), piece, flats)
 
 
-def _scatter(pieces: Iterable[Piece], source: torch.Tensor, flat: list[torch.Tensor]) -> None:
+def _scatter(pieces: Iterable[Piece], source: Tensor, flats: list[Tensor]) -> None:
     for piece in pieces:
         end = piece.region_offset + piece.end - piece.start
-        flat[piece.index][piece.start : piece.end].copy_(source[piece.region_offset : end])
+        flats[piece.index][piece.start : piece.end].copy_(source[piece.region_offset : end])
 
 
 def _exchange_device() -> torch.device:
@@ -78,5 +194,7 @@ def _exchange_device() -> torch.device:
     return torch.device("cpu")
 
 
-def _flat(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8)
+def _flat(tensor: Tensor) -> Tensor:
+    flat = flat_bytes(tensor)
+    assert flat is not None
+    return flat

@@ -1,8 +1,8 @@
 """A protected worker's session: everything between the training loop and the node's daemon and agent.
 
 At start: the snapshot that this generation begins with is read back, object by object as they are tracked; the
-arena is reserved and mapped. At each commit: the progress word; and when a snapshot is due, slot, copy, seal,
-notice. Nothing on that path waits for daemon or agent: both may be away while they are restarted.
+arena is reserved and mapped. At each commit: the progress word; and when a snapshot is due, a slot, and a capture that
+goes on in the background. Nothing on that path waits for daemon or agent: both may be away while they are restarted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch._C._distributed_c10d import PrefixStore
 
 from ftrain.arena import Arena
-from ftrain.capture import Capturer
+from ftrain.capture import Capturer, Content
 from ftrain.ddp import BucketLayout, Buckets, find_ddps, replicated_parameters
 from ftrain.environment import JobEnvironment, WorkerEnvironment
 from ftrain.errors import StateMismatch
@@ -27,8 +27,9 @@ from ftrain.probe import foreseen_bytes
 from ftrain.restore import read_state
 from ftrain.rng import rng_state, set_rng_state
 from ftrain.slots import SlotChooser
-from ftrain.state import TensorKey, load_state, state_of, tensor_key, unique_parameters
+from ftrain.state import TensorKey, load_state, tensor_key, unique_parameters
 from ftrain_snapshot.arena import ControlPage
+from ftrain_snapshot.manifest import unit_bytes
 from ftrain_snapshot.messages import SnapshotId
 
 
@@ -44,7 +45,9 @@ class Session:
         self._control = ControlPage(job.node_dir)
         store = PrefixStore(f"ftrain/slots/{job.generation}", connect_store(environment))
         self._slots = SlotChooser(store, self._control if environment.rank == 0 else None)
-        self._capturer = Capturer(environment.rank, environment.world_size, self._replicated)
+        self._capturer = Capturer(
+            environment.rank, environment.world_size, self._replicated, environment.local_rank, self._arena.client
+        )
         self._world_size = environment.world_size
         self._objects: dict[str, Any] = {}
         self._buckets: dict[int, Buckets] = {}
@@ -57,15 +60,14 @@ class Session:
         for tracked in objects.values():
             if isinstance(tracked, torch.optim.Optimizer):
                 watch_optimizer(tracked)
-        self._capturer.forget()
         if self._job.restore is not None and not self._begun:
             self._restore(self._job.restore, objects)
+        self._capturer.track(self._objects)
         self._meet_ddps()
         self._announce()
-        plan, collected = self._capturer.collect(self._tree(-1))
-        manifest = len(self._capturer.manifest(-1, plan, collected))
+        content, manifest = self._collect(-1)
         foreseen = foreseen_bytes(self._optimizers(), self._replicated_parameters(), self._world_size)
-        self._arena.reserve(plan.region_bytes + manifest + foreseen)
+        self._arena.reserve(unit_bytes(content.data_bytes, len(manifest)) + foreseen)
 
     def rewind_generators(self) -> None:
         """Right before the first step: whatever the script drew since `track`, the generators start as captured."""
@@ -99,48 +101,47 @@ class Session:
             self._stepped = True
             self._link.send(FirstStep(step, time.time()))
 
+    def finish(self) -> None:
+        """The function has ended, well or not: what was committed is sealed before anybody hears of it."""
+        self._capturer.close()
+
     def close(self) -> None:
         """Let go of memory and connections."""
-        self._capturer.forget()
+        self._capturer.close()
         self._arena.close()
         self._control.close()
 
     def _snapshot(self, step: int, settled: bool) -> None:
+        self._capturer.finish()
         slot = self._slots.choose(step, possible=settled)
         if slot is None:
             if self._rank == 0:
                 self._arena.client.skipped(step)
             return
         snapshot = SnapshotId(step, self._job.generation, slot)
-        tree = self._tree(step)
-        plan, collected = self._capturer.collect(tree)
-        manifest = self._capturer.manifest(step, plan, collected)
-        if not self._arena.fits(slot, plan.region_bytes, len(manifest)):
-            self._capturer.forget()  # its views are of the mapping that is about to be replaced
-            self._arena.grow(plan.region_bytes + len(manifest))
+        content, manifest = self._collect(step)
+        size = unit_bytes(content.data_bytes, len(manifest))
+        if self._arena.fits(size):
+            self._capturer.begin(snapshot, content, manifest, self._arena.lane)
+        else:
+            self._arena.grow(size)
             self._arena.client.skip(snapshot)
-            return
-        region = self._arena.region(slot)
-        region.begin(snapshot, self._rank, self._world_size)
-        self._capturer.copy(plan, collected, region)
-        region.seal(plan.region_bytes, manifest, plan.layout.digest)
-        self._arena.client.sealed(self._lane, snapshot)
-        if tree["gradients"]:
-            self._capturer.forget()  # or the plan would keep them in memory until the next commit
 
-    def _tree(self, step: int) -> dict[str, Any]:
-        return {
-            "step": step,
-            "objects": {name: state_of(tracked) for name, tracked in self._objects.items()},
-            "gradients": live_gradients(unique_parameters(self._objects)),
-            "buckets": {key: msgspec.structs.asdict(b.layout()) for key, b in self._buckets.items()},
-            "rng": rng_state(),
-        }
+    def _collect(self, step: int) -> tuple[Content, bytes]:
+        content = self._capturer.collect(
+            lambda parameters: {
+                "step": step,
+                "gradients": live_gradients(parameters),
+                "buckets": {key: msgspec.structs.asdict(b.layout()) for key, b in self._buckets.items()},
+                "rng": rng_state(),
+            }
+        )
+        return content, self._capturer.manifest(step, content)
 
     def _restore(self, snapshot: SnapshotId, objects: Mapping[str, Any]) -> None:
         if self._restored is None:
-            data, manifest = self._arena.wait_restored(self._job.generation, snapshot)
-            self._restored = read_state(data, manifest, self._rank, self._world_size)
+            region = self._arena.wait_restored(self._job.generation, snapshot)
+            self._restored = read_state(region, self._arena.lane.homes, snapshot, self._rank, self._world_size, objects)
         for name, tracked in objects.items():
             if name not in self._restored["objects"]:
                 raise StateMismatch(f"{name} is tracked, but the snapshot of step {snapshot.version} lacks it")

@@ -44,8 +44,7 @@ def collect(tree: Mapping[str, Any], *, names: bool = False) -> Collected:
     seen: dict[TensorKey, int] = {}
 
     def add(tensor: torch.Tensor, path: Callable[[], str]) -> int:
-        if type(tensor) not in _PLAIN_TENSORS or tensor.layout is not torch.strided or tensor.is_meta:
-            _refuse_special(tensor, path())
+        refuse_special(tensor, path)
         key = tensor_key(tensor)
         index = seen.get(key)
         if index is None:
@@ -74,6 +73,24 @@ def state_of(tracked: Any) -> dict[str, Any]:
     if isinstance(tracked, nn.Module):
         state["buffers"] = {path: owner._buffers[name] for path, owner, name in _transient_buffers(tracked)}
     return state
+
+
+def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors into which the module's ``load_state_dict`` copies, by their names in `state_of`.
+
+    None of a module that loads in a way of its own.
+    """
+    own: dict[str, torch.Tensor] = {}
+    for prefix, part in module.named_modules():
+        kind = type(part)
+        if kind.load_state_dict is not nn.Module.load_state_dict or not (
+            kind._load_from_state_dict is nn.Module._load_from_state_dict or kind.__module__.startswith("torch.nn.")
+        ):
+            return {}
+        for leaf, tensor in (*part._parameters.items(), *part._buffers.items()):
+            if tensor is not None:
+                own[f"{prefix}.{leaf}".removeprefix(".")] = tensor
+    return own
 
 
 @torch.no_grad()
@@ -106,7 +123,13 @@ def unique_parameters(objects: Mapping[str, Any]) -> list[nn.Parameter]:
 _PLAIN_TENSORS = frozenset({torch.Tensor, nn.Parameter})
 
 
-def _refuse_special(tensor: torch.Tensor, path: str) -> None:
+def refuse_special(tensor: torch.Tensor, path: Callable[[], str]) -> None:
+    """Raises NotTrackable for a tensor that has no dense bytes of its own."""
+    if type(tensor) not in _PLAIN_TENSORS or tensor.layout is not torch.strided or tensor.is_meta:
+        _refuse(tensor, path())
+
+
+def _refuse(tensor: torch.Tensor, path: str) -> None:
     kind = f"{type(tensor).__module__}.{type(tensor).__qualname__}"
     dtensor = sys.modules.get("torch.distributed.tensor")
     if dtensor is not None and isinstance(tensor, dtensor.DTensor):

@@ -1,7 +1,7 @@
 """What some tests need of the machine; each call skips the test, visibly and with the reason, where that is missing.
 
-A CI job that must not skip sets FTRAIN_REQUIRE to the names it must have (``FTRAIN_REQUIRE=root,netns``): then the
-test fails instead.
+A CI job that must not skip sets FTRAIN_REQUIRE to the names it must have (``FTRAIN_REQUIRE=root,netns``), or
+FTRAIN_REQUIRE_NAME=1 for one of them: then the test fails instead.
 """
 
 from __future__ import annotations
@@ -29,6 +29,13 @@ def require_netns() -> None:
         _require("netns", None if done.returncode == 0 else f"no network namespaces: {done.stderr.strip()}")
 
 
+def require_lab() -> None:
+    """May make hosts of namespaces (`tests/hosts`). The name is ``lab``; FTRAIN_REQUIRE_LAB=1 asks for it, too."""
+    from hosts import unavailable
+
+    _require("lab", unavailable())
+
+
 def require_ray() -> None:
     """Ray is installed (``pip install ftrain[ray]``)."""
     _require("ray", None if importlib.util.find_spec("ray") else "needs ray (extra 'ray')")
@@ -45,6 +52,7 @@ def require_gpu(count: int = 1) -> None:
 def _require(name: str, missing: str | None) -> None:
     if missing is None:
         return
-    if name in os.environ.get("FTRAIN_REQUIRE", "").split(","):
+    required = os.environ.get("FTRAIN_REQUIRE", "").split(",")
+    if name in required or os.environ.get(f"FTRAIN_REQUIRE_{name.upper()}") == "1":
         pytest.fail(f"FTRAIN_REQUIRE has {name}, but: {missing}", pytrace=False)
     pytest.skip(missing)

@@ -1,4 +1,4 @@
-"""Nodes for the snapshot tests: real daemons, and workers that are nothing but regions. No torch."""
+"""Nodes for the snapshot tests: real daemons, and workers that do nothing but capture. No torch."""
 
 from __future__ import annotations
 
@@ -11,10 +11,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
-from ftrain_snapshot.arena import ControlPage, Region
+from ftrain_snapshot.arena import ControlPage, Lane
 from ftrain_snapshot.client import DaemonClient
 from ftrain_snapshot.ledger import newest_complete
-from ftrain_snapshot.messages import Holding, Membership, Peer, SnapshotId
+from ftrain_snapshot.manifest import (
+    CHUNK_BYTES,
+    NO_SNAPSHOT,
+    Header,
+    State,
+    checksum,
+    chunk_bytes,
+    chunk_count,
+    unit_bytes,
+)
+from ftrain_snapshot.messages import DaemonStatus, Holding, Membership, Peer, SnapshotId
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 10.0, what: str = "") -> None:
@@ -80,8 +90,11 @@ class Node:
 class Cluster:
     """A job's nodes, by position, and what their workers would do."""
 
-    def __init__(self, root: Path, nodes: int, *, lanes: int = 1, parity: int = 1, grace_seconds: float = 20) -> None:
+    def __init__(
+        self, root: Path, nodes: int, *, lanes: int = 1, parity: int = 1, grace_seconds: float = 20, codec: str = "auto"
+    ) -> None:
         self.root, self.lanes, self.parity, self.grace_seconds = root, lanes, parity, grace_seconds
+        self.codec = codec
         root.mkdir(parents=True, exist_ok=True)
         self.secret_file = root / "secret"
         self.secret_file.write_text(os.urandom(32).hex())
@@ -107,7 +120,9 @@ class Cluster:
         peers = tuple(Peer(i, n.name, "127.0.0.1", n.port) for i, n in enumerate(self.nodes))
         for position, node in enumerate(self.nodes):
             node.agent.configure(
-                Membership(self.generation, position, self.lanes, self.parity, peers, restore, resumed)
+                Membership(
+                    self.generation, position, self.lanes, self.parity, peers, restore, resumed, codec=self.codec
+                )
             )
 
     def wait_restored(self, seconds: float = 10.0) -> None:
@@ -128,24 +143,28 @@ class Cluster:
         return SnapshotId(version, self.generation, slot)
 
     def write(self, position: int, lane: int, snapshot: SnapshotId, data: bytes, digest: int = 7) -> None:
-        region = Region.open(self.nodes[position].dir, snapshot.slot, lane, touch=False)
-        region.begin(snapshot, position * self.lanes + lane, len(self.nodes) * self.lanes)
-        region.data[: len(data)] = data
-        region.seal(len(data), b"manifest %d" % lane, digest)
-        region.close()
+        """Capture one lane, without telling the daemon."""
+        with capture(self.nodes[position].dir, lane, snapshot, data, b"manifest %d" % lane, digest=digest) as captured:
+            captured.finish()
 
-    def snapshot(self, version: int, size: int, *, tell: bool = True) -> SnapshotId:
-        """Every lane of every node captures ``version``."""
+    def snapshot(
+        self, version: int, size: int, *, tell: bool = True, data: Callable[[int, int], bytes] | None = None
+    ) -> SnapshotId:
+        """Every lane of every node captures ``version``: ``data(position, lane)``, by default all of it new."""
         snapshot = self.take(version)
         for position, node in enumerate(self.nodes):
             for lane in range(self.lanes):
-                self.write(position, lane, snapshot, content(version, position, lane, size))
+                mine = data(position, lane) if data is not None else content(version, position, lane, size)
+                self.write(position, lane, snapshot, mine)
                 if tell:
                     node.agent.sealed(lane, snapshot)
         return snapshot
 
+    def status(self, position: int = 0) -> DaemonStatus:
+        return self.nodes[position].agent.status()
+
     def protected(self) -> int | None:
-        return self.nodes[0].agent.status().levels.protected
+        return self.status().levels.protected
 
     def wait_protected(self, version: int, seconds: float = 10.0) -> None:
         wait_until(lambda: self.protected() == version, seconds, f"version {version} protected")
@@ -156,20 +175,89 @@ class Cluster:
     def newest(self) -> SnapshotId | None:
         return newest_complete(self.holdings(), len(self.nodes), self.parity)
 
-    def check(self, snapshot: SnapshotId, size: int) -> None:
+    def check(self, snapshot: SnapshotId, size: int, data: Callable[[int, int], bytes] | None = None) -> None:
         """Every byte of every lane is what was written."""
         for position, node in enumerate(self.nodes):
             for lane in range(self.lanes):
-                region = Region.open(node.dir, snapshot.slot, lane, touch=False)
-                data, manifest = region.read(snapshot)
-                assert bytes(data) == content(snapshot.version, position, lane, size), (position, lane)
+                found, manifest = read(node.dir, lane, snapshot)
+                expected = data(position, lane) if data is not None else content(snapshot.version, position, lane, size)
+                assert found == expected, (position, lane)
                 assert manifest == b"manifest %d" % lane
-                del data
-                region.close()
 
     def stop(self) -> None:
         for node in self.nodes:
             node.stop()
+
+
+class capture:
+    """What a worker does with its lane: chunk by chunk, keeping those that are as in the newest sealed snapshot."""
+
+    def __init__(
+        self, node_dir: Path, lane: int, snapshot: SnapshotId, data: bytes, manifest: bytes, *, digest: int = 7
+    ) -> None:
+        self.lane, self.number = Lane(node_dir, lane), lane
+        self.snapshot = snapshot
+        sealed = []
+        for region in self.lane.regions:
+            state, header = region.header()
+            if state is State.SEALED and header is not None and region.slot != snapshot.slot:
+                sealed.append((header.snapshot, header, region))
+        self.reference = max(sealed, default=None, key=lambda item: item[0])
+        self.unit = data + bytes(-len(data) % 64) + manifest
+        self.unit += bytes(unit_bytes(len(data), len(manifest)) - len(self.unit))
+        header = Header(
+            snapshot, 0, 1, len(data), len(manifest), digest, checksum(manifest),
+            self.reference[0] if self.reference else NO_SNAPSHOT,
+        )  # fmt: skip
+        self.region = self.lane.regions[snapshot.slot]
+        self.region.begin(header)
+        self.chunks = chunk_count(len(self.unit))
+        self.done = self.copied = 0
+
+    def publish(self, chunks: int) -> None:
+        """The next ``chunks`` are copied, or kept."""
+        for chunk in range(self.done, min(self.done + chunks, self.chunks)):
+            piece = self.unit[chunk * CHUNK_BYTES : (chunk + 1) * CHUNK_BYTES]
+            if self.reference is not None:
+                _, header, region = self.reference
+                if chunk_bytes(header.unit_bytes, chunk) == len(piece) and region.sum(chunk) == checksum(piece):
+                    self.region.keep(chunk, region)
+                    self.done = chunk + 1
+                    continue
+            self.region.place(chunk)
+            self.region.put(chunk * CHUNK_BYTES, piece)
+            self.region.record(chunk, checksum(piece))
+            self.copied += len(piece)
+            self.done = chunk + 1
+        self.region.publish(self.done, self.copied)
+
+    def finish(self) -> None:
+        self.publish(self.chunks)
+        self.region.seal()
+
+    def __enter__(self) -> capture:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.lane.close()
+
+
+def read(node_dir: Path, lane: int, snapshot: SnapshotId) -> tuple[bytes, bytes]:
+    """(data, manifest) of a sealed lane."""
+    mapped = Lane(node_dir, lane)
+    region = mapped.regions[snapshot.slot]
+    header, manifest = region.read(snapshot)
+    data = b"".join(region.spans(0, header.data_bytes))
+    mapped.close()
+    return data, manifest
+
+
+def edited(data: bytes, chunks: tuple[int, ...], version: int) -> bytes:
+    """The same, with one word changed in each of these chunks."""
+    out = bytearray(data)
+    for chunk in chunks:
+        out[chunk * CHUNK_BYTES + 5 : chunk * CHUNK_BYTES + 13] = Random(f"{version} {chunk}").randbytes(8)
+    return bytes(out)
 
 
 def content(version: int, position: int, lane: int, size: int) -> bytes:

@@ -1,8 +1,9 @@
 """The agent: one process a node, between the controller and the node's workers and daemon.
 
 It keeps one WebSocket to the controller, does what comes over it in order, and says how things are. While the
-controller is away the workers go on; if it stays away for longer than its grace time, the job is gone, and the
-agent ends its node. Runs as ``python -m ftrain_launcher.agent --job-folder DIR --node NAME``.
+controller is away the workers go on; if it stays away for longer than its grace time, the job is gone, or this node
+is cut off and another has its ranks: the agent ends its node. Runs as
+``python -m ftrain_launcher.agent --job-folder DIR --node NAME``.
 """
 
 from __future__ import annotations
@@ -19,9 +20,12 @@ from pathlib import Path
 import aiohttp
 import msgspec
 
+from ftrain_launcher.errors import SecretRefused
 from ftrain_launcher.jobs import JobFolder
-from ftrain_launcher.messages import MESSAGE_BYTES_MAX, Form, FromAgent, Inject, Shutdown, Stop, ToAgent
+from ftrain_launcher.line import LINE_ERRORS, Socket, open_line
+from ftrain_launcher.messages import Form, FromAgent, Inject, Shutdown, Stop, ToAgent
 from ftrain_launcher.node import NodeRunner
+from ftrain_launcher.pidfds import PidHandle
 
 HEARTBEAT_SECONDS = 0.5
 _INVENTORY_EVERY = 2
@@ -36,10 +40,10 @@ _decode = msgspec.msgpack.Decoder(ToAgent).decode
 class Agent:
     """Connects one `NodeRunner` to the controller."""
 
-    def __init__(self, folder: JobFolder, node: str) -> None:
+    def __init__(self, folder: JobFolder, node: str, failure_domain: str = "") -> None:
         self._folder = folder
         self._ended = asyncio.Event()
-        self._runner = NodeRunner(folder, node, self._tell, self._ended.set)
+        self._runner = NodeRunner(folder, node, failure_domain, self._tell, self._ended.set)
         self._outbox: asyncio.Queue[FromAgent] | None = None
         self._wishes: asyncio.Queue[ToAgent] = asyncio.Queue(maxsize=100)
         self._grace_seconds = 0.0
@@ -50,7 +54,8 @@ class Agent:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ended.set)
         await self._runner.start()
-        tasks = [asyncio.create_task(t) for t in (self._keep_connected(), self._fulfil(), self._beat())]
+        work = (self._keep_connected(), self._fulfil(), self._beat(), self._watch_launcher())
+        tasks = [asyncio.create_task(w) for w in work]
         ended = asyncio.create_task(self._ended.wait())
         try:
             done, _ = await asyncio.wait([ended, *tasks], return_when=asyncio.FIRST_COMPLETED)
@@ -94,21 +99,35 @@ class Agent:
 
     async def _keep_connected(self) -> None:
         """Reconnect for as long as the grace time allows; return when it is over."""
+        job = self._runner.job
+        silence_seconds = job.config.heartbeat_timeout_seconds / 2
+        key = self._folder.line_key()
         seen = time.monotonic()
-        headers = {"Authorization": f"Bearer {self._folder.token()}"}
-        async with aiohttp.ClientSession(headers=headers) as session:
-            while time.monotonic() - seen < self._runner.job.controller_grace_seconds:
-                endpoint = self._folder.endpoint()
-                if endpoint is not None:
-                    url = f"http://{endpoint.host}:{endpoint.port}/agent"
-                    with contextlib.suppress(aiohttp.ClientError, ConnectionError):
-                        async with session.ws_connect(url, max_msg_size=MESSAGE_BYTES_MAX) as socket:
+        while time.monotonic() - seen < job.controller_grace_seconds:
+            endpoint = self._folder.endpoint()
+            if endpoint is not None:
+                with contextlib.suppress(*LINE_ERRORS, SecretRefused):
+                    async with open_line(endpoint, "/agent", lambda _: key, silence_seconds) as socket:
+                        try:
                             await self._talk(socket)
+                        finally:
                             seen = time.monotonic()
-                await asyncio.sleep(_RECONNECT_SECONDS)
+            await asyncio.sleep(_RECONNECT_SECONDS)
         logging.getLogger(__name__).warning("event=controller_gone node=%s", self._runner.node)
 
-    async def _talk(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+    async def _watch_launcher(self) -> None:
+        """A host's node ends with its launcher. For emulated nodes the controller sees to that, orderly."""
+        if not self._runner.job.config.hosts:
+            await asyncio.get_running_loop().create_future()
+        with contextlib.suppress(ProcessLookupError):
+            launcher = PidHandle(self._runner.job.launcher_pid)
+            try:
+                await launcher.wait_ended(None)
+            finally:
+                launcher.close()
+        logging.getLogger(__name__).warning("event=launcher_gone node=%s", self._runner.node)
+
+    async def _talk(self, socket: Socket) -> None:
         outbox: asyncio.Queue[FromAgent] = asyncio.Queue(maxsize=_OUTBOX_MESSAGES_MAX)
         for message in [self._runner.join(), *self._runner.said()]:
             outbox.put_nowait(message)
@@ -128,7 +147,7 @@ class Agent:
             writer.cancel()
             await asyncio.gather(writer, return_exceptions=True)
 
-    async def _write(self, socket: aiohttp.ClientWebSocketResponse, outbox: asyncio.Queue[FromAgent]) -> None:
+    async def _write(self, socket: Socket, outbox: asyncio.Queue[FromAgent]) -> None:
         while True:
             await socket.send_bytes(_encode(await outbox.get()))
 
@@ -138,14 +157,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="ftrain's agent; started by an engine")
     parser.add_argument("--job-folder", type=Path, required=True)
     parser.add_argument("--node", required=True)
+    parser.add_argument("--failure-domain", default="")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="ftrain %(levelname)s %(message)s")
-    asyncio.run(_run(JobFolder(arguments.job_folder), arguments.node))
+    asyncio.run(_run(JobFolder(arguments.job_folder), arguments.node, arguments.failure_domain))
     return 0
 
 
-async def _run(folder: JobFolder, node: str) -> None:
-    await Agent(folder, node).run()
+async def _run(folder: JobFolder, node: str, failure_domain: str) -> None:
+    await Agent(folder, node, failure_domain).run()
 
 
 if __name__ == "__main__":

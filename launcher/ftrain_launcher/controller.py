@@ -1,7 +1,7 @@
 """The shell round the coordinator: sockets, clock, journal, HTTP. It decides nothing.
 
-    agent  --- WebSocket /agent  ---> events --> journal --> Coordinator.handle --> commands --> agents, engine
-    engine --- WebSocket /engine ---/
+    agent  --- WebSocket /agent  ---> events --> journal --> Coordinator.handle --> commands --> agents, launchers
+    launcher - WebSocket /engine ---/
     people --- HTTP /api/...     ---> views of the coordinator and of what the agents last said
 
 It holds no training data, and training goes on while it is away: started again, it replays the journal and
@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 from aiohttp import WSMsgType, web
 
-from ftrain_launcher import views
+from ftrain_launcher import handshake, views
 from ftrain_launcher.api import Handler, OperatorApi
 from ftrain_launcher.coordinator import Coordinator
 from ftrain_launcher.events import (
@@ -30,6 +30,7 @@ from ftrain_launcher.events import (
     ControllerRestarted,
     EndJob,
     Event,
+    HostCame,
     JobStarted,
     Joined,
     Left,
@@ -39,6 +40,7 @@ from ftrain_launcher.events import (
 )
 from ftrain_launcher.jobs import Endpoint, JobFolder, Result
 from ftrain_launcher.journal import Journal, replay
+from ftrain_launcher.launchers import Launchers, refusal
 from ftrain_launcher.membership import Phase
 from ftrain_launcher.messages import (
     MESSAGE_BYTES_MAX,
@@ -49,19 +51,23 @@ from ftrain_launcher.messages import (
     Heartbeat,
     JobEnded,
     Join,
+    Knock,
+    Offer,
     RankState,
     ReapNode,
     StartNode,
     StopJob,
+    Welcome,
     WorkerExit,
 )
 from ftrain_launcher.outbox import Outbox
 from ftrain_launcher.pidfds import PidHandle
+from ftrain_launcher.policy import EXIT_USAGE
 from ftrain_launcher.terminal import announce
 
 _STATUS_WRITE_SECONDS = 0.5
 _PROGRESS_JOURNAL_SECONDS = 10.0
-_ENGINE_GOODBYE_SECONDS = 2.0
+_GOODBYE_SECONDS = 2.0
 
 _from_agent = msgspec.msgpack.Decoder(FromAgent)
 _from_engine = msgspec.msgpack.Decoder(FromEngine)
@@ -77,8 +83,7 @@ class Controller:
         self._outboxes: dict[str, Outbox] = {}
         self._connections: dict[str, int] = {}
         self._connections_made = int(time.time() * 1000)
-        self._engine: Outbox | None = None
-        self._for_engine: list[msgspec.Struct] = []
+        self._launchers = Launchers()
         self._progress: tuple[int, bool, float] = (0, False, 0.0)
         self._timer: asyncio.TimerHandle | None = None
         self._ended = asyncio.Event()
@@ -93,8 +98,8 @@ class Controller:
         application = web.Application(client_max_size=MESSAGE_BYTES_MAX)
         application.add_routes(
             [
-                web.get("/agent", self._guarded(self._serve_agent)),
-                web.get("/engine", self._guarded(self._serve_engine)),
+                web.get("/agent", self._serve_agent),
+                web.get("/engine", self._serve_engine),
                 *OperatorApi(self.coordinator, self.observations, self._outboxes).routes(self._guarded),
             ]
         )
@@ -105,14 +110,14 @@ class Controller:
         tasks = [asyncio.create_task(t) for t in (self._keep_watch(), self._watch_launcher())]
         try:
             await self._ended.wait()
-            if self._engine:
-                await self._engine.drain(_ENGINE_GOODBYE_SECONDS)
+            await self._launchers.drain(_GOODBYE_SECONDS)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            for outbox in [*self._outboxes.values(), *([self._engine] if self._engine else [])]:
+            for outbox in self._outboxes.values():
                 await outbox.close()
+            await self._launchers.close()
             await runner.cleanup()
             self.journal.close()
         return self.coordinator.exit_code
@@ -159,20 +164,14 @@ class Controller:
                 if outbox:
                     outbox.put(message)
             case StartNode() | ReapNode():
-                self._tell_engine(command)
+                self._launchers.tell(command)
             case Announce(text):
                 announce(text)
             case EndJob(exit_code, message):
                 self._write_status()
                 self.folder.write_result(Result(exit_code, message))
-                self._tell_engine(JobEnded(exit_code, message))
+                self._launchers.tell(JobEnded(exit_code, message))
                 self._ended.set()
-
-    def _tell_engine(self, message: msgspec.Struct) -> None:
-        if self._engine:
-            self._engine.put(message)
-        else:
-            self._for_engine.append(message)
 
     def _set_timer(self) -> None:
         if self._timer:
@@ -198,7 +197,7 @@ class Controller:
             limit = time.time() - self.record.config.heartbeat_timeout_seconds
             for node in list(self._outboxes):
                 if self.observations[node].seen < limit:
-                    await self._outboxes[node].socket.close()
+                    self._outboxes[node].abort()
 
     def _write_status(self) -> None:
         self.folder.write_status(msgspec.json.encode(views.status(self.coordinator, self.observations, os.getpid())))
@@ -217,8 +216,10 @@ class Controller:
     # ---- agents
 
     async def _serve_agent(self, request: web.Request) -> web.WebSocketResponse:
-        socket = web.WebSocketResponse(max_msg_size=MESSAGE_BYTES_MAX)
+        socket = web.WebSocketResponse(max_msg_size=MESSAGE_BYTES_MAX, timeout=_GOODBYE_SECONDS)
         await socket.prepare(request)
+        if not await handshake.admit(socket, self.folder.line_key(), self.record.salt, None):
+            return socket
         first = await socket.receive(timeout=10.0)
         if first.type is not WSMsgType.BINARY:
             return socket
@@ -232,7 +233,7 @@ class Controller:
             return socket
         self._connections_made += 1
         connection = self._connections_made
-        outbox = Outbox(socket)
+        outbox = Outbox(socket, request.transport)
         self._outboxes[join.node], self._connections[join.node] = outbox, connection
         self.observations[join.node] = views.Observation(
             agent_pid=join.agent_pid,
@@ -289,37 +290,78 @@ class Controller:
             self._progress = (status.generation, now_protected, time.time())
             self.submit(Progress(status.generation, status.levels.sealed, status.levels.protected))
 
-    # ---- the engine
+    # ---- launchers
 
     async def _serve_engine(self, request: web.Request) -> web.WebSocketResponse:
-        socket = web.WebSocketResponse(max_msg_size=MESSAGE_BYTES_MAX)
+        silence_seconds = self.record.config.heartbeat_timeout_seconds
+        socket = web.WebSocketResponse(
+            max_msg_size=MESSAGE_BYTES_MAX, timeout=_GOODBYE_SECONDS, heartbeat=silence_seconds / 1.5
+        )
         await socket.prepare(request)
-        self._engine = outbox = Outbox(socket)
+        secret = self.folder.secret.read_text() if self.record.open else None
+        if not await handshake.admit(socket, self.folder.line_key(), self.record.salt, secret):
+            return socket
+        outbox = Outbox(socket, request.transport)
+        self._launchers.add(outbox)
         try:
             async for message in socket:
-                if message.type is not WSMsgType.BINARY:
-                    continue
-                said = _from_engine.decode(message.data)
-                if isinstance(said, EngineHello):
-                    self._greet_engine(outbox, said)
-                elif not self._ended.is_set():
-                    self.submit(said)
+                if message.type is WSMsgType.BINARY:
+                    self._hear_launcher(outbox, _from_engine.decode(message.data))
+        except msgspec.DecodeError as error:
+            announce(f"a message of a launcher cannot be read ({error}): its connection is closed")
         finally:
-            if self._engine is outbox:
-                self._engine = None
+            self._launchers.remove(outbox)
             await outbox.close()
         return socket
 
-    def _greet_engine(self, outbox: Outbox, hello: EngineHello) -> None:
-        """Repeat what a controller or a connection before may have left unsaid."""
-        for message in self._for_engine:
-            outbox.put(message)
-        self._for_engine.clear()
-        for node in self.coordinator.nodes.values():
-            if node.state == "starting" and node.name not in hello.nodes:
-                outbox.put(StartNode(node.name))
-            elif node.gone and node.name in hello.nodes:
-                outbox.put(ReapNode(node.name))
+    def _hear_launcher(self, outbox: Outbox, message: FromEngine) -> None:
+        if self._ended.is_set():
+            outbox.put(JobEnded(self.coordinator.exit_code, self.coordinator.exit_message))
+            return
+        match message:
+            case Knock(offer):
+                reason = self._refusal(offer)
+                outbox.put(JobEnded(EXIT_USAGE, reason) if reason else Welcome(msgspec.json.encode(self.record)))
+            case EngineHello():
+                self._greet(outbox, message)
+            case _:
+                self.submit(message)
+
+    def _greet(self, outbox: Outbox, hello: EngineHello) -> None:
+        """Take note of what a launcher runs, and repeat what it may not have heard."""
+        nodes = self.coordinator.nodes
+        for name in hello.nodes:
+            self._launchers.runs(outbox, name)
+            if name in nodes and nodes[name].gone:
+                self._launchers.tell(ReapNode(name))
+        if hello.offer is None:
+            self._launchers.provides(outbox)
+            for node in nodes.values():
+                if node.state == "starting" and node.name not in hello.nodes:
+                    self._launchers.tell(StartNode(node.name))
+        elif not hello.nodes:
+            self._launchers.provides(outbox)
+            self.submit(HostCame(hello.offer.launcher, hello.offer.hostname, hello.offer.node_rank))
+            self._launchers.provides(None)
+
+    def _refusal(self, offer: Offer) -> str | None:
+        work = self.record.config.work
+        job = Offer(
+            launcher="",
+            hostname=self.record.hostname,
+            job=work.job,
+            kind=work.kind,
+            argv=work.argv,
+            nodes=self.record.config.nodes,
+            nproc_per_node=work.nproc_per_node,
+            parity=work.parity,
+        )
+        if not self.record.config.hosts:
+            return f"job {work.job} emulates its nodes on {job.hostname}: no host can join it"
+        rank = offer.node_rank
+        if rank is not None and any(n.meant_for == rank and not n.gone for n in self.coordinator.nodes.values()):
+            return f"--node-rank {rank} was given to another host already"
+        return refusal(offer, job)
 
 
 def _without_pid(rank: RankState) -> RankState:

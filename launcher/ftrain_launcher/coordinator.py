@@ -25,6 +25,7 @@ from ftrain_launcher.events import (
     ControllerRestarted,
     EndJob,
     Event,
+    HostCame,
     JobConfig,
     JobStarted,
     Joined,
@@ -57,7 +58,9 @@ from ftrain_launcher.messages import (
 from ftrain_launcher.policy import EXIT_NODES, EXIT_USAGE
 from ftrain_launcher.ranks import Ranks
 from ftrain_launcher.roster import Roster
+from ftrain_snapshot.errors import PlacementImpossible
 from ftrain_snapshot.messages import Levels, Peer, SnapshotId
+from ftrain_snapshot.placement import Groups, groups
 
 _STARTS_FAILED_MIN = 3
 """So many nodes may be lost in a row before they ran, or half as many as the job has."""
@@ -80,6 +83,8 @@ class Coordinator:
         """A snapshot was protected once: from then on the job never begins anew."""
         self._judged: Start | None = None
         """Where the generation that is being formed could start, when last all that are left had answered."""
+        self.groups: Groups = ()
+        """The positions that are coded together; from the first generation on they never change."""
         self.exit_code = 0
         self.exit_message = ""
         self._roster = Roster(config.nodes)
@@ -90,6 +95,8 @@ class Coordinator:
         self._starts_failed = 0
         """Nodes lost in a row before they ran."""
         self._end_deadline: float | None = None
+        self._hosts_deadline: float | None = None
+        """Until when to wait for hosts; None: enough are there, or on their way."""
         self._commands: list[Command] = []
 
     @property
@@ -124,6 +131,8 @@ class Coordinator:
         self._commands = []
         if self.phase is not Phase.ENDED:
             self._take_in(event, now)
+            if self.config.hosts:
+                self._wait_for_hosts(now)
         elif isinstance(event, ControllerRestarted):
             self._commands.append(EndJob(self.exit_code, self.exit_message))  # Nobody may have heard it.
         commands, self._commands = self._commands, []
@@ -131,7 +140,7 @@ class Coordinator:
 
     def next_deadline(self) -> float | None:
         """When `Tick` is due, if nothing else happens before."""
-        deadlines = (self._roster.next_deadline(), self._end_deadline)
+        deadlines = (self._roster.next_deadline(), self._end_deadline, self._hosts_deadline)
         return min((d for d in deadlines if d is not None), default=None)
 
     # ---- events
@@ -139,8 +148,9 @@ class Coordinator:
     def _take_in(self, event: Event, now: float) -> None:
         match event:
             case JobStarted():
-                for _ in range(self.config.nodes + self.config.spares):
-                    self._start_node(now)
+                self._start_missing(self.config.nodes + self.config.spares, now)
+            case HostCame():
+                self._host_came(event, now)
             case Joined(join, connection):
                 self._join(join, connection, now)
             case Left(name, connection):
@@ -180,10 +190,16 @@ class Coordinator:
         if node.gone:
             self._send(node, Shutdown("the job goes on without this node", 0.0))
             return
-        node.host, node.daemon_port = join.host, join.daemon_port
+        node.host, node.hostname, node.daemon_port = join.host, join.hostname, join.daemon_port
+        node.failure_domain = join.failure_domain
+        came = self.config.hosts and node.state is NodeState.STARTING
         node.away_since = None
         self._roster.wait(node, None)
         self._roster.move(node, NodeState.IDLE if node.position is None else NodeState.ACTIVE)
+        if came:
+            missing = self._roster.missing() + self._roster.expected()
+            more = f"{missing} to come" if missing else "all are here"
+            self._announce(f"{node.name} is {node.hostname} ({node.host}); {more}")
         if self.phase is Phase.ENDING:
             self._send(node, Shutdown(self.exit_message, self.config.shutdown_grace_seconds))
         elif node.position is None:
@@ -322,6 +338,9 @@ class Coordinator:
     def _tick(self, now: float) -> None:
         if self._end_deadline is not None and now >= self._end_deadline:
             self._finish()
+        if self._hosts_deadline is not None and now >= self._hosts_deadline:
+            missing = f"{self._roster.missing()} of {self.config.nodes} hosts did not come"
+            self._end(EXIT_NODES, f"{missing} within {self.config.host_wait_seconds:g} s (--join-timeout-seconds)", now)
         while (node := self._roster.overdue(now)) is not None:
             match node.state:
                 case NodeState.STARTING:
@@ -333,6 +352,29 @@ class Coordinator:
             self._lose(node, reason, now)
 
     # ---- nodes
+
+    def _host_came(self, event: HostCame, now: float) -> None:
+        """A host has room for a node: it is new, or lost the one that it had, or did not hear the last answer."""
+        node = self._roster.of_launcher(event.launcher)
+        if node is not None and node.state is not NodeState.STARTING:
+            self._lose(node, "its processes are gone", now)
+            node = None
+        if self.phase is Phase.ENDING:
+            return
+        if node is None:
+            node = self._roster.add(self._roster.new_name())
+            node.launcher, node.hostname, node.meant_for = event.launcher, event.hostname, event.position
+            self._roster.wait(node, now + self.config.start_timeout_seconds)
+        self._commands.append(StartNode(node.name))
+
+    def _wait_for_hosts(self, now: float) -> None:
+        """Where a position is vacant and no host is on its way to it, the job waits, but not for ever."""
+        if self.phase not in (Phase.GATHERING, Phase.STOPPING) or not self._roster.missing():
+            self._hosts_deadline = None
+        elif self._hosts_deadline is None:
+            self._hosts_deadline = now + self.config.host_wait_seconds
+            if self.generation:
+                self._announce(f"waiting for a host: {self._roster.missing()} of {self.config.nodes} are missing")
 
     def _start_node(self, now: float) -> None:
         node = self._roster.add(self._roster.new_name())
@@ -370,10 +412,10 @@ class Coordinator:
             if self._roster.idle() < self.config.nodes or self._first_nodes_may_come():
                 self._start_missing(self.config.nodes - self._roster.idle(), now)
             else:
-                self._roster.fill()
+                self._roster.fill(self.groups)
                 self._next_generation(now)
         elif self.phase is Phase.STOPPING:
-            for node in self._roster.fill():
+            for node in self._roster.fill(self.groups):
                 self._send_stop(node, now)
             self._start_missing(len(self._roster.vacant), now)
             self._form_if_ready(now)
@@ -388,8 +430,10 @@ class Coordinator:
             self._start_missing(self.config.spares - self._roster.idle(), now)
 
     def _start_missing(self, wanted: int, now: float) -> None:
-        for _ in range(wanted - self._roster.expected()):
-            self._start_node(now)
+        """Real hosts come by themselves."""
+        if not self.config.hosts:
+            for _ in range(wanted - self._roster.expected()):
+                self._start_node(now)
 
     # ---- generations
 
@@ -445,8 +489,19 @@ class Coordinator:
             if first.store_port is None:
                 reason = "its store did not start"
                 self._begin_again(Sign(kind="form_failed", node=first.name, time=now, reason=reason), now)
-            else:
+            elif self._place_in_groups(now):
                 self._form(start, first.host, first.store_port, now)
+
+    def _place_in_groups(self, now: float) -> bool:
+        """Decide once who is coded with whom; False: the job has ended, because the labels do not allow it."""
+        try:
+            self.groups = self.groups or self._groups_of_members()
+        except PlacementImpossible as error:
+            self._end(EXIT_USAGE, str(error), now)
+        return bool(self.groups)
+
+    def _groups_of_members(self) -> Groups:
+        return groups([n.failure_domain for n in self._roster.members()], self.config.work.parity)
 
     def _choose_start(self) -> Start:
         members = [(n.position, n) for n in self._roster.members() if n.position is not None]
@@ -460,7 +515,8 @@ class Coordinator:
             judged=self._judged,
         )
         holdings = {p: n.inventory.holdings for p, n in members if n.inventory is not None}
-        return choose_start(past, holdings, positions=self.config.nodes, parity=self.config.work.parity)
+        grouping = self.groups or groups(self.config.nodes, self.config.work.parity)  # Nothing was coded yet.
+        return choose_start(past, holdings, groups=grouping, parity=self.config.work.parity)
 
     def _form(self, start: Start, store_host: str, store_port: int, now: float) -> None:
         members = self._roster.members()
@@ -479,6 +535,7 @@ class Coordinator:
             store_host=store_host,
             store_port=store_port,
             restore=self.restore,
+            groups=self.groups,
             work=self.config.work,
         )
         for node in members:

@@ -6,8 +6,12 @@ process of its own, a fresh one per generation, so that no key of an older one i
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Mapping
 from pathlib import Path
+
+import psutil
 
 from ftrain_snapshot.messages import SnapshotId
 
@@ -38,7 +42,7 @@ def worker_environment(
     snapshot_every: int,
     max_restarts: int,
     restore: SnapshotId | None = None,
-    emulated: bool = False,
+    interface: str = "",
     user: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
     """The variables that one worker gets on top of its agent's own environment.
@@ -47,12 +51,12 @@ def worker_environment(
         position: the node's place in the job, torchrun's group rank.
         nodes: how many nodes the job has, torchrun's group world size.
         restore: the snapshot that the generation starts from.
-        emulated: several nodes share this machine, so gloo must use the loopback interface.
+        interface: the one that leads to the other nodes ("lo" where all are emulated); empty: let torch find it.
         user: variables that the user set for all workers; they may replace the interface, not the ranks.
     """
     snapshot = "" if restore is None else f"{restore.version}:{restore.generation}:{restore.slot}"
     return {
-        **({"GLOO_SOCKET_IFNAME": "lo"} if emulated else {}),
+        **_interface_variables(interface, os.environ),
         **(user or {}),
         "RANK": str(rank),
         "LOCAL_RANK": str(local_rank),
@@ -76,3 +80,22 @@ def worker_environment(
         "FTRAIN_RESTORE": snapshot,
         "FTRAIN_SNAPSHOT_EVERY": str(snapshot_every),
     }
+
+
+_LOOPBACK = "lo"
+
+
+def _interface_variables(interface: str, inherited: Mapping[str, str]) -> dict[str, str]:
+    """Gloo would look up the host's own name, which may lead anywhere; what the user has set on this host stays."""
+    if interface in ("", _LOOPBACK):
+        return {"GLOO_SOCKET_IFNAME": interface} if interface else {}
+    names = ("GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+    return {name: interface for name in names if name not in inherited}
+
+
+def interface_of(address: str) -> str:
+    """The network interface of this host that has an address; empty: none has."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(a.family in (socket.AF_INET, socket.AF_INET6) and a.address == address for a in addresses):
+            return name
+    return ""

@@ -4,6 +4,8 @@ LauncherError
 ├── UsageError           bad input: one line, exit code 2
 ├── JobNotFound          no such job, or it does not answer
 ├── ControllerAway       the controller does not answer just now
+├── JoinRefused          the job does not want this host, or is not to be found: one line, exit code 2
+├── SecretRefused        controller and caller do not know the same secret
 ├── JournalDamaged       a journal cannot be replayed
 ├── ZygoteFailed         the process that starts workers does not start, or does not answer
 ├── SpawnFailed          the zygote could not start a worker
@@ -29,6 +31,14 @@ class JobNotFound(LauncherError):
 
 class ControllerAway(LauncherError):
     """The job's controller does not answer just now; it may be on its way back."""
+
+
+class JoinRefused(LauncherError):
+    """This host cannot take part in the job: why."""
+
+
+class SecretRefused(LauncherError):
+    """Controller and caller do not know the same secret."""
 
 
 class JournalDamaged(LauncherError):

@@ -33,10 +33,14 @@ class JobConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Nodes that hold ranks."""
     spares: int = 0
     """Nodes kept ready beside them."""
+    hosts: bool = False
+    """Nodes are real hosts, that come by themselves; else they are asked for."""
+    host_wait_seconds: float = 300.0
+    """How long to wait for a host where one is missing, before the job ends."""
     agent_grace_seconds: float = 5.0
     """How long an agent that left may take to come back and re-adopt its workers."""
-    heartbeat_timeout_seconds: float = 5.0
-    """How long a connected agent may be silent."""
+    heartbeat_timeout_seconds: float = 10.0
+    """How long a connected agent may be silent; a network may be cut for so long without a fault."""
     stop_timeout_seconds: float = 10.0
     """How long a node may take to stop an old generation."""
     start_timeout_seconds: float = 90.0
@@ -49,6 +53,16 @@ class JobStarted(msgspec.Struct, frozen=True, tag="job_started"):
     """Always the first event of a journal."""
 
     config: JobConfig
+
+
+class HostCame(msgspec.Struct, frozen=True, tag="host_came"):
+    """A host has room for a node."""
+
+    launcher: str
+    """Its launcher's mark: it may say the same thing twice."""
+    hostname: str
+    position: int | None = None
+    """The position that it is meant for."""
 
 
 class Joined(msgspec.Struct, frozen=True, tag="joined"):
@@ -83,6 +97,7 @@ class Tick(msgspec.Struct, frozen=True, tag="tick"):
 
 Event = (
     JobStarted
+    | HostCame
     | Joined
     | Left
     | NodeGone

@@ -13,6 +13,7 @@ import msgspec
 
 from ftrain_snapshot.ledger import explain, newest_complete
 from ftrain_snapshot.messages import Holding, Levels, SnapshotId
+from ftrain_snapshot.placement import Groups
 
 Holdings = Mapping[int, Sequence[Holding]]
 """What the node at each position says that it holds; positions without a node are left out."""
@@ -52,11 +53,11 @@ class Start(msgspec.Struct, frozen=True):
     """Why there is no start at all: what was lost, and with which nodes it would be complete. Empty: there is one."""
 
 
-def choose_start(past: Past, holdings: Holdings, *, positions: int, parity: int) -> Start:
+def choose_start(past: Past, holdings: Holdings, *, groups: Groups, parity: int) -> Start:
     """The newest complete snapshot, the beginning, or the reason why neither will do."""
-    restore = newest_complete(holdings, positions, parity)
+    restore = newest_complete(holdings, groups, parity)
     if restore is None and _something_is_missing(past, holdings, parity):
-        return Start(None, 0, lost=_explain(past, holdings, positions, parity))
+        return Start(None, 0, lost=_explain(past, holdings, groups, parity))
     return Start(
         restore,
         _count_lost(past, holdings, restore),
@@ -120,11 +121,11 @@ def _levels_after(levels: Levels, restore: SnapshotId | None) -> Levels:
     return Levels(sealed=restore.version, protected=protected)
 
 
-def _explain(past: Past, holdings: Holdings, positions: int, parity: int) -> str:
+def _explain(past: Past, holdings: Holdings, groups: Groups, parity: int) -> str:
     gone = [f"{name} (position {p})" for p, name in enumerate(past.nodes) if p not in past.survivors]
     sealed = "" if past.levels.sealed is None else f" (step {past.levels.sealed} was sealed)"
     nodes = f" Lost: {', '.join(gone)}." if gone else ""
     # The promise was about what was protected: that is what people want to know of.
     best = max(_kept_by_survivors(past, holdings, parity), default=None)
-    text = explain(holdings, positions, parity, best)
+    text = explain(holdings, groups, parity, best)
     return f"the job's state is lost{sealed}: no complete snapshot is left.{nodes} {text}"

@@ -6,6 +6,9 @@ $FTRAIN_HOME/jobs/NAME/job.json         what the job is (JobRecord)
                        journal.jsonl    the coordinator's events
                        status.json      the last status, for when the controller is away
                        result.json      exit code and message, once the job has ended
+                       hosts/HOST-PID/  of a host that joined: its own job.json, secret, controller.json, result.json
+
+The state folder may be shared by all hosts (NFS) or be each host's own.
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ import hashlib
 import hmac
 import os
 import secrets
+import shutil
+import socket
 from pathlib import Path
 
 import msgspec
@@ -40,6 +45,18 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     controller_host: str = "127.0.0.1"
     controller_port: int = 0
     """Where the controller listens; 0: a port of the system's choice."""
+    hostname: str = ""
+    """The host whose launcher wrote this; empty: this one."""
+    salt: str = ""
+    """Made the job's secret from the user's (``--secret-file``)."""
+    open: bool = False
+    """Hosts may join without knowing a secret: they are told the job's."""
+    failure_domains: tuple[str, ...] = ()
+    """The labels of this machine's nodes in order of their numbers; empty: none."""
+
+    def is_here(self) -> bool:
+        """Was this written on this host? Else its pids say nothing here."""
+        return self.hostname in ("", socket.gethostname())
 
 
 class Endpoint(msgspec.Struct, frozen=True):
@@ -47,7 +64,8 @@ class Endpoint(msgspec.Struct, frozen=True):
 
     host: str
     port: int
-    pid: int
+    pid: int | None
+    """None: it runs on another host."""
 
 
 class Result(msgspec.Struct, frozen=True):
@@ -64,6 +82,21 @@ def state_home() -> Path:
         return Path(chosen)
     base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(base) / "ftrain"
+
+
+def derive(secret: bytes, label: str) -> str:
+    """Another secret, made from this one for one use; hex."""
+    return hmac.new(secret, label.encode(), hashlib.sha256).hexdigest()
+
+
+def job_secret(shared: bytes, salt: str) -> str:
+    """One job's secret, from what all hosts know: it is of no use for the next job."""
+    return derive(shared, f"ftrain job {salt}")
+
+
+def line_key(secret: str) -> bytes:
+    """The key of the handshake on every line to the controller."""
+    return derive(secret.encode(), "ftrain line").encode()
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -83,8 +116,8 @@ class JobFolder:
         self.secret = path / "secret"
 
     @classmethod
-    def create(cls, record: JobRecord) -> JobFolder:
-        """Make the folder of a new job.
+    def create(cls, record: JobRecord, secret: str | None = None) -> JobFolder:
+        """Make the folder of a new job. ``secret``: hex; None: a random one.
 
         Raises:
             UsageError: a job of that name is running.
@@ -96,12 +129,27 @@ class JobFolder:
             for old in folder.path.iterdir():
                 if old.is_file():
                     old.unlink()
-        for private in (state_home(), folder.path.parent, folder.path):
-            private.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.chmod(folder.path, 0o700)
-        write_atomically(folder.secret, secrets.token_hex(32).encode())
-        write_atomically(folder.path / "job.json", msgspec.json.encode(record))
+            shutil.rmtree(folder.path / "hosts", ignore_errors=True)
+        folder._write(record, secret or secrets.token_hex(32))
         return folder
+
+    @classmethod
+    def place(cls, record: JobRecord) -> JobFolder:
+        """Where the folder of a host that joins goes; not made yet."""
+        return cls(state_home() / "jobs" / record.name / "hosts" / f"{record.hostname}-{record.launcher_pid}")
+
+    def join(self, record: JobRecord, secret: str) -> None:
+        """Make this host's folder of a job whose controller runs on another."""
+        self._write(record, secret)
+        self.write_endpoint(Endpoint(record.controller_host, record.controller_port, None))
+
+    def _write(self, record: JobRecord, secret: str) -> None:
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for private in (*self.path.parents, self.path):
+            if private == state_home() or state_home() in private.parents:
+                os.chmod(private, 0o700)
+        write_atomically(self.secret, secret.encode())
+        write_atomically(self.path / "job.json", msgspec.json.encode(record))
 
     @classmethod
     def find(cls, name: str | None) -> JobFolder:
@@ -111,13 +159,17 @@ class JobFolder:
             JobNotFound: there is none.
         """
         jobs = state_home() / "jobs"
-        if name is not None:
-            if not (jobs / name / "job.json").exists():
-                raise JobNotFound(f"no job named {name!r} under {jobs}")
+        if name is not None and (jobs / name / "job.json").exists():
             return cls(jobs / name)
-        found = [cls(p.parent) for p in jobs.glob("*/job.json")]
+        found = [cls(p.parent) for p in (*jobs.glob("*/job.json"), *jobs.glob("*/hosts/*/job.json"))]
+        if name is not None:
+            found = [f for f in found if f.record().name == name]
         if not found:
-            raise JobNotFound(f"no job under {jobs}: start one with 'ftrain run'")
+            raise JobNotFound(
+                f"no job under {jobs}: start one with 'ftrain run'"
+                if name is None
+                else f"no job named {name!r} under {jobs}"
+            )
         running = [f for f in found if f.is_running()]
         return max(running or found, key=lambda f: f.record().created)
 
@@ -126,14 +178,24 @@ class JobFolder:
         return msgspec.json.decode((self.path / "job.json").read_bytes(), type=JobRecord)
 
     def is_running(self) -> bool:
-        """Has it neither ended nor lost its launcher?"""
+        """Has it neither ended nor, as far as can be seen from here, lost its launcher?"""
         if self.result() is not None or not (self.path / "job.json").exists():
             return False
-        return Path(f"/proc/{self.record().launcher_pid}").exists()
+        record = self.record()
+        return not record.is_here() or Path(f"/proc/{record.launcher_pid}").exists()
+
+    def has_controller(self) -> bool:
+        """Does the job's controller run on this host?"""
+        endpoint = self.endpoint()
+        return self.record().is_here() and (endpoint is None or endpoint.pid is not None)
 
     def token(self) -> str:
-        """What agents and operators show the controller; made from the secret, which itself is never sent."""
-        return hmac.new(self.secret.read_bytes(), b"ftrain control", hashlib.sha256).hexdigest()
+        """What operators show the controller; made from the secret, which itself is never sent."""
+        return derive(self.secret.read_bytes(), "ftrain control")
+
+    def line_key(self) -> bytes:
+        """What agents and launchers show that they know, without showing it (`handshake.py`)."""
+        return line_key(self.secret.read_text())
 
     def write_endpoint(self, endpoint: Endpoint) -> None:
         """Say where the controller listens."""

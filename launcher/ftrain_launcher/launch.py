@@ -1,7 +1,7 @@
-"""The launcher: one job on this machine from its start to its last process.
+"""The launcher: one job, or one host's part of it, from its start to its last process.
 
-It starts the controller and starts it again if it dies, provides nodes through the engine, hands Ctrl-C on as a
-wish to end, and at the end kills whatever is left. It decides nothing about training.
+It provides nodes through an engine, hands Ctrl-C on as a wish to end, and at the end kills whatever is left. Where the
+controller runs, it starts that, too, and starts it again if it dies. It decides nothing about training.
 """
 
 from __future__ import annotations
@@ -11,49 +11,43 @@ import contextlib
 import os
 import signal
 import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 
-import aiohttp
-import msgspec
-
 from ftrain_launcher import processes
-from ftrain_launcher.engines.local import LocalEngine
+from ftrain_launcher.engine_line import EngineLine
+from ftrain_launcher.engines.base import Engine
 from ftrain_launcher.errors import ZygoteFailed
 from ftrain_launcher.jobs import JobFolder, Result
-from ftrain_launcher.messages import (
-    MESSAGE_BYTES_MAX,
-    EngineHello,
-    JobEnded,
-    NodeGone,
-    ReapNode,
-    StartNode,
-    StopJob,
-    ToEngine,
-)
+from ftrain_launcher.messages import FromEngine, JobEnded, NodeGone, ReapNode, StartNode, StopJob, ToEngine
 from ftrain_launcher.spawning import Shutdown
 from ftrain_launcher.terminal import announce
 from ftrain_launcher.zygote_line import ZygoteConfig, exec_zygote
 
+EXIT_CUT_OFF = 6
+"""The controller was not to be reached any more."""
 _CONTROLLER_RESTARTS_MAX = 20
-_RECONNECT_SECONDS = 0.05
 _HOUSEKEEPING_SECONDS = 0.5
 _ENDING_SECONDS_MAX = 30.0
+_LEAVING_SECONDS = 1.0
+"""For the controller to hear that this host leaves."""
 _CONTROLLER_END_SECONDS = 3.0
 """How long the controller may take to end after it has told of the job's end."""
 
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(ToEngine).decode
+NewEngine = Callable[[JobFolder, Callable[[FromEngine], None]], Engine]
+"""Makes the engine, given the job's folder and what takes its words to the controller."""
 
 
 class Launcher:
-    """Runs one job; `run` returns how it ended."""
+    """Runs this machine's part of a job; `run` returns how the job ended."""
 
-    def __init__(self, folder: JobFolder) -> None:
+    def __init__(self, folder: JobFolder, new_engine: NewEngine) -> None:
         self.folder = folder
         self.record = folder.record()
-        self.engine = LocalEngine(folder, self._tell)
-        self._outbox: asyncio.Queue[msgspec.Struct] = asyncio.Queue()
+        self.leads = folder.has_controller()
+        """The controller runs here, and this launcher's end is the job's."""
+        self.engine = new_engine(folder, self._tell)
+        self._line = EngineLine(folder, self.engine.hello, self._obey)
         self._ended: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._interrupts = 0
         self._controller: asyncio.subprocess.Process | None = None
@@ -61,12 +55,13 @@ class Launcher:
         """Children that somebody here waits for."""
 
     async def run(self) -> Result:
-        """Run the job; nothing of it is left when this returns."""
+        """Run the job; nothing of it is left on this machine when this returns."""
         processes.adopt_orphans()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, self._interrupt, number)
-        work = (self._keep_root_zygote(), self._keep_controller(), self._serve_engine(), self._keep_house())
+        work = [self._keep_root_zygote(), self._keep_line(), self._keep_house()]
+        work += [self._keep_controller()] if self.leads else []
         tasks = [asyncio.create_task(w) for w in work]
         try:
             return await self._ended
@@ -79,8 +74,8 @@ class Launcher:
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.engine.close()
 
-    def _tell(self, message: NodeGone | StopJob) -> None:
-        self._outbox.put_nowait(message)
+    def _tell(self, message: FromEngine) -> None:
+        self._line.put(message)
 
     def _interrupt(self, number: int) -> None:
         self._interrupts += 1
@@ -88,10 +83,16 @@ class Launcher:
         if self._interrupts > 1:
             self._end(Result(128 + number, f"{name} again: everything was killed"))
             return
-        announce(f"{name}: ending the job (once more to kill it)")
-        self._tell(StopJob(f"stopped by {name}", 128 + number))
         result = Result(128 + number, f"stopped by {name}")
-        asyncio.get_running_loop().call_later(_ENDING_SECONDS_MAX, self._end, result)
+        if self.leads:
+            announce(f"{name}: ending the job (once more to kill it)")
+            self._tell(StopJob(result.message, result.exit_code))
+            asyncio.get_running_loop().call_later(_ENDING_SECONDS_MAX, self._end, result)
+        else:
+            announce(f"{name}: this host leaves the job, which goes on")
+            for node in self.engine.nodes:
+                self._tell(NodeGone(node, f"its host was told to leave ({name})"))
+            asyncio.get_running_loop().call_later(_LEAVING_SECONDS, self._end, result)
 
     def _end(self, result: Result) -> None:
         if not self._ended.done():
@@ -121,38 +122,16 @@ class Launcher:
             announce(f"the controller ended with {code}: it is started again; training goes on")
         self._end(Result(1, f"the controller died {_CONTROLLER_RESTARTS_MAX} times"))
 
-    async def _serve_engine(self) -> None:
-        """Do what the controller asks for; reconnect for as long as the job runs."""
-        async with aiohttp.ClientSession() as session:
-            while True:
-                endpoint = self.folder.endpoint()
-                if endpoint is not None:
-                    url = f"http://{endpoint.host}:{endpoint.port}/engine"
-                    headers = {"Authorization": f"Bearer {self.folder.token()}"}
-                    with contextlib.suppress(aiohttp.ClientError, ConnectionError):
-                        async with session.ws_connect(url, headers=headers, max_msg_size=MESSAGE_BYTES_MAX) as socket:
-                            await self._talk(socket)
-                await asyncio.sleep(_RECONNECT_SECONDS)
-
-    async def _talk(self, socket: aiohttp.ClientWebSocketResponse) -> None:
-        await socket.send_bytes(_encode(EngineHello(self.engine.nodes)))
-        writer = asyncio.create_task(self._write(socket))
-        try:
-            async for message in socket:
-                if message.type is aiohttp.WSMsgType.BINARY:
-                    self._obey(_decode(message.data))
-        finally:
-            writer.cancel()
-            await asyncio.gather(writer, return_exceptions=True)
-
-    async def _write(self, socket: aiohttp.ClientWebSocketResponse) -> None:
-        while True:
-            message = await self._outbox.get()
-            try:
-                await socket.send_bytes(_encode(message))
-            except (ConnectionError, aiohttp.ClientError):
-                self._outbox.put_nowait(message)
-                return
+    async def _keep_line(self) -> None:
+        """Where the controller runs elsewhere, this host's part ends when it is not to be reached any more."""
+        if self.leads:
+            await self._line.serve()
+        else:
+            wait = self.record.config.host_wait_seconds
+            reason = await self._line.serve(
+                silent_seconds_max=wait, refused_seconds_max=min(wait, self.record.controller_grace_seconds)
+            )
+            self._end(Result(EXIT_CUT_OFF, f"{reason}: this host's part of the job has ended"))
 
     def _obey(self, message: ToEngine) -> None:
         match message:
@@ -207,19 +186,13 @@ def _zombie_children() -> list[int]:
     return found
 
 
-def run(folder: JobFolder) -> Result:
-    """Run the job of this folder to its end."""
+def run(folder: JobFolder, new_engine: NewEngine) -> Result:
+    """Run this machine's part of the job of this folder to its end."""
 
     async def main() -> Result:
-        return await Launcher(folder).run()
+        return await Launcher(folder, new_engine).run()
 
     result = asyncio.run(main())
     if folder.result() is None:
         folder.write_result(result)
     return result
-
-
-def new_job_name(stem: str) -> str:
-    """A name for a job whose user gave none."""
-    word = "".join(c if c.isalnum() else "-" for c in stem).strip("-")[:24] or "job"
-    return f"{word}-{int(time.time()) % 100000:05d}-{os.getpid() % 10000:04d}"

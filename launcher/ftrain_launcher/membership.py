@@ -72,7 +72,14 @@ class Node(msgspec.Struct, kw_only=True):
     """The newest generation whose ranks it was given; 0: none yet."""
     connection: int | None = None
     host: str = ""
+    hostname: str = ""
     daemon_port: int = 0
+    failure_domain: str = ""
+    """Whom it may be lost together with; empty: nobody."""
+    meant_for: int | None = None
+    """The position that its host asked for."""
+    launcher: str = ""
+    """The mark of the host's launcher, that offered it."""
     deadline: float | None = None
     """When waiting for it ends: to join, to come back, or to stop."""
     away_since: float | None = None

@@ -31,6 +31,10 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     nproc_per_node: int
     snapshot_every: int
     parity: int
+    codec: str = "auto"
+    """Which engine computes parity: ``auto``, ``numpy``, ``isal`` or ``zfec``."""
+    protect_bytes_per_second: int = 0
+    """What a node may send at most for parity; 0: no cap."""
     max_restarts: int
     zygote: bool = True
     """Fork the workers from a process that has torch imported."""
@@ -71,6 +75,10 @@ class Join(msgspec.Struct, frozen=True, tag="join", kw_only=True):
 
     node: str
     host: str
+    """The address where its daemon and its stores listen."""
+    hostname: str = ""
+    failure_domain: str = ""
+    """What it shares with the nodes that may be lost together with it: a host, rack or switch; empty: nothing."""
     agent_pid: int
     daemon_pid: int | None
     daemon_port: int
@@ -181,6 +189,8 @@ class Form(msgspec.Struct, frozen=True, tag="form", kw_only=True):
     store_host: str
     store_port: int
     restore: SnapshotId | None
+    groups: tuple[tuple[int, ...], ...] = ()
+    """The positions that are coded together: the same in all generations of a job."""
     work: Work
 
 
@@ -201,7 +211,25 @@ class Inject(msgspec.Struct, frozen=True, tag="inject"):
 
 ToAgent = Stop | Form | Shutdown | Inject
 
-# ---- engine <-> controller
+# ---- launcher (its engine) <-> controller
+
+
+class Offer(msgspec.Struct, frozen=True, kw_only=True):
+    """A host that would take part, and what its user asked for: it must be the same on all hosts."""
+
+    launcher: str
+    """Tells launchers apart; made anew by each."""
+    hostname: str
+    job: str = ""
+    """The name that the user gave; empty: none."""
+    kind: str
+    argv: tuple[str, ...]
+    nodes: int
+    nproc_per_node: int
+    parity: int
+    node_rank: int | None = None
+    """The position that this host is meant for."""
+    protocol: int = PROTOCOL_VERSION
 
 
 class StartNode(msgspec.Struct, frozen=True, tag="start_node"):
@@ -217,19 +245,33 @@ class ReapNode(msgspec.Struct, frozen=True, tag="reap_node"):
 
 
 class JobEnded(msgspec.Struct, frozen=True, tag="job_ended"):
-    """The controller is done; this is what the launcher returns."""
+    """The controller is done, or does not want this host; this is what the launcher returns."""
 
     exit_code: int
     message: str
 
 
-ToEngine = StartNode | ReapNode | JobEnded
+class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
+    """Answer to Knock: the job's record, in JSON."""
+
+    record: bytes
+
+
+ToEngine = StartNode | ReapNode | JobEnded | Welcome
+
+
+class Knock(msgspec.Struct, frozen=True, tag="knock"):
+    """A new host asks what the job is, and whether it is wanted; the line is closed after the answer."""
+
+    offer: Offer
 
 
 class EngineHello(msgspec.Struct, frozen=True, tag="engine"):
-    """First on every connection of the engine: the nodes whose processes it knows to run."""
+    """First on every connection of the engine, and whenever its last node is gone: the nodes that it knows to run."""
 
     nodes: tuple[str, ...]
+    offer: Offer | None = None
+    """The host that has room for a node; None: nodes are emulated, as many as are wanted."""
 
 
 class NodeGone(msgspec.Struct, frozen=True, tag="node_gone"):
@@ -246,4 +288,4 @@ class StopJob(msgspec.Struct, frozen=True, tag="stop_job"):
     exit_code: int
 
 
-FromEngine = EngineHello | NodeGone | StopJob
+FromEngine = Knock | EngineHello | NodeGone | StopJob

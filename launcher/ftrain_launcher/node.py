@@ -14,6 +14,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -52,10 +53,16 @@ class NodeRunner:
     """Runs one node; the agent's connection to the controller feeds it and carries what it tells."""
 
     def __init__(
-        self, folder: JobFolder, node: str, tell: Callable[[FromAgent], None], on_lost: Callable[[], None]
+        self,
+        folder: JobFolder,
+        node: str,
+        failure_domain: str,
+        tell: Callable[[FromAgent], None],
+        on_lost: Callable[[], None],
     ) -> None:
         self.job = folder.record()
         self.node = node
+        self._failure_domain = failure_domain
         self.node_folder = Path(self.job.arena_folder) / node
         self._tell_controller = tell
         self._on_lost = on_lost
@@ -162,6 +169,8 @@ class NodeRunner:
         return Join(
             node=self.node,
             host=self.job.host,
+            hostname=socket.gethostname(),
+            failure_domain=self._failure_domain,
             agent_pid=os.getpid(),
             daemon_pid=self._daemon.pid,
             daemon_port=self._daemon.port,
@@ -337,6 +346,9 @@ class NodeRunner:
             peers=form.peers,
             restore=form.restore,
             resumed=resumed,
+            groups=form.groups,
+            codec=form.work.codec,
+            protect_bytes_per_second=form.work.protect_bytes_per_second,
         )
         await self._daemon.call(lambda client: client.configure(membership))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from ftrain import link
-from ftrain_launcher.environment import worker_environment
+from ftrain_launcher.environment import interface_of, worker_environment
 from ftrain_launcher.jobs import JobRecord
 from ftrain_launcher.messages import (
     ArenaShort,
@@ -131,10 +131,10 @@ class NodeWorkers:
                 snapshot_every=work.snapshot_every,
                 max_restarts=work.max_restarts,
                 restore=form.restore,
-                emulated=self._job.host == "127.0.0.1",
+                interface=interface_of(self._job.host),
                 user=work.environment,
             ),
-            cwd=work.folder,
+            cwd=self._job.config.work.folder,
             stdout_path=log,
             stderr_path=log,
             start=work.start,

@@ -17,8 +17,9 @@ _encode = msgspec.msgpack.Encoder().encode
 class Outbox:
     """What is to be sent over one WebSocket."""
 
-    def __init__(self, socket: web.WebSocketResponse) -> None:
+    def __init__(self, socket: web.WebSocketResponse, transport: asyncio.Transport | None = None) -> None:
         self.socket = socket
+        self._transport = transport
         self._queue: asyncio.Queue[bytes] = asyncio.Queue(maxsize=MESSAGES_MAX)
         self._writer = asyncio.create_task(self._write())
 
@@ -37,6 +38,11 @@ class Outbox:
                     self._queue.task_done()
         finally:
             await self.socket.close()
+
+    def abort(self) -> None:
+        """Hang up without a word: nobody listens at the other end, so that a farewell would only take time."""
+        if self._transport is not None:
+            self._transport.abort()
 
     async def drain(self, timeout_seconds: float) -> None:
         """Wait until all is sent, or the time is over."""

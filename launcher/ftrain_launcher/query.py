@@ -1,4 +1,4 @@
-"""What operators' commands ask a job's controller, over HTTP on loopback with the job's token.
+"""What operators' commands ask a job's controller, over HTTP with the job's token.
 
 The controller may be on its way back: a question waits for it a little, and a status can then be answered from
 the last one that was written down. Process ids are checked before they are shown: an answer is never wrong
@@ -8,6 +8,7 @@ about a process of this machine.
 from __future__ import annotations
 
 import http.client
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -79,13 +80,16 @@ def status(folder: JobFolder) -> dict[str, Any]:
         if result is not None:
             answer["state"] = "finished" if result.exit_code == 0 else "failed"
             answer["message"] = result.message
-    return only_live_pids(answer)
+    return only_live_pids(answer, controller_is_here=folder.has_controller())
 
 
-def only_live_pids(answer: dict[str, Any]) -> dict[str, Any]:
-    """Take out the pids of processes that have ended since."""
-    answer["controller"]["pid"] = _alive(answer["controller"]["pid"])
+def only_live_pids(answer: dict[str, Any], *, controller_is_here: bool = True) -> dict[str, Any]:
+    """Take out the pids of this host's processes that have ended since; of other hosts' nothing is known here."""
+    if controller_is_here:
+        answer["controller"]["pid"] = _alive(answer["controller"]["pid"])
     for node in answer["nodes"]:
+        if node.get("hostname", "") not in ("", socket.gethostname()):
+            continue
         node["agent_pid"], node["daemon_pid"] = _alive(node["agent_pid"]), _alive(node["daemon_pid"])
         for rank in node["ranks"]:
             if rank["pid"] is not None and _alive(rank["pid"]) is None:

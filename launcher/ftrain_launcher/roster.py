@@ -8,6 +8,8 @@ while it is still its node's deadline.
 from __future__ import annotations
 
 import heapq
+from collections import Counter
+from collections.abc import Sequence
 
 from ftrain_launcher.membership import Node, NodeState
 
@@ -59,6 +61,14 @@ class Roster:
         away = sum(node.position is None for node in self._by_state[NodeState.AWAY].values())
         return len(self._by_state[NodeState.STARTING]) + away
 
+    def of_launcher(self, launcher: str) -> Node | None:
+        """The node that runs, or should, at this launcher's host."""
+        return next((n for n in self.nodes.values() if n.launcher == launcher and not n.gone), None)
+
+    def missing(self) -> int:
+        """How many positions there is nobody for, neither here nor on the way."""
+        return max(0, len(self.vacant) - self.idle() - self.expected())
+
     def idle(self) -> int:
         """How many nodes are ready to take a position."""
         return len(self._by_state[NodeState.IDLE])
@@ -67,17 +77,39 @@ class Roster:
         """The nodes that hold positions, in order of position."""
         return [self.nodes[name] for name in self.positions if name is not None]
 
-    def fill(self) -> list[Node]:
-        """Give vacant positions to idle nodes, lowest first; returns these nodes."""
-        if not self.vacant or not self.idle():
-            return []
-        taken = self.in_state(NodeState.IDLE)[: len(self.vacant)]
-        for position, node in zip(sorted(self.vacant), taken, strict=False):
-            self.vacant.remove(position)
-            self.positions[position] = node.name
-            node.position = position
-            self.move(node, NodeState.ACTIVE)
+    def fill(self, groups: Sequence[Sequence[int]] = ()) -> list[Node]:
+        """Give vacant positions to idle nodes; returns these nodes.
+
+        Hosts that are meant for a position come first. Then, position by position, the first node that shares no
+        failure domain with others of the position's group, else the one that shares it with the fewest.
+        """
+        idle = self.in_state(NodeState.IDLE) if self.vacant else []
+        chosen = {n.meant_for: n for n in reversed(idle) if n.meant_for in self.vacant}
+        taken = [self._place(node, position) for position, node in chosen.items() if position is not None]
+        rest = [n for n in idle if n.state is NodeState.IDLE]
+        for position in sorted(self.vacant)[: len(rest)]:
+            beside = self._domains_beside(position, groups)
+            node = next((n for n in rest if n.failure_domain not in beside), None)
+            if node is None:
+                node = min(rest, key=lambda n: beside[n.failure_domain])
+            rest.remove(node)
+            taken.append(self._place(node, position))
         return taken
+
+    def _place(self, node: Node, position: int) -> Node:
+        self.vacant.remove(position)
+        self.positions[position] = node.name
+        node.position = position
+        self.move(node, NodeState.ACTIVE)
+        return node
+
+    def _domains_beside(self, position: int, groups: Sequence[Sequence[int]]) -> Counter[str]:
+        """How many of the other members of a position's group are in each failure domain."""
+        group = next((g for g in groups if position in g), ())
+        names = [self.positions[p] for p in group]
+        domains = Counter(self.nodes[name].failure_domain for name in names if name is not None)
+        del domains[""]
+        return domains
 
     def remove(self, node: Node, state: NodeState) -> None:
         """A node is lost or released; what it held becomes vacant."""

@@ -16,7 +16,6 @@ from ftrain_launcher.incidents import Incident
 from ftrain_launcher.membership import Node, NodeState, Phase
 from ftrain_launcher.messages import RankState
 from ftrain_snapshot.messages import DaemonStatus, Inventory, Levels
-from ftrain_snapshot.placement import groups
 
 
 class Observation(msgspec.Struct, kw_only=True):
@@ -84,6 +83,9 @@ def _node(node: Node, seen: Observation | None) -> dict[str, Any]:
         "name": node.name,
         "state": str(node.state),
         "position": node.position,
+        "host": node.host,
+        "hostname": node.hostname,
+        "failure_domain": node.failure_domain,
         "agent_pid": seen.agent_pid if seen and agent_here else None,
         "daemon_pid": seen.daemon_pid if seen and here else None,
         "ranks": [_rank(r) for r in seen.ranks] if seen and here else [],
@@ -154,7 +156,7 @@ def snapshots(coordinator: Coordinator, observations: Observations) -> dict[str,
         "job": coordinator.config.work.job,
         "levels": {"sealed": now.sealed, "protected": now.protected, "durable": now.durable},
         "parity": parity,
-        "groups": [list(g) for g in groups(coordinator.config.nodes, parity)],
+        "groups": [list(g) for g in coordinator.groups],
         "snapshots": [versions[key] for key in sorted(versions, reverse=True)],
     }
 

@@ -1,4 +1,5 @@
-"""A node's shared memory: three slots of one region per lane, their parity, and one page of control words.
+"""A node's shared memory: for each lane three homes of its bytes and three slots that refer to them; parity; one page
+of control words.
 
 Plain files in the node's folder, mapped shared by worker and daemon, so that each outlives the other's death
 (FACTS 11a: never ``multiprocessing.shared_memory``, whose tracker unlinks them). The daemon allocates and touches;
@@ -11,43 +12,64 @@ import mmap
 import os
 import struct
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from ftrain_snapshot import manifest
 from ftrain_snapshot.errors import ArenaTooSmall, ChecksumMismatch, SnapshotIncomplete
-from ftrain_snapshot.manifest import HEADER_BYTES, Header, State
+from ftrain_snapshot.manifest import CHUNK_BYTES, HEADER_BYTES, Header, State, chunk_count
 from ftrain_snapshot.messages import SnapshotId
-from ftrain_snapshot.placement import round_up, segment_bytes
+from ftrain_snapshot.placement import round_up
 
-SLOTS = 3
+SLOTS = HOMES = 3
 PAGE_BYTES = 4096
 MARGIN_BYTES = 8 << 20
 """Left free on the arena's file system, for everyone else's small files."""
 TOUCH_BYTES = 16 << 20
 """Pages are allocated and touched in pieces, so that whoever does it can do something else in between."""
 _MADV_POPULATE_WRITE = 23
+# Words of a table: of its header page, then a record of two for each chunk: checksum, and home counted from the
+# slot's own (so that a fresh file, all zeros, is right).
+_PUBLISHED, _COPIED = 2, 3
+_RECORDS = HEADER_BYTES // 8
+_RECORD_BYTES = 16
 
 
-def region_path(node_dir: str | Path, slot: int, lane: int) -> Path:
-    """The file of one lane in one slot."""
-    return Path(node_dir) / f"slot{slot}.lane{lane}"
+def home_path(node_dir: str | Path, home: int, lane: int) -> Path:
+    """The file of one home of a lane's unit."""
+    return Path(node_dir) / f"slot{home}.lane{lane}"
 
 
-def parity_path(node_dir: str | Path, slot: int, lane: int) -> Path:
-    """The file of the parity that a node keeps for one lane in one slot."""
-    return Path(node_dir) / f"slot{slot}.parity{lane}"
+def table_path(node_dir: str | Path, slot: int, lane: int) -> Path:
+    """The file of one slot's header and chunk table for a lane."""
+    return Path(node_dir) / f"slot{slot}.table{lane}"
 
 
-def file_bytes(data_bytes: int) -> int:
-    """Size of the region file that holds ``data_bytes`` of data and manifest, with a little room to grow."""
-    return round_up(HEADER_BYTES + data_bytes + max(16 << 10, data_bytes >> 7), PAGE_BYTES)
+def parity_path(node_dir: str | Path, home: int, lane: int, rotation: int) -> Path:
+    """The file of one home of the parity that a node keeps for a lane in one rotation."""
+    return Path(node_dir) / f"slot{home}.parity{lane}.{rotation}"
 
 
-def required(file_sizes: dict[int, int], segments: int, parity: int) -> int:
-    """Bytes that all slots of the lanes with these region files need, their parity included."""
-    parity_sizes = [parity * round_up(segment_bytes(size, segments), PAGE_BYTES) for size in file_sizes.values()]
-    return SLOTS * (sum(file_sizes.values()) + sum(parity_sizes))
+def home_bytes(unit_bytes: int) -> int:
+    """Size of a home for such a unit, with a little room to grow."""
+    return round_up(unit_bytes + max(16 << 10, unit_bytes >> 8), PAGE_BYTES)
+
+
+def table_bytes(home_bytes_: int) -> int:
+    """Size of the table for such a home."""
+    return round_up(HEADER_BYTES + chunk_count(home_bytes_) * _RECORD_BYTES, PAGE_BYTES)
+
+
+def parity_bytes(home_bytes_: int, data: int) -> int:
+    """Size of the parity, in one rotation, of such homes on ``data`` nodes."""
+    return round_up(min(home_bytes_, -(-chunk_count(home_bytes_) // data) * CHUNK_BYTES), PAGE_BYTES)
+
+
+def required(homes: dict[int, int], data: int, parity: int) -> int:
+    """Bytes that lanes with homes of these sizes need, tables and parity included."""
+    each = [size + table_bytes(size) + parity * parity_bytes(size, data) for size in homes.values()]
+    return SLOTS * sum(each)
 
 
 def available(node_dir: str | Path) -> int:
@@ -104,81 +126,69 @@ class Mapping:
 
 
 class Region:
-    """A worker's (or the daemon's) view of one lane in one slot.
+    """One lane in one slot: a header page, and for each chunk of the unit its checksum and its home.
 
-    ``begin``, write into ``data``, ``seal``: only then does the snapshot exist here. Killed at any point before,
-    the region reads as not sealed.
+    A worker begins it, places and records chunks, publishes them in order, and seals it: only then does the snapshot
+    exist here. Killed at any point before, the region reads as not sealed.
     """
 
-    def __init__(self, mapping: Mapping, slot: int, lane: int) -> None:
+    def __init__(self, lane: Lane, slot: int, mapping: Mapping) -> None:
         self.slot = slot
-        self.lane = lane
+        self._lane = lane
+        self._map(mapping)
+
+    def _map(self, mapping: Mapping) -> None:
         self.mapping = mapping
+        self.page = mapping.view[:HEADER_BYTES]
+        self._words: memoryview[int] = mapping.view.cast("Q")
 
-    @classmethod
-    def open(cls, node_dir: str | Path, slot: int, lane: int, *, touch: bool = True) -> Region:
-        """Map the region that the daemon has allocated. Raises FileNotFoundError if it has not."""
-        region = cls(Mapping(region_path(node_dir, slot, lane)), slot, lane)
-        if touch:
-            region.mapping.touch()
-        return region
-
-    @property
-    def capacity(self) -> int:
-        """Bytes for data and manifest."""
-        return self.mapping.size - HEADER_BYTES
-
-    @property
-    def data(self) -> memoryview:
-        """All bytes after the header, writable."""
-        return self.mapping.view[HEADER_BYTES:]
-
-    @property
-    def page(self) -> memoryview:
-        """The header page."""
-        return self.mapping.view[:HEADER_BYTES]
-
-    def unit(self, unit_bytes: int) -> memoryview:
-        """The whole unit: header, data and manifest."""
-        return self.mapping.view[:unit_bytes]
+    # What it says.
 
     def header(self) -> tuple[State, Header | None]:
-        """State and header as they are now; a header that claims more than the file holds is none."""
+        """State and header as they are now; a header that claims more than there is room for is none."""
         state, header = manifest.read_header(self.page)
-        if header is not None and header.unit_bytes > self.mapping.size:
+        if header is not None and header.unit_bytes > self._lane.capacity:
             return State.EMPTY, None
         return state, header
 
-    def begin(self, snapshot: SnapshotId, rank: int, world_size: int) -> None:
-        """From here on the region holds nothing, until it is sealed."""
-        manifest.write_state(self.page, State.WRITING)
-        manifest.write_header(self.page, Header(snapshot, rank, world_size, 0, 0, 0, 0))
+    @property
+    def published(self) -> int:
+        """How many leading chunks are complete, with their records."""
+        return self._words[_PUBLISHED]
 
-    def seal(self, data_bytes: int, manifest_: bytes, digest: int) -> None:
-        """Put the manifest after the data and mark the region complete; the state word is written last.
+    @property
+    def copied_bytes(self) -> int:
+        """What the capture copied; the rest was unchanged since its reference."""
+        return self._words[_COPIED]
 
-        Raises ValueError if it was not begun or does not fit (``capacity``).
-        """
-        state, begun = self.header()
-        if state is not State.WRITING or begun is None:
-            raise ValueError(f"slot {self.slot}, lane {self.lane}: sealed without having been begun")
-        header = Header(
-            begun.snapshot, begun.rank, begun.world_size, data_bytes, len(manifest_), digest,
-            manifest.checksum(manifest_),
-        )  # fmt: skip
-        if header.unit_bytes > self.mapping.size:
-            raise ValueError(f"{header.unit_bytes} bytes do not fit into a region of {self.mapping.size}")
-        start = HEADER_BYTES + header.manifest_offset
-        self.mapping.view[start : start + len(manifest_)] = manifest_
-        manifest.write_header(self.page, header)
-        manifest.write_state(self.page, State.SEALED)
+    def home(self, chunk: int) -> int:
+        """Which home the chunk lies in."""
+        return (self._words[_RECORDS + 2 * chunk + 1] + self.slot) % HOMES
 
-    def clear(self) -> None:
-        """Forget what it holds. Only for the daemon, and only while no worker of this node lives."""
-        manifest.write_state(self.page, State.EMPTY)
+    def sum(self, chunk: int) -> int:
+        """The chunk's checksum, as recorded."""
+        return self._words[_RECORDS + 2 * chunk]
 
-    def read(self, snapshot: SnapshotId) -> tuple[memoryview, bytes]:
-        """(data, manifest) of a sealed snapshot, in place: copy out what training will change.
+    def sums(self, chunks: int) -> bytes:
+        """The checksums of the leading ``chunks``, packed."""
+        return self._words[_RECORDS : _RECORDS + 2 * chunks : 2].tobytes()
+
+    def chunk(self, chunk: int, length: int = CHUNK_BYTES) -> memoryview:
+        """The chunk's bytes, in place; ``length`` is shorter for the unit's last one."""
+        start, home = chunk * CHUNK_BYTES, self._lane.homes[self.home(chunk)]
+        return home.view[start : start + length]
+
+    def spans(self, start: int, end: int) -> Iterator[memoryview]:
+        """Bytes ``start`` to ``end`` of the unit, in place: one piece where neighbours share a home."""
+        while start < end:
+            home, stop = self.home(start // CHUNK_BYTES), start
+            while stop < end and self.home(stop // CHUNK_BYTES) == home:
+                stop = min(end, (stop // CHUNK_BYTES + 1) * CHUNK_BYTES)
+            yield self._lane.homes[home].view[start:stop]
+            start = stop
+
+    def read(self, snapshot: SnapshotId) -> tuple[Header, bytes]:
+        """(header, manifest) of a sealed snapshot; its data is in ``spans``: copy out what training will change.
 
         Raises SnapshotIncomplete if the region holds another one or none, ChecksumMismatch if its manifest is
         damaged. The data's own checksums were checked by the daemon before ``wait_restored`` returned.
@@ -186,27 +196,126 @@ class Region:
         state, header = self.header()
         if state is not State.SEALED or header is None or header.snapshot != snapshot:
             held = header.snapshot if header is not None else None
-            raise SnapshotIncomplete(f"slot {self.slot}, lane {self.lane}: {snapshot} is not here, but {held}")
+            raise SnapshotIncomplete(f"slot {self.slot}, lane {self._lane.lane}: {snapshot} is not here, but {held}")
         start = header.manifest_offset
-        manifest_ = bytes(self.data[start : start + header.manifest_bytes])
+        manifest_ = b"".join(self.spans(start, start + header.manifest_bytes))
         if manifest.checksum(manifest_) != header.manifest_checksum:
-            raise ChecksumMismatch(f"slot {self.slot}, lane {self.lane}: the manifest of {snapshot} is damaged")
-        return self.data[: header.data_bytes], manifest_
+            raise ChecksumMismatch(f"slot {self.slot}, lane {self._lane.lane}: the manifest of {snapshot} is damaged")
+        return header, manifest_
 
-    def refresh(self, *, touch: bool = True) -> tuple[Mapping, int] | None:
-        """Map again what has grown; views taken before stay valid. The new mapping and the old size, if it has."""
-        old = self.mapping
-        if old.path.stat().st_size <= old.size:
-            return None
-        self.mapping = Mapping(old.path)
-        if touch:
-            self.mapping.touch(old.size // PAGE_BYTES * PAGE_BYTES)
-        old.close()
-        return self.mapping, old.size
+    # Filling it.
+
+    def begin(self, header: Header) -> None:
+        """From here on the region holds nothing, until it is sealed. Raises ValueError if there is no room."""
+        if header.unit_bytes > self._lane.capacity:
+            raise ValueError(f"{header.unit_bytes} bytes do not fit into a lane of {self._lane.capacity}")
+        manifest.write_state(self.page, State.WRITING)
+        self._words[_PUBLISHED] = self._words[_COPIED] = 0
+        manifest.write_header(self.page, header)
+
+    def place(self, chunk: int) -> int:
+        """The home for new bytes of this chunk: one that no other slot uses, its own last one if it may be."""
+        index = _RECORDS + 2 * chunk + 1
+        used = {region.home(chunk) for region in self._lane.regions if region is not self}
+        for turn in (self._words[index] % HOMES, *range(HOMES)):
+            home: int = (turn + self.slot) % HOMES
+            if home not in used:
+                self._words[index] = turn
+                return home
+        raise AssertionError("three homes, two other slots")
+
+    def record(self, chunk: int, checksum_: int) -> None:
+        """The bytes of a placed chunk are there."""
+        self._words[_RECORDS + 2 * chunk] = checksum_
+
+    def keep(self, chunk: int, reference: Region) -> None:
+        """The chunk's bytes are those of ``reference``."""
+        at = _RECORDS + 2 * chunk
+        self._words[at] = reference.sum(chunk)
+        self._words[at + 1] = (reference.home(chunk) - self.slot) % HOMES
+
+    def put(self, offset: int, data: bytes | memoryview) -> None:
+        """Write ``data`` at ``offset`` of the unit, into chunks that have been placed."""
+        done = 0
+        for span in self.spans(offset, offset + len(data)):
+            span[:] = data[done : done + len(span)]
+            done += len(span)
+
+    def publish(self, chunks: int, copied_bytes: int) -> None:
+        """The leading ``chunks`` are complete; ``copied_bytes``: of all that were copied so far."""
+        self._words[_COPIED] = copied_bytes
+        self._words[_PUBLISHED] = chunks
+
+    def seal(self) -> None:
+        """All is there; the state word is written last. Raises ValueError if it was not begun, or is not whole."""
+        state, header = self.header()
+        if state is not State.WRITING or header is None or self.published != header.chunks:
+            raise ValueError(f"slot {self.slot}, lane {self._lane.lane}: sealed before it was whole")
+        manifest.write_state(self.page, State.SEALED)
+
+    def clear(self) -> None:
+        """Forget what it holds. Only for the daemon, and only while no worker of this node lives."""
+        manifest.write_state(self.page, State.EMPTY)
 
     def close(self) -> None:
         """Unmap."""
+        self._words.release()
+        self.page.release()
         self.mapping.close()
+
+
+class Lane:
+    """One lane's memory, as worker and daemon map it: three homes of the unit, three regions that say what is where.
+
+    The same chunk of several slots lies in one home as long as it does not change: it is captured, coded and sent
+    once. Of three homes there is always one that the two other slots do not use.
+    """
+
+    def __init__(self, node_dir: str | Path, lane: int) -> None:
+        """Map what the daemon has allocated. Raises FileNotFoundError if it has not, ValueError if it is empty."""
+        self.node_dir = Path(node_dir)
+        self.lane = lane
+        self.homes = [Mapping(home_path(node_dir, home, lane)) for home in range(HOMES)]
+        self.regions = [Region(self, slot, Mapping(table_path(node_dir, slot, lane))) for slot in range(SLOTS)]
+
+    @property
+    def capacity(self) -> int:
+        """The longest unit there is room for, in bytes."""
+        records = min((region.mapping.size - HEADER_BYTES) // _RECORD_BYTES for region in self.regions)
+        return min(records * CHUNK_BYTES, *(home.size for home in self.homes))
+
+    def touch(self) -> None:
+        """Populate this process's pages, so that the first copy does not pay for them."""
+        for mapping in (*self.homes, *(region.mapping for region in self.regions)):
+            mapping.touch()
+
+    def refresh(self) -> list[tuple[Mapping, int]]:
+        """Map again what has grown; views taken before stay valid. The new mappings, each with its old size."""
+        grown = []
+        for home, old in enumerate(self.homes):
+            if (new := _larger(old)) is not None:
+                self.homes[home] = new
+                grown.append((new, old.size))
+        for region in self.regions:
+            if (new := _larger(region.mapping)) is not None:
+                grown.append((new, region.mapping.size))
+                old = region.mapping
+                region._words.release()
+                region.page.release()
+                region._map(new)
+                old.close()
+        return grown
+
+    def close(self) -> None:
+        """Unmap."""
+        for region in self.regions:
+            region.close()
+        for home in self.homes:
+            home.close()
+
+
+def _larger(old: Mapping) -> Mapping | None:
+    return Mapping(old.path) if old.path.stat().st_size > old.size else None
 
 
 class ControlPage:

@@ -1,7 +1,7 @@
 """What workers and agents call: one connection to the node's daemon, a request and its answer at a time.
 
-Notices of a worker (``sealed``, ``skip``, ``skipped``) are one-way. If the daemon is away they are lost without an
-error: a restarted daemon finds what was sealed by scanning the headers, and training must not wait for it.
+Notices of a worker (``captured``, ``sealed``, ``skip``, ``skipped``) are one-way. If the daemon is away they are lost
+without an error: a restarted daemon finds what was sealed by scanning the headers, and training must not wait for it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,10 @@ from ftrain_snapshot.errors import ArenaTooSmall, DaemonLost, ProtocolError, Sna
 from ftrain_snapshot.frames import connect_unix, recv_frame, send_frame
 
 SOCKET_NAME = "daemon.sock"
+READ_BYTES = 4 << 20
+"""Bytes in one answer."""
+READ_TIMEOUT_SECONDS = 30.0
+"""For one such answer: sources that do not answer are given up one after the other."""
 TOUCH_BYTES_PER_SECOND = 100e6
 """A slow machine's rate of touching fresh memory: what ``reserve`` adds to its timeout."""
 _REPLY: msgspec.msgpack.Decoder[m.Reply] = msgspec.msgpack.Decoder(m.Reply)
@@ -79,9 +83,9 @@ class DaemonClient:
     # A worker's calls.
 
     def reserve(self, lane: int, data_bytes: int) -> None:
-        """Have all slots of ``lane`` allocated and touched, for ``data_bytes`` of data and manifest together.
+        """Have homes and tables of ``lane`` allocated and touched, for ``data_bytes`` of data and manifest together.
 
-        Raises ArenaTooSmall with what is needed and what there is. Regions that grew: ``Region.refresh``.
+        Raises ArenaTooSmall with what is needed and what there is. A lane that grew: ``Lane.refresh``.
         """
         more = data_bytes * 5 / TOUCH_BYTES_PER_SECOND
         reply = self._ask(m.Reserve(lane, data_bytes), self._timeout_seconds + more)
@@ -108,6 +112,10 @@ class DaemonClient:
             raise SnapshotIncomplete(reply.reason)
         _expect(reply, m.Done)
 
+    def captured(self, lane: int, snapshot: m.SnapshotId) -> None:
+        """More of this lane's chunks of ``snapshot`` are published: they may be sent already. One-way."""
+        self._tell(m.Captured(lane, snapshot))
+
     def sealed(self, lane: int, snapshot: m.SnapshotId) -> None:
         """This lane's region of ``snapshot`` is sealed. One-way."""
         self._tell(m.Sealed(lane, snapshot))
@@ -119,6 +127,41 @@ class DaemonClient:
     def skipped(self, version: int) -> None:
         """The gate was closed when ``version`` was due. One-way, from rank 0."""
         self._tell(m.Skipped(version))
+
+    # Anybody's calls about what is stored.
+
+    def verify(self, timeout_seconds: float = 60.0) -> m.VerifyReport:
+        """Have all that this node stores read and compared with its checksums, and repaired where it is wrong."""
+        return _expect(self._ask(m.Verify(), timeout_seconds), m.VerifyReport)
+
+    def units(self, snapshot: m.SnapshotId) -> tuple[m.UnitInfo, ...]:
+        """What ``snapshot`` consists of, in order of position and lane. Raises SnapshotIncomplete if it is not here."""
+        return _expect(self._whole(m.GetUnits(snapshot)), m.Units).units
+
+    def descriptor(self, snapshot: m.SnapshotId, position: int, lane: int) -> m.UnitInfo:
+        """One of its units. Raises SnapshotIncomplete if it is not known here."""
+        for unit in self.units(snapshot):
+            if (unit.position, unit.lane) == (position, lane):
+                return unit
+        raise SnapshotIncomplete(f"snapshot {snapshot.version} has no position {position}, lane {lane}")
+
+    def read(self, snapshot: m.SnapshotId, position: int, lane: int, start: int, stop: int) -> bytes:
+        """Bytes ``start`` to ``stop`` of a unit, verified: from here, from its node, or decoded from others.
+
+        In pieces of 4 MiB: whoever reads more than fits into memory asks for it in turn. Raises SnapshotIncomplete
+        if they cannot be had.
+        """
+        out = bytearray()
+        for begin in range(start, stop, READ_BYTES):
+            request = m.Read(snapshot, position, lane, begin, min(stop, begin + READ_BYTES))
+            out += _expect(self._whole(request), m.Bytes).data
+        return bytes(out)
+
+    def _whole(self, request: m.Request) -> m.Reply:
+        reply = self._ask(request, max(self._timeout_seconds, READ_TIMEOUT_SECONDS))
+        if isinstance(reply, m.Incomplete):
+            raise SnapshotIncomplete(reply.reason)
+        return reply
 
     # The line.
 

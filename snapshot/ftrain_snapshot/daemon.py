@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import signal
 import socket
 import sys
@@ -17,6 +18,10 @@ from importlib import import_module
 from pathlib import Path
 
 from ftrain_snapshot.loop import Loop
+from ftrain_snapshot.tls import Tls
+
+NICENESS = 5
+"""Below training, which is never late because of a daemon; a restore does not suffer, since the workers sleep then."""
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -27,33 +32,66 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--port", default=0, type=int, help="port to listen on; 0: any")
     parser.add_argument("--secret-file", required=True, type=Path, help="file with the job's secret, in hex")
     parser.add_argument("--grace-seconds", default=20.0, type=float, help="how long to outlive the last agent")
+    tls = parser.add_argument_group("TLS between daemons", "all three or none; mutual, TLS 1.3")
+    tls.add_argument("--tls-cert", type=Path, help="this node's certificate, in PEM")
+    tls.add_argument("--tls-key", type=Path, help="its private key, without a passphrase, in PEM")
+    tls.add_argument("--tls-ca", type=Path, help="the authority that signed the certificates of all nodes, in PEM")
     return parser.parse_args(argv)
+
+
+def _tls(arguments: argparse.Namespace) -> Tls | None:
+    """Raises ValueError if it is asked for by halves, or with files that do not do."""
+    files = (arguments.tls_cert, arguments.tls_key, arguments.tls_ca)
+    if files == (None, None, None):
+        return None
+    if None in files:
+        raise ValueError("--tls-cert, --tls-key and --tls-ca go together: give all three or none")
+    return Tls(*files)
+
+
+def _be_modest() -> None:
+    """Files for this user only; less processor than training; as many sockets as a large job has nodes."""
+    os.umask(0o077)
+    os.nice(NICENESS)
+    _, files_max = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files_max, files_max))
+
+
+def _private_folder(path: Path) -> Path:
+    """The node's folder, for its user only. Raises PermissionError if it is another user's."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if path.stat().st_uid != os.geteuid():
+        raise PermissionError(f"{path} belongs to another user")
+    path.chmod(0o700)
+    return path.resolve()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the daemon; 0 when it ended in order, 2 if it could not start."""
     arguments = _arguments(argv)
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy is only asked to XOR: no threads of its own
-    from ftrain_snapshot.service import Service
-
     try:
         secret = bytes.fromhex(arguments.secret_file.read_text().strip())
-        arguments.node_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not secret:
             raise ValueError("the secret is empty")
+        tls = _tls(arguments)
+        _be_modest()
+        from ftrain_snapshot.service import Service
+
         service = Service(
-            node_dir=arguments.node_dir.resolve(),
+            node_dir=_private_folder(arguments.node_dir),
             host=arguments.host,
             port=arguments.port,
             secret=secret,
             grace_seconds=arguments.grace_seconds,
+            tls=tls,
         )
     except (OSError, ValueError) as error:
         print(f"the snapshot daemon of {arguments.node} cannot start: {error}", file=sys.stderr)
         return 2
     signals = _stop_on_signals(service.loop)
     print(f"ready {service.port}", flush=True)
-    import_module("ftrain_snapshot.codec.xor")  # numpy, while nobody waits
+    import_module("ftrain_snapshot.codec").choose()  # numpy and ISA-L, while nobody waits
     service.run()
     for end in signals:
         end.close()

@@ -1,49 +1,58 @@
-"""Sums up chunks of a stripe as they arrive, in any interleaving of sources: parity being made, or a segment rebuilt.
+"""Sums up the chunks of stripes as they arrive, from any source and in any order: parity being made, or chunks rebuilt.
 
-Each chunk is combined into the destination at once, while it is in cache, and only once: a source's chunks come in
-order, a repeated one is ignored, a gap is an error.
+Each chunk is combined into its stripe at once, while it is in cache, and only once. The first writes, later ones add:
+the destination needs no clearing. Who is not heard of counts as zeros.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from ftrain_snapshot.codec import Codec
-from ftrain_snapshot.errors import ChecksumMismatch, ProtocolError
-from ftrain_snapshot.manifest import CHUNK_BYTES, checksum
+from ftrain_snapshot.errors import ChecksumMismatch
+from ftrain_snapshot.manifest import checksum
 
 
 class Fold:
-    """One destination, several sources (positions)."""
+    """Stripes that are all made of the same sources, numbered from 0 (columns)."""
 
     def __init__(self, codec: Codec) -> None:
         self._codec = codec
-        self._received: dict[int, int] = {}
-        self._begun: set[int] = set()
+        self._came: dict[int, int] = {}
+        self._lengths: dict[int, int] = {}
 
-    def add(self, source: int, offset: int, body: memoryview, expected_sum: int, destination: memoryview) -> None:
-        """Combine one chunk of ``source`` into ``destination`` (which may end before the chunk does: padding).
+    def add(
+        self, column: int, coefficient: int, stripe: int, body: memoryview, expected_sum: int, destination: memoryview
+    ) -> bool:
+        """Combine one chunk into ``destination``, the stripe's place, at least as long as any of its chunks.
 
-        Raises ChecksumMismatch if the bytes are not those of their source, ProtocolError on a gap.
+        False: it had come before, and nothing is done. Raises ChecksumMismatch if the bytes are not those of their
+        source; the destination is as it was.
         """
-        received = self._received.get(source, 0)
-        if offset < received:
-            return
-        if offset != received or offset % CHUNK_BYTES or not body:
-            raise ProtocolError(f"position {source} sent offset {offset} where {received} was due")
+        came = self._came.get(stripe, 0)
+        if came >> column & 1:
+            return False
         if checksum(body) != expected_sum:
-            raise ChecksumMismatch(f"bytes {offset} to {offset + len(body)} from position {source} are damaged")
-        self._received[source] = offset + len(body)
-        target = destination[offset : offset + len(body)]
-        body = body[: len(target)]
-        if offset in self._begun:
-            self._codec.combine(((1, 1),), (target, body), (target,))
-            return
-        self._begun.add(offset)
-        self._codec.combine(((1,),), (body,), (target,))
-        rest = destination[offset + len(body) : offset + CHUNK_BYTES]
-        rest[:] = bytes(len(rest))
+            raise ChecksumMismatch(f"stripe {stripe}: {len(body)} bytes from source {column} are damaged")
+        length = len(body)
+        target = destination[:length]
+        if came:
+            self._codec.combine(((1, coefficient),), (target, body), (target,))
+        else:
+            self._codec.combine(((coefficient,),), (body,), (target,))
+            if length < len(destination):
+                destination[length:] = bytes(len(destination) - length)
+        self._came[stripe] = came | 1 << column
+        self._lengths[stripe] = max(length, self._lengths.get(stripe, 0))
+        return True
 
-    def is_complete(self, lengths: Mapping[int, int]) -> bool:
-        """Whether all of each source has come (``lengths``: by position; an empty one sends nothing)."""
-        return all(self._received.get(source, 0) >= length for source, length in lengths.items())
+    def came(self, stripe: int) -> int:
+        """Which columns have come, as bits."""
+        return self._came.get(stripe, 0)
+
+    def length(self, stripe: int) -> int:
+        """Of the longest chunk that has come; beyond it there are zeros."""
+        return self._lengths.get(stripe, 0)
+
+    def forget(self, stripe: int) -> None:
+        """Begin that stripe anew: the next chunk writes."""
+        self._came.pop(stripe, None)
+        self._lengths.pop(stripe, None)

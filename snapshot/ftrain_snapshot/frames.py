@@ -14,17 +14,22 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+
+import msgspec
 
 from ftrain_snapshot.errors import ProtocolError
 
 if TYPE_CHECKING:
     import asyncio
 
+T = TypeVar("T")
 FRAME_BYTES_MAX = 16 << 20
 """Longest body of a frame."""
 _UNIX_PATH_BYTES_MAX = 107
 _LENGTH = struct.Struct("<I")
+_CREDENTIALS = struct.Struct("iII")
+"""struct ucred: pid, uid, gid."""
 
 
 def encode_frame(body: bytes) -> bytes:
@@ -32,6 +37,17 @@ def encode_frame(body: bytes) -> bytes:
     if len(body) > FRAME_BYTES_MAX:
         raise ProtocolError(f"a frame of {len(body)} bytes is longer than {FRAME_BYTES_MAX}")
     return _LENGTH.pack(len(body)) + body
+
+
+def decode(decoder: msgspec.msgpack.Decoder[T], data: bytes | memoryview) -> T:
+    """The message in ``data``. Raises ProtocolError if it is none, whatever the bytes.
+
+    Beside its own errors, msgspec lets two of Python's through: of text that is not UTF-8, and of deep nesting.
+    """
+    try:
+        return decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise ProtocolError(f"what came is no message: {error}") from None
 
 
 def _body_length(prefix: bytes | bytearray) -> int:
@@ -123,6 +139,13 @@ def bind_unix(path: str | Path, *, backlog: int = 128) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def is_same_user(sock: socket.socket) -> bool:
+    """Whether the other end of a unix socket runs as this user, or as root; the kernel says who connected."""
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    _, uid, _ = _CREDENTIALS.unpack(credentials)
+    return uid in (0, os.geteuid())
 
 
 def connect_unix(path: str | Path, timeout_seconds: float | None = 10.0) -> socket.socket:

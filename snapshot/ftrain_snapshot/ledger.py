@@ -14,21 +14,30 @@ from itertools import combinations
 import msgspec
 
 from ftrain_snapshot.messages import Holding, Levels, SnapshotId
-from ftrain_snapshot.placement import Group, groups, is_complete
+from ftrain_snapshot.placement import Group, Groups, groups, is_complete
 
 SLOTS = 3
 
 
-def newest_complete(holdings: Mapping[int, Sequence[Holding]], nodes: int, parity: int) -> SnapshotId | None:
-    """The newest snapshot that can be read or decoded from what the positions in ``holdings`` hold."""
+def newest_complete(
+    holdings: Mapping[int, Sequence[Holding]], grouping: Groups | int, parity: int
+) -> SnapshotId | None:
+    """The newest snapshot that can be read or decoded from what the positions in ``holdings`` hold.
+
+    ``grouping``: the groups, or a number of unlabelled nodes.
+    """
     for snapshot in sorted(_seen(holdings), reverse=True):
-        if is_complete(*_having(holdings, snapshot), nodes, parity):
+        whole = is_complete(*_having(holdings, snapshot), grouping, parity)
+        if whole and not _fatal_damage(holdings, snapshot, grouping, parity):
             return snapshot
     return None
 
 
 def explain(
-    holdings: Mapping[int, Sequence[Holding]], nodes: int, parity: int, snapshot: SnapshotId | None = None
+    holdings: Mapping[int, Sequence[Holding]],
+    grouping: Groups | int,
+    parity: int,
+    snapshot: SnapshotId | None = None,
 ) -> str:
     """For an operator: why a snapshot cannot be rebuilt, and with which nodes back it could be.
 
@@ -44,12 +53,16 @@ def explain(
         snapshot = max(whole or seen)
     data, stored = _having(holdings, snapshot)
     name = f"Snapshot {snapshot.version} (generation {snapshot.generation})"
-    missing = sorted(set(range(nodes)) - data)
-    if not missing:
-        return f"{name} is complete: every position holds its data."
-    if is_complete(data, stored, nodes, parity):
+    formed = _formed(grouping, parity)
+    missing = sorted({p for members in formed for p in members} - data)
+    if is_complete(data, stored, formed, parity):
+        if damaged := _fatal_damage(holdings, snapshot, formed, parity):
+            lost = f"the bytes of {_positions(damaged)} are missing or damaged in one stripe"
+            return f"{name} cannot be rebuilt: {lost}, and parity {parity} replaces at most {parity}."
+        if not missing:
+            return f"{name} is complete: every position holds its data."
         return f"{name} is complete: the data of {_positions(missing)} can be rebuilt from parity."
-    ways = [_way_back(Group(g, parity), data, stored) for g in groups(nodes, parity)]
+    ways = [_way_back(Group(g, parity), data, stored) for g in formed]
     return (
         f"{name} cannot be rebuilt: the data of {_positions(missing)} {'is' if len(missing) == 1 else 'are'} "
         f"missing, and parity {parity} replaces at most {parity} lost node{'s' * (parity != 1)} of a group. "
@@ -65,6 +78,33 @@ def _having(holdings: Mapping[int, Sequence[Holding]], snapshot: SnapshotId) -> 
     """Positions that hold their data, and their parity, of ``snapshot``."""
     mine = [h for p, held in holdings.items() for h in held if h.snapshot == snapshot and h.position == p]
     return {h.position for h in mine if h.data}, {h.position for h in mine if h.parity}
+
+
+def _formed(grouping: Groups | int, parity: int) -> Groups:
+    return groups(grouping, parity) if isinstance(grouping, int) else grouping
+
+
+def _fatal_damage(
+    holdings: Mapping[int, Sequence[Holding]], snapshot: SnapshotId, grouping: Groups | int, parity: int
+) -> list[int]:
+    """Positions that lack their part of one stripe, of which too little is left; empty if there is no such stripe."""
+    damage = [
+        (p, d) for p, held in holdings.items() for h in held if h.snapshot == snapshot and h.position == p
+        for d in h.damage
+    ]  # fmt: skip
+    if not damage:
+        return []
+    data, stored = _having(holdings, snapshot)
+    for group in [Group(members, parity) for members in _formed(grouping, parity)]:
+        for _, at in damage:  # most overlap where one of them begins
+            held = data.intersection(group.data_members(at.rotation % len(group.members)))
+            held |= stored.intersection(group.parity_members(at.rotation % len(group.members)))
+            bad = {
+                p for p, d in damage if (d.lane, d.rotation) == (at.lane, at.rotation) and d.first <= at.first < d.stop
+            }
+            if bad.intersection(held) and len(held - bad) < group.data:
+                return sorted(bad | (set(group.members) - held))
+    return []
 
 
 def _way_back(group: Group, data: set[int], stored: set[int]) -> str:
@@ -88,8 +128,7 @@ def _way_back(group: Group, data: set[int], stored: set[int]) -> str:
 
 def _decodable(group: Group, data: set[int], stored: set[int]) -> bool:
     return all(
-        len(data.intersection(group.data_members(r))) + len(stored.intersection(group.parity_members(r)))
-        >= group.segments
+        len(data.intersection(group.data_members(r))) + len(stored.intersection(group.parity_members(r))) >= group.data
         for r in range(len(group.members))
     )
 
@@ -111,6 +150,26 @@ class Word(msgspec.Struct, frozen=True):
     """Rank 0 may take it now."""
     floor: int = -1
     """The newest version that was in the slot before: what is said of it, or of older ones there, is stale."""
+
+
+class Exposure:
+    """How long the job has been exposed: open and closed by what is told, with the clock passed in."""
+
+    def __init__(self) -> None:
+        self.last_seconds = 0.0
+        """How long the last such time took that is over."""
+        self._since: float | None = None
+
+    def update(self, exposed: bool, now: float) -> None:
+        """It is so, or is not so, from now on. ``now`` in seconds of any steady clock."""
+        if exposed and self._since is None:
+            self._since = now
+        elif not exposed and self._since is not None:
+            self.last_seconds, self._since = now - self._since, None
+
+    def seconds(self, now: float) -> float:
+        """How long it has been so by now; 0: it is not."""
+        return 0.0 if self._since is None else max(0.0, now - self._since)
 
 
 class Record(msgspec.Struct):
@@ -150,6 +209,8 @@ class Gate:
         self._abandoned: set[SnapshotId] = set()
         self._dropped: list[SnapshotId] = []
         self._start_given_up = False
+        self._unprotected: SnapshotId | None = None
+        """The newest snapshot whose protecting was abandoned."""
 
     # Facts.
 
@@ -161,7 +222,7 @@ class Gate:
         for holding in holdings:
             if holding.position == position and holding.data:
                 self.sealed(position, holding.snapshot, ())
-            if holding.position == position and holding.parity:
+            if holding.position == position and holding.parity and not holding.damage:
                 self.stored(position, holding.snapshot)
         (self._ready.add if linked else self._ready.discard)(position)
         self._interrupt()
@@ -194,7 +255,7 @@ class Gate:
         """It will not be protected (a receive failed); it may still be sealed everywhere, and count as that."""
         if not self._stale(snapshot):
             self._notice(snapshot)
-            self._abandoned.add(snapshot)
+            self._abandon(snapshot)
 
     def give_up_start(self) -> None:
         """The start's parity was not rebuilt in time: rather go on than take no snapshot at all."""
@@ -206,6 +267,14 @@ class Gate:
         """The newest version at each level."""
         sealed, protected = self._newest_sealed(), self._newest_protected()
         return Levels(sealed=sealed.version if sealed else None, protected=protected.version if protected else None)
+
+    @property
+    def exposed(self) -> bool:
+        """Whether one more loss than is covered is under way of being made good: the generation's start, or a snapshot
+        whose protecting was abandoned, is not protected, nor is any newer one."""
+        due = [s for s in (self._restore, self._unprotected) if s is not None]
+        protected = self._newest_protected()
+        return bool(self._parity and due) and (protected is None or protected < max(due))
 
     def advance(self) -> tuple[Word, tuple[SnapshotId, ...]]:
         """What follows from the facts: the control word, and the snapshots to be dropped everywhere (once)."""
@@ -291,7 +360,11 @@ class Gate:
 
     def _interrupt(self) -> None:
         if self._current is not None:
-            self._abandoned.add(self._current)
+            self._abandon(self._current)
+
+    def _abandon(self, snapshot: SnapshotId) -> None:
+        self._abandoned.add(snapshot)
+        self._unprotected = max(snapshot, self._unprotected or snapshot)
 
     def _drop(self, snapshot: SnapshotId) -> None:
         self._records.pop(snapshot, None)
@@ -300,6 +373,8 @@ class Gate:
         self._dropped.append(snapshot)
         if self._current == snapshot:
             self._current = None
+        if self._unprotected == snapshot:
+            self._unprotected = None
 
     def _drop_mismatched(self) -> None:
         """Ranks that disagree on the layout of the replicated state did not capture one job's state."""

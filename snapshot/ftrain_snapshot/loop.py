@@ -55,7 +55,9 @@ class Task:
 class Loop:
     """Sockets, timers and tasks, in one thread. All callbacks run in ``run``."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.now = clock
+        """Seconds, of a clock that only goes forward."""
         self._epoll = select.epoll()
         self._handlers: dict[int, Callable[[bool, bool], None]] = {}
         self._timers: list[tuple[float, int, Timer]] = []
@@ -80,7 +82,7 @@ class Loop:
     def later(self, delay_seconds: float, action: Callable[[], None]) -> Timer:
         """Call ``action`` once, in ``delay_seconds``."""
         timer = Timer(action)
-        heapq.heappush(self._timers, (time.monotonic() + delay_seconds, next(self._order), timer))
+        heapq.heappush(self._timers, (self.now() + delay_seconds, next(self._order), timer))
         return timer
 
     def spawn(self, work: Work) -> Task:
@@ -98,20 +100,24 @@ class Loop:
     def run(self) -> None:
         """Serve until ``stop``."""
         while self._running:
-            for fd, events in self._epoll.poll(self._wait_seconds()):
-                handler = self._handlers.get(fd)
-                if handler is not None:  # an earlier handler of this round may have closed it
-                    handler(bool(events & ~select.EPOLLOUT), bool(events & select.EPOLLOUT))
-            now = time.monotonic()
-            while self._timers and self._timers[0][0] <= now:
-                timer = heapq.heappop(self._timers)[2]
-                if timer.action is not None:
-                    timer.action()
-            if self._tasks:
-                task = self._tasks.popleft()
-                task.step()
-                if not task.done:
-                    self._tasks.append(task)
+            self.turn(self._wait_seconds())
+
+    def turn(self, wait_seconds: float = 0.0) -> None:
+        """One round: what has happened, what is due, one slice of long work; waits for the first at most so long."""
+        for fd, events in self._epoll.poll(wait_seconds):
+            handler = self._handlers.get(fd)
+            if handler is not None:  # an earlier handler of this round may have closed it
+                handler(bool(events & ~select.EPOLLOUT), bool(events & select.EPOLLOUT))
+        now = self.now()
+        while self._timers and self._timers[0][0] <= now:
+            timer = heapq.heappop(self._timers)[2]
+            if timer.action is not None:
+                timer.action()
+        if self._tasks:
+            task = self._tasks.popleft()
+            task.step()
+            if not task.done:
+                self._tasks.append(task)
 
     def close(self) -> None:
         """Let go of everything, after all sockets are forgotten."""
@@ -124,4 +130,4 @@ class Loop:
             return 0.0
         while self._timers and self._timers[0][2].action is None:
             heapq.heappop(self._timers)
-        return max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else -1.0
+        return max(0.0, self._timers[0][0] - self.now()) if self._timers else -1.0

@@ -1,10 +1,11 @@
-"""What lies where in a region, and how anyone can tell that it still does.
+"""What lies where in a lane's memory, and how anyone can tell that it still does.
 
-A region is a header page, the data, and the worker's manifest, padded to 64 bytes: together the *unit* that is
-checksummed, coded and rebuilt. The header is written last, its state word last of all (DESIGN 3, commit last).
-A ``UnitDescriptor`` holds the unit's checksums, one xxh3 per MiB of each segment; every node of the group keeps
-it, so that a rebuilt unit can be proved right. A ``Catalog`` is a node's record of one slot, kept in a file
-beside it: a restarted daemon re-attaches by it.
+A lane's *unit* is its data and the worker's manifest behind it, both padded to 64 bytes. It is cut into *chunks* of
+1 MiB from its start; each has its checksum (xxh3), made by the worker while the bytes are in its cache, and kept in
+the slot's chunk table. The header page in front of that table is written before the first byte, its state word last
+of all (DESIGN 3, commit last).
+A ``UnitDescriptor`` is header and checksums; every node of the group keeps it, so that a rebuilt unit can be proved
+right. A ``Catalog`` is a node's record of one slot, kept in a file: a restarted daemon re-attaches by it.
 """
 
 from __future__ import annotations
@@ -17,29 +18,33 @@ import msgspec
 import xxhash
 
 from ftrain_snapshot.messages import SnapshotId
-from ftrain_snapshot.placement import ALIGNMENT_BYTES, round_up, segment_spans
+from ftrain_snapshot.placement import ALIGNMENT_BYTES, round_up
 
 HEADER_BYTES = 4096
 CHUNK_BYTES = 1 << 20
-"""Bytes under one checksum, and in one message between daemons."""
-_MAGIC = b"FTSLOT01"
+"""Bytes under one checksum, in one parity chunk, and in one message between daemons."""
+_MAGIC = b"FTSLOT02"
 _STATE = struct.Struct("<I")
-STATE_OFFSET = len(_MAGIC)
-_FIELDS = struct.Struct("<qqqiiQQQQ")
-_FIELDS_OFFSET = STATE_OFFSET + 8
+_STATE_OFFSET = len(_MAGIC)
+_FIELDS = struct.Struct("<qqqiiQQQQqqq")
+_FIELDS_OFFSET = 64
+"""Past the words that change while a snapshot is being captured (arena.py)."""
 _CHECKSUM = struct.Struct("<Q")
 
 
 class State(enum.IntEnum):
-    """What a region holds."""
+    """What a slot holds of a lane."""
 
     EMPTY = 0
     WRITING = 1
     SEALED = 2
 
 
+NO_SNAPSHOT = SnapshotId(-1, -1, -1)
+
+
 class Header(msgspec.Struct, frozen=True):
-    """The first page of a sealed region."""
+    """What a slot holds of a lane, or is going to."""
 
     snapshot: SnapshotId
     rank: int
@@ -49,16 +54,38 @@ class Header(msgspec.Struct, frozen=True):
     digest: int
     """Layout of the replicated state: equal on all ranks, or the snapshot is none."""
     manifest_checksum: int
+    reference: SnapshotId = NO_SNAPSHOT
+    """Chunks that lie in the same home as this snapshot's are the same bytes."""
 
     @property
     def manifest_offset(self) -> int:
-        """Where the manifest begins, counted from the start of the data."""
+        """Where the manifest begins in the unit."""
         return round_up(self.data_bytes, ALIGNMENT_BYTES)
 
     @property
     def unit_bytes(self) -> int:
-        """Header, data and manifest, padded: what is coded and rebuilt."""
-        return HEADER_BYTES + round_up(self.manifest_offset + self.manifest_bytes, ALIGNMENT_BYTES)
+        """Data and manifest, padded: what is coded and rebuilt."""
+        return unit_bytes(self.data_bytes, self.manifest_bytes)
+
+    @property
+    def chunks(self) -> int:
+        """How many chunks the unit has."""
+        return chunk_count(self.unit_bytes)
+
+
+def unit_bytes(data_bytes: int, manifest_bytes: int) -> int:
+    """Length of the unit that holds so much."""
+    return round_up(round_up(data_bytes, ALIGNMENT_BYTES) + manifest_bytes, ALIGNMENT_BYTES)
+
+
+def chunk_count(length: int) -> int:
+    """How many chunks ``length`` bytes make."""
+    return -(-length // CHUNK_BYTES)
+
+
+def chunk_bytes(length: int, chunk: int) -> int:
+    """Length of one chunk of ``length`` bytes; 0 past the end."""
+    return max(0, min(CHUNK_BYTES, length - chunk * CHUNK_BYTES))
 
 
 def checksum(data: bytes | bytearray | memoryview) -> int:
@@ -68,15 +95,16 @@ def checksum(data: bytes | bytearray | memoryview) -> int:
 
 def write_state(page: memoryview, state: State) -> None:
     """Set the state word alone."""
-    page[STATE_OFFSET : STATE_OFFSET + _STATE.size] = _STATE.pack(state)
+    page[_STATE_OFFSET : _STATE_OFFSET + _STATE.size] = _STATE.pack(state)
 
 
 def write_header(page: memoryview, header: Header) -> None:
     """Write all but the state word, which must not be SEALED meanwhile."""
-    s = header.snapshot
+    s, r = header.snapshot, header.reference
     fields = _FIELDS.pack(
         s.version, s.generation, s.slot, header.rank, header.world_size,
         header.data_bytes, header.manifest_bytes, header.digest, header.manifest_checksum,
+        r.version, r.generation, r.slot,
     )  # fmt: skip
     page[: len(_MAGIC)] = _MAGIC
     end = _FIELDS_OFFSET + len(fields)
@@ -89,31 +117,41 @@ def read_header(page: memoryview) -> tuple[State, Header | None]:
     raw = bytes(page[: _FIELDS_OFFSET + _FIELDS.size + _CHECKSUM.size])
     if not raw.startswith(_MAGIC):
         return State.EMPTY, None
-    word = _STATE.unpack_from(raw, STATE_OFFSET)[0]
+    word = _STATE.unpack_from(raw, _STATE_OFFSET)[0]
     fields = raw[_FIELDS_OFFSET:-8]
     if word not in (State.WRITING, State.SEALED) or checksum(fields) != _CHECKSUM.unpack(raw[-8:])[0]:
         return State.EMPTY, None
-    version, generation, slot, *rest = _FIELDS.unpack(fields)
-    return State(word), Header(SnapshotId(version, generation, slot), *rest)
+    values = _FIELDS.unpack(fields)
+    return State(word), Header(SnapshotId(*values[:3]), *values[3:9], SnapshotId(*values[9:]))  # type: ignore[call-arg]
 
 
 class UnitDescriptor(msgspec.Struct, frozen=True):
-    """Length and checksums of one lane's unit."""
+    """One lane's unit: what it holds, and the checksums of its chunks."""
 
-    snapshot: SnapshotId
     position: int
     lane: int
-    unit_bytes: int
-    sums: tuple[bytes, ...]
-    """For each segment the checksums of its chunks (u64, little endian)."""
+    header: Header
+    sums: bytes
+    """u64 each, little endian."""
+
+    @property
+    def snapshot(self) -> SnapshotId:
+        """Of which snapshot."""
+        return self.header.snapshot
 
 
 class ParityDescriptor(msgspec.Struct, frozen=True):
-    """Length and checksums of one lane's parity."""
+    """The parity that one node keeps of one lane in one rotation."""
 
     lane: int
+    rotation: int
+    generator: str
+    """The named matrix it was computed with: any engine can decode it."""
     parity_bytes: int
     sums: bytes
+    """u64 each, little endian, one per stripe."""
+    homes: bytes
+    """Where each stripe's chunk lies (arena.py); one byte each."""
 
 
 class Catalog(msgspec.Struct):
@@ -134,6 +172,15 @@ class Catalog(msgspec.Struct):
         """Add or replace what is known of a unit."""
         self.units = [u for u in self.units if (u.position, u.lane) != (unit.position, unit.lane)] + [unit]
 
+    def parity_of(self, lane: int, rotation: int) -> ParityDescriptor | None:
+        """What is on record of that parity."""
+        return next((p for p in self.parity if p.lane == lane and p.rotation == rotation), None)
+
+    def put_parity(self, parity: ParityDescriptor) -> None:
+        """Add or replace what is on record of that parity."""
+        kept = [p for p in self.parity if (p.lane, p.rotation) != (parity.lane, parity.rotation)]
+        self.parity = [*kept, parity]
+
 
 def sum_at(sums: bytes, chunk: int) -> int:
     """One checksum out of a packed row of them."""
@@ -144,14 +191,3 @@ def chunk_spans(length: int) -> Iterator[tuple[int, int]]:
     """(offset, length) of each chunk of ``length`` bytes."""
     for offset in range(0, length, CHUNK_BYTES):
         yield offset, min(CHUNK_BYTES, length - offset)
-
-
-def checksums(data: memoryview) -> bytes:
-    """Packed checksums of the chunks of ``data``."""
-    return b"".join(_CHECKSUM.pack(checksum(data[o : o + n])) for o, n in chunk_spans(len(data)))
-
-
-def describe(snapshot: SnapshotId, position: int, lane: int, unit: memoryview, segments: int) -> UnitDescriptor:
-    """Checksums of a whole unit that is divided into ``segments``."""
-    spans = segment_spans(len(unit), segments)
-    return UnitDescriptor(snapshot, position, lane, len(unit), tuple(checksums(unit[o : o + n]) for o, n in spans))

@@ -23,6 +23,16 @@ class SnapshotId(msgspec.Struct, frozen=True, order=True):
     """Its slot: the same one on every node, chosen once by the gate."""
 
 
+class Damage(msgspec.Struct, frozen=True, array_like=True):
+    """Chunks that are missing or damaged on a node: its part, data or parity, of stripes ``first`` to ``stop``."""
+
+    lane: int
+    rotation: int
+    first: int
+    stop: int
+    """One past the last stripe."""
+
+
 class Holding(msgspec.Struct, frozen=True):
     """What one node holds of one snapshot."""
 
@@ -35,6 +45,8 @@ class Holding(msgspec.Struct, frozen=True):
     """This position's parity is complete here."""
     data_bytes: int = 0
     parity_bytes: int = 0
+    damage: tuple[Damage, ...] = ()
+    """Chunks of both that are known to be damaged; the rest is there."""
 
 
 class Inventory(msgspec.Struct, frozen=True):
@@ -67,6 +79,19 @@ class Membership(msgspec.Struct, frozen=True):
     """The snapshot that this generation starts from; everything newer is dropped."""
     resumed: bool = False
     """This generation already runs: the daemon was restarted under it and must drop nothing."""
+    groups: tuple[tuple[int, ...], ...] = ()
+    """The positions that are coded together, fixed when the job is first formed; empty: those of unlabelled nodes."""
+    codec: str = "auto"
+    """Which engine computes parity: ``auto``, ``numpy``, ``isal`` or ``zfec``; the bytes are the same."""
+    protect_bytes_per_second: int = 0
+    """What this daemon may send at most for parity; 0: no cap."""
+    scrub: bool = True
+    """Read stored chunks again in the background, and repair those whose checksum is wrong."""
+
+    @property
+    def grouping(self) -> tuple[tuple[int, ...], ...] | int:
+        """The groups as ``placement.group_of`` takes them."""
+        return self.groups or len(self.peers)
 
 
 class Levels(msgspec.Struct, frozen=True):
@@ -75,6 +100,28 @@ class Levels(msgspec.Struct, frozen=True):
     sealed: int | None = None
     protected: int | None = None
     durable: int | None = None
+
+
+class Volume(msgspec.Struct):
+    """What snapshots cost this node, in bytes."""
+
+    captured_bytes: int = 0
+    """Length of this node's units: the full state."""
+    copied_bytes: int = 0
+    """What its workers copied of it; the rest had not changed."""
+    sent_bytes: int = 0
+    """What was sent for the parity that others keep of it."""
+    received_bytes: int = 0
+    """What others sent for the parity kept here."""
+    coded_bytes: int = 0
+    """What was folded into that parity."""
+    kept_chunks: int = 0
+    """Chunks of parity that were kept as they were, since nothing in their stripe had changed."""
+
+    def add(self, other: Volume) -> None:
+        """Count ``other`` in."""
+        for field in self.__struct_fields__:
+            setattr(self, field, getattr(self, field) + getattr(other, field))
 
 
 class DaemonStatus(msgspec.Struct, frozen=True):
@@ -92,6 +139,17 @@ class DaemonStatus(msgspec.Struct, frozen=True):
     """All local bytes of the generation's restore snapshot are in place (True if there is none)."""
     failure: str = ""
     """Why the restore cannot be done; empty while it can."""
+    exposed_seconds: float = 0.0
+    """How long one more loss than is covered would have been fatal, or have cost a step, by now; 0: it would not.
+    Only the gate's daemon knows."""
+    exposed_last_seconds: float = 0.0
+    """How long the last such time took that is over."""
+    last: Volume = msgspec.field(default_factory=Volume)
+    """What the newest snapshot that is protected here took."""
+    total: Volume = msgspec.field(default_factory=Volume)
+    """What all snapshots took that were protected here since this daemon was started."""
+    cpu_seconds: float = 0.0
+    """Processor time of this daemon since it was started."""
 
 
 # Between a node's own processes and its daemon (client.py), on the node's unix socket.
@@ -134,6 +192,13 @@ class WaitRestored(msgspec.Struct, frozen=True, tag="wait_restored"):
     generation: int
 
 
+class Captured(msgspec.Struct, frozen=True, tag="captured"):
+    """More chunks of a lane that is being captured are published. Not answered."""
+
+    lane: int
+    snapshot: SnapshotId
+
+
 class Sealed(msgspec.Struct, frozen=True, tag="sealed"):
     """A lane of this node is complete. Not answered."""
 
@@ -153,8 +218,41 @@ class Skipped(msgspec.Struct, frozen=True, tag="skipped"):
     version: int
 
 
+class Verify(msgspec.Struct, frozen=True, tag="verify"):
+    """Read all that is stored here, and repair what is wrong. Answered by a ``VerifyReport``, when it is done."""
+
+
+class GetUnits(msgspec.Struct, frozen=True, tag="get_units"):
+    """What does this snapshot consist of? Answered by ``Units``."""
+
+    snapshot: SnapshotId
+
+
+class Read(msgspec.Struct, frozen=True, tag="read"):
+    """Bytes ``start`` to ``stop`` of any unit of a complete snapshot, wherever it is. Answered by ``Bytes``."""
+
+    snapshot: SnapshotId
+    position: int
+    lane: int
+    start: int
+    stop: int
+
+
 Request = (
-    ClientHello | Configure | GetInventory | GetStatus | Shutdown | Reserve | WaitRestored | Sealed | Skip | Skipped
+    ClientHello
+    | Configure
+    | GetInventory
+    | GetStatus
+    | Shutdown
+    | Reserve
+    | WaitRestored
+    | Captured
+    | Sealed
+    | Skip
+    | Skipped
+    | Verify
+    | GetUnits
+    | Read
 )
 
 
@@ -193,4 +291,49 @@ class Refused(msgspec.Struct, frozen=True, tag="refused"):
     reason: str
 
 
-Reply = Done | InventoryReply | StatusReply | TooSmall | Incomplete | Refused
+class LaneReport(msgspec.Struct, frozen=True):
+    """What a check found in one lane of one snapshot: its data, and the parity kept here of its like."""
+
+    snapshot: SnapshotId
+    position: int
+    lane: int
+    checked: int
+    """Chunks that were read."""
+    damaged: int
+    """Of these, how many did not have their checksum."""
+    repaired: int
+    """Of the damaged ones, how many are right again."""
+
+
+class VerifyReport(msgspec.Struct, frozen=True, tag="verified"):
+    """Answer to Verify."""
+
+    lanes: tuple[LaneReport, ...]
+
+
+class UnitInfo(msgspec.Struct, frozen=True):
+    """One lane's unit of a snapshot: data, padding, and the worker's manifest; offsets in bytes."""
+
+    position: int
+    lane: int
+    rank: int
+    world_size: int
+    data_bytes: int
+    manifest_offset: int
+    manifest_bytes: int
+    unit_bytes: int
+
+
+class Units(msgspec.Struct, frozen=True, tag="units"):
+    """Answer to GetUnits, in order of position and lane."""
+
+    units: tuple[UnitInfo, ...]
+
+
+class Bytes(msgspec.Struct, frozen=True, tag="bytes"):
+    """Answer to Read."""
+
+    data: bytes
+
+
+Reply = Done | InventoryReply | StatusReply | TooSmall | Incomplete | Refused | VerifyReport | Units | Bytes

@@ -1,38 +1,70 @@
-"""From sealed to protected: streams this node's segments to the holders of their parity, and makes its own.
+"""From captured to protected: sends this node's chunks to the holders of their parity, and makes its own.
 
-    lane sealed ──> checksum and send each chunk ──> describe the unit to the group
-                                                       │ all lanes: PositionSealed ──> gate
-    chunks and descriptions of the others ──> fold ──> all there: checksums, catalog
-                                                       │ PositionStored ──> gate
+    own lanes, while they are captured ──> chunks, descriptions (stream.py) ──> all lanes: PositionSealed ──> gate
+    chunks of the others ──> fold, stripe by stripe
+    all of a stripe's sources described ──> keep the parity of stripes that did not change, fetch what is missing
+                                              │ all there: catalog, PositionStored ──> gate
 
-One snapshot is in flight at a time (ledger.py), so the queues hold at most this node's state, as views.
+What has not come when its source is described will not come unasked: it had not changed, or it was lost. Where nothing
+of a stripe has changed, by its sources' checksums, the parity of another slot is its parity; else what is missing is
+fetched, however it came about. One snapshot is in flight at a time (ledger.py), so the queues hold at most this node's
+state, as views.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from ftrain_snapshot.codec import Codec
 from ftrain_snapshot.errors import ArenaTooSmall, ChecksumMismatch, ProtocolError
+from ftrain_snapshot.fetch import Fetches
 from ftrain_snapshot.fold import Fold
+from ftrain_snapshot.log import log
 from ftrain_snapshot.loop import Loop, Task, Work
 from ftrain_snapshot.manifest import (
-    CHUNK_BYTES,
     Catalog,
-    Header,
-    ParityDescriptor,
     UnitDescriptor,
     checksum,
+    chunk_bytes,
+    chunk_count,
+    sum_at,
 )
-from ftrain_snapshot.messages import Membership, SnapshotId
-from ftrain_snapshot.placement import Group, segment_spans
-from ftrain_snapshot.store import SLICE_BYTES, Store, sums_of
+from ftrain_snapshot.messages import Membership, SnapshotId, Volume
+from ftrain_snapshot.placement import Group
+from ftrain_snapshot.rebuild_plan import Shape
+from ftrain_snapshot.store import Store, damages
+from ftrain_snapshot.stream import Stream, Streams
 from ftrain_snapshot.transport import Connection
-from ftrain_snapshot.wire import Abandon, Chunk, Describe, PeerMessage, PositionSealed, PositionStored
+from ftrain_snapshot.wire import Abandon, Chunk, Describe, Mismatch, PeerMessage, PositionSealed, PositionStored
 
-GROWTH_BYTES_MAX = 64 << 20
-"""How far ahead parity grows at once, where another node's lanes are longer than what was reserved here."""
+SLICE_STRIPES = 64
+"""Stripes to look at before others get their turn (under a millisecond)."""
+DAMAGED_MAX = 3
+"""How many damaged chunks are asked for again before the snapshot's protection is given up."""
+
+
+class Part:
+    """The parity of one lane in one rotation, being made here."""
+
+    def __init__(self, lane: int, rotation: int, members: tuple[int, ...], row: tuple[int, ...], codec: Codec) -> None:
+        self.lane, self.rotation = lane, rotation
+        self.columns = {position: column for column, position in enumerate(members)}
+        self.row = row
+        self.fold = Fold(codec)
+        self.done: set[int] = set()
+        """Stripes whose parity is there, with its checksum."""
+        self.parity_bytes: int | None = None
+        """Its length, once all its sources are described."""
+        self.settling = False
+        self.missing: dict[int, int] = {}
+        """Of stripes that are being fetched: how many columns are still to come."""
+        self.attempts: set[int] = set()
+        """Questions under way (fetch.py)."""
+
+    @property
+    def is_complete(self) -> bool:
+        """All its stripes are there."""
+        return self.parity_bytes is not None and len(self.done) == chunk_count(self.parity_bytes)
 
 
 class Assembly:
@@ -40,10 +72,13 @@ class Assembly:
 
     def __init__(self, catalog: Catalog) -> None:
         self.catalog = catalog
-        self.folds: dict[int, Fold] = {}
+        self.parts: dict[tuple[int, int], Part] = {}
         self.digests: dict[int, int] = {}
-        self.finishing = bool(catalog.parity)  # a restarted daemon had it complete already
+        self.stored = bool(catalog.parity)  # a restarted daemon had it complete already
         self.failed = False
+        self.damaged = 0
+        """Chunks that were asked for and came damaged."""
+        self.volume = Volume()
 
 
 class Protect:
@@ -57,25 +92,27 @@ class Protect:
         group: Group,
         codec: Codec | None,
         links: Mapping[int, Connection],
+        fetches: Fetches,
         tell_gate: Callable[[PeerMessage], None],
     ) -> None:
-        self.taken = 0
-        """Snapshots begun in this generation."""
-        self._newest_taken = -1
-        self._loop = loop
-        self._store = store
-        self._membership = membership
-        self._position = membership.position
-        self._group = group
-        self._codec = codec
-        self._links = links
-        self._tell_gate = tell_gate
+        self.last, self.total = Volume(), Volume()
+        """Of snapshots protected here in this generation."""
+        self._loop, self._store = loop, store
+        self._generation, self._lanes, self._position = membership.generation, membership.lanes, membership.position
+        self._group, self._codec = group, codec
+        self._links, self._fetches, self._tell_gate = links, fetches, tell_gate
         self._assemblies: dict[int, Assembly] = {}
-        self._newest_sealed: dict[int, int] = {}
         self._tasks: list[Task] = []
+        self._streams = Streams(loop, store, membership, group, links, self._is_open, self._on_described)
+
+    @property
+    def under_way(self) -> bool:
+        """Parity of some snapshot is being made here."""
+        return any(not (a.stored or a.failed) for a in self._assemblies.values()) and self._codec is not None
 
     def close(self) -> None:
         """The generation is over."""
+        self._streams.close()
         for task in self._tasks:
             task.cancel()
 
@@ -83,171 +120,314 @@ class Protect:
 
     def adopt(self) -> None:
         """Take note of what is sealed already, without streaming it: this daemon was restarted meanwhile."""
-        for lane, header in self._sealed_here():
-            self._newest_sealed[lane] = max(header.snapshot.version, self._newest_sealed.get(lane, -1))
+        self._streams.adopt()
 
     def scan(self) -> None:
         """Find lanes that were sealed without a word (their worker died in between)."""
-        for lane, header in sorted(self._sealed_here(), key=lambda item: item[1].snapshot):
-            self.sealed(lane, header.snapshot)
+        self._streams.scan()
 
-    def _sealed_here(self) -> list[tuple[int, Header]]:
-        generation, lanes = self._membership.generation, self._membership.lanes
-        found = [(lane, h) for lane, _, h in self._store.scan(lanes) if h.snapshot.generation == generation]
-        return [(lane, h) for lane, h in found if self._store.sealed(lane, h.snapshot)]
+    def progress(self, lane: int, snapshot: SnapshotId) -> None:
+        """Chunks of a lane here are published, or it is sealed, as its header says. Stale notices do nothing."""
+        if self._belongs(lane, snapshot):
+            self._streams.progress(lane, snapshot)
 
-    def sealed(self, lane: int, snapshot: SnapshotId) -> None:
-        """A lane here is sealed, as its header confirms: stream it. Repeated or stale notices do nothing."""
-        header = self._store.sealed(lane, snapshot)
-        newest = self._newest_sealed.get(lane, -1)
-        if header is None or not self._belongs(lane, snapshot) or snapshot.version <= newest:
-            return
-        assembly = self._assembly(snapshot)
+    def on_link(self, position: int) -> None:
+        """A member is connected (again): what it missed it will fetch, once it knows what there is."""
+        self._streams.describe_to(position)
+
+    @property
+    def taken(self) -> int:
+        """Snapshots begun in this generation."""
+        return self._streams.taken
+
+    def _is_open(self, snapshot: SnapshotId) -> bool:
+        """Whether it may be streamed: the slot is its own, and the job has not given it up."""
+        return self._assembly(snapshot) is not None
+
+    def _on_described(self, stream: Stream, unit: UnitDescriptor) -> None:
+        """A lane here is sealed, and all of it on its way."""
+        assembly = self._assembly(unit.snapshot)
         if assembly is None:
             return
-        self._newest_sealed[lane] = snapshot.version
-        if snapshot.version > self._newest_taken:
-            self._newest_taken = snapshot.version
-            self.taken += 1
-        assembly.digests[lane] = header.digest
-        self._spawn(self._stream(assembly, lane, header))
-        if len(assembly.digests) == self._membership.lanes:
-            digests = tuple(assembly.digests[i] for i in range(self._membership.lanes))
-            self._tell_gate(PositionSealed(snapshot, digests))
-
-    def _stream(self, assembly: Assembly, lane: int, header: Header) -> Work:
-        """Checksum and queue the unit, chunk by chunk over all segments, so that all holders begin at once."""
-        snapshot, region = header.snapshot, self._store.region(header.snapshot.slot, lane)
-        if region is None:
-            return
-        unit = region.unit(header.unit_bytes)
-        spans = segment_spans(len(unit), self._group.segments)
-        sums: list[list[int]] = [[] for _ in spans]
-        done = 0
-        for offset in range(0, spans[0][1], CHUNK_BYTES):
-            for segment, rotation in enumerate(self._group.data_rotations(self._position)):
-                start, length = spans[segment]
-                body = unit[start + offset : start + min(length, offset + CHUNK_BYTES)]
-                if not body:
-                    continue
-                total = checksum(body)
-                sums[segment].append(total)
-                for holder in self._group.parity_members(rotation):
-                    if (link := self._links.get(holder)) is not None:
-                        link.send_bulk(Chunk(snapshot, lane, rotation, offset, total, 0), body)
-                done += len(body)
-            if done >= SLICE_BYTES:
-                done = 0
-                yield
-        packed = tuple(struct.pack(f"<{len(s)}Q", *s) for s in sums)
-        description = UnitDescriptor(snapshot, self._position, lane, len(unit), packed)
-        for member in self._group.members:
-            if (link := self._links.get(member)) is not None:
-                link.send(Describe(description))
-        self._learn(assembly, description)
+        assembly.digests[stream.lane] = unit.header.digest
+        assembly.volume.captured_bytes += unit.header.unit_bytes
+        assembly.volume.copied_bytes += stream.region.copied_bytes
+        assembly.volume.sent_bytes += stream.sent_bytes
+        if len(assembly.digests) == self._lanes:
+            digests = tuple(assembly.digests[lane] for lane in range(self._lanes))
+            self._tell_gate(PositionSealed(unit.snapshot, digests))
+        self._learn(assembly, unit)
 
     # What the group sends.
 
     def on_describe(self, source: int, unit: UnitDescriptor) -> None:
         """A member describes a unit of its own. Raises ProtocolError if it is not, or is no description."""
-        if unit.position != source or len(unit.sums) != self._group.segments or unit.unit_bytes <= 0:
+        header = unit.header
+        if unit.position != source or header.unit_bytes <= 0 or len(unit.sums) != 8 * header.chunks:
             raise ProtocolError(f"position {source} described a unit that is not its own, or not one")
-        if self._belongs(unit.lane, unit.snapshot):
-            assembly = self._assembly(unit.snapshot)
-            if assembly is not None:
-                self._learn(assembly, unit)
+        assembly = self._assembly(unit.snapshot) if self._belongs(unit.lane, unit.snapshot) else None
+        if assembly is not None:
+            if assembly.failed:  # described again: its sender is back
+                assembly.failed, assembly.damaged = False, 0
+                for part in assembly.parts.values():
+                    self._begin_again(part)
+            self._learn(assembly, unit)
 
     def on_chunk(self, source: int, chunk: Chunk, body: memoryview) -> None:
-        """A chunk for the parity kept here. One that fails its checksum gives the snapshot's protection up."""
-        holds = source in self._group.data_members(chunk.rotation) if 0 <= chunk.rotation < self._width else False
-        if not holds or self._position not in self._group.parity_members(chunk.rotation):
+        """A chunk for the parity kept here."""
+        if chunk.rotation not in self._group.parity_rotations(self._position) or (
+            source not in self._group.data_members(chunk.rotation) or chunk.stripe < 0 or not body
+        ):
             raise ProtocolError(f"position {source} sent rotation {chunk.rotation}, which is not kept here")
         assembly = self._assembly(chunk.snapshot) if self._belongs(chunk.lane, chunk.snapshot) else None
-        if assembly is None or assembly.failed or assembly.finishing or self._codec is None:
+        if assembly is None or assembly.failed or assembly.stored or self._codec is None:
             return
-        fold = assembly.folds.setdefault(chunk.lane, Fold(self._codec))
+        part = self._part(assembly, chunk.lane, chunk.rotation)
+        assembly.volume.received_bytes += len(body)
         try:
-            destination = self._room(chunk.snapshot.slot, chunk.lane, chunk.offset + len(body))
-            fold.add(source, chunk.offset, body, chunk.checksum, destination)
-        except (ArenaTooSmall, ChecksumMismatch, ProtocolError) as error:
-            assembly.failed = True
-            self._tell_gate(Abandon(chunk.snapshot, str(error)))
+            self._fold(assembly, part, source, chunk.stripe, chunk.checksum, body)
+        except ChecksumMismatch as error:  # it counts as one that did not come: it is fetched in the end
+            self._say_damaged(source, chunk, error)
+
+    def _say_damaged(self, source: int, chunk: Chunk, error: ChecksumMismatch) -> None:
+        """Let the source look at its own: if it is damaged there, nobody can protect this snapshot."""
+        log("chunk_damaged", version=chunk.snapshot.version, source=source, reason=error)
+        self._links[source].send(Mismatch(chunk.snapshot, chunk.lane, chunk.rotation, chunk.stripe, chunk.attempt))
+
+    def _fold(
+        self, assembly: Assembly, part: Part, source: int, stripe: int, expected_sum: int, body: memoryview
+    ) -> None:
+        """Add one chunk. Raises ChecksumMismatch."""
+        if stripe in part.done:
             return
+        snapshot, column = assembly.catalog.snapshot, part.columns[source]
+        try:
+            place = self._store.place_parity(snapshot, part.lane, part.rotation, stripe, len(body))
+        except ArenaTooSmall as error:
+            self._abandon(assembly, str(error))
+            return
+        if not part.fold.add(column, part.row[column], stripe, body, expected_sum, place):
+            return
+        assembly.volume.coded_bytes += len(body)
+        if part.fold.came(stripe) == (1 << len(part.columns)) - 1:
+            self._close_stripe(assembly, part, stripe, place)
+        elif stripe in part.missing:
+            part.missing[stripe] -= 1
+            if part.missing[stripe] == 0:
+                self._close_stripe(assembly, part, stripe, place)
+
+    def _close_stripe(self, assembly: Assembly, part: Part, stripe: int, place: memoryview) -> None:
+        """All has come: its checksum, while it is in cache."""
+        sum_ = checksum(place[: part.fold.length(stripe)])
+        self._store.record_parity(assembly.catalog.snapshot, part.lane, part.rotation, stripe, sum_)
+        part.missing.pop(stripe, None)
+        part.done.add(stripe)
+        if part.is_complete:
+            self._finish_if_complete(assembly)
+
+    def _abandon(self, assembly: Assembly, reason: str) -> None:
+        if not assembly.failed and not assembly.stored:
+            assembly.failed = True
+            self._tell_gate(Abandon(assembly.catalog.snapshot, reason))
+
+    # What did not come.
+
+    def _settle(self, assembly: Assembly, part: Part) -> Work:
+        """All sources are described, and what they sent has come: keep what did not change, fetch the rest."""
+        part.settling = True
+        units = {p: u for p in part.columns if (u := assembly.catalog.unit(p, part.lane)) is not None}
+        shape = Shape(self._group, {p: u.header.unit_bytes for p, u in units.items()})
+        length, references = shape.parity_bytes(part.rotation), self._references(assembly, part)
+        wanted: dict[int, list[int]] = {}
+        for stripe in range(chunk_count(length)):
+            if stripe % SLICE_STRIPES == SLICE_STRIPES - 1:
+                yield
+                if not self._is_wanted(assembly) or not part.settling:
+                    return
+            if stripe in part.done:
+                continue
+            due = [p for p in part.columns if shape.length(p, part.rotation, stripe)]
+            absent = [p for p in due if not part.fold.came(stripe) >> part.columns[p] & 1]
+            if not absent:
+                place = self._store.place_parity(assembly.catalog.snapshot, part.lane, part.rotation, stripe)
+                self._close_stripe(assembly, part, stripe, place)
+            elif self._keep(assembly, part, stripe, units, references):
+                assembly.volume.kept_chunks += 1
+                part.done.add(stripe)
+            else:
+                part.missing[stripe] = len(absent)
+                for position in absent:
+                    wanted.setdefault(position, []).append(stripe)
+        part.parity_bytes = length
+        for position, stripes in wanted.items():
+            for damage in damages((part.lane, part.rotation, stripe) for stripe in stripes):
+                self._ask(assembly, part, position, damage.first, damage.stop)
+        part.settling = False
         self._finish_if_complete(assembly)
 
-    @property
-    def _width(self) -> int:
-        return len(self._group.members)
+    def _references(self, assembly: Assembly, part: Part) -> list[tuple[SnapshotId, dict[int, UnitDescriptor]]]:
+        """Other snapshots whose parity is on record here, newest first, with the units that it was made of."""
+        found = []
+        for catalog in self._store.catalogs():
+            parity = catalog.parity_of(part.lane, part.rotation)
+            units = {p: u for p in part.columns if (u := catalog.unit(p, part.lane)) is not None}
+            same = parity is not None and self._codec is not None and parity.generator == self._codec.generator
+            if catalog is not assembly.catalog and same and len(units) == len(part.columns):
+                found.append((catalog.snapshot, units))
+        return found
 
-    def _room(self, slot: int, lane: int, length: int) -> memoryview:
-        view = self._store.parity(slot, lane)
-        if len(view) < length:  # another node's lane is longer than ours
-            ahead = len(view) + min(len(view), GROWTH_BYTES_MAX)
-            for _ in self._store.grow_parity(slot, lane, max(length, ahead)):
-                pass
-            view = self._store.parity(slot, lane)
-        return view
+    def _keep(
+        self,
+        assembly: Assembly,
+        part: Part,
+        stripe: int,
+        units: dict[int, UnitDescriptor],
+        references: list[tuple[SnapshotId, dict[int, UnitDescriptor]]],
+    ) -> bool:
+        """Take over the parity of a snapshot in which all sources of the stripe were the same, if there is one."""
+        chunks = {p: self._group.chunk_of(p, part.rotation, stripe) for p in part.columns}
+        for reference, theirs in references:
+            if all(_is_same(units[p], theirs[p], chunk) for p, chunk in chunks.items()) and self._store.keep_parity(
+                assembly.catalog.snapshot, part.lane, part.rotation, stripe, reference
+            ):
+                return True
+        return False
+
+    def _ask(self, assembly: Assembly, part: Part, source: int, first: int, stop: int) -> None:
+        def on_chunk(position: int, chunk: Chunk, body: memoryview) -> None:
+            unit = assembly.catalog.unit(position, part.lane)
+            if not self._is_wanted(assembly) or unit is None or not first <= chunk.stripe < stop:
+                return
+            assembly.volume.received_bytes += len(body)
+            expected = sum_at(unit.sums, self._group.chunk_of(position, part.rotation, chunk.stripe))
+            try:
+                self._fold(assembly, part, position, chunk.stripe, expected, body)
+            except ChecksumMismatch as error:
+                self._say_damaged(position, chunk, error)
+                assembly.damaged += 1
+                if assembly.damaged > DAMAGED_MAX:
+                    self._abandon(assembly, str(error))
+                else:
+                    self._ask(assembly, part, position, chunk.stripe, chunk.stripe + 1)
+            if chunk.stripe == stop - 1:
+                self._forget(part, attempt)
+
+        def on_failed(position: int, reason: str) -> None:
+            self._abandon(assembly, reason)
+
+        attempt = self._fetches.ask(
+            source, assembly.catalog.snapshot, part.lane, part.rotation, first, stop, on_chunk, on_failed
+        )
+        part.attempts.add(attempt)
+        if attempt == 0:
+            self._abandon(assembly, f"position {source} is not connected")
+
+    def _forget(self, part: Part, attempt: int) -> None:
+        part.attempts.discard(attempt)
+        self._fetches.forget(attempt)
+
+    def _begin_again(self, part: Part) -> None:
+        """What is missing of it will be asked for anew."""
+        for attempt in list(part.attempts):
+            self._forget(part, attempt)
+        if not part.is_complete:
+            part.parity_bytes, part.settling, part.missing = None, False, {}
 
     # Both together.
 
+    def drop(self, snapshot: SnapshotId) -> None:
+        """The job gave it up: nothing more is sent, and what was collected is forgotten."""
+        assembly = self._assemblies.get(snapshot.slot)
+        if assembly is not None and assembly.catalog.snapshot == snapshot:
+            del self._assemblies[snapshot.slot]
+            for part in assembly.parts.values():
+                self._begin_again(part)
+        for link in self._links.values():
+            link.drop_bulk(lambda m: _streamed(m) != snapshot)
+
     def _belongs(self, lane: int, snapshot: SnapshotId) -> bool:
-        return snapshot.generation == self._membership.generation and 0 <= lane < self._membership.lanes
+        return snapshot.generation == self._generation and 0 <= lane < self._lanes
+
+    def _is_wanted(self, assembly: Assembly) -> bool:
+        """The slot is still this snapshot's, and it may still become protected."""
+        return self._assemblies.get(assembly.catalog.snapshot.slot) is assembly and not assembly.failed
 
     def _assembly(self, snapshot: SnapshotId) -> Assembly | None:
         """What is collected of it; None if the slot belongs to a newer one, or the job gave it up."""
         assembly = self._assemblies.get(snapshot.slot)
         if assembly is None or assembly.catalog.snapshot != snapshot:
-            catalog = self._store.begin(snapshot, self._membership.lanes)
-            if catalog is None:
+            catalog = self._store.begin(snapshot, self._lanes)
+            if catalog is None or catalog.dropped:
                 return None
             for link in self._links.values():
-                link.drop_bulk(lambda m: not (isinstance(m, Chunk) and m.snapshot.slot == snapshot.slot))
+                link.drop_bulk(lambda m: (s := _streamed(m)) is None or s.slot != snapshot.slot)
             assembly = self._assemblies[snapshot.slot] = Assembly(catalog)
-        return None if assembly.catalog.dropped else assembly
+        return assembly
+
+    def _part(self, assembly: Assembly, lane: int, rotation: int) -> Part:
+        part = assembly.parts.get((lane, rotation))
+        if part is None:
+            assert self._codec is not None
+            row = self._codec.rows(self._group.data)[self._group.row_of(self._position, rotation)]
+            part = Part(lane, rotation, self._group.data_members(rotation), row, self._codec)
+            assembly.parts[lane, rotation] = part
+        return part
+
+    def _parts(self, assembly: Assembly) -> Iterator[Part]:
+        """All that this node must keep."""
+        for lane in range(self._lanes):
+            for rotation in self._group.parity_rotations(self._position):
+                yield self._part(assembly, lane, rotation)
 
     def _learn(self, assembly: Assembly, unit: UnitDescriptor) -> None:
-        if self._store.catalog(unit.snapshot) is assembly.catalog:
-            assembly.catalog.put(unit)
-            self._finish_if_complete(assembly)
+        assembly.catalog.put(unit)
+        if self._codec is None or assembly.failed or assembly.stored:
+            return
+        for part in self._parts(assembly):
+            known = all(assembly.catalog.unit(p, part.lane) is not None for p in part.columns)
+            if part.lane == unit.lane and known and part.parity_bytes is None and not part.settling:
+                self._spawn(self._settle(assembly, part))
+        self._finish_if_complete(assembly)
 
     def _finish_if_complete(self, assembly: Assembly) -> None:
-        lengths = [self._lengths(assembly, lane) for lane in range(self._membership.lanes)]
-        own = [assembly.catalog.unit(self._position, lane) for lane in range(self._membership.lanes)]
-        if assembly.finishing or any(each is None for each in lengths) or any(unit is None for unit in own):
+        """Once all parity kept here is there, put it on record: from here on this position counts as stored."""
+        catalog, codec = assembly.catalog, self._codec
+        known = {(u.position, u.lane) for u in catalog.units}
+        if codec is None or assembly.stored or not self._is_wanted(assembly):
             return
-        whole = [each for each in lengths if each is not None]
-        if all(self._fold(assembly, lane).is_complete(whole[lane]) for lane in range(len(whole))):
-            assembly.finishing = True
-            self._spawn(self._finish(assembly, [max(each.values(), default=0) for each in whole]))
-
-    def _fold(self, assembly: Assembly, lane: int) -> Fold:
-        return assembly.folds.get(lane) or Fold(self._codec)  # type: ignore[arg-type]
-
-    def _lengths(self, assembly: Assembly, lane: int) -> dict[int, int] | None:
-        """What each member must send for the parity kept here, once all have described their units."""
-        lengths = {}
-        for rotation in self._group.parity_rotations(self._position):
-            for member in self._group.data_members(rotation):
-                unit = assembly.catalog.unit(member, lane)
-                if unit is None:
-                    return None
-                spans = segment_spans(unit.unit_bytes, self._group.segments)
-                lengths[member] = spans[self._group.segment_of(member, rotation)][1]
-        return lengths
-
-    def _finish(self, assembly: Assembly, lengths: list[int]) -> Work:
-        """Checksum the parity and put it on record; from here on this position counts as stored."""
-        catalog, parity = assembly.catalog, []
-        for lane, length in enumerate(lengths):
-            if length:
-                sums = yield from sums_of(self._store.parity(catalog.snapshot.slot, lane)[:length])
-                parity.append(ParityDescriptor(lane, length, sums))
-        if self._store.catalog(catalog.snapshot) is catalog and not catalog.dropped:
-            catalog.parity = parity
-            self._store.save(catalog)
-            if parity:
-                self._tell_gate(PositionStored(catalog.snapshot))
+        if len(known) < len(self._group.members) * self._lanes or not all(p.is_complete for p in self._parts(assembly)):
+            return
+        for part in self._parts(assembly):
+            described = self._store.describe_parity(
+                catalog.snapshot, part.lane, part.rotation, codec.generator, part.parity_bytes or 0
+            )
+            catalog.put_parity(described)
+        assembly.stored = True
+        assembly.parts.clear()
+        self._store.save(catalog)
+        self.last = assembly.volume
+        self.total.add(assembly.volume)
+        volume = {name: getattr(assembly.volume, name) for name in assembly.volume.__struct_fields__}
+        log("protected", version=catalog.snapshot.version, position=self._position, **volume)
+        self._tell_gate(PositionStored(catalog.snapshot))
 
     def _spawn(self, work: Work) -> None:
         self._tasks = [task for task in self._tasks if not task.done]
         self._tasks.append(self._loop.spawn(work))
+
+
+def _streamed(message: PeerMessage) -> SnapshotId | None:
+    """Of which snapshot it is a chunk that nobody asked for, or a description; None: it is something else."""
+    match message:
+        case Chunk(attempt=0):
+            return message.snapshot
+        case Describe():
+            return message.unit.snapshot
+    return None
+
+
+def _is_same(unit: UnitDescriptor, other: UnitDescriptor, chunk: int) -> bool:
+    length = chunk_bytes(unit.header.unit_bytes, chunk)
+    if length != chunk_bytes(other.header.unit_bytes, chunk):
+        return False
+    return length == 0 or unit.sums[8 * chunk : 8 * chunk + 8] == other.sums[8 * chunk : 8 * chunk + 8]

@@ -1,55 +1,36 @@
 """Brings back what a node lacks of the snapshot that its generation starts from.
 
-    check own units and parity against their checksums
+    lanes that are not sealed: which chunks are there?
       └─ tell the group (Restoring), and hear what the others have
-           ├─ segments bad here:  per stripe, fetch parity and the others' segments, fold them into place,
-           │                      check the result against the descriptors that the others keep ──> restored
-           └─ parity bad here, all data good everywhere: fetch the stripe's data, fold it ──> PositionStored
+           ├─ meanwhile check all own bytes against their checksums; tell again if any are damaged
+           ├─ own data, then own parity: rebuilt chunk by chunk as sources can be had (rebuild.py)
+           └─ data whole ──> restored (training goes on)          parity whole ──> PositionStored
 
-Bad is anything missing or damaged, segment by segment: two nodes with damage in different stripes both recover. A lost
-connection cancels what hung on it; it is planned again when the peer tells its state again.
+Bad is anything missing or damaged, chunk by chunk: several nodes with damage in different stripes all recover. A sealed
+lane counts as sound until it is found not to be; who fetches from it checks what comes, so nobody need wait for that.
+A lost connection cancels what hung on it; it is planned again with those that remain, or when the peer is back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from ftrain_snapshot.codec import Codec
-from ftrain_snapshot.errors import ArenaTooSmall, ChecksumMismatch, ProtocolError
-from ftrain_snapshot.fold import Fold
+from ftrain_snapshot.errors import ArenaTooSmall
+from ftrain_snapshot.gather import Gather
 from ftrain_snapshot.log import log
 from ftrain_snapshot.loop import Loop, Task, Timer, Work
-from ftrain_snapshot.manifest import (
-    Catalog,
-    ParityDescriptor,
-    UnitDescriptor,
-    chunk_spans,
-    sum_at,
-)
-from ftrain_snapshot.messages import Membership, SnapshotId
-from ftrain_snapshot.placement import Group, segment_spans
-from ftrain_snapshot.store import Store, sums_of
+from ftrain_snapshot.manifest import Catalog, UnitDescriptor
+from ftrain_snapshot.messages import Damage, Membership, SnapshotId
+from ftrain_snapshot.placement import Group
+from ftrain_snapshot.rebuild import Rebuild
+from ftrain_snapshot.rebuild_plan import STRIPES_MAX
+from ftrain_snapshot.store import Place, Store, damages
 from ftrain_snapshot.transport import Connection
-from ftrain_snapshot.wire import Chunk, Fetch, FetchFailed, PeerMessage, PositionSealed, PositionStored, Restoring
+from ftrain_snapshot.wire import PeerMessage, PositionSealed, PositionStored, Restoring
 
 PEER_TIMEOUT_SECONDS = 15.0
 """How long to wait for the others of the group before saying that it cannot be done."""
-ATTEMPTS_MAX = 3
-"""How often damaged bytes are fetched again."""
-
-
-Stripe = tuple[int, int]
-"""(lane, rotation)."""
-
-
-class Job:
-    """One stripe being folded: a segment of this node, or the parity that it keeps."""
-
-    def __init__(self, stripe: Stripe, lengths: dict[int, int], codec: Codec) -> None:
-        self.lane, self.rotation = self.stripe = stripe
-        self.lengths = lengths
-        """How many bytes each source (position) sends."""
-        self.fold = Fold(codec)
 
 
 class Repair:
@@ -67,6 +48,9 @@ class Repair:
         changed: Callable[[], None],
     ) -> None:
         self.restored = False
+        """All own data is in place; training may go on."""
+        self.stored = False
+        """The parity kept here is in place, too: this position is as good as before."""
         self.failure = ""
         self._loop = loop
         self._store = store
@@ -78,21 +62,35 @@ class Repair:
         self._links = links
         self._tell_gate = tell_gate
         self._changed = changed
-        self._checked = False
-        self._bad: set[Stripe] = set()
-        self._bad_parity: set[Stripe] = set()
-        self._states: dict[int, Restoring] = {}
-        self._jobs: dict[int, Job] = {}
-        self._busy: set[Stripe] = set()
-        self._attempt = 0
-        self._damaged = 0
+        self._told = False  # what is here is known well enough to be told
+        self._checked = False  # all that is here has been read
+        self._unknown: set[int] = set()
+        """Lanes of which it is not known yet what they lack."""
+        self._preparing: set[int] = set()
+        self._heard: set[int] = set()
+        self._introduced: set[int] = set()
         self._tasks: list[Task] = []
         self._timer: Timer | None = None
+        self.gather = Gather(loop, codec, self._position, links, store.my_part)
+        """All fetching of what is lost: for this, for the scrub and for degraded reads."""
+        self._rebuild = Rebuild(
+            loop, store, group, self._position, codec, self.gather, self._snapshot, self._able, self._on_progress
+        )
+
+    @property
+    def under_way(self) -> bool:
+        """Bytes are still being brought back, or checked."""
+        return not (self.restored and (self.stored or self._membership.restore is None or not self._group.parity))
+
+    @property
+    def repaired(self) -> int:
+        """Chunks brought back."""
+        return self._rebuild.repaired
 
     def start(self, *, under_way: bool) -> None:
         """Check, and rebuild what is bad. ``under_way``: snapshots of this generation exist here: it is past that."""
         if self._membership.restore is None or under_way:
-            self.restored = True
+            self.restored = self.stored = True
             return
         self._timer = self._loop.later(PEER_TIMEOUT_SECONDS, self._too_late)
         self._spawn(self._check())
@@ -103,278 +101,201 @@ class Repair:
             self._timer.cancel()
         for task in self._tasks:
             task.cancel()
+        self._rebuild.close()
+        self.gather.close()
+
+    def _able(self) -> set[int]:
+        return self._heard.intersection(self._links)
 
     # What is here.
 
     def _check(self) -> Work:
-        """Compare all local bytes of the snapshot with their checksums."""
+        """See what is here; what is not sealed before anything is told, the rest afterwards."""
         catalog = self._store.begin(self._snapshot, self._membership.lanes)
         if catalog is None or catalog.dropped:
             self._fail("its slot has been given to a newer one here")
             return
-        rotations = self._group.data_rotations(self._position)
+        sealed: list[UnitDescriptor] = []
+        torn: list[UnitDescriptor] = []
         for lane in range(self._membership.lanes):
-            unit, header = catalog.unit(self._position, lane), self._store.sealed(lane, self._snapshot)
-            bad: Sequence[int] = range(self._group.segments)
-            if unit is not None:  # the header proves nothing: a half-folded one may be another node's
-                bad = yield from self._store.bad_segments(unit)
-            elif header is not None:  # the daemon was killed between the seal and its checksums
-                bad = ()
-                catalog.put((yield from self._describe(lane, header.unit_bytes)))
-            self._bad.update((lane, rotations[segment]) for segment in bad)
-        lanes = yield from self._store.bad_parity(catalog)
-        catalog.parity = [p for p in catalog.parity if p.lane not in lanes]
-        self._bad_parity = {(lane, r) for lane in lanes for r in self._group.parity_rotations(self._position)}
+            unit = catalog.unit(self._position, lane) or self._store.describe(lane, self._snapshot)
+            if unit is None:
+                self._unknown.add(lane)
+                continue
+            catalog.put(unit)
+            is_whole = self._store.sealed(lane, self._snapshot) == unit.header
+            (sealed if is_whole else torn).append(unit)
+        for unit in torn:
+            yield from self._prepare(unit, single=False)
+        self._told = True
+        self._claim_parity(catalog)
+        self._tell()
+        for unit in sealed:
+            yield from self._prepare(unit, single=True)
+        yield from self._check_parity(catalog)
         self._checked = True
-        if self._bad:
-            self._store.unusable.add(self._snapshot)
-            log("repair", version=self._snapshot.version, position=self._position, segments=len(self._bad))
-        self._after_change()
+        if places := self._store.damaged.get(self._snapshot):
+            log("repair", version=self._snapshot.version, position=self._position, chunks=len(places))
+            self._tell()
+        for lane in range(self._membership.lanes):
+            self._rebuild.settle(lane)
+        self._on_progress()
+        self._rebuild.plan()
 
-    def _describe(self, lane: int, unit_bytes: int) -> Generator[None, None, UnitDescriptor]:
-        sums = []
-        for offset, length in segment_spans(unit_bytes, self._group.segments):
-            sums.append((yield from sums_of(self._unit(lane, unit_bytes)[offset : offset + length])))
-        return UnitDescriptor(self._snapshot, self._position, lane, unit_bytes, tuple(sums))
+    def _prepare(self, unit: UnitDescriptor, *, single: bool) -> Work:
+        """Note what the lane lacks. The record goes first: it tells torn from whole after a restart."""
+        catalog = self._store.catalog(self._snapshot)
+        if catalog is None:
+            return
+        self._store.save(catalog)
+        try:
+            bad = yield from self._store.prepare(unit)
+        except ArenaTooSmall as error:
+            self._fail(str(error))
+            return
+        if single:
+            self._rebuild.single |= bad
+            for lane, rotation, stripe in sorted(bad):
+                log("chunk_damaged", version=self._snapshot.version, lane=lane, rotation=rotation, stripe=stripe)
+        self._unknown.discard(unit.lane)
 
-    def _unit(self, lane: int, unit_bytes: int) -> memoryview:
-        region = self._store.region(self._snapshot.slot, lane)
-        return region.unit(unit_bytes) if region is not None else memoryview(b"")
+    def _check_parity(self, catalog: Catalog) -> Work:
+        bad = yield from self._store.bad_parity(catalog)
+        self._rebuild.single |= bad
+        self._store.mark_damaged(self._snapshot, bad)
+        self._rebuild.claimed |= {(lane, rotation) for lane, rotation, _ in bad}
 
-    def _after_change(self) -> None:
-        """Tell everybody what is here now, and see what can be done next."""
-        if not self._bad and not self.restored:
-            self._store.unusable.discard(self._snapshot)
-            self.restored, self.failure = True, ""
-            log("restored", version=self._snapshot.version, generation=self._membership.generation)
-            self._tell_gate(PositionSealed(self._snapshot, ()))
-            self._changed()
-        if self._group.parity and not self._bad_parity:
-            self._tell_gate(PositionStored(self._snapshot))
-        for member in self._group.members:
-            if member in self._links:
-                self.on_link(member)
-        self._plan()
+    def _claim_parity(self, catalog: Catalog) -> None:
+        """Note all parity that should be here and is not on record, where its length is known."""
+        for lane, rotation in self._missing_parity(catalog):
+            shape = self._rebuild.shape(lane)
+            if shape is not None and (lane, rotation) not in self._rebuild.claimed:
+                self._rebuild.claimed.add((lane, rotation))
+                stripes = range(shape.stripes(self._position, rotation))
+                self._store.mark_damaged(self._snapshot, ((lane, rotation, stripe) for stripe in stripes))
+                self._rebuild.settle(lane)  # there may be nothing to keep
+
+    def _missing_parity(self, catalog: Catalog) -> list[tuple[int, int]]:
+        rotations = self._group.parity_rotations(self._position)
+        every = ((lane, rotation) for lane in range(self._membership.lanes) for rotation in rotations)
+        return [each for each in every if catalog.parity_of(*each) is None]
+
+    def _bad(self, catalog: Catalog) -> tuple[Damage, ...]:
+        """All that is not here, the ends of lanes and parity whose length is not known included."""
+        rotations = self._group.data_rotations(self._position)
+        whole = {(lane, rotation) for lane in self._unknown for rotation in rotations}
+        whole |= {each for each in self._missing_parity(catalog) if each not in self._rebuild.claimed}
+        places: set[Place] = self._store.damaged.get(self._snapshot, set())
+        return (
+            *damages(place for place in places if place[:2] not in whole),
+            *(Damage(lane, rotation, 0, STRIPES_MAX) for lane, rotation in sorted(whole)),
+        )
 
     # What the others have.
 
+    def _tell(self) -> None:
+        for member in self._group.members:
+            if member in self._links:
+                self._tell_one(member)
+
     def on_link(self, position: int) -> None:
         """A member of the group is connected: tell it what is here."""
+        self._introduced.discard(position)
+        self._rebuild.forgive(position)
+        self._tell_one(position)
+
+    def _tell_one(self, position: int) -> None:
         catalog = self._store.catalog(self._snapshot)
-        if self._checked and catalog is not None:
-            lanes = tuple({lane for lane, _ in self._bad_parity})
-            self._links[position].send(Restoring(self._snapshot, tuple(self._bad), lanes, tuple(catalog.units)))
+        if not self._told or catalog is None:
+            return
+        units = () if position in self._introduced else tuple(catalog.units)
+        self._introduced.add(position)
+        self._links[position].send(Restoring(self._snapshot, self._bad(catalog), units))
 
     def on_lost(self, position: int) -> None:
         """A member's connection is gone, and with it what it was sending."""
-        self._states.pop(position, None)
-        for attempt, job in list(self._jobs.items()):
-            if position in job.lengths:
-                self._cancel(attempt)
+        self.gather.on_lost(position)
+        self._heard.discard(position)
+        self._introduced.discard(position)
 
     def on_restoring(self, position: int, state: Restoring) -> None:
         """A member says what it has."""
         catalog = self._store.catalog(self._snapshot)
         if state.snapshot != self._snapshot or catalog is None:
             return
-        self._states[position] = state
+        self._heard.add(position)
+        self._rebuild.hear(position, state.bad)
         for unit in state.units:
-            sound = unit.snapshot == self._snapshot and len(unit.sums) == self._group.segments
+            sound = unit.snapshot == self._snapshot and len(unit.sums) == 8 * unit.header.chunks
             ours = unit.lane in range(self._membership.lanes) and unit.position in self._group.members
             if sound and ours and catalog.unit(unit.position, unit.lane) is None:
                 catalog.put(unit)
-        self._plan()
+        if self._told:
+            self._learn(catalog)
+            self._on_progress()
+            self._rebuild.plan()
 
-    # What can be done.
+    def _learn(self, catalog: Catalog) -> None:
+        """What can be noted as missing now that more units are known."""
+        self._claim_parity(catalog)
+        for lane in sorted(self._unknown):
+            unit = catalog.unit(self._position, lane)
+            if unit is not None and lane not in self._preparing:
+                self._preparing.add(lane)
+                self._spawn(self._take_up(unit))
 
-    def _plan(self) -> None:
-        """Start what can be started; say so if nothing ever can."""
-        if not self._checked or not (self._bad or self._bad_parity):
+    def _take_up(self, unit: UnitDescriptor) -> Work:
+        yield from self._prepare(unit, single=False)
+        chunks = len(self._rebuild.data_places())
+        log("repair", version=self._snapshot.version, position=self._position, chunks=chunks)
+        self._rebuild.settle(unit.lane)
+        self._on_progress()
+        self._rebuild.plan()
+
+    # What follows.
+
+    def _on_progress(self) -> None:
+        """Own data may be whole now, or own parity, or it may be clear that they never will be."""
+        catalog = self._store.catalog(self._snapshot)
+        if catalog is None or not self._checked:
             return
-        if self._bad and (reason := self._impossible()):
+        if not self.restored and not self._unknown and not self._rebuild.data_places():
+            self.restored, self.failure = True, ""
+            log("restored", version=self._snapshot.version, generation=self._membership.generation)
+            self._tell_gate(PositionSealed(self._snapshot, ()))
+            self._tell()
+            self._changed()
+        if self._group.parity and self.restored and not self.stored and self._is_stored(catalog):
+            self.stored = True
+            self._tell_gate(PositionStored(self._snapshot))
+            self._tell()
+        if not self.restored and (reason := self._impossible()):
             self._fail(reason)
-            return
-        waits = any(p not in self._states for p in self._group.members if p != self._position)
-        wanted = self._bad or self._bad_parity
-        if waits or (not self._bad and any(state.bad for state in self._states.values())):
-            return
-        if wanted - self._busy:
-            stripes = sorted(wanted - self._busy)
-            self._busy.update(stripes)
-            self._spawn(self._rebuild(stripes))
+
+    def _is_stored(self, catalog: Catalog) -> bool:
+        return not self._missing_parity(catalog) and not self._rebuild.parity_places()
 
     def _impossible(self) -> str:
-        """Why the bad segments here can never be rebuilt; empty if they may be."""
-        if self._codec is None:
+        if self._codec is None and (self._unknown or self._rebuild.data_places()):
             return "there is no parity to rebuild it from"
-        for lane, rotation in sorted(self._bad):
-            lost = {self._position}
-            for position, state in self._states.items():
-                parity = position in self._group.parity_members(rotation)
-                if (lane in state.bad_parity) if parity else ((lane, rotation) in state.bad):
-                    lost.add(position)
-            if len(lost) > self._group.parity:
-                names = ", ".join(map(str, sorted(lost)))
-                return f"lane {lane}: the bytes of positions {names} are missing in one stripe, parity replaces one"
-        return ""
-
-    def _rebuild(self, stripes: list[Stripe]) -> Work:
-        """Make room and ask for what the stripes are made of. The catalog goes first: it tells torn from whole."""
-        catalog = self._store.catalog(self._snapshot)
-        if catalog is None or self._codec is None:
-            return
-        self._store.save(catalog)
-        for stripe in stripes:
-            lane, rotation = stripe
-            units = {p: catalog.unit(p, lane) for p in self._group.members}
-            known = {p: unit for p, unit in units.items() if unit is not None}
-            if len(known) < len(units):
-                missing = sorted(set(units) - set(known))
-                self._busy.difference_update(stripes)
-                self._fail(f"nobody knows the checksums of positions {missing}, lane {lane}")
-                return
-            lengths = {p: self._span(known[p], rotation)[1] for p in self._group.data_members(rotation)}
-            longest = max(lengths.values())
-            try:
-                if self._position in lengths:
-                    yield from self._store.grow_region(self._snapshot.slot, lane, known[self._position].unit_bytes)
-                else:
-                    yield from self._store.grow_parity(self._snapshot.slot, lane, longest)
-            except ArenaTooSmall as error:
-                self._busy.difference_update(stripes)
-                self._fail(str(error))
-                return
-            if lengths.pop(self._position, None) is not None:
-                lengths |= dict.fromkeys(self._group.parity_members(rotation), longest)
-            self._begin(Job(stripe, lengths, self._codec))
-
-    def _span(self, unit: UnitDescriptor, rotation: int) -> tuple[int, int]:
-        """(offset, length) of the unit's segment of that rotation."""
-        spans = segment_spans(unit.unit_bytes, len(unit.sums))
-        return spans[self._group.segment_of(unit.position, rotation)]
-
-    def _begin(self, job: Job) -> None:
-        self._attempt += 1
-        self._jobs[self._attempt] = job
-        for source, length in job.lengths.items():
-            if source not in self._links:
-                self._cancel(self._attempt)
-                return
-            if length:
-                self._links[source].send(Fetch(self._snapshot, job.lane, job.rotation, self._attempt))
-        if job.fold.is_complete(job.lengths):
-            self._complete(self._attempt)
-
-    def _cancel(self, attempt: int) -> None:
-        job = self._jobs.pop(attempt, None)
-        if job is not None:
-            self._busy.discard(job.stripe)
-
-    # Bytes.
-
-    def on_fetch(self, position: int, fetch: Fetch) -> None:
-        """A member asks for this node's part of a stripe."""
-        link, catalog = self._links[position], self._store.catalog(self._snapshot)
-        body, sums = memoryview(b""), b""
-        if self._checked and catalog is not None and fetch.snapshot == self._snapshot:
-            if fetch.rotation in self._group.parity_rotations(self._position):
-                for parity in catalog.parity:
-                    if parity.lane == fetch.lane:
-                        body = self._store.parity(self._snapshot.slot, fetch.lane)[: parity.parity_bytes]
-                        sums = parity.sums
-            elif fetch.rotation in self._group.data_rotations(self._position):
-                unit = catalog.unit(self._position, fetch.lane)
-                if unit is not None and (fetch.lane, fetch.rotation) not in self._bad:
-                    offset, length = self._span(unit, fetch.rotation)
-                    body = self._unit(fetch.lane, unit.unit_bytes)[offset : offset + length]
-                    sums = unit.sums[self._group.segment_of(self._position, fetch.rotation)]
-        if not body:
-            link.send(FetchFailed(fetch.attempt, f"position {self._position} does not have it"))
-        for index, (offset, length) in enumerate(chunk_spans(len(body))):
-            chunk = Chunk(self._snapshot, fetch.lane, fetch.rotation, offset, sum_at(sums, index), fetch.attempt)
-            link.send_bulk(chunk, body[offset : offset + length])
-
-    def on_fetch_failed(self, position: int, failed: FetchFailed) -> None:
-        """A member does not have what it said it has; it will say anew what it has."""
-        if failed.attempt in self._jobs:
-            self._cancel(failed.attempt)
-            self._states.pop(position, None)
-            self._fail(failed.reason)
-
-    def on_chunk(self, position: int, chunk: Chunk, body: memoryview) -> None:
-        """Bytes that were asked for; those of a cancelled job are ignored."""
-        job, catalog = self._jobs.get(chunk.attempt), self._store.catalog(self._snapshot)
-        if job is None or catalog is None or position not in job.lengths:
-            return
-        expected = chunk.checksum
-        if (unit := catalog.unit(position, job.lane)) and position in self._group.data_members(job.rotation):
-            segment = self._group.segment_of(position, job.rotation)
-            expected = sum_at(unit.sums[segment], chunk.offset >> 20)
-        try:
-            job.fold.add(position, chunk.offset, body, expected, self._destination(job, catalog))
-        except (ChecksumMismatch, ProtocolError) as error:
-            self._again(chunk.attempt, str(error))
-            return
-        if job.fold.is_complete(job.lengths):
-            self._complete(chunk.attempt)
-
-    def _destination(self, job: Job, catalog: Catalog) -> memoryview:
-        unit = catalog.unit(self._position, job.lane)
-        if unit is not None and self._position in self._group.data_members(job.rotation):
-            offset, length = self._span(unit, job.rotation)
-            return self._unit(job.lane, unit.unit_bytes)[offset : offset + length]
-        return self._store.parity(self._snapshot.slot, job.lane)[: max(job.lengths.values())]
-
-    def _complete(self, attempt: int) -> None:
-        self._spawn(self._verify(attempt))
-
-    def _verify(self, attempt: int) -> Work:
-        """Check what was folded, and take it over."""
-        job, catalog = self._jobs[attempt], self._store.catalog(self._snapshot)
-        if catalog is None:
-            return
-        destination = self._destination(job, catalog)
-        sums = yield from sums_of(destination)
-        if attempt not in self._jobs or self._store.catalog(self._snapshot) is not catalog:
-            return
-        unit = catalog.unit(self._position, job.lane)
-        if job.stripe in self._bad and unit is not None:
-            if sums != unit.sums[self._group.segment_of(self._position, job.rotation)]:
-                self._again(attempt, f"lane {job.lane}: the rebuilt bytes do not have the checksum of the lost ones")
-                return
-            self._bad.discard(job.stripe)
-            over = not self._bad
-        else:
-            catalog.parity.append(ParityDescriptor(job.lane, len(destination), sums))
-            self._bad_parity.discard(job.stripe)
-            over = not self._bad_parity
-        self._cancel(attempt)
-        if over:
-            self._store.save(catalog)
-            self._after_change()
-
-    def _again(self, attempt: int, reason: str) -> None:
-        """Fetch a stripe anew, a few times."""
-        job = self._jobs[attempt]
-        self._cancel(attempt)
-        self._damaged += 1
-        log("repair_damaged", version=self._snapshot.version, lane=job.lane, reason=reason)
-        if self._damaged <= ATTEMPTS_MAX:
-            self._plan()
-        else:
-            self._fail(reason)
+        if reason := self._rebuild.impossible():
+            return self._rebuild.reason or reason
+        everyone = len(self._heard) == len(self._group.members) - 1
+        if everyone and (lost := self._unknown - self._preparing):
+            return f"nobody knows the checksums of positions [{self._position}], lane {min(lost)}"
+        return self._rebuild.unknown() if everyone else ""
 
     def _too_late(self) -> None:
         if not self.restored:
-            away = [p for p in self._group.members if p != self._position and p not in self._states]
+            away = [p for p in self._group.members if p != self._position and p not in self._heard]
             told = f"positions {away} did not say what they hold" if away else "its bytes did not arrive"
             self._fail(f"{told} within {PEER_TIMEOUT_SECONDS:g} s")
 
     def _fail(self, reason: str) -> None:
         """Say why it cannot be done now. It is done all the same if that changes."""
         text = f"snapshot {self._snapshot.version} cannot be restored on position {self._position}: {reason}"
-        log("repair_failed", version=self._snapshot.version, position=self._position, reason=reason)
-        if not self.restored:
+        if not self.restored and text != self.failure:
+            log("repair_failed", version=self._snapshot.version, position=self._position, reason=reason)
             self.failure = text
             self._changed()
 

@@ -20,18 +20,20 @@ from ftrain_snapshot import messages as m
 from ftrain_snapshot.arena import ControlPage
 from ftrain_snapshot.client import SOCKET_NAME
 from ftrain_snapshot.errors import ArenaTooSmall, ProtocolError, SnapshotError
-from ftrain_snapshot.frames import FrameBuffer, bind_unix, encode_frame
+from ftrain_snapshot.frames import FrameBuffer, bind_unix, decode, encode_frame, is_same_user
+from ftrain_snapshot.lines import Lines
 from ftrain_snapshot.log import log
 from ftrain_snapshot.loop import Loop, Timer, Work
-from ftrain_snapshot.placement import group_of
 from ftrain_snapshot.session import Session
 from ftrain_snapshot.store import Store
+from ftrain_snapshot.strangers import Door
+from ftrain_snapshot.tls import Tls
 from ftrain_snapshot.transport import Connection
 from ftrain_snapshot.wire import PeerHello, PeerMessage
 
 CLIENTS_MAX = 256
-STRANGERS_MAX = 64
-"""Peers that have not proved themselves, or wait for their generation, at most."""
+UNREAD_MAX = 8
+"""Answers that may wait for a client to read them."""
 STRANGER_TIMEOUT_SECONDS = 30.0
 LANES_MAX = ControlPage.LANES_MAX
 _REQUEST: msgspec.msgpack.Decoder[m.Request] = msgspec.msgpack.Decoder(m.Request)
@@ -45,19 +47,34 @@ class Client:
         self.closed = False
         self._loop, self._sock, self._service = loop, sock, service
         self._frames = FrameBuffer()
+        self._out: deque[memoryview] = deque()
         sock.setblocking(False)
         loop.watch(sock, self._on_ready)
 
     def answer(self, reply: m.Reply) -> None:
-        """Send a reply. Replies are small: a client whose socket is full does not read, and is closed."""
+        """Send a reply. A client that asks for more and more and does not read is closed."""
         if self.closed:
             return
-        frame = encode_frame(msgspec.msgpack.encode(reply))
+        self._out.append(memoryview(encode_frame(msgspec.msgpack.encode(reply))))
+        if len(self._out) > UNREAD_MAX:
+            self.close()
+        elif len(self._out) == 1:
+            self._flush()
+
+    def _flush(self) -> None:
         try:
-            if self._sock.send(frame) < len(frame):
-                self.close()
+            while self._out:
+                sent = self._sock.send(self._out[0])
+                if sent < len(self._out[0]):
+                    self._out[0] = self._out[0][sent:]
+                else:
+                    self._out.popleft()
+        except BlockingIOError:
+            pass
         except OSError:
             self.close()
+            return
+        self._loop.want_write(self._sock, bool(self._out))
 
     def close(self) -> None:
         """Close it, and let the service know."""
@@ -68,16 +85,20 @@ class Client:
             self._service.on_client_closed(self)
 
     def _on_ready(self, readable: bool, writable: bool) -> None:
+        if writable:
+            self._flush()
+        if not readable or self.closed:
+            return
         try:
             data = self._sock.recv(1 << 18)
             for body in self._frames.feed(data):
                 if not self.closed:
-                    self._service.on_request(self, _REQUEST.decode(body))
+                    self._service.on_request(self, decode(_REQUEST, body))
             if not data:
                 self.close()
         except BlockingIOError:
             return
-        except (OSError, ProtocolError, msgspec.MsgspecError) as error:
+        except (OSError, ProtocolError) as error:
             log("client_closed", role=self.role, error=error)
             self.close()
 
@@ -85,9 +106,12 @@ class Client:
 class Service:
     """The daemon: its loop, its store, its clients, and the session of its current generation."""
 
-    def __init__(self, *, node_dir: Path, host: str, port: int, secret: bytes, grace_seconds: float) -> None:
+    def __init__(
+        self, *, node_dir: Path, host: str, port: int, secret: bytes, grace_seconds: float, tls: Tls | None = None
+    ) -> None:
         self.loop = Loop()
-        self._node_dir, self._secret, self._grace_seconds = node_dir, secret, grace_seconds
+        self.lines = Lines(self.loop, secret, tls)
+        self._node_dir, self._grace_seconds = node_dir, grace_seconds
         self._tcp = socket.create_server((host, port), backlog=128)
         self.port: int = self._tcp.getsockname()[1]
         self._page = ControlPage(node_dir, create=True)
@@ -96,9 +120,11 @@ class Service:
         self._session: Session | None = None
         self._clients: set[Client] = set()
         self._strangers: dict[Connection, PeerHello | None] = {}
+        self._door: Door[Connection] = Door()
         self._waiting: list[tuple[Client, int]] = []
         self._deferred: deque[tuple[Client, m.Request]] | None = deque()
         self._taken_before = 0
+        self._total_before = m.Volume()
         self._skipped = 0
         self._grace: Timer | None = None
         self._forsaken_by_agent = False
@@ -149,7 +175,7 @@ class Service:
     def _on_unix(self, readable: bool, writable: bool) -> None:
         with contextlib.suppress(OSError):
             sock, _ = self._unix.accept()
-            if len(self._clients) >= CLIENTS_MAX:
+            if len(self._clients) >= CLIENTS_MAX or not is_same_user(sock):
                 sock.close()
                 return
             self._clients.add(Client(self.loop, sock, self))
@@ -199,14 +225,22 @@ class Service:
             case m.WaitRestored(generation):
                 self._waiting.append((client, generation))
                 self._answer_waiting()
-            case m.Sealed(lane, snapshot):
+            case m.Captured(lane, snapshot) | m.Sealed(lane, snapshot):
                 if self._session is not None:
-                    self._session.protect.sealed(lane, snapshot)
+                    self._session.protect.progress(lane, snapshot)
             case m.Skip(snapshot):
                 if self._session is not None:
                     self._session.skip(snapshot)
             case m.Skipped():
                 self._skipped += 1
+            case m.Verify() if self._session is not None:
+                self._session.scrub.verify(client.answer)
+            case m.GetUnits(snapshot) if self._session is not None:
+                self._session.far_reads.answer_units(snapshot, client.answer)
+            case m.Read() if self._session is not None:
+                self._session.far_reads.answer_read(request, client.answer)
+            case m.Verify() | m.GetUnits() | m.Read():
+                client.answer(m.Refused("this daemon serves no generation yet"))
 
     def _configure(self, membership: m.Membership) -> m.Reply:
         old = self._session
@@ -218,11 +252,12 @@ class Service:
         if not 1 <= membership.lanes <= LANES_MAX:
             return m.Refused(f"{membership.lanes} lanes on a node: 1 to {LANES_MAX} are possible")
         try:
-            session = Session(self.loop, self._store, self._page, membership, self._secret, self._answer_waiting)
+            session = Session(self.loop, self._store, self._page, membership, self.lines, self._answer_waiting)
         except SnapshotError as error:
             return m.Refused(str(error))
         if old is not None:
             self._taken_before += old.protect.taken
+            self._total_before.add(old.protect.total)
             old.close()
         self._session = session
         log("configure", generation=membership.generation, position=membership.position, resumed=membership.resumed)
@@ -236,15 +271,15 @@ class Service:
     def _holdings(self) -> tuple[m.Holding, ...]:
         if self._session is not None:
             self._session.protect.scan()
-        membership = self._store.membership
-        if membership is None:
-            return ()
-        return self._store.holdings(membership.position, membership.lanes, membership.parity)
+        return self._store.holdings()
 
     def _status(self) -> m.DaemonStatus:
         session = self._session
         if session is None:
             return m.DaemonStatus(0, False, m.Levels(), 0, self._skipped, False)
+        total = m.Volume()
+        total.add(self._total_before)
+        total.add(session.protect.total)
         return m.DaemonStatus(
             generation=session.membership.generation,
             gate=session.is_gate,
@@ -253,6 +288,11 @@ class Service:
             skipped=self._skipped,
             restored=session.repair.restored,
             failure=session.repair.failure,
+            exposed_seconds=session.exposed_seconds(),
+            exposed_last_seconds=session.exposure.last_seconds,
+            last=session.protect.last,
+            total=total,
+            cpu_seconds=self.lines.usage.cpu_seconds,
         )
 
     def _reserve(self, client: Client, lane: int, data_bytes: int) -> Work:
@@ -260,9 +300,8 @@ class Service:
         if membership is None or not 0 <= lane < membership.lanes or data_bytes < 0:
             client.answer(m.Refused(f"lane {lane} with {data_bytes} bytes is not one of this node's generation"))
             return
-        group = group_of(membership.position, len(membership.peers), membership.parity)
         try:
-            yield from self._store.reserve(lane, data_bytes, group.segments, group.parity)
+            yield from self._store.reserve(lane, data_bytes)
         except ArenaTooSmall as error:
             client.answer(m.TooSmall(error.needed_bytes, error.available_bytes))
             return
@@ -291,21 +330,25 @@ class Service:
     def _on_tcp(self, readable: bool, writable: bool) -> None:
         with contextlib.suppress(OSError):
             sock, _ = self._tcp.accept()
-            if len(self._strangers) >= STRANGERS_MAX:
-                sock.close()
-                return
-            connection = Connection(self.loop, sock, self._secret, dialled=False)
+            connection = Connection(self.loop, sock, self.lines, dialled=False)
             if connection.closed:
                 return
             self._strangers[connection] = None
             timer = self.loop.later(STRANGER_TIMEOUT_SECONDS, lambda: self._turn_away(connection))
             connection.on_message = self._on_hello
+            connection.on_proved = lambda c: self._make_way(self._door.prove(c))
             connection.on_closed = self._forget_stranger(timer)
+            self._make_way(self._door.arrive(connection))
+
+    def _make_way(self, stranger: Connection | None) -> None:
+        if stranger is not None:
+            stranger.close("too many others are at the door")
 
     def _forget_stranger(self, timer: Timer) -> Callable[[Connection, str], None]:
         def on_closed(connection: Connection, reason: str) -> None:
             timer.cancel()
             self._strangers.pop(connection, None)
+            self._door.leave(connection)
             log("stranger_closed", reason=reason)
 
         return on_closed
@@ -330,5 +373,6 @@ class Service:
                 raise ProtocolError(f"generation {hello.generation} is over")
             self._session.adopt(connection, hello)
             self._strangers.pop(connection, None)
+            self._door.leave(connection)
         except ProtocolError as error:
             connection.close(str(error))

@@ -6,19 +6,25 @@ that does everything: nothing of it can write into a slot afterwards (fencing).
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 
 from ftrain_snapshot.arena import ControlPage
 from ftrain_snapshot.codec import codec_for
+from ftrain_snapshot.degraded import Reads
 from ftrain_snapshot.errors import ProtocolError
-from ftrain_snapshot.ledger import Gate, Word
+from ftrain_snapshot.far_reads import FarReads
+from ftrain_snapshot.fetch import Fetches
+from ftrain_snapshot.ledger import Exposure, Gate, Word
+from ftrain_snapshot.lines import Lines
 from ftrain_snapshot.log import log
 from ftrain_snapshot.loop import Loop, Timer
 from ftrain_snapshot.messages import Levels, Membership, Peer, SnapshotId
 from ftrain_snapshot.placement import group_of
 from ftrain_snapshot.protect import Protect
 from ftrain_snapshot.repair import Repair
+from ftrain_snapshot.scrub import Scrub
 from ftrain_snapshot.store import Store
 from ftrain_snapshot.transport import Connection, dial
 from ftrain_snapshot.wire import (
@@ -27,8 +33,12 @@ from ftrain_snapshot.wire import (
     Chunk,
     Describe,
     Drop,
+    FarAnswer,
+    FarFailed,
+    FarRead,
     Fetch,
     FetchFailed,
+    Mismatch,
     PeerHello,
     PeerMessage,
     PeerWelcome,
@@ -54,15 +64,17 @@ class Session:
         store: Store,
         page: ControlPage,
         membership: Membership,
-        secret: bytes,
+        lines: Lines,
         changed: Callable[[], None],
     ) -> None:
-        nodes = len(membership.peers)
+        """Raises SnapshotError if the membership asks for what cannot be; nothing has begun then."""
         self.membership = membership
         self.links: dict[int, Connection] = {}
-        self._loop, self._store, self._page, self._secret = loop, store, page, secret
+        self.exposure = Exposure()
+        """How long the job has been exposed, at the gate."""
+        self._loop, self._store, self._page, self._lines = loop, store, page, lines
         self._position = membership.position
-        self._group = group_of(self._position, nodes, membership.parity)
+        self._group = group_of(self._position, membership.grouping, membership.parity)
         self._dialling: dict[int, Connection] = {}
         self._timers: dict[int, Timer] = {}
         self._skipped: deque[SnapshotId] = deque(maxlen=16)
@@ -70,9 +82,18 @@ class Session:
         self._gate: Gate | None = None
         self._word: Word | None = None
         self._patience: Timer | None = None
-        codec = codec_for(membership.parity) if membership.parity else None
-        self.protect = Protect(loop, store, membership, self._group, codec, self.links, self._tell_gate)
+        codec = codec_for(membership.parity, membership.codec) if membership.parity else None
+        if codec is not None:
+            codec.rows(self._group.data)
+        self.fetches = Fetches(store, membership, self.links)
+        self.protect = Protect(loop, store, membership, self._group, codec, self.links, self.fetches, self._tell_gate)
         self.repair = Repair(loop, store, membership, self._group, codec, self.links, self._tell_gate, changed)
+        gather = self.repair.gather
+        self.scrub = Scrub(
+            loop, store, membership, self._group, codec, self.links, gather, self._tell_gate, self._is_busy
+        )
+        reads = Reads(store, membership, self._group, codec, self.links, gather, self.scrub.look_at)
+        self.far_reads = FarReads(loop, membership, GATE, self.links, reads)
 
     # Life.
 
@@ -85,6 +106,7 @@ class Session:
             self._store.drop_newer(m.restore if self._same_share() else None)
             slot, floor = -1, -1
         self._store.remember(m)
+        self._lines.limit(m.protect_bytes_per_second)
         if self._position == GATE:
             self._gate = Gate(
                 nodes=len(m.peers),
@@ -102,20 +124,23 @@ class Session:
             if peer.position < self._position:
                 self._dial(peer, REDIAL_SECONDS_MIN)
         self.repair.start(under_way=under_way)
+        self.scrub.start()
         self._announce()
 
     def _same_share(self) -> bool:
         """Whether what is stored here is of this position, in this placement; else it is of no use."""
         new, old = self.membership, self._store.membership
-        return old is not None and (old.position, old.lanes, old.parity, len(old.peers)) == (
-            new.position, new.lanes, new.parity, len(new.peers)
-        )  # fmt: skip
+        if old is None or (old.position, old.lanes, old.parity) != (new.position, new.lanes, new.parity):
+            return False
+        return len(old.peers) == len(new.peers) and self._store.group == self._group
 
     def close(self) -> None:
         """Fence this generation off."""
         self._closed = True
         if self._patience is not None:
             self._patience.cancel()
+        self.far_reads.close()
+        self.scrub.close()
         self.repair.close()
         self.protect.close()
         for timer in self._timers.values():
@@ -127,6 +152,14 @@ class Session:
     def levels(self) -> Levels:
         """The job's levels, at the gate."""
         return self._gate.levels() if self._gate is not None else Levels()
+
+    def exposed_seconds(self) -> float:
+        """How long one more loss than is covered would have been fatal by now, at the gate; 0: it would not."""
+        return self.exposure.seconds(time.monotonic())
+
+    def _is_busy(self) -> bool:
+        """Something that matters more than reading what is stored again is under way."""
+        return self.repair.under_way or self.protect.under_way
 
     @property
     def is_gate(self) -> bool:
@@ -162,7 +195,7 @@ class Session:
             self._redial(peer, REDIAL_SECONDS_MIN if connection.welcomed else again_seconds)
 
         try:
-            connection = dial(self._loop, peer.host, peer.port, self._secret)
+            connection = dial(self._loop, peer.host, peer.port, self._lines)
         except OSError as error:
             log("dial_failed", peer=peer.position, error=error)
             self._redial(peer, again_seconds)
@@ -193,7 +226,9 @@ class Session:
         self.links[position] = connection
         log("peer_linked", position=position, generation=self.membership.generation)
         if position in self._group.members:
+            self.protect.on_link(position)
             self.repair.on_link(position)
+            self.scrub.on_link(position)
         self._announce()
 
     def _unlink(self, position: int, connection: Connection, reason: str) -> None:
@@ -203,7 +238,9 @@ class Session:
         if self._closed:
             return
         log("peer_lost", position=position, reason=reason)
+        self.far_reads.on_lost(position)
         if position in self._group.members:
+            self.fetches.on_lost(position)
             self.repair.on_lost(position)
         if self._gate is not None:
             self._gate.left(position)
@@ -216,15 +253,23 @@ class Session:
             case Chunk(attempt=0) if position in self._group.members:
                 self.protect.on_chunk(position, message, body)
             case Chunk() if position in self._group.members:
-                self.repair.on_chunk(position, message, body)
+                (self.fetches if message.attempt < 0 else self.repair.gather).on_chunk(position, message, body)
             case Describe() if position in self._group.members:
                 self.protect.on_describe(position, message.unit)
             case Restoring() if position in self._group.members:
                 self.repair.on_restoring(position, message)
             case Fetch() if position in self._group.members:
-                self.repair.on_fetch(position, message)
+                self.fetches.answer(position, message)
             case FetchFailed() if position in self._group.members:
-                self.repair.on_fetch_failed(position, message)
+                (self.fetches if message.attempt < 0 else self.repair.gather).on_fetch_failed(position, message)
+            case Mismatch() if position in self._group.members:
+                self.scrub.on_mismatch(message)
+            case FarRead():
+                self.far_reads.on_question(position, message)
+            case FarAnswer():
+                self.far_reads.on_answer(position, message, body)
+            case FarFailed():
+                self.far_reads.on_failed(position, message)
             case Drop() if position == GATE:
                 self._drop(message.snapshot)
             case Announce() | PositionSealed() | PositionStored() | Abandon() | SkipNotice() if self._gate:
@@ -242,15 +287,14 @@ class Session:
         log("snapshot_dropped", version=snapshot.version, generation=snapshot.generation)
         if snapshot.generation == self.membership.generation:
             self._store.drop(snapshot, self.membership.lanes)
+            self.protect.drop(snapshot)
 
     # The gate.
 
     def _announce(self) -> None:
         """Tell the gate what is here; it takes a repeated telling as a sign that something was cut."""
         linked = all(p in self.links for p in self._group.members if p != self._position)
-        m = self.membership
-        holdings = self._store.holdings(self._position, m.lanes, m.parity)
-        self._tell_gate(Announce(holdings, linked, tuple(self._skipped)))
+        self._tell_gate(Announce(self._store.holdings(), linked, tuple(self._skipped)))
 
     def _tell_gate(self, message: PeerMessage) -> None:
         """Lost if the gate is not connected: it learns the facts from the next announcement."""
@@ -288,6 +332,7 @@ class Session:
         """Carry out what follows at the gate."""
         assert self._gate is not None
         word, dropped = self._gate.advance()
+        self.exposure.update(self._gate.exposed, time.monotonic())
         if word != self._word:
             if word.open:
                 self._page.open_gate(word.ticket, word.slot, word.floor)

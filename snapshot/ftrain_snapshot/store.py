@@ -1,39 +1,58 @@
-"""What this node keeps: regions, parity and catalogs of three slots, and how a restarted daemon finds them again.
+"""What this node keeps: units, parity and catalogs of three slots, and how a restarted daemon finds them again.
 
-The truth about data is in the regions' own headers, written by workers; the truth about parity is in the catalog of
-its slot, replaced as one file once the parity is complete and removed before its first byte changes. The last
-membership is kept, too: it says whose share the bytes are.
+The truth about data is in the regions' own headers and tables, written by workers. The truth about parity
+(parities.py) is in the catalog of its slot, replaced as one file once the parity is complete and removed before its
+first byte changes.
+What is found damaged is noted chunk by chunk: the rest still counts. The last membership is kept, too: it says whose
+share the bytes are.
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
+from itertools import groupby
 from pathlib import Path
 
 import msgspec
 
 from ftrain_snapshot import arena
-from ftrain_snapshot.arena import PAGE_BYTES, SLOTS, TOUCH_BYTES, Mapping, Region
+from ftrain_snapshot.arena import SLOTS, Lane, Region
 from ftrain_snapshot.errors import ArenaTooSmall
 from ftrain_snapshot.loop import Work
-from ftrain_snapshot.manifest import Catalog, Header, State, UnitDescriptor, checksum, chunk_spans
-from ftrain_snapshot.messages import Holding, Membership, SnapshotId
-from ftrain_snapshot.placement import round_up, segment_bytes, segment_spans
+from ftrain_snapshot.manifest import (
+    CHUNK_BYTES,
+    Catalog,
+    Header,
+    ParityDescriptor,
+    State,
+    UnitDescriptor,
+    checksum,
+    chunk_bytes,
+    chunk_count,
+    sum_at,
+)
+from ftrain_snapshot.messages import Damage, Holding, Membership, SnapshotId
+from ftrain_snapshot.parities import Parities, touched
+from ftrain_snapshot.placement import Group, group_of
 
-SLICE_BYTES = 8 << 20
-"""Bytes to checksum before others get their turn (well under a millisecond)."""
+SLICE_CHUNKS = 8
+"""Chunks to checksum before others get their turn (well under a millisecond)."""
+DAMAGES_MAX = 1024
+"""Damage in more places than that: the node counts as holding nothing of the snapshot."""
+
+Place = tuple[int, int, int]
+"""(lane, rotation, stripe): one chunk of this node, data or parity as the rotation says."""
 
 
-def sums_of(data: memoryview) -> Generator[None, None, bytes]:
-    """``manifest.checksums``, a slice at a time."""
-    sums: list[int] = []
-    for offset, length in chunk_spans(len(data)):
-        sums.append(checksum(data[offset : offset + length]))
-        if (offset + length) % SLICE_BYTES == 0:
-            yield
-    return struct.pack(f"<{len(sums)}Q", *sums)
+def damages(places: Iterable[Place]) -> tuple[Damage, ...]:
+    """The same, in ranges of neighbouring stripes."""
+    found = []
+    numbered = enumerate(sorted(places))
+    for (lane, rotation, _), run in groupby(numbered, key=lambda item: (*item[1][:2], item[1][2] - item[0])):
+        stripes = [place[2] for _, place in run]
+        found.append(Damage(lane, rotation, stripes[0], stripes[-1] + 1))
+    return tuple(found)
 
 
 class Store:
@@ -42,69 +61,72 @@ class Store:
     def __init__(self, node_dir: Path) -> None:
         self.node_dir = node_dir
         self.membership: Membership | None = None
-        self.unusable: set[SnapshotId] = set()
-        """Snapshots whose data here looks whole but is not: damaged, or being rebuilt."""
-        self._regions: dict[tuple[int, int], Region] = {}
-        self._parities: dict[tuple[int, int], Mapping] = {}
+        self.damaged: dict[SnapshotId, set[Place]] = {}
+        """Chunks that were found missing or damaged, and are not repaired yet."""
+        self._group: Group | None = None
+        self._lanes: dict[int, Lane] = {}
+        self._parities = Parities(node_dir)
         self._catalogs: dict[int, Catalog] = {}
         self._reserved: dict[int, int] = {}
+
+    @property
+    def group(self) -> Group:
+        """The group in which this node's bytes are coded. Raises LookupError before there is a membership."""
+        if self._group is None:
+            raise LookupError("no membership is known")
+        return self._group
 
     # Re-attaching.
 
     def attach(self) -> Work:
-        """Find what an earlier daemon kept. Data or parity that is not as its catalog says counts as none."""
-        with suppress(OSError, msgspec.MsgspecError):
-            self.membership = msgspec.msgpack.decode((self.node_dir / "membership").read_bytes(), type=Membership)
+        """Find what an earlier daemon kept. Bytes that are not as the catalogs say are noted as damaged."""
+        with suppress(OSError, msgspec.MsgspecError, ValueError, StopIteration):
+            raw = (self.node_dir / "membership").read_bytes()
+            self._belong(msgspec.msgpack.decode(raw, type=Membership))
+        if self.membership is None:
+            return
         for slot in range(SLOTS):
             with suppress(OSError, msgspec.MsgspecError):
-                raw = self._catalog_path(slot).read_bytes()
-                self._catalogs[slot] = msgspec.msgpack.decode(raw, type=Catalog)
+                catalog = msgspec.msgpack.decode(self._catalog_path(slot).read_bytes(), type=Catalog)
+                if catalog.snapshot.slot == slot:
+                    self._catalogs[slot] = catalog
+                    self._parities.load(slot, catalog.parity)
         for catalog in list(self._catalogs.values()):
-            bad = yield from self.bad_parity(catalog)
-            catalog.parity = [p for p in catalog.parity if p.lane not in bad]
-            if self.membership is None:
-                continue
+            self.mark_damaged(catalog.snapshot, (yield from self.bad_parity(catalog)))
             for lane in range(catalog.lanes):
                 unit = catalog.unit(self.membership.position, lane)
-                if self.sealed(lane, catalog.snapshot) and unit and (yield from self.bad_segments(unit)):
-                    self.unusable.add(catalog.snapshot)
-
-    def bad_segments(self, unit: UnitDescriptor) -> Generator[None, None, list[int]]:
-        """Segments of a local unit whose bytes are missing or not those described."""
-        region = self.region(unit.snapshot.slot, unit.lane)
-        if region is None or len(region.unit(unit.unit_bytes)) < unit.unit_bytes:
-            return list(range(len(unit.sums)))
-        bad = []
-        for segment, (offset, length) in enumerate(segment_spans(unit.unit_bytes, len(unit.sums))):
-            sums = yield from sums_of(region.unit(unit.unit_bytes)[offset : offset + length])
-            if sums != unit.sums[segment]:
-                bad.append(segment)
-        return bad
-
-    def bad_parity(self, catalog: Catalog) -> Generator[None, None, list[int]]:
-        """Lanes whose local parity is missing or not as described."""
-        good = []
-        for parity in catalog.parity:
-            view = self.parity(catalog.snapshot.slot, parity.lane)[: parity.parity_bytes]
-            if (yield from sums_of(view)) == parity.sums:
-                good.append(parity.lane)
-        return [lane for lane in range(catalog.lanes) if lane not in good]
+                if unit is not None and self.sealed(lane, catalog.snapshot):
+                    self.mark_damaged(catalog.snapshot, (yield from self.bad_data(unit)))
 
     def remember(self, membership: Membership) -> None:
-        """Keep the membership for a daemon that is started here after this one."""
-        self.membership = membership
+        """Serve it from now on, and keep it for a daemon that is started here after this one."""
+        self._belong(membership)
         self._replace(self.node_dir / "membership", msgspec.msgpack.encode(membership))
 
-    # Regions.
+    def _belong(self, membership: Membership) -> None:
+        self._group = group_of(membership.position, membership.grouping, membership.parity)
+        self.membership = membership
+
+    @property
+    def _position(self) -> int:
+        assert self.membership is not None
+        return self.membership.position
+
+    # Units.
+
+    def lane(self, lane: int) -> Lane | None:
+        """The lane's memory, or None if none has been allocated."""
+        known = self._lanes.get(lane)
+        if known is not None:
+            return known
+        with suppress(OSError, ValueError):
+            return self._lanes.setdefault(lane, Lane(self.node_dir, lane))
+        return None
 
     def region(self, slot: int, lane: int) -> Region | None:
-        """The region as it is now, or None if there is none."""
-        region = self._regions.get((slot, lane))
-        if region is not None:
-            return region
-        with suppress(OSError, ValueError):
-            return self._regions.setdefault((slot, lane), Region.open(self.node_dir, slot, lane, touch=False))
-        return None
+        """One slot of it."""
+        known = self.lane(lane)
+        return known.regions[slot] if known is not None and 0 <= slot < SLOTS else None
 
     def header(self, slot: int, lane: int) -> tuple[State, Header | None]:
         """What the region's header says now."""
@@ -124,53 +146,198 @@ class Store:
                 if header is not None and header.snapshot.slot == slot:
                     yield lane, state, header
 
-    def reserve(self, lane: int, data_bytes: int, segments: int, parity: int) -> Work:
-        """Allocate and touch all slots of a lane, and its parity. Raises ArenaTooSmall."""
-        size = max(arena.file_bytes(data_bytes), self._reserved.get(lane, 0))
+    def describe(self, lane: int, snapshot: SnapshotId) -> UnitDescriptor | None:
+        """The descriptor of this node's own unit, from its region, if it is sealed here."""
+        header, region = self.sealed(lane, snapshot), self.region(snapshot.slot, lane)
+        if header is None or region is None:
+            return None
+        return UnitDescriptor(self._position, lane, header, region.sums(header.chunks))
+
+    # Checking.
+
+    def bad_data(self, unit: UnitDescriptor) -> Generator[None, None, set[Place]]:
+        """Chunks of an own unit whose bytes are missing or not those described; its header is not asked."""
+        lane, length = self.lane(unit.lane), unit.header.unit_bytes
+        bad = set()
+        for chunk in range(unit.header.chunks):
+            place = (unit.lane, self.group.rotation_of(self._position, chunk), self.group.stripe_of(chunk))
+            if lane is None or lane.capacity < length:
+                bad.add(place)
+                continue
+            view = lane.regions[unit.snapshot.slot].chunk(chunk, chunk_bytes(length, chunk))
+            if checksum(view) != sum_at(unit.sums, chunk):
+                bad.add(place)
+            if chunk % SLICE_CHUNKS == SLICE_CHUNKS - 1:
+                yield
+        return bad
+
+    def bad_parity(self, catalog: Catalog) -> Generator[None, None, set[Place]]:
+        """Chunks of the parity on record whose bytes are missing or not as described."""
+        bad = set()
+        for parity in catalog.parity:
+            for stripe in range(chunk_count(parity.parity_bytes)):
+                view = self.parity(catalog.snapshot, parity.lane, parity.rotation, stripe)
+                if view is None or checksum(view) != sum_at(parity.sums, stripe):
+                    bad.add((parity.lane, parity.rotation, stripe))
+                if stripe % SLICE_CHUNKS == SLICE_CHUNKS - 1:
+                    yield
+        return bad
+
+    def mark_damaged(self, snapshot: SnapshotId, places: Iterable[Place]) -> None:
+        """These chunks must not be used."""
+        found = set(places)
+        if found:
+            self.damaged.setdefault(snapshot, set()).update(found)
+
+    def mark_repaired(self, snapshot: SnapshotId, place: Place) -> None:
+        """The chunk's bytes are right again."""
+        places = self.damaged.get(snapshot, set())
+        places.discard(place)
+        if not places:
+            self.damaged.pop(snapshot, None)
+
+    def my_part(self, snapshot: SnapshotId, lane: int, rotation: int, stripe: int) -> tuple[memoryview, int] | None:
+        """This node's chunk of a stripe, in place, and its checksum; an empty view where its unit is shorter.
+
+        None: it is not here, or known to be damaged.
+        """
+        if stripe < 0 or (lane, rotation, stripe) in self.damaged.get(snapshot, ()):
+            return None
+        if rotation in self.group.parity_rotations(self._position):
+            view = self.parity(snapshot, lane, rotation, stripe)
+            return None if view is None else (view, self._parities.tables[snapshot.slot][lane, rotation].sums[stripe])
+        if rotation not in self.group.data_rotations(self._position):
+            return None
+        region, catalog = self.region(snapshot.slot, lane), self.catalog(snapshot)
+        if region is None:
+            return None
+        state, header = region.header()
+        unit = catalog.unit(self._position, lane) if catalog is not None else None
+        if header is None or header.snapshot != snapshot or (state is not State.SEALED and unit is None):
+            return None
+        chunk = self.group.chunk_of(self._position, rotation, stripe)
+        length = chunk_bytes(header.unit_bytes, chunk)
+        if length == 0:
+            return memoryview(b""), 0
+        return region.chunk(chunk, length), sum_at(unit.sums, chunk) if unit is not None else region.sum(chunk)
+
+    # Rebuilding units.
+
+    def prepare(self, unit: UnitDescriptor) -> Generator[None, None, set[Place]]:
+        """Make this position's region ready to take what it lacks of a unit: which chunks those are, noted as damaged.
+
+        Afterwards the region is sealed as described, or begun with that header. Raises ArenaTooSmall.
+        """
+        yield from self.grow_lane(unit.lane, unit.header.unit_bytes)
+        bad = yield from self.bad_data(unit)
+        self.mark_damaged(unit.snapshot, bad)
+        region = self.region(unit.snapshot.slot, unit.lane)
+        if region is not None and self.sealed(unit.lane, unit.snapshot) != unit.header:
+            region.begin(unit.header)
+        return bad
+
+    def place_data(self, unit: UnitDescriptor, chunk: int) -> memoryview:
+        """Where the chunk of a prepared unit is to be written: where it was, unless another slot keeps bytes there."""
+        lane = self._lanes[unit.lane]
+        region, sum_ = lane.regions[unit.snapshot.slot], sum_at(unit.sums, chunk)
+        others = [other for other in lane.regions if other is not region]
+        if any(other.home(chunk) == region.home(chunk) and other.sum(chunk) != sum_ for other in others):
+            region.place(chunk)
+        region.record(chunk, sum_)
+        return region.chunk(chunk, chunk_bytes(unit.header.unit_bytes, chunk))
+
+    def seal_unit(self, unit: UnitDescriptor) -> None:
+        """All chunks of a prepared unit are right: it counts as sealed here."""
+        region = self._lanes[unit.lane].regions[unit.snapshot.slot]
+        for chunk in range(unit.header.chunks):
+            region.record(chunk, sum_at(unit.sums, chunk))
+        if self.sealed(unit.lane, unit.snapshot) is None:
+            region.publish(unit.header.chunks, unit.header.unit_bytes)
+            region.seal()
+
+    # Memory.
+
+    def reserve(self, lane: int, unit_bytes: int) -> Work:
+        """Allocate and touch a lane's homes and tables, and the parity kept here of its like. Raises ArenaTooSmall."""
+        size = max(arena.home_bytes(unit_bytes), self._reserved.get(lane, 0))
         wanted = self._reserved | {lane: size}
-        needed = arena.required(wanted, segments, parity)
-        allocated = sum(path.stat().st_size for path in self._files("lane", "parity"))
+        needed = arena.required(wanted, self.group.data, self.group.parity)
+        allocated = sum(path.stat().st_size for path in self._files("lane", "table", "parity"))
         if needed > (there := allocated + arena.available(self.node_dir)):
             raise ArenaTooSmall(needed, there)
         self._reserved = wanted
-        parity_size = parity * round_up(segment_bytes(size, segments), PAGE_BYTES)
         try:
-            for slot in range(SLOTS):
-                yield from self.grow_region(slot, lane, size)
-                yield from self.grow_parity(slot, lane, parity_size)
+            yield from self._grow_lane(lane, size)
+            for rotation in self.group.parity_rotations(self._position):
+                yield from self._parities.grow((lane, rotation), arena.parity_bytes(size, self.group.data))
         except ArenaTooSmall as error:  # another node of this machine was faster
             raise ArenaTooSmall(needed, allocated + error.available_bytes) from error
 
-    def grow_region(self, slot: int, lane: int, size: int) -> Work:
-        """Make the region's file at least ``size`` long, in place. Raises ArenaTooSmall."""
-        path, known = arena.region_path(self.node_dir, slot, lane), self._regions.get((slot, lane))
-        while arena.extend(path, size) < size:
-            yield
-        if known is None:
-            region = self._regions[slot, lane] = Region.open(self.node_dir, slot, lane, touch=False)
-            yield from _touched((region.mapping, 0))
-        else:
-            yield from _touched(known.refresh(touch=False))
+    def grow_lane(self, lane: int, unit_bytes: int) -> Work:
+        """Have room for such a unit, in place. Raises ArenaTooSmall."""
+        known = self.lane(lane)
+        if known is None or known.capacity < unit_bytes:
+            yield from self._grow_lane(lane, arena.home_bytes(unit_bytes))
 
-    def grow_parity(self, slot: int, lane: int, size: int) -> Work:
-        """Make the parity's file at least ``size`` long. Raises ArenaTooSmall."""
-        old = self._parities.get((slot, lane))
-        if size == 0 or (old is not None and old.size >= size):
+    def _grow_lane(self, lane: int, size: int) -> Work:
+        known = self.lane(lane)
+        for index in range(SLOTS):
+            for path, wanted in (
+                (arena.home_path(self.node_dir, index, lane), size),
+                (arena.table_path(self.node_dir, index, lane), arena.table_bytes(size)),
+            ):
+                while arena.extend(path, wanted) < wanted:
+                    yield
+        if known is not None:
+            for mapping, old_size in known.refresh():
+                yield from touched(mapping, old_size)
             return
-        path = arena.parity_path(self.node_dir, slot, lane)
-        while arena.extend(path, size) < size:
-            yield
-        self._parities[slot, lane] = mapping = Mapping(path)
-        yield from _touched((mapping, old.size if old is not None else 0))
+        known = self._lanes[lane] = Lane(self.node_dir, lane)
+        for mapping in (*known.homes, *(region.mapping for region in known.regions)):
+            yield from touched(mapping, 0)
 
-    def parity(self, slot: int, lane: int) -> memoryview:
-        """All bytes of the parity's file; none if there is none."""
-        if (slot, lane) not in self._parities:
-            try:
-                self._parities[slot, lane] = Mapping(arena.parity_path(self.node_dir, slot, lane))
-            except (OSError, ValueError):
-                return memoryview(b"")
-        return self._parities[slot, lane].view
+    # Parity.
+
+    def parity(self, snapshot: SnapshotId, lane: int, rotation: int, stripe: int) -> memoryview | None:
+        """A chunk of parity on record, in place; None if there is none."""
+        catalog = self.catalog(snapshot)
+        described = catalog.parity_of(lane, rotation) if catalog is not None else None
+        if described is None:
+            return None
+        length = chunk_bytes(described.parity_bytes, stripe)
+        view = self._parities.view(snapshot.slot, (lane, rotation), stripe)
+        return view[:length] if view is not None and 0 < length <= len(view) else None
+
+    def place_parity(
+        self, snapshot: SnapshotId, lane: int, rotation: int, stripe: int, length: int = CHUNK_BYTES
+    ) -> memoryview:
+        """Where a stripe's parity is to be written: a home that no other slot uses, its own last one if it may be.
+
+        The view is as long as there is room, ``length`` at least. Raises ArenaTooSmall.
+        """
+        return self._parities.place(snapshot.slot, (lane, rotation), stripe, length)
+
+    def record_parity(self, snapshot: SnapshotId, lane: int, rotation: int, stripe: int, sum_: int) -> None:
+        """The bytes of a placed stripe are there."""
+        self._parities.tables[snapshot.slot][lane, rotation].sums[stripe] = sum_
+
+    def keep_parity(self, snapshot: SnapshotId, lane: int, rotation: int, stripe: int, reference: SnapshotId) -> bool:
+        """Take over the stripe's parity from another snapshot; False if that has none that is sound."""
+        damaged = (lane, rotation, stripe) in self.damaged.get(reference, ())
+        if damaged or self.parity(reference, lane, rotation, stripe) is None:
+            return False
+        self._parities.keep(snapshot.slot, (lane, rotation), stripe, reference.slot)
+        return True
+
+    def describe_parity(
+        self, snapshot: SnapshotId, lane: int, rotation: int, generator: str, parity_bytes: int
+    ) -> ParityDescriptor:
+        """What goes on record once all its stripes are there."""
+        table = self._parities.table(snapshot.slot, (lane, rotation))
+        stripes = chunk_count(parity_bytes)
+        return ParityDescriptor(
+            lane, rotation, generator, parity_bytes, table.sums[:stripes].tobytes(), bytes(table.homes[:stripes])
+        )
 
     # Catalogs.
 
@@ -179,6 +346,10 @@ class Store:
         catalog = self._catalogs.get(snapshot.slot)
         return catalog if catalog is not None and catalog.snapshot == snapshot else None
 
+    def catalogs(self) -> list[Catalog]:
+        """All records, newest first."""
+        return sorted(self._catalogs.values(), key=lambda catalog: catalog.snapshot, reverse=True)
+
     def begin(self, snapshot: SnapshotId, lanes: int) -> Catalog | None:
         """The record to fill in; what the slot held before is over. None if the slot holds something newer."""
         catalog = self._catalogs.get(snapshot.slot)
@@ -186,7 +357,7 @@ class Store:
             return catalog
         if not 0 <= snapshot.slot < SLOTS or (catalog is not None and catalog.snapshot > snapshot):
             return None
-        self._catalog_path(snapshot.slot).unlink(missing_ok=True)
+        self._forget(snapshot.slot)
         self._catalogs[snapshot.slot] = catalog = Catalog(snapshot, lanes, [], [])
         return catalog
 
@@ -198,31 +369,39 @@ class Store:
         """The job gave it up: it is not restored from here, also after a restart."""
         catalog = self.begin(snapshot, lanes)
         if catalog is not None and not catalog.dropped:
-            catalog.dropped, catalog.parity = True, []
+            catalog.dropped, catalog.parity, catalog.units = True, [], []
+            self._parities.forget(snapshot.slot)
+            self.damaged.pop(snapshot, None)
             self.save(catalog)
 
     def drop_newer(self, restore: SnapshotId | None) -> None:
         """Forget everything newer than ``restore`` (all, if None). Only while no worker of this node lives."""
-        for path in self._files("lane"):
-            slot, lane = (int(part) for part in path.name.removeprefix("slot").split(".lane"))
-            region = self.region(slot, lane)
-            if region is not None:
+        for path in self.node_dir.glob("slot0.lane*"):
+            lane = self.lane(int(path.name.removeprefix("slot0.lane")))
+            for region in lane.regions if lane is not None else ():
                 _, header = region.header()
                 if header is None or restore is None or header.snapshot > restore:
                     region.clear()
         for slot, catalog in list(self._catalogs.items()):
             if restore is None or catalog.snapshot > restore:
-                self._catalog_path(slot).unlink(missing_ok=True)
-                del self._catalogs[slot]
-        self.unusable = {s for s in self.unusable if restore is not None and s <= restore}
+                self._forget(slot)
+
+    def _forget(self, slot: int) -> None:
+        self._catalog_path(slot).unlink(missing_ok=True)
+        self._parities.forget(slot)
+        self._catalogs.pop(slot, None)
+        self.damaged = {s: places for s, places in self.damaged.items() if s.slot != slot}
 
     # Answers.
 
-    def holdings(self, position: int, lanes: int, parity: int) -> tuple[Holding, ...]:
-        """What is here, as the headers say now."""
+    def holdings(self) -> tuple[Holding, ...]:
+        """What is here of the position served last, as the headers say now."""
+        if self.membership is None:
+            return ()
+        position, lanes = self.membership.position, self.membership.lanes
         held: dict[SnapshotId, dict[int, int]] = {}
         for lane, state, header in self.scan(lanes):
-            if state is State.SEALED and header.snapshot not in self.unusable:
+            if state is State.SEALED:
                 held.setdefault(header.snapshot, {})[lane] = header.unit_bytes
         for catalog in self._catalogs.values():
             held.setdefault(catalog.snapshot, {})
@@ -230,18 +409,21 @@ class Store:
                 del held[catalog.snapshot]
         result = []
         for snapshot, units in sorted(held.items()):
-            catalog_ = self.catalog(snapshot)
-            stored = catalog_.parity if catalog_ is not None else []
-            data, kept = len(units) == lanes, parity > 0 and len(stored) == lanes
-            if data or kept:
+            known = self.catalog(snapshot)
+            stored = known.parity if known is not None else []
+            wanted = lanes * len(self.group.parity_rotations(position))
+            damage = damages(self.damaged.get(snapshot, ()))
+            data, kept = len(units) == lanes, 0 < wanted == len(stored)
+            if (data or kept) and len(damage) <= DAMAGES_MAX:
                 sizes = sum(units.values()), sum(p.parity_bytes for p in stored)
-                result.append(Holding(snapshot, position, data, kept, *sizes))
+                result.append(Holding(snapshot, position, data, kept, *sizes, damage))
         return tuple(result)
 
     def remove_files(self) -> None:
         """Remove everything of this class from the folder."""
         names = ("control.new", "control", "membership", "membership.new")
-        for path in [*self._files("lane", "parity", "catalog"), *(self.node_dir / name for name in names)]:
+        files = self._files("lane", "table", "parity", "catalog")
+        for path in [*files, *(self.node_dir / name for name in names)]:
             path.unlink(missing_ok=True)
 
     def _files(self, *kinds: str) -> Iterator[Path]:
@@ -255,12 +437,3 @@ class Store:
         draft = path.with_name(path.name + ".new")
         draft.write_bytes(data)
         draft.rename(path)
-
-
-def _touched(grown: tuple[Mapping, int] | None) -> Work:
-    """Populate what a mapping gained, a piece at a time."""
-    if grown is not None:
-        mapping, start = grown
-        for offset in range(start // PAGE_BYTES * PAGE_BYTES, mapping.size, TOUCH_BYTES):
-            mapping.touch(offset, TOUCH_BYTES)
-            yield

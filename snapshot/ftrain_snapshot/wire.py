@@ -9,7 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from ftrain_snapshot.manifest import UnitDescriptor
-from ftrain_snapshot.messages import Holding, SnapshotId
+from ftrain_snapshot.messages import Damage, Holding, SnapshotId, UnitInfo
 
 
 class PeerHello(msgspec.Struct, frozen=True, array_like=True, tag="hello"):
@@ -76,24 +76,29 @@ class Describe(msgspec.Struct, frozen=True, array_like=True, tag="describe"):
 
 
 class Chunk(msgspec.Struct, frozen=True, array_like=True, tag="chunk"):
-    """Up to a MiB of one segment, or of parity; the bytes follow."""
+    """The sender's part of one stripe, data or parity; the bytes follow."""
 
     snapshot: SnapshotId
     lane: int
     rotation: int
-    offset: int
+    stripe: int
     checksum: int
     attempt: int
     """Which fetch it answers; 0: nobody asked, it is to be protected."""
 
 
 class Fetch(msgspec.Struct, frozen=True, array_like=True, tag="fetch"):
-    """Send me what you have of this lane's stripe: your segment, or the parity you keep."""
+    """Send me your part, data or parity, of these stripes."""
 
     snapshot: SnapshotId
     lane: int
     rotation: int
+    first: int
+    stop: int
+    """One past the last stripe."""
     attempt: int
+    urgent: bool = True
+    """Somebody cannot go on without them; else they queue with what is being protected."""
 
 
 class FetchFailed(msgspec.Struct, frozen=True, array_like=True, tag="fetch_failed"):
@@ -107,12 +112,47 @@ class Restoring(msgspec.Struct, frozen=True, array_like=True, tag="restoring"):
     """To the group: what I have, verified, of the snapshot that this generation starts from."""
 
     snapshot: SnapshotId
-    bad: tuple[tuple[int, int], ...]
-    """(lane, rotation) of segments that are missing or damaged here."""
-    bad_parity: tuple[int, ...]
-    """Lanes whose parity is missing or damaged here."""
+    bad: tuple[Damage, ...]
     units: tuple[UnitDescriptor, ...]
     """All descriptors known here: a spare learns from them what its own bytes must be."""
+
+
+class Mismatch(msgspec.Struct, frozen=True, array_like=True, tag="mismatch"):
+    """To the sender of a chunk: its bytes arrived here with another checksum. Look at yours."""
+
+    snapshot: SnapshotId
+    lane: int
+    rotation: int
+    stripe: int
+    attempt: int
+    """As in the chunk."""
+
+
+class FarRead(msgspec.Struct, frozen=True, array_like=True, tag="far_read"):
+    """To another group, or to the gate, which passes it on: bytes of a unit. Lane -1: the group's units."""
+
+    snapshot: SnapshotId
+    position: int
+    lane: int
+    start: int
+    stop: int
+    attempt: int
+
+
+class FarAnswer(msgspec.Struct, frozen=True, array_like=True, tag="far_answer"):
+    """Answer to FarRead; bytes follow, if it was bytes."""
+
+    attempt: int
+    units: tuple[UnitInfo, ...]
+    checksum: int
+    """Of the bytes."""
+
+
+class FarFailed(msgspec.Struct, frozen=True, array_like=True, tag="far_failed"):
+    """Answer to FarRead: they cannot be had."""
+
+    attempt: int
+    reason: str
 
 
 PeerMessage = (
@@ -129,4 +169,8 @@ PeerMessage = (
     | Fetch
     | FetchFailed
     | Restoring
+    | Mismatch
+    | FarRead
+    | FarAnswer
+    | FarFailed
 )

@@ -9,17 +9,20 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from snapshot_nodes import Cluster, Node, cluster_root, wait_until
+from snapshot_nodes import Cluster, Node, capture, cluster_root, content, edited, read, wait_until
 
 from ftrain_snapshot import arena
-from ftrain_snapshot.arena import ControlPage, Region
+from ftrain_snapshot.arena import ControlPage, Lane
 from ftrain_snapshot.client import DaemonClient
 from ftrain_snapshot.errors import ArenaTooSmall, DaemonLost, SnapshotError, SnapshotIncomplete
 from ftrain_snapshot.frames import connect_unix
+from ftrain_snapshot.handshake import PREFIX
 from ftrain_snapshot.ledger import explain
+from ftrain_snapshot.manifest import CHUNK_BYTES
 from ftrain_snapshot.messages import Membership, Peer, SnapshotId
 
-SIZE = 300_000
+SIZE = 4_300_000
+"""Five chunks, the last one short."""
 root = pytest.fixture(cluster_root)
 
 
@@ -44,12 +47,20 @@ def cluster(nodes):
     return nodes
 
 
-def flip(cluster: Cluster, position: int, path_of, slot: int, offset: int, lane: int = 0) -> None:
-    with open(path_of(cluster.nodes[position].dir, slot, lane), "r+b") as file:
+def flip(path: Path, offset: int) -> None:
+    with open(path, "r+b") as file:
         file.seek(offset)
         byte = file.read(1)[0]
         file.seek(offset)
         file.write(bytes([byte ^ 0x40]))
+
+
+def flip_data(cluster: Cluster, position: int, lane: int, snapshot: SnapshotId, offset: int) -> None:
+    """One bit of the lane's unit, in the home where that chunk lies."""
+    mapped = Lane(cluster.nodes[position].dir, lane)
+    home = mapped.regions[snapshot.slot].home(offset // CHUNK_BYTES)
+    mapped.close()
+    flip(arena.home_path(cluster.nodes[position].dir, home, lane), offset)
 
 
 def test_a_lost_node_is_rebuilt_on_a_spare_and_protected_again(cluster):
@@ -74,9 +85,9 @@ def test_a_sealed_snapshot_survives_the_loss_of_all_workers_even_if_no_daemon_wa
     cluster.snapshot(0, SIZE)
     cluster.wait_protected(0)
     snapshot = cluster.snapshot(1, SIZE, tell=False)
-    torn = Region.open(cluster.nodes[1].dir, (snapshot.slot + 1) % 3, 0)
-    torn.begin(SnapshotId(2, cluster.generation, torn.slot), 2, 8)  # killed while writing
-    torn.close()
+    torn = SnapshotId(2, cluster.generation, (snapshot.slot + 1) % 3)
+    with capture(cluster.nodes[1].dir, 0, torn, content(2, 1, 0, SIZE), b"") as killed:
+        killed.publish(2)
     assert cluster.newest() == snapshot
     cluster.configure(snapshot)
     cluster.wait_restored()
@@ -133,7 +144,7 @@ def test_a_spare_killed_while_rebuilding_takes_it_up_again(root, moment_seconds)
         cluster.replace(1)
         cluster.configure(snapshot)
         spare = cluster.nodes[1]
-        wait_until(lambda: arena.region_path(spare.dir, snapshot.slot, 0).exists())
+        wait_until(lambda: arena.home_path(spare.dir, snapshot.slot, 0).exists())
         time.sleep(moment_seconds)
         spare.kill_daemon()
         spare.start()
@@ -146,12 +157,162 @@ def test_a_spare_killed_while_rebuilding_takes_it_up_again(root, moment_seconds)
         cluster.stop()
 
 
+def volumes(cluster: Cluster, name: str) -> list[int]:
+    """That figure of the newest snapshot protected, by position."""
+    return [getattr(cluster.status(p).last, name) for p in range(len(cluster.nodes))]
+
+
+def test_what_did_not_change_is_neither_copied_nor_sent_nor_coded(cluster):
+    def first(position, lane):
+        return content(0, position, lane, SIZE)
+
+    for version in range(2):
+        snapshot = cluster.snapshot(version, SIZE, data=first)
+        cluster.wait_protected(version)
+    for name in ("copied_bytes", "sent_bytes", "received_bytes", "coded_bytes"):
+        assert volumes(cluster, name) == [0] * 4
+    assert volumes(cluster, "kept_chunks") == [
+        4,
+        4,
+        4,
+        2,
+    ]  # two lanes of two stripes; five chunks make no fifth rotation
+    cluster.nodes[1].lose()
+    cluster.replace(1)
+    cluster.configure(snapshot)
+    cluster.wait_restored()
+    cluster.check(snapshot, SIZE, first)
+
+
+@pytest.mark.parametrize("who", [(0,), (1, 3), (0, 1, 2, 3)])
+def test_parity_is_right_whoever_changes_and_only_what_it_takes_is_fetched(cluster, who):
+    states = {(p, lane): content(0, p, lane, SIZE) for p in range(4) for lane in range(2)}
+    cluster.snapshot(0, SIZE, data=lambda p, lane: states[p, lane])
+    cluster.wait_protected(0)
+    for version in range(1, 5):
+        for position in who:
+            states[position, 1] = edited(states[position, 1], (version % 3, 4), version)
+        snapshot = cluster.snapshot(version, SIZE, data=lambda p, lane: states[p, lane])
+        cluster.wait_protected(version)
+        changed = [p in who for p in range(4)]
+        assert [sent > 0 for sent in volumes(cluster, "sent_bytes")] == changed
+        assert [copied > 0 for copied in volumes(cluster, "copied_bytes")] == changed
+        assert sum(volumes(cluster, "coded_bytes")) <= 4 * sum(volumes(cluster, "sent_bytes"))
+        assert sum(volumes(cluster, "kept_chunks")) > 4 * 2
+    for position in (2, 1):
+        cluster.nodes[position].lose()
+        cluster.replace(position)
+        cluster.configure(snapshot)
+        cluster.wait_restored()
+        cluster.check(snapshot, SIZE, lambda p, lane: states[p, lane])
+        cluster.wait_protected(snapshot.version)
+
+
+def test_chunks_are_sent_and_coded_before_the_seal(cluster):
+    cluster.snapshot(0, SIZE)
+    cluster.wait_protected(0)
+    snapshot, before = cluster.take(1), cluster.status(1).last
+    captures = [
+        capture(node.dir, lane, snapshot, content(1, p, lane, SIZE), b"manifest %d" % lane)
+        for p, node in enumerate(cluster.nodes)
+        for lane in range(2)
+    ]
+    for index, captured in enumerate(captures):
+        captured.publish(3)
+        cluster.nodes[index // 2].agent.captured(captured.number, snapshot)
+    parity = arena.parity_path(cluster.nodes[1].dir, snapshot.slot, 0, 1)
+    # In rotation 1 position 1 keeps parity; of position 0 it is the first chunk, of 2 and 3 the second.
+    parts = [content(1, p, 0, SIZE)[(p > 0) * CHUNK_BYTES :][:100] for p in (0, 2, 3)]
+    expected = bytes(a ^ b ^ c for a, b, c in zip(*parts, strict=True))
+    wait_until(lambda: parity.read_bytes()[:100] == expected, what="parity of what is not sealed yet")
+    assert cluster.protected() == 0
+    assert cluster.status(1).last == before
+    for index, captured in enumerate(captures):
+        captured.finish()
+        cluster.nodes[index // 2].agent.sealed(captured.number, snapshot)
+        captured.lane.close()
+    cluster.wait_protected(1)
+    cluster.check(snapshot, SIZE)
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_capture_that_dies_half_way_leaves_nothing_behind(cluster, torn):
+    first = cluster.snapshot(0, SIZE)
+    cluster.wait_protected(0)
+    dying = cluster.take(1)
+    for position, node in enumerate(cluster.nodes):
+        with capture(node.dir, 0, dying, content(1, position, 0, SIZE), b"") as captured:
+            captured.publish(2 + position)
+            node.agent.captured(0, dying)
+    assert cluster.newest() == first
+    if torn:
+        cluster.nodes[2].agent.skip(dying)
+    else:  # the workers died: a new generation
+        cluster.configure(first)
+        cluster.wait_restored()
+    snapshot = cluster.snapshot(2, SIZE)
+    cluster.wait_protected(2)
+    assert {h.snapshot for held in cluster.holdings().values() for h in held} == {first, snapshot}
+    cluster.check(first, SIZE)
+    cluster.nodes[3].lose()
+    cluster.replace(3)
+    cluster.configure(snapshot)
+    cluster.wait_restored()
+    cluster.check(snapshot, SIZE)
+
+
+def test_a_daemon_that_missed_a_snapshot_fetches_what_it_takes_to_protect_it(cluster):
+    states = {(p, lane): content(0, p, lane, SIZE) for p in range(4) for lane in range(2)}
+    cluster.snapshot(0, SIZE, data=lambda p, lane: states[p, lane])
+    cluster.wait_protected(0)
+    snapshot = cluster.take(1)
+    cluster.nodes[2].kill_daemon()
+    for position, lane in states:
+        cluster.write(position, lane, snapshot, states[position, lane])
+        if position != 2:
+            cluster.nodes[position].agent.sealed(lane, snapshot)
+    cluster.nodes[2].start()
+    cluster.nodes[2].ready()
+    cluster.configure(resumed=True)
+    cluster.wait_restored()
+    cluster.wait_protected(1)
+    wait_until(lambda: cluster.status().exposed_seconds == 0)
+
+
+def test_two_lost_nodes_of_four_come_back_with_two_parity_chunks(root):
+    cluster = Cluster(root, 4, parity=2)
+    states = {p: content(0, p, 0, SIZE + (p == 2) * 3_000_000) for p in range(4)}
+    try:
+        cluster.configure()
+        cluster.wait_restored()
+        cluster.reserve(SIZE)
+        cluster.nodes[2].agent.reserve(0, SIZE + 3_000_000)
+        for version in range(4):
+            for position in (1, 2, 3):
+                states[position] = edited(states[position], (version,), version)
+            snapshot = cluster.snapshot(version, SIZE, data=lambda p, _: states[p])
+            cluster.wait_protected(version)
+        for lost in ((0, 1), (1, 3), (2, 3)):
+            for position in lost:
+                cluster.nodes[position].lose()
+            assert cluster.newest() == snapshot
+            for position in lost:
+                cluster.replace(position)
+            cluster.configure(snapshot)
+            cluster.wait_restored()
+            cluster.check(snapshot, SIZE, lambda p, _: states[p])
+            cluster.wait_protected(snapshot.version)
+            assert cluster.status().exposed_last_seconds > 0
+    finally:
+        cluster.stop()
+
+
 def test_damaged_bytes_are_never_handed_out_but_rebuilt_from_parity(cluster):
     snapshot = cluster.snapshot(0, SIZE)
     cluster.wait_protected(0)
-    flip(cluster, 0, arena.region_path, snapshot.slot, 20, lane=0)  # the header
-    flip(cluster, 1, arena.region_path, snapshot.slot, 50_000, lane=1)  # its stripe 0
-    flip(cluster, 3, arena.region_path, snapshot.slot, 250_000, lane=1)  # its stripe 2: both can be rebuilt
+    flip(arena.table_path(cluster.nodes[0].dir, snapshot.slot, 0), 70)  # the header
+    flip_data(cluster, 1, 1, snapshot, 50_000)  # its first chunk
+    flip_data(cluster, 3, 1, snapshot, 2_250_000)  # its third one, in another rotation: both can be rebuilt
     cluster.configure(snapshot)
     cluster.wait_restored()
     cluster.check(snapshot, SIZE)
@@ -161,7 +322,7 @@ def test_damaged_bytes_are_never_handed_out_but_rebuilt_from_parity(cluster):
 def test_damaged_parity_is_made_again(cluster):
     snapshot = cluster.snapshot(0, SIZE)
     cluster.wait_protected(0)
-    flip(cluster, 2, arena.parity_path, snapshot.slot, 1000)
+    flip(arena.parity_path(cluster.nodes[2].dir, snapshot.slot, 0, 2), 1000)
     cluster.configure(snapshot)
     cluster.wait_restored()
     cluster.wait_protected(0)
@@ -236,7 +397,7 @@ def test_garbage_closes_one_connection_and_nothing_else(cluster):
             with connect_unix(node.dir / "daemon.sock", 2) as stranger:
                 stranger.sendall(garbage)
         with socket.create_connection(("127.0.0.1", node.port), 2) as stranger:
-            stranger.sendall(b"ftrain-snapshot-1\n" + bytes(64))  # the right words, the wrong proof
+            stranger.sendall(PREFIX + bytes(64))  # the right words, the wrong proof
             while stranger.recv(4096):
                 pass
     snapshot = cluster.snapshot(0, SIZE)
@@ -248,7 +409,7 @@ def test_too_little_memory_is_said_with_what_is_needed(cluster):
     with pytest.raises(ArenaTooSmall) as caught:
         cluster.nodes[0].agent.reserve(0, 1 << 45)
     assert caught.value.needed_bytes > 4 << 45 > caught.value.available_bytes > 0
-    assert arena.region_path(cluster.nodes[0].dir, 0, 0).stat().st_size < 1 << 20
+    assert arena.home_path(cluster.nodes[0].dir, 0, 0).stat().st_size < 2 * SIZE
 
 
 def test_lanes_grow_and_other_nodes_parity_with_them(cluster):
@@ -266,9 +427,7 @@ def test_lanes_grow_and_other_nodes_parity_with_them(cluster):
     cluster.replace(2)
     cluster.configure(snapshot)
     cluster.wait_restored()
-    region = Region.open(cluster.nodes[2].dir, snapshot.slot, 0)
-    assert bytes(region.read(snapshot)[0]) == Random(2).randbytes(8 * SIZE)
-    region.close()
+    assert read(cluster.nodes[2].dir, 0, snapshot)[0] == Random(2).randbytes(8 * SIZE)
 
 
 @pytest.mark.parametrize(("nodes", "parity"), [(1, 0), (2, 0), (2, 1), (3, 1)])

@@ -1,6 +1,6 @@
 """One node for worker tests, in the test's own process: folder, store, agent and daemon, the last two in miniature.
 
-The workers are real processes. The daemon's part here is only what a worker can see of it: regions, a gate that
+The workers are real processes. The daemon's part here is only what a worker can see of it: lanes, a gate that
 opens again once all lanes are sealed, answers. No parity, no peers.
 """
 
@@ -17,10 +17,11 @@ from socket import SHUT_RDWR, socket
 from typing import Any
 
 import msgspec
+from integration.worker_lane import allocate
 
 from ftrain.link import LinkMessage
 from ftrain_snapshot import messages as m
-from ftrain_snapshot.arena import SLOTS, ControlPage, extend, file_bytes, region_path
+from ftrain_snapshot.arena import SLOTS, ControlPage
 from ftrain_snapshot.errors import ArenaTooSmall
 from ftrain_snapshot.frames import bind_unix, recv_frame, send_frame
 
@@ -85,7 +86,7 @@ class Agent(Server):
 
 
 class Daemon(Server):
-    """Allocates regions and keeps the gate of a job with one node of ``lanes`` ranks."""
+    """Allocates lanes and keeps the gate of a job with one node of ``lanes`` ranks."""
 
     def __init__(self, node_dir: Path, lanes: int) -> None:
         self._node_dir = node_dir
@@ -117,11 +118,8 @@ class Daemon(Server):
                 if self.room_bytes is not None and data_bytes > self.room_bytes:
                     return m.TooSmall(data_bytes, self.room_bytes)
                 self.reserved.append(data_bytes)
-                for slot in range(SLOTS):
-                    size = file_bytes(data_bytes)
-                    with suppress(ArenaTooSmall):
-                        while extend(region_path(self._node_dir, slot, lane), size) < size:
-                            pass
+                with suppress(ArenaTooSmall):
+                    allocate(self._node_dir, data_bytes, lane)
                 return m.Done()
             case m.WaitRestored():
                 return m.Done()

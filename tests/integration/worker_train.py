@@ -101,6 +101,7 @@ def train(ctx: ftrain.Context, variant: str, total: int, prefix: str, die_after:
             optimizer.zero_grad()
             scheduler.step()
         if step == die_after + 1:
+            ctx._session._capturer.finish()  # or it may be killed before the last commit is copied
             os.kill(os.getpid(), signal.SIGKILL)
     log.close()
     dist.barrier()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import pytest
 from simulation.machines import Machine, Worker
 from simulation.training import decodable
 
@@ -17,9 +18,10 @@ from ftrain_launcher.coordinator import Coordinator
 from ftrain_launcher.events import Command, EndJob, Event, Tick
 from ftrain_launcher.membership import NodeState, Phase
 from ftrain_launcher.messages import ReapNode, StartNode
-from ftrain_launcher.policy import EXIT_LOST, EXIT_NODES, EXIT_PROGRAM
+from ftrain_launcher.policy import EXIT_LOST, EXIT_NODES, EXIT_PROGRAM, EXIT_USAGE
+from ftrain_snapshot.errors import PlacementImpossible
 from ftrain_snapshot.messages import SnapshotId
-from ftrain_snapshot.placement import groups
+from ftrain_snapshot.placement import Groups, groups
 
 if TYPE_CHECKING:
     from simulation.cluster import Cluster
@@ -49,12 +51,15 @@ class Checkers:
         self.lost_since_formed: set[str] = set()
         self.never_ran = 0
         """Nodes that were lost before they ran a worker."""
+        self.started_with: list[str] = []
+        """The nodes that held all positions when the job last could have been formed."""
         self.trace: list[object] | None = None
         self._generation = self._formed = 0
         self._names: set[str] = set()
         self._spawned = 0
         self._running: dict[int, Worker] = {}
         self._ever_protected = False
+        self._groups: Groups = ()
 
     @property
     def _parity(self) -> int:
@@ -62,8 +67,7 @@ class Checkers:
 
     def too_much_is_damaged(self) -> bool:
         """More positions of a group than it has parity."""
-        nodes = self.cluster.config.nodes
-        return any(len(self.damaged.intersection(g)) > self._parity for g in groups(nodes, self._parity))
+        return any(len(self.damaged.intersection(g)) > self._parity for g in self.cluster.coordinator.groups)
 
     # ---- what really happens
 
@@ -115,11 +119,13 @@ class Checkers:
             self.trace.append((now, event, commands))
         assert coordinator.generation >= self._generation, "generations go back"
         self._generation = coordinator.generation
+        if None not in coordinator.positions:
+            self.started_with = [name for name in coordinator.positions if name is not None]
         deadline = coordinator.next_deadline()
         assert not isinstance(event, Tick) or deadline is None or deadline > now, "a deadline was left unhandled"
         for command in commands:
             if isinstance(command, StartNode):
-                assert command.node not in self._names, "a name was given twice"
+                assert self.cluster.config.hosts or command.node not in self._names, "a name was given twice"
                 self._names.add(command.node)
             if isinstance(command, ReapNode):
                 self.never_ran += not coordinator.nodes[command.node].formed
@@ -145,14 +151,24 @@ class Checkers:
         memories = {p: m.memory for p, m in enumerate(members)}
         start = coordinator.restore
         assert len(coordinator.ranks) == nodes * nproc
+        self._check_groups(coordinator.groups, [m.failure_domain for m in members])
         assert start is not None or not self._ever_protected, "the job began anew after a snapshot was protected"
         if start is not None:
-            assert decodable(memories, start, nodes, self._parity), f"{start} is not complete"
+            assert decodable(memories, start, coordinator.groups, self._parity), f"{start} is not complete"
         if self.cluster.plan.protection_ends_with_stop:
             for snapshot in {s for memory in memories.values() for s in memory}:
-                if (start is None or snapshot > start) and decodable(memories, snapshot, nodes, self._parity):
+                if (start is None or snapshot > start) and decodable(
+                    memories, snapshot, coordinator.groups, self._parity
+                ):
                     raise AssertionError(f"{snapshot} is complete and newer than {start}")
         self._check_steps_lost(coordinator, start)
+
+    def _check_groups(self, grouping: Groups, domains: list[str]) -> None:
+        """Chosen by the labels of the nodes that formed the job, and never again."""
+        if not self._groups:
+            assert grouping == groups(domains, self._parity)
+            self._groups = grouping
+        assert grouping == self._groups, "who is coded with whom has changed"
 
     def _check_steps_lost(self, coordinator: Coordinator, start: SnapshotId | None) -> None:
         kept = [s for s in self.sealed_versions if start is not None and s <= start]
@@ -183,6 +199,10 @@ class Checkers:
         elif exit_code == EXIT_PROGRAM:
             assert plan.program_error_step is not None, message
             assert "ValueError: boom" in message
+        elif exit_code == EXIT_USAGE:
+            domains = [self.cluster.machines[name].failure_domain for name in self.started_with]
+            with pytest.raises(PlacementImpossible):
+                groups(domains, self._parity)
         elif exit_code == EXIT_NODES:
             assert self.never_ran >= 3, message
         else:

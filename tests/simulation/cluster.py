@@ -22,6 +22,7 @@ from ftrain_launcher.events import (
     ControllerRestarted,
     EndJob,
     Event,
+    HostCame,
     JobStarted,
     Joined,
     Left,
@@ -204,15 +205,54 @@ class Shell:
         return rebuild(first.event, first.now, entries)
 
 
+class Host:
+    """A real host's launcher: it offers the host whenever there is room for a node, until it hears of one."""
+
+    def __init__(self, engine: Engine, number: int) -> None:
+        self.engine, self.world = engine, engine.world
+        self.mark = f"launcher-{number}"
+        self.node: str | None = None
+        """What it was told to run."""
+        self.up = True
+
+    def offer(self) -> None:
+        """Say so; the answer may get lost, and a controller may be away."""
+        shell = self.engine.cluster.shell
+        if self.up and self.node is None:
+            if shell.up:
+                self.engine.offering = self
+                shell.submit(HostCame(self.mark, self.mark))
+                self.engine.offering = None
+            self.world.after(self.world.between(0.5, 1.5), self.offer)
+
+
 class Engine:
-    """Where nodes come from."""
+    """Where nodes come from: emulated as they are asked for, or the hosts that offer themselves."""
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster, self.world = cluster, cluster.world
         self._known: set[str] = set()
         self._unsaid: list[NodeGone] = []
+        self.hosts: list[Host] = []
+        self.offering: Host | None = None
+        """The host that speaks to the controller just now: a node that is started is its."""
+
+    def open(self) -> None:
+        """Real hosts begin to come."""
+        if self.cluster.config.hosts:
+            for _ in range(self.cluster.config.nodes + self.cluster.config.spares):
+                self._new_host(5.0)
+
+    def _new_host(self, seconds_max: float) -> None:
+        host = Host(self, len(self.hosts))
+        self.hosts.append(host)
+        self.world.after(self.world.between(0.1, seconds_max), host.offer)
 
     def start(self, name: str) -> None:
+        if self.cluster.config.hosts:
+            if self.offering is None or self.world.chance(0.1):
+                return
+            self.offering.node = name
         if name in self._known:
             return
         self._known.add(name)
@@ -224,7 +264,8 @@ class Engine:
 
     def _started(self, name: str) -> None:
         if name in self._known and name not in self.cluster.machines:
-            machine = self.cluster.machines[name] = Machine(self.cluster, name)
+            domain = self.world.random.choice(self.cluster.plan.domains)
+            machine = self.cluster.machines[name] = Machine(self.cluster, name, domain)
             machine.start_agent()
 
     def reap(self, name: str) -> None:
@@ -232,11 +273,23 @@ class Engine:
         machine = self.cluster.machines.get(name)
         if machine is not None:
             machine.die()
+        self._free(name)
+
+    def _free(self, name: str) -> None:
+        """What ran at a host is gone: it may offer itself again."""
+        for host in self.hosts:
+            if host.node == name:
+                host.node = None
+                self.world.after(self.world.between(0.01, 0.5), host.offer)
 
     def lost(self, name: str) -> None:
         """All processes of a node are gone; mostly that is seen at once."""
         if self.world.chance(0.7):
             self.world.after(self.world.between(0.01, 0.3), self._gone, name)
+        for host in self.hosts:
+            if host.node == name and self.world.chance(0.3):  # The whole host, its launcher included.
+                host.up = False
+                self._new_host(20.0)
 
     def _gone(self, name: str) -> None:
         self._known.discard(name)
@@ -252,7 +305,8 @@ class Engine:
     def greet(self) -> None:
         """A new controller is there: hear what the one before left unsaid, as the controller has it."""
         for node in list(self.cluster.coordinator.nodes.values()):
-            if node.state is NodeState.STARTING and node.name not in self._known:
+            starting = node.state is NodeState.STARTING and not self.cluster.config.hosts
+            if starting and node.name not in self._known:
                 self.start(node.name)
             elif node.gone and node.name in self._known:
                 self.reap(node.name)
@@ -290,6 +344,7 @@ class Cluster:
         """Let the job run to its end; what it ended with."""
         self.shell.submit(JobStarted(self.config))
         self.faults.begin()
+        self.engine.open()
         self.world.run(self.faults.over_by + self.plan.recovery_seconds_max, lambda: self.ended is not None)
         assert self.ended is not None, f"no end in time: {self.coordinator.phase}, {self.coordinator.exit_message}"
         self.checkers.at_end(*self.ended)

@@ -66,6 +66,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Daemons store no parity after they have said what they hold (they may, but then nobody knows of it)."""
     program_error_step: int | None = None
     program_error_rank: int = 0
+    domains: tuple[str, ...] = ("",)
+    """Failure domains of which each host, or emulated node, is in one."""
     recovery_seconds_max: float = 120.0
     """By then after the last fault the job must have ended."""
 
@@ -104,7 +106,12 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
             protection_ends_with_stop=dice.random() < 0.8,
             program_error_step=dice.randrange(steps) if dice.random() < 0.1 else None,
             program_error_rank=dice.randrange(8),
-        )
+            domains=dice.choice((("",), ("",), ("a", "b", "c", "d", "e", "f", "g", "h"), ("a", "b", "c"))),
+        ).over_hosts(hosts=dice.random() < 0.5)
+
+    def over_hosts(self, *, hosts: bool) -> Plan:
+        """The same over real hosts, which come by themselves."""
+        return msgspec.structs.replace(self, config=msgspec.structs.replace(self.config, hosts=hosts))
 
 
 class Faults:

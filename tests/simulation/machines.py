@@ -63,8 +63,9 @@ class Worker:
 class Machine:
     """One node. What is written here outlives its agent."""
 
-    def __init__(self, cluster: Cluster, name: str) -> None:
+    def __init__(self, cluster: Cluster, name: str, failure_domain: str) -> None:
         self.cluster, self.world, self.name = cluster, cluster.world, name
+        self.failure_domain = failure_domain
         self.alive = True
         self.memory: dict[SnapshotId, list[bool]] = {}
         """Of each snapshot: has it its own data, has it its parity?"""
@@ -163,6 +164,7 @@ class Agent:
         join = Join(
             node=machine.name,
             host=machine.name,
+            failure_domain=machine.failure_domain,
             agent_pid=1,
             daemon_pid=1,
             daemon_port=1,

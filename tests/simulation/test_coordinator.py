@@ -55,7 +55,8 @@ def test_a_thousand_nodes_fit_in_one_process() -> None:
         while_forming=0.0,
         gentle=True,
         program_error_step=None,
-    )
+        domains=("",),
+    ).over_hosts(hosts=False)
     began = time.process_time()
     cluster = Cluster(0, plan)
     assert cluster.run() == (0, "training finished")

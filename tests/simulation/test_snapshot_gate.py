@@ -220,7 +220,9 @@ class World:
     # The checker.
 
     def check_given_out(self, slot: int) -> None:
-        """Without this slot, the newest sealed is still there, and what was protected survives any node."""
+        """Without this slot, two snapshots and the newest are left, and what was protected survives any node."""
+        there = {s for s in self.sealed_truth if all(data[s.slot] == s for data in self.data)}
+        assert len([s for s in there if s.slot != slot]) >= min(2, len(there))
         kept = {p: [h for h in self.holdings(p) if h.snapshot.slot != slot] for p in range(self.nodes)}
         newest = max(self.sealed_truth, default=None)
         if newest is not None:

@@ -15,7 +15,7 @@ from simulation.machines import Machine, Worker
 from ftrain_launcher.events import Progress
 from ftrain_launcher.messages import Failure, Form, RankRestored, RankStepped, Trouble
 from ftrain_snapshot.messages import SnapshotId
-from ftrain_snapshot.placement import groups, is_complete
+from ftrain_snapshot.placement import Groups, is_complete
 
 if TYPE_CHECKING:
     from simulation.cluster import Cluster
@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 SLOTS = 3
 
 
-def decodable(memories: Mapping[int, Mapping[SnapshotId, list[bool]]], snapshot: SnapshotId, n: int, m: int) -> bool:
+def decodable(
+    memories: Mapping[int, Mapping[SnapshotId, list[bool]]], snapshot: SnapshotId, grouping: Groups, m: int
+) -> bool:
     """Can all data of a snapshot be read or decoded from what the positions hold?"""
     data = {p for p, memory in memories.items() if snapshot in memory and memory[snapshot][False]}
     parity = {p for p, memory in memories.items() if snapshot in memory and memory[snapshot][True]}
-    return is_complete(data, parity, n, m)
+    return is_complete(data, parity, grouping, m)
 
 
 class Training:
@@ -37,7 +39,8 @@ class Training:
         self.cluster, self.world, self.form = cluster, cluster.world, form
         self.generation, self.restore = form.generation, form.restore
         self.nodes, self.parity = cluster.config.nodes, cluster.config.work.parity
-        self.group_of = {p: group for group in groups(self.nodes, self.parity) for p in group}
+        self.groups = form.groups
+        self.group_of = {p: group for group in form.groups for p in group}
         self.workers: dict[int, Worker] = {}
         self.machines: dict[int, Machine] = {}
         self.step = -1 if form.restore is None else form.restore.version
@@ -68,7 +71,7 @@ class Training:
         held = machine.memory.get(self.restore, [False, False])
         memories = {p: m.memory for p, m in self.machines.items() if m.alive}
         if not held[False]:
-            if decodable(memories, self.restore, self.nodes, self.parity):
+            if decodable(memories, self.restore, self.groups, self.parity):
                 machine.keep(self.restore, parity=False)
             elif len(memories) == self.nodes:
                 self.world.after(0.2, self._give_up_restoring, machine)

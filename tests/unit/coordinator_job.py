@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ftrain_launcher.coordinator import Coordinator
-from ftrain_launcher.events import Announce, Command, EndJob, Event, JobConfig, JobStarted, Joined, Left, Send
+from ftrain_launcher.events import Announce, Command, EndJob, Event, HostCame, JobConfig, JobStarted, Joined, Left, Send
 from ftrain_launcher.journal import Entry, decode, encode, rebuild
 from ftrain_launcher.messages import (
     Failure,
@@ -25,7 +25,15 @@ from ftrain_launcher.messages import (
 from ftrain_snapshot.messages import Holding, Inventory, SnapshotId
 
 
-def config(*, nodes: int = 3, spares: int = 1, parity: int = 1, nproc: int = 1, max_restarts: int = 10) -> JobConfig:
+def config(
+    *,
+    nodes: int = 3,
+    spares: int = 1,
+    parity: int = 1,
+    nproc: int = 1,
+    max_restarts: int = 10,
+    hosts: bool = False,
+) -> JobConfig:
     work = Work(
         job="job",
         argv=("train.py",),
@@ -36,7 +44,7 @@ def config(*, nodes: int = 3, spares: int = 1, parity: int = 1, nproc: int = 1, 
         parity=parity,
         max_restarts=max_restarts,
     )
-    return JobConfig(work=work, nodes=nodes, spares=spares)
+    return JobConfig(work=work, nodes=nodes, spares=spares, hosts=hosts)
 
 
 def snapshot(version: int, generation: int = 1, slot: int = 0) -> SnapshotId:
@@ -95,7 +103,20 @@ class Job:
 
     # ---- what nodes say
 
-    def join(self, node: str, generation: int = 0, stopped: int = 0, ranks: tuple[int, ...] | None = None) -> int:
+    def come(self, launcher: str, domain: str = "", position: int | None = None) -> str:
+        """A host offers itself, and its agent connects; the node's name."""
+        self.tell(HostCame(launcher, launcher, position))
+        self.join(self.started[-1], domain=domain)
+        return self.started[-1]
+
+    def join(
+        self,
+        node: str,
+        generation: int = 0,
+        stopped: int = 0,
+        ranks: tuple[int, ...] | None = None,
+        domain: str = "",
+    ) -> int:
         """Its agent connects; ``ranks``: those it runs, all of its own by default."""
         self._connections += 1
         if ranks is None:
@@ -103,6 +124,8 @@ class Job:
         join = Join(
             node=node,
             host=node,
+            hostname=f"the host of {node}",
+            failure_domain=domain,
             agent_pid=1,
             daemon_pid=2,
             daemon_port=3,

@@ -48,17 +48,56 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--parity", "0"], "--parity must be at least 1, not 0"),
         (["--local-nodes", "4", "--parity", "-2"], "--parity must be at least 1, not -2"),
         (["--local-nodes", "2", "--parity", "2"], "so at most 1"),
-        (["--local-nodes", "4", "--parity", "2"], "use --parity 1"),
+        (["--local-nodes", "8", "--parity", "5"], "at most 4"),
+        (["--codec", "raptor"], "--codec"),
+        (["--protect-bandwidth", "fast"], "--protect-bandwidth fast: give bytes per second, like 500M"),
+        (["--protect-bandwidth=-1M"], "--protect-bandwidth -1M"),
+        (["--protect-bandwidth", "nan"], "--protect-bandwidth nan"),
+        (["--local-nodes", "2", "--spares", "1", "--failure-domain", "a,b"], "2 labels for 3 nodes, spares included"),
+        (["--local-nodes", "2", "--failure-domain", "a,"], "a label has 1 to 64 characters"),
         (["--agent-grace-seconds", "0"], "--agent-grace-seconds must be more than 0"),
         (["--name", "a/b"], "--name 'a/b'"),
         (["--engine", "slurm"], "--engine"),
-        (["--nnodes", "4"], "--local-nodes"),
+        (["--nnodes", "4"], "say with --controller HOST:PORT"),
+        (["--nnodes", "2:4"], "a range is not possible yet"),
+        (["--nnodes", "0"], "give a number of hosts"),
+        (["--nnodes", "2", "--local-nodes", "2"], "a node is either a host or emulated"),
+        (["--nnodes", "2", "--controller", "127.0.0.1:0"], "the other hosts must know the port"),
+        (["--nnodes", "2", "--controller", "0.0.0.0:29400"], "give the address of the one host"),
+        (["--nnodes", "2", "--controller", "no.such.host.invalid:29400"], "no.such.host.invalid is not known here"),
+        (
+            ["--nnodes", "2", "--node-rank", "2", "--controller", "127.0.0.1:1"],
+            "give 0 to 1; spares are started without",
+        ),
+        (["--node-rank", "0"], "--node-rank 0: only with --nnodes"),
+        (["--nnodes", "2", "--failure-domain", "a,b", "--controller", "127.0.0.1:1"], "2 labels for 1 node"),
+        (["--heartbeat-timeout-seconds", "0"], "--heartbeat-timeout-seconds must be more than 0"),
+        (["--join-timeout-seconds", "inf"], "--join-timeout-seconds must be more than 0"),
         (["--controller", "here"], "give HOST:PORT"),
         (["--arena-dir", "/nowhere"], "/nowhere"),
     ],
 )
 def test_a_bad_flag_of_run(flags: list[str], says: str, script: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert says in refused(capsys, "run", *flags, script)
+
+
+@pytest.mark.parametrize(
+    ("text", "mode", "says"),
+    [
+        (None, 0o600, "No such file"),
+        (b"sixteen bytes long", 0o640, "others can read it; chmod 600"),
+        (b"  too short     \n", 0o600, "give 16 bytes or more"),
+    ],
+)
+def test_a_secret_that_is_none(
+    text: bytes | None, mode: int, says: str, script: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secret = tmp_path / "secret"
+    if text is not None:
+        secret.write_bytes(text)
+        secret.chmod(mode)
+    assert says in refused(capsys, "run", "--secret-file", str(secret), script)
+    assert "not a file" in refused(capsys, "run", "--secret-file", str(tmp_path), script)
 
 
 def test_a_missing_script_is_named_with_the_folder(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ import pytest
 from simulation.checkers import state_of
 from unit.coordinator_job import DATA, WHOLE, Job, config, raised, snapshot
 
-from ftrain_launcher.events import ControllerRestarted, EndJob, Left, Progress, Tick
+from ftrain_launcher.events import ControllerRestarted, EndJob, HostCame, Left, Progress, Tick
 from ftrain_launcher.membership import NodeState, Phase
 from ftrain_launcher.messages import (
     ArenaShort,
@@ -585,3 +585,124 @@ def test_starts_and_forms_are_never_said_twice(job: Job) -> None:
     assert len(forms) == 3
     commands = job.tell(Tick(), after=1)
     assert not [c for c in commands if isinstance(c, StartNode)]
+
+
+# ---- real hosts
+
+
+@pytest.fixture
+def hosts() -> Job:
+    """Three hosts and a spare, that run."""
+    job = Job(config(hosts=True))
+    for number in range(4):
+        job.come(f"h{number}")
+    job.stop_all()
+    job.step_all()
+    job.sent.clear()
+    return job
+
+
+def test_hosts_are_not_asked_for_but_numbered_as_they_come() -> None:
+    job = Job(config(hosts=True))
+    assert job.started == []
+    assert [job.come(f"h{number}") for number in range(4)] == ["node-0", "node-1", "node-2", "node-3"]
+    assert job.members() == ["node-0", "node-1", "node-2"]
+    assert job.coordinator.nodes["node-3"].state is NodeState.IDLE
+    assert job.news[0] == "node-0 is the host of node-0 (node-0); 2 to come"
+
+
+def test_a_host_that_did_not_hear_the_answer_gets_the_same_one() -> None:
+    job = Job(config(hosts=True))
+    for _ in range(2):
+        job.tell(HostCame("mark", "h0"))
+    assert job.started == ["node-0", "node-0"]
+
+
+def test_a_host_gets_the_position_that_it_is_meant_for() -> None:
+    job = Job(config(hosts=True))
+    for launcher, position in (("a", 2), ("b", None), ("c", 0)):
+        job.come(launcher, position=position)
+    assert job.members() == ["node-2", "node-1", "node-0"]
+
+
+def test_hosts_are_waited_for_but_not_for_ever() -> None:
+    job = Job(config(hosts=True))
+    job.come("h0")
+    deadline = job.coordinator.next_deadline()
+    assert deadline is not None
+    assert deadline > job.now + 200
+    job.tell(Tick(), after=deadline - job.now)
+    job.leave("node-0")
+    assert job.end is not None
+    assert job.end.exit_code == EXIT_NODES
+    assert job.end.message == "2 of 3 hosts did not come within 300 s (--join-timeout-seconds)"
+
+
+def test_a_fresh_host_takes_the_place_of_a_lost_one(hosts: Job) -> None:
+    for node in ("node-1", "node-3"):
+        hosts.lose(node)
+    assert hosts.started == [f"node-{n}" for n in range(4)]
+    assert hosts.news[-1] == "waiting for a host: 1 of 3 are missing"
+    assert hosts.come("fresh") == "node-4"
+    hosts.stop_all(BOTH)
+    assert hosts.forms()["node-4"].position == 1
+
+
+def test_a_host_whose_node_is_gone_offers_itself_again(hosts: Job) -> None:
+    """Its launcher may be quicker to say that it has room than to say why."""
+    hosts.tell(HostCame("h1", "h1"))
+    assert hosts.coordinator.nodes["node-1"].state is NodeState.LOST
+    assert hosts.started[-1] == "node-4"
+    assert hosts.members() == ["node-0", "node-3", "node-2"]
+
+
+def test_waiting_for_a_host_survives_a_controller(hosts: Job) -> None:
+    for node in ("node-1", "node-3"):
+        hosts.lose(node)
+    assert state_of(hosts.replayed()) == state_of(hosts.coordinator)
+    assert hosts.replayed().next_deadline() == hosts.coordinator.next_deadline()
+
+
+# ---- failure domains
+
+
+def labelled(*domains: str, parity: int = 1, nodes: int = 4) -> Job:
+    job = Job(config(hosts=True, nodes=nodes, parity=parity))
+    for number, domain in enumerate(domains):
+        job.come(f"h{number}", domain)
+    job.stop_all()
+    return job
+
+
+def test_groups_are_chosen_once_and_outlive_the_nodes() -> None:
+    job = labelled("a", "a", "b", "b", "c")
+    grouping = job.coordinator.groups
+    assert all(len({"aabb"[p] for p in group}) == len(group) for group in grouping)
+    assert {m.groups for m in job.forms().values()} == {grouping}
+    job.step_all()
+    job.lose("node-0")
+    job.stop_all(BOTH)
+    assert job.coordinator.formed == 2
+    assert {m.groups for m in job.forms().values()} == {grouping}
+    assert job.replayed().groups == grouping
+
+
+def test_labels_that_cannot_protect_end_the_job_at_its_start() -> None:
+    job = labelled("a", "a", "a", "b")
+    assert job.coordinator.exit_code == EXIT_USAGE
+    assert "domain" in job.coordinator.exit_message
+    assert not job.forms()
+
+
+def test_the_spare_of_another_failure_domain_is_preferred() -> None:
+    job = labelled("a", "b", "c", "d", "b", "e")
+    job.step_all()
+    job.lose("node-0")
+    assert job.members()[0] == "node-5"
+
+
+def test_a_spare_of_the_same_failure_domain_is_better_than_none() -> None:
+    job = labelled("a", "b", "c", "d", "b")
+    job.step_all()
+    job.lose("node-0")
+    assert job.members()[0] == "node-4"

@@ -40,16 +40,23 @@ TO_AGENT: list[messages.ToAgent] = [
     messages.Shutdown("over", 1.5),
     messages.Inject("kill-worker", 3),
 ]
+OFFER = messages.Offer(
+    launcher="0f", hostname="h1", kind="script", argv=("t.py",), nodes=2, nproc_per_node=1, parity=1, node_rank=0
+)
 ENGINE: list[messages.ToEngine | messages.FromEngine] = [
     messages.StartNode("n"),
     messages.ReapNode("n"),
     messages.JobEnded(3, "lost"),
     messages.EngineHello(("n",)),
+    messages.EngineHello((), OFFER),
+    messages.Knock(OFFER),
+    messages.Welcome(b"{}"),
     messages.NodeGone("n", "killed"),
     messages.StopJob("SIGINT", 130),
 ]
 EVENTS: list[events.Event] = [
     events.JobStarted(config()),
+    events.HostCame("0f", "h1", 2),
     events.Joined(FROM_AGENT[0], 1),  # type: ignore[arg-type]
     events.Left("n", 1),
     events.Progress(1, 5, None),

@@ -46,9 +46,9 @@ def test_the_middle_floor_reads_what_the_launcher_writes() -> None:
 
 def test_emulated_nodes_talk_over_loopback_unless_the_user_says_otherwise() -> None:
     assert "GLOO_SOCKET_IFNAME" not in worker_environment(**WORKER)
-    assert worker_environment(**WORKER, emulated=True)["GLOO_SOCKET_IFNAME"] == "lo"
+    assert worker_environment(**WORKER, interface="lo")["GLOO_SOCKET_IFNAME"] == "lo"
     user = {"GLOO_SOCKET_IFNAME": "eth7", "RANK": "99"}
-    got = worker_environment(**WORKER, emulated=True, user=user)
+    got = worker_environment(**WORKER, interface="lo", user=user)
     assert (got["GLOO_SOCKET_IFNAME"], got["RANK"]) == ("eth7", "3")
 
 

@@ -1,8 +1,11 @@
 """Frames: whole bodies whatever the pieces they come in; lengths out of bounds are refused."""
 
 import asyncio
+import os
 import shutil
 import socket
+import stat
+import struct
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ from ftrain_snapshot.frames import (
     bind_unix,
     connect_unix,
     encode_frame,
+    is_same_user,
     recv_frame,
     send_frame,
 )
@@ -63,6 +67,18 @@ def test_an_impossible_length_is_refused_by_every_reader():
 
     with pytest.raises(ProtocolError):
         asyncio.run(read())
+
+
+def test_a_unix_socket_is_for_its_user_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "daemon.sock"
+    with bind_unix(path) as listener, connect_unix(path, 2.0):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        server, _ = listener.accept()
+        with server:
+            assert is_same_user(server)
+            credentials = struct.pack("iII", os.getpid(), os.getuid() + 1, os.getgid())
+            monkeypatch.setattr("ftrain_snapshot.frames.socket.socket.getsockopt", lambda *_: credentials)
+            assert not is_same_user(server)
 
 
 @pytest.mark.parametrize("depth", [0, 12])

@@ -1,7 +1,7 @@
 """The ledger: what is complete, what an operator is told, and when the gate opens for which slot."""
 
-from ftrain_snapshot.ledger import Gate, Word, explain, newest_complete
-from ftrain_snapshot.messages import Holding, Levels, SnapshotId
+from ftrain_snapshot.ledger import Exposure, Gate, Word, explain, newest_complete
+from ftrain_snapshot.messages import Damage, Holding, Levels, SnapshotId
 
 
 def snapshot(version: int, generation: int = 1) -> SnapshotId:
@@ -50,6 +50,51 @@ def test_an_operator_is_told_what_is_missing_and_who_must_come_back():
 def test_the_explanation_is_about_the_newest_that_all_survivors_have():
     text = explain({0: held(0, 10, 11), 3: held(3, 10)}, 4, 1)
     assert "Snapshot 10" in text
+
+
+def test_groups_that_were_fixed_decide_and_not_the_number_of_nodes():
+    groups = ((0, 2), (1, 3))
+    holdings = {0: held(0, 6), 1: held(1, 6)}
+    assert newest_complete(holdings, groups, 1) == snapshot(6)
+    assert newest_complete(holdings, ((0, 1), (2, 3)), 1) is None
+    assert explain(holdings, ((0, 1), (2, 3)), 1).endswith("It would be complete with position 2 or 3 back.")
+
+
+def damaged(position: int, *damage: Damage, parity: bool = True) -> list[Holding]:
+    return [Holding(snapshot(6), position, True, parity, damage=damage)]
+
+
+def test_a_few_damaged_chunks_cost_no_snapshot_unless_they_meet_in_one_stripe():
+    apart = {
+        0: damaged(0, Damage(0, 1, 3, 5)),
+        1: damaged(1, Damage(0, 2, 3, 5)),
+        2: damaged(2, Damage(0, 1, 5, 9)),
+        3: damaged(3, Damage(1, 1, 3, 5)),
+    }
+    assert newest_complete(apart, 4, 1) == snapshot(6)
+    met = apart | {2: damaged(2, Damage(0, 1, 4, 9))}
+    assert newest_complete(met, 4, 1) is None
+    assert explain(met, 4, 1) == (
+        "Snapshot 6 (generation 1) cannot be rebuilt: the bytes of positions 0 and 2 are missing or damaged in one "
+        "stripe, and parity 1 replaces at most 1."
+    )
+    assert newest_complete(met, 4, 2) == snapshot(6)
+
+
+def test_damage_beside_a_lost_node_is_fatal_where_the_parity_is_used_up():
+    left = {0: held(0, 6), 1: damaged(1, Damage(0, 1, 0, 1)), 2: held(2, 6)}  # in rotation 1 it keeps parity
+    assert newest_complete(left, 4, 1) is None
+    assert newest_complete(left | {3: held(3, 6)}, 4, 1) == snapshot(6)
+
+
+def test_exposure_is_timed_from_its_beginning_to_its_end():
+    exposure = Exposure()
+    assert (exposure.seconds(5.0), exposure.last_seconds) == (0.0, 0.0)
+    for exposed, now in ((False, 5.0), (True, 6.0), (True, 7.0)):
+        exposure.update(exposed, now)
+    assert (exposure.seconds(8.5), exposure.last_seconds) == (2.5, 0.0)
+    exposure.update(False, 10.0)
+    assert (exposure.seconds(20.0), exposure.last_seconds) == (0.0, 4.0)
 
 
 def opened(gate: Gate, nodes: int = 2) -> Word:
@@ -188,3 +233,39 @@ def test_a_restarted_gate_goes_on_with_the_ticket_it_had_given_out():
     assert gate.levels() == Levels(sealed=3, protected=3)
     taken = SnapshotId(4, 1, 2)
     assert protect(gate, taken).ticket == 6
+
+
+def test_the_job_is_exposed_from_a_start_without_parity_until_it_or_a_newer_one_is_protected():
+    start = snapshot(8)
+    gate = Gate(nodes=2, parity=1, generation=2, restore=start)
+    for position in range(2):
+        gate.arrived(position, [Holding(start, position, True, position == 0)], linked=True)
+    assert gate.exposed
+    gate.stored(1, start)
+    assert not gate.exposed
+
+
+def test_damaged_parity_does_not_count_as_stored_until_it_is_repaired():
+    start = snapshot(8)
+    gate = Gate(nodes=2, parity=1, generation=2, restore=start)
+    gate.arrived(0, [Holding(start, 0, True, True)], linked=True)
+    gate.arrived(1, [Holding(start, 1, True, True, damage=(Damage(0, 1, 0, 1),))], linked=True)
+    assert gate.exposed
+    gate.stored(1, start)
+    assert not gate.exposed
+
+
+def test_the_job_is_exposed_while_an_abandoned_snapshot_is_the_newest():
+    gate = Gate(nodes=2, parity=1, generation=1)
+    one = SnapshotId(0, 1, opened(gate).slot)
+    assert not gate.exposed
+    gate.abandon(one)
+    assert gate.exposed
+    for position in range(2):
+        gate.sealed(position, one, (7,))
+    two = SnapshotId(1, 1, gate.advance()[0].slot)
+    assert gate.exposed
+    protect(gate, two)
+    assert not gate.exposed
+    gate.skip(SnapshotId(2, 1, gate.advance()[0].slot))
+    assert not gate.exposed

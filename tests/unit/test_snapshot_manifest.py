@@ -1,5 +1,7 @@
 """Headers and descriptors: whatever changes, they tell."""
 
+import struct
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -8,11 +10,12 @@ from ftrain_snapshot.manifest import (
     HEADER_BYTES,
     Catalog,
     Header,
+    ParityDescriptor,
     State,
     UnitDescriptor,
-    checksums,
+    chunk_bytes,
+    chunk_count,
     chunk_spans,
-    describe,
     read_header,
     sum_at,
     write_header,
@@ -21,6 +24,7 @@ from ftrain_snapshot.manifest import (
 from ftrain_snapshot.messages import SnapshotId
 
 ID = SnapshotId(3, 2, 1)
+REFERENCE = SnapshotId(2, 2, 0)
 
 
 def page_of(header: Header, state: State = State.SEALED) -> memoryview:
@@ -32,16 +36,16 @@ def page_of(header: Header, state: State = State.SEALED) -> memoryview:
 
 @given(st.integers(0, 2**40), st.integers(0, 2**20), st.integers(0, 2**64 - 1))
 def test_a_header_reads_as_written(data_bytes, manifest_bytes, digest):
-    header = Header(ID, 1, 4, data_bytes, manifest_bytes, digest, 99)
+    header = Header(ID, 1, 4, data_bytes, manifest_bytes, digest, 99, REFERENCE)
     assert read_header(page_of(header)) == (State.SEALED, header)
     assert header.unit_bytes % 64 == 0
-    assert header.unit_bytes >= HEADER_BYTES + data_bytes + manifest_bytes
-    assert header.manifest_offset >= data_bytes
+    assert header.unit_bytes >= header.manifest_offset + manifest_bytes >= data_bytes + manifest_bytes
+    assert header.chunks == chunk_count(header.unit_bytes)
 
 
-@given(st.integers(0, 87), st.integers(1, 255))
+@given(st.integers(0, 191), st.integers(1, 255))
 def test_a_damaged_header_is_never_sealed_as_something_else(at, flip):
-    header = Header(ID, 1, 4, 1000, 10, 5, 99)
+    header = Header(ID, 1, 4, 1000, 10, 5, 99, REFERENCE)
     page = page_of(header)
     page[at] ^= flip
     state, found = read_header(page)
@@ -57,25 +61,24 @@ def test_an_untouched_page_is_empty():
 def test_chunks_cover_the_bytes(length):
     spans = list(chunk_spans(length))
     assert sum(size for _, size in spans) == length
-    assert all(0 < size <= CHUNK_BYTES for _, size in spans)
+    assert [size for _, size in spans] == [chunk_bytes(length, chunk) for chunk in range(chunk_count(length))]
+    assert chunk_bytes(length, chunk_count(length)) == 0
 
 
-def test_a_descriptor_tells_in_which_segment_a_byte_changed():
-    unit = bytearray(range(256)) * 40
-    before = describe(ID, 0, 0, memoryview(unit), 3)
-    unit[5000] ^= 1
-    after = describe(ID, 0, 0, memoryview(unit), 3)
-    assert [a == b for a, b in zip(before.sums, after.sums, strict=True)] == [True, False, True]
-    assert sum_at(checksums(memoryview(unit)), 0) != sum_at(checksums(memoryview(unit[:-1])), 0)
+def test_a_packed_row_of_checksums_is_read_one_by_one():
+    sums = struct.pack("<3Q", 1, 2**64 - 1, 7)
+    assert [sum_at(sums, chunk) for chunk in range(3)] == [1, 2**64 - 1, 7]
 
 
-def test_a_catalog_keeps_one_descriptor_for_each_unit():
+def test_a_catalog_keeps_one_descriptor_for_each_unit_and_each_parity():
     catalog = Catalog(ID, 1, [], [])
-    catalog.put(UnitDescriptor(ID, 0, 0, 64, (b"",)))
-    catalog.put(UnitDescriptor(ID, 1, 0, 64, (b"",)))
-    catalog.put(UnitDescriptor(ID, 0, 0, 128, (b"",)))
-    assert len(catalog.units) == 2
-    found = catalog.unit(0, 0)
+    for position, length in ((0, 64), (1, 64), (0, 128)):
+        catalog.put(UnitDescriptor(position, 0, Header(ID, 0, 1, length, 0, 0, 0), b""))
+        catalog.put_parity(ParityDescriptor(0, position, "xor", length, b"", b""))
+    assert len(catalog.units) == len(catalog.parity) == 2
+    found, parity = catalog.unit(0, 0), catalog.parity_of(0, 0)
     assert found is not None
-    assert found.unit_bytes == 128
+    assert parity is not None
+    assert (found.header.unit_bytes, found.snapshot, parity.parity_bytes) == (128, ID, 128)
     assert catalog.unit(2, 0) is None
+    assert catalog.parity_of(1, 0) is None

@@ -1,133 +1,22 @@
-"""The engine that emulates nodes on this machine: one agent process a node, with a folder in shared memory.
-
-It lives in the launcher, which is the subreaper of everything it starts: whatever loses its parent comes back
-here, so that at the end nothing can be left. An agent that dies alone is started again and re-adopts its
-workers; one that dies together with its daemon is a lost node, and the controller hears of it at once.
-"""
+"""The engine that emulates nodes on this machine, as many as the controller asks for."""
 
 from __future__ import annotations
 
-import asyncio
-import shutil
-import sys
-from collections.abc import Callable
-from pathlib import Path
-
-import psutil
-
-from ftrain_launcher.jobs import JobFolder
-from ftrain_launcher.messages import NodeGone
-from ftrain_launcher.node_state import NodeFile, NodeRecord, kill_trees
-from ftrain_launcher.pidfds import PidHandle
-
-_DAEMON_FOLLOWS_SECONDS = 0.05
-"""A node that is killed loses agent and daemon one after the other: only later is it the agent's death alone."""
-_RESTARTS_MAX = 5
-"""Agent deaths in a row, without the node being given up, until the node is called lost."""
+from ftrain_launcher.engines.base import Engine
+from ftrain_launcher.messages import EngineHello
 
 
-class LocalEngine:
-    """Starts, watches and reaps emulated nodes; ``tell`` takes what the controller must hear."""
+class LocalEngine(Engine):
+    """Any number of nodes, called node-0, node-1, ..."""
 
-    def __init__(self, folder: JobFolder, tell: Callable[[NodeGone], None]) -> None:
-        self._folder = folder
-        record = folder.record()
-        self._arena = Path(record.arena_folder)
-        self._logs = Path(record.config.work.log_folder)
-        self._tell = tell
-        self._agents: dict[str, asyncio.subprocess.Process] = {}
-        self._watchers: dict[str, asyncio.Task[None]] = {}
-        self._known: dict[str, NodeRecord] = {}
-        """What each node's agent last wrote down: a lost node has lost that, too."""
-        self._stopping = False
+    def hello(self) -> EngineHello:
+        """The nodes that run; more can be started."""
+        return EngineHello(self.nodes)
 
-    @property
-    def nodes(self) -> tuple[str, ...]:
-        """The nodes whose agent is watched."""
-        return tuple(self._watchers)
+    def _failure_domain(self, node: str) -> str:
+        """Labels were given for the first nodes and spares; a node that replaces one of them has none."""
+        number = int(node.rpartition("-")[2])
+        return self._domains[number] if number < len(self._domains) else ""
 
-    @property
-    def pids(self) -> frozenset[int]:
-        """The agents' processes: somebody waits for each."""
-        return frozenset(p.pid for p in self._agents.values() if p.returncode is None)
-
-    def remember(self) -> None:
-        """Note which processes belong to which node, for when the node's folder is gone."""
-        for node in self._watchers:
-            record = NodeFile(self._arena / node).read()
-            if record is not None:
-                self._known[node] = record
-
-    def start(self, node: str) -> None:
-        """Start one node; its agent joins the controller by itself."""
-        if node not in self._watchers:
-            self._watchers[node] = asyncio.create_task(self._watch(node))
-
-    async def _watch(self, node: str) -> None:
-        for _ in range(_RESTARTS_MAX):
-            process = self._agents[node] = await self._start_agent(node)
-            code = await process.wait()
-            if self._stopping:
-                break
-            if code == 0 or not await self._daemon_lives(node):
-                self._tell(NodeGone(node, "its agent and its daemon are gone"))
-                break
-        else:
-            self._tell(NodeGone(node, f"its agent died {_RESTARTS_MAX} times"))
-        del self._watchers[node]
-
-    async def _start_agent(self, node: str) -> asyncio.subprocess.Process:
-        """Worker output goes to our terminal through the agent's stdout; what it says of itself, to its log."""
-        with (self._logs / f"agent-{node}.log").open("ab") as log:
-            return await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",
-                "-m",
-                "ftrain_launcher.agent",
-                *("--job-folder", str(self._folder.path)),
-                *("--node", node),
-                stdin=asyncio.subprocess.DEVNULL,
-                stderr=log,
-                start_new_session=True,
-            )
-
-    async def _daemon_lives(self, node: str) -> bool:
-        known = self._record(node)
-        if known is None or known.daemon_pid is None:
-            return False
-        return not await _gone_within(known.daemon_pid, _DAEMON_FOLLOWS_SECONDS)
-
-    def _record(self, node: str) -> NodeRecord | None:
-        return NodeFile(self._arena / node).read() or self._known.get(node)
-
-    def reap(self, node: str) -> None:
-        """Nothing of this node may go on running, and its memory is given back."""
-        known = self._record(node)
-        agent = self._agents.get(node)
-        pids = [agent.pid] if agent is not None and agent.returncode is None else []
-        if known is not None:
-            pids += known.pids()
-        # Whatever this job started descends from its launcher; a pid that does not has been given to somebody else.
-        ours = {child.pid for child in psutil.Process().children(recursive=True)}
-        kill_trees([pid for pid in pids if pid in ours])
-        self._known.pop(node, None)
-        shutil.rmtree(self._arena / node, ignore_errors=True)
-
-    async def close(self) -> None:
-        """End whatever is left, and give all memory back."""
-        self._stopping = True
-        kill_trees([child.pid for child in psutil.Process().children()])
-        await asyncio.gather(*self._watchers.values(), return_exceptions=True)
-        shutil.rmtree(self._arena, ignore_errors=True)
-
-
-async def _gone_within(pid: int, seconds: float) -> bool:
-    """Does this process end within the given time? A zombie has ended."""
-    try:
-        process = PidHandle(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        return await process.wait_ended(seconds)
-    finally:
-        process.close()
+    def _freed(self) -> None:
+        """The controller asks for another if it wants one."""

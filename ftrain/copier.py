@@ -1,0 +1,150 @@
+"""Bytes from tensors into a home of the arena: by ``memmove`` in main memory, by a stream of its own from a GPU.
+
+In main memory plain ``memmove`` measures as torch's ``copy_`` does, takes addresses instead of views that would have
+to be made and kept for each home, and lets other threads run meanwhile. Small pieces are moved without letting go
+of the interpreter: that would cost more than the move.
+
+From a GPU, copies are queued on a side stream that begins behind what the training stream has been given so far.
+The training stream is made to wait for them on the device, never the host: at commit for the eager ones, before the
+next step for the lazy ones. The homes are registered as pinned memory once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ftrain.layout import flat_bytes, materialized_bytes
+from ftrain.plan import Plan, Row
+from ftrain_snapshot.arena import Mapping
+
+SMALL_BYTES = 4096
+
+_MOVE = [ctypes.CDLL(None).memmove, ctypes.PyDLL(None).memmove]
+for _move in _MOVE:
+    _move.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
+    _move.restype = None
+_MOVE_LONG, _MOVE_SHORT = _MOVE
+
+
+def address_of(mapping: Mapping) -> int:
+    """Where a mapping begins."""
+    return ctypes.addressof(ctypes.c_char.from_buffer(mapping.view))
+
+
+def move(target: int, source: int, length: int) -> None:
+    """``length`` bytes from one address to another."""
+    (_MOVE_SHORT if length < SMALL_BYTES else _MOVE_LONG)(target, source, length)
+
+
+class Copier:
+    """Copies the pieces of a plan whose state is in main memory."""
+
+    def begin(self, homes: list[Mapping]) -> None:
+        """A capture begins, into these homes."""
+        self.homes = [address_of(home) for home in homes]
+
+    def copy(self, plan: Plan, rows: Iterable[Row], home: int) -> None:
+        """Copy pieces of tensors to their places in a home."""
+        base = self.homes[home]
+        for row in rows:
+            if plan.flats[row.tensor] is None:
+                self.put(materialized_bytes(plan.tensors[row.tensor])[row.start :], row, base)
+            else:
+                move(base + row.offset, plan.addresses[row.tensor] + row.start, row.length)
+
+    def copy_tail(self, tensor: Tensor, row: Row, home: int) -> None:
+        """The same for a tensor that is in no plan."""
+        flat = flat_bytes(tensor)
+        self.put((materialized_bytes(tensor) if flat is None else flat)[row.start :], row, self.homes[home])
+
+    def put(self, source: Tensor, row: Row, base: int) -> None:
+        """Copy from any flat tensor of bytes."""
+        move(base + row.offset, source.data_ptr(), row.length)
+
+    def end_eager(self) -> None:
+        """What has been copied so far may be changed by the caller from here on."""
+
+    def queued(self) -> Any:
+        """A token for all copies so far, for `wait`."""
+
+    def wait(self, token: Any) -> None:
+        """Wait until the copies that the token stands for are there."""
+
+    def order_training(self) -> None:
+        """What the training thread does from here on comes after all copies so far."""
+
+
+class DeviceCopier(Copier):
+    """The same for a plan with tensors on a GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._registered: dict[int, Mapping] = {}
+        self._last: torch.cuda.Event | None = None
+
+    def begin(self, homes: list[Mapping]) -> None:
+        super().begin(homes)
+        for address, home in zip(self.homes, homes, strict=True):
+            if address not in self._registered:
+                with torch.cuda.device(self._device):
+                    # Without it copies still work, only slower: pageable memory.
+                    _cudart().cudaHostRegister(address, home.size, 0)
+                self._registered[address] = home  # keeps it mapped as long as it is registered
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        self._last = None
+
+    def copy(self, plan: Plan, rows: Iterable[Row], home: int) -> None:
+        base = self.homes[home]
+        with torch.cuda.stream(self._stream):
+            for row in rows:
+                flat = plan.flats[row.tensor]
+                flat = materialized_bytes(plan.tensors[row.tensor]) if flat is None else flat
+                self.put(flat[row.start :], row, base)
+
+    def copy_tail(self, tensor: Tensor, row: Row, home: int) -> None:
+        with torch.cuda.stream(self._stream):
+            super().copy_tail(tensor, row, home)
+
+    def put(self, source: Tensor, row: Row, base: int) -> None:
+        if not source.is_cuda:
+            super().put(source, row, base)
+            return
+        place = (ctypes.c_char * row.length).from_address(base + row.offset)
+        target = torch.frombuffer(place, dtype=torch.uint8)
+        target.copy_(source[: row.length], non_blocking=True)
+        source.record_stream(self._stream)
+
+    def end_eager(self) -> None:
+        torch.cuda.current_stream(self._device).wait_event(self.queued())
+
+    def queued(self) -> torch.cuda.Event:
+        self._last = self._stream.record_event()
+        return self._last
+
+    def wait(self, token: torch.cuda.Event) -> None:
+        token.synchronize()
+
+    def order_training(self) -> None:
+        if self._last is not None:
+            torch.cuda.current_stream(self._device).wait_event(self._last)
+
+    def close(self) -> None:
+        """Let go of the homes."""
+        for address in self._registered:
+            _cudart().cudaHostUnregister(address)
+        self._registered.clear()
+
+
+def _cudart() -> Any:
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
+
+
+def copier_for(device: torch.device) -> Copier:
+    """The copier for state on ``device``."""
+    return DeviceCopier(device) if device.type == "cuda" else Copier()

@@ -1,0 +1,95 @@
+"""What each writer says it has written, and how the parts of all positions make one checkpoint.
+
+A part record is JSON, never a pickle: it crosses from one node to another through the storage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+FORMAT = 1
+"""Version of what lies under ``ftrain.`` in a checkpoint."""
+INDEX_KEY = "ftrain.index"
+"""The object that proves the rest: checksums of all items."""
+
+
+def manifest_key(rank: int) -> str:
+    """The object with what ``state_dict`` leaves out: a `RankRecord`."""
+    return f"ftrain.rank{rank}.manifest"
+
+
+class Item(msgspec.Struct, frozen=True):
+    """One value in a data file."""
+
+    key: str
+    path: tuple[str | int, ...]
+    """Where it belongs in the nested state dict."""
+    file: str
+    offset: int
+    length: int
+    sum: int
+    """xxh3 of its bytes in the file."""
+    dtype: str | None = None
+    """None: an object, pickled by torch.save as DCP does."""
+    shape: tuple[int, ...] = ()
+
+
+class Alias(msgspec.Struct, frozen=True):
+    """Another plain key of a tensor that is stored once: tied weights."""
+
+    key: str
+    path: tuple[str | int, ...]
+    target: str
+
+
+class Part(msgspec.Struct, frozen=True):
+    """A writer's record once it is done: `ftrain_snapshot.storage.Claim`, and what it wrote."""
+
+    writer: str
+    position: int
+    started: float
+    expires: float
+    number: int
+    failure: str = ""
+    """Why this position's part will never be there."""
+    items: tuple[Item, ...] = ()
+    aliases: tuple[Alias, ...] = ()
+    file: str = ""
+    """Its data file; empty while that is being written."""
+    file_bytes: int = 0
+
+
+class RankRecord(msgspec.Struct, frozen=True, array_like=True):
+    """What a rank's resume begins with."""
+
+    manifest: bytes
+    keys: tuple[str, ...]
+    """Under which key each of the manifest's tensors is stored."""
+
+
+class Index(msgspec.Struct, frozen=True, array_like=True):
+    """Written last, by position 0."""
+
+    format: int
+    version: int
+    world_size: int
+    sums: dict[str, int]
+
+
+def merged(parts: Sequence[Part]) -> dict[str, Item]:
+    """All items by key, aliases as items of their own. Where several ranks have a key, the lowest one's counts."""
+    items: dict[str, Item] = {}
+    for part in sorted(parts, key=lambda part: part.position):
+        for item in part.items:
+            items.setdefault(item.key, item)
+    for alias in _aliases(parts):
+        if alias.key not in items and alias.target in items:
+            items[alias.key] = msgspec.structs.replace(items[alias.target], key=alias.key, path=alias.path)
+    return items
+
+
+def _aliases(parts: Sequence[Part]) -> Iterable[Alias]:
+    for part in sorted(parts, key=lambda part: part.position):
+        yield from part.aliases

@@ -1,0 +1,119 @@
+"""Resume from a durable checkpoint: each rank reads its own tree and tensors, checked, and no process group is needed.
+
+What comes back is what `ftrain.restore.read_state` returns for the snapshot in memory. Nothing of the checkpoint is
+trusted: ``.metadata`` goes through a restricted unpickler, our own records are msgpack, tensors are loaded with
+``weights_only``, and every item's checksum is compared before it is looked at.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any, TypeVar
+
+import msgspec
+import torch
+import xxhash
+
+from ftrain.durable import metadata
+from ftrain.durable.contents import decode_manifest, specs_of
+from ftrain.durable.parts import FORMAT, INDEX_KEY, Index, RankRecord, manifest_key
+from ftrain.encoding import unpack
+from ftrain.errors import StateMismatch
+from ftrain.layout import TensorSpec
+from ftrain_snapshot.storage import METADATA, Storage, folder_name, step_of
+
+T = TypeVar("T")
+
+
+def read_state(path: str, rank: int, world_size: int) -> dict[str, Any]:
+    """The tree that ``rank`` captured, with tensors of its own; ``path`` is `DurableId.path`.
+
+    Raises StateMismatch if the checkpoint is damaged, not ours, or of another world size; StorageError.
+    """
+    checkpoint = Checkpoint(path)
+    index = checkpoint.index
+    if index.world_size != world_size:
+        raise StateMismatch(
+            f"{checkpoint.path} was written by {index.world_size} ranks, this job has {world_size}: "
+            "resuming needs as many"
+        )
+    record = _decoded(checkpoint.bytes_of(manifest_key(rank)), RankRecord, checkpoint.path)
+    content, layout, tail = decode_manifest(record.manifest, rank, world_size)
+    specs = specs_of(layout, tail)
+    if len(record.keys) != len(specs):
+        raise StateMismatch(f"{checkpoint.path}: {manifest_key(rank)} does not fit its manifest")
+    tensors = [checkpoint.tensor(key, spec) for key, spec in zip(record.keys, specs, strict=True)]
+    state: dict[str, Any] = unpack(content.tree, tensors)
+    return state
+
+
+class Checkpoint:
+    """One complete checkpoint, item by item. Raises StateMismatch, StorageError."""
+
+    def __init__(self, path: str) -> None:
+        url, _, name = path.rstrip("/").rpartition("/")
+        step = step_of(name)
+        if step is None:
+            raise StateMismatch(f"{path} is no checkpoint of ftrain: its name would be like {folder_name(100)}")
+        self._storage, self._step, self.path = Storage(url), step, path
+        self._stored = metadata.decode(self._storage.read(step, METADATA))
+        content = self._load(INDEX_KEY, self._content(INDEX_KEY), bytes)
+        if len(content) < 8 or xxhash.xxh3_64_intdigest(content[:-8]) != int.from_bytes(content[-8:], "little"):
+            raise StateMismatch(f"{self.path}: {INDEX_KEY} is damaged")
+        self.index = _decoded(content[:-8], Index, self.path)
+        """What the writers said of it."""
+        if self.index.format != FORMAT or self.index.version != step:
+            raise StateMismatch(
+                f"{self.path} is of step {self.index.version}, format {self.index.format}; "
+                f"expected was step {step}, format {FORMAT}"
+            )
+
+    def bytes_of(self, key: str) -> bytes:
+        """An object of ours, as its bytes."""
+        return self._load(key, self._checked(key), bytes)
+
+    def tensor(self, key: str, spec: TensorSpec) -> torch.Tensor:
+        """One tensor, of the dtype, shape, memory order and device type that it was captured with."""
+        loaded = self._load(key, self._checked(key), torch.Tensor)
+        target = spec.empty()
+        if loaded.shape != target.shape or loaded.dtype != target.dtype:
+            raise StateMismatch(
+                f"{self.path}: {key} is {loaded.dtype} {tuple(loaded.shape)}, "
+                f"the manifest says {target.dtype} {tuple(target.shape)}"
+            )
+        if loaded.stride() != target.stride():
+            loaded = target.copy_(loaded)
+        return loaded.to(spec.device)
+
+    def _checked(self, key: str) -> bytes:
+        content = self._content(key)
+        if xxhash.xxh3_64_intdigest(content) != self.index.sums.get(key):
+            raise StateMismatch(f"{self.path}: {key} is damaged: its checksum is not the one that was written")
+        return content
+
+    def _content(self, key: str) -> bytes:
+        info = self._stored.get(key)
+        if info is None:
+            raise StateMismatch(f"{self.path}: {key} is missing; only checkpoints that ftrain wrote can be resumed")
+        if "/" in info.relative_path:
+            raise StateMismatch(f"{self.path}: {key} lies outside of the checkpoint")
+        content = self._storage.read(self._step, info.relative_path, info.offset, info.offset + info.length)
+        if len(content) != info.length:
+            raise StateMismatch(f"{self.path}: {key} is damaged: {info.relative_path} ends early")
+        return content
+
+    def _load(self, key: str, content: bytes, kind: type[T]) -> T:
+        try:
+            value = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds for a file that is none
+            raise StateMismatch(f"{self.path}: {key} cannot be read: {' '.join(str(error).split())[:200]}") from error
+        if not isinstance(value, kind):
+            raise StateMismatch(f"{self.path}: {key} is no {kind.__name__}")
+        return value
+
+
+def _decoded(content: bytes, kind: type[T], path: str) -> T:
+    try:
+        return msgspec.msgpack.decode(content, type=kind)
+    except msgspec.DecodeError as error:
+        raise StateMismatch(f"{path}: a {kind.__name__} cannot be read: {error}") from error

@@ -1,0 +1,123 @@
+"""Where a writer's bytes come from: the units of one snapshot, on this node and on others, checked before use.
+
+Bytes of this node are read where they lie; everything else, and what is damaged here, is asked of the node's daemon,
+which fetches or decodes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+from ftrain_snapshot.arena import Lane
+from ftrain_snapshot.errors import ChecksumMismatch, SnapshotError, SnapshotIncomplete
+from ftrain_snapshot.manifest import CHUNK_BYTES, State, checksum, chunk_bytes
+from ftrain_snapshot.messages import SnapshotId, UnitInfo
+
+READ_BYTES = 4 << 20
+"""Most bytes read at once; the daemon's own limit for one answer."""
+
+
+class Source(Protocol):
+    """The units of one snapshot. Every method raises a SnapshotError or TimeoutError where bytes cannot be had."""
+
+    def manifest(self, position: int, lane: int) -> bytes:
+        """What the worker wrote behind its data."""
+
+    def read(self, position: int, lane: int, start: int, stop: int) -> bytes | bytearray | memoryview:
+        """Bytes ``start`` to ``stop`` of the data, proved right; valid until the next call. At most READ_BYTES."""
+
+
+class LocalUnits:
+    """The lanes of one node folder, as they lie in shared memory."""
+
+    def __init__(self, node_dir: str | Path, snapshot: SnapshotId) -> None:
+        self._node_dir = node_dir
+        self._snapshot = snapshot
+        self._lanes: dict[int, Lane] = {}
+
+    def manifest(self, lane: int) -> bytes:
+        """Raises SnapshotIncomplete, ChecksumMismatch."""
+        return self._open(lane).regions[self._snapshot.slot].read(self._snapshot)[1]
+
+    def read(self, lane: int, start: int, stop: int) -> bytes:
+        """A copy, since the slot may be taken while it is looked at. Raises SnapshotIncomplete, ChecksumMismatch."""
+        region = self._open(lane).regions[self._snapshot.slot]
+        unit = self._sealed_bytes(lane)
+        pieces = []
+        for number in range(start // CHUNK_BYTES, -(-stop // CHUNK_BYTES)):
+            chunk = bytes(region.chunk(number, chunk_bytes(unit, number)))
+            expected = region.sum(number)
+            if checksum(chunk) != expected:
+                self._sealed_bytes(lane)  # another snapshot's by now? Then that is the reason
+                raise ChecksumMismatch(f"lane {lane}: chunk {number} of {self._snapshot} is damaged")
+            offset = number * CHUNK_BYTES
+            pieces.append(chunk[max(0, start - offset) : stop - offset])
+        self._sealed_bytes(lane)
+        return b"".join(pieces)
+
+    def _sealed_bytes(self, lane: int) -> int:
+        """The unit's length, if it is still this snapshot's."""
+        state, header = self._open(lane).regions[self._snapshot.slot].header()
+        if state is not State.SEALED or header is None or header.snapshot != self._snapshot:
+            raise SnapshotIncomplete(f"lane {lane}: {self._snapshot} is not in its slot any more")
+        return header.unit_bytes
+
+    def _open(self, lane: int) -> Lane:
+        if lane not in self._lanes:
+            try:
+                self._lanes[lane] = Lane(self._node_dir, lane)
+            except (OSError, ValueError) as error:
+                raise SnapshotIncomplete(f"lane {lane}: {error}") from error
+        return self._lanes[lane]
+
+
+class Daemon(Protocol):
+    """The part of ``DaemonClient`` that is needed here."""
+
+    def descriptor(self, snapshot: SnapshotId, position: int, lane: int) -> UnitInfo:
+        """Where things are in any node's unit."""
+
+    def read(self, snapshot: SnapshotId, position: int, lane: int, start: int, stop: int) -> bytes:
+        """Verified bytes of any node's unit, decoded where they are lost."""
+
+
+class NodeSource:
+    """What a writer reads: this node's own memory, the rest through its daemon."""
+
+    def __init__(self, node_dir: str | Path, position: int, snapshot: SnapshotId, daemon: Daemon) -> None:
+        self._local = LocalUnits(node_dir, snapshot)
+        self._position, self._snapshot, self._daemon = position, snapshot, daemon
+
+    def manifest(self, position: int, lane: int) -> bytes:
+        """As `Source.manifest`."""
+        if position == self._position:
+            with suppress(SnapshotError):  # then others have it, or can compute it
+                return self._local.manifest(lane)
+        unit = self._daemon.descriptor(self._snapshot, position, lane)
+        end = unit.manifest_offset + unit.manifest_bytes
+        return self._daemon.read(self._snapshot, position, lane, unit.manifest_offset, end)
+
+    def read(self, position: int, lane: int, start: int, stop: int) -> bytes:
+        """As `Source.read`."""
+        if position == self._position:
+            with suppress(SnapshotError):
+                return self._local.read(lane, start, stop)
+        return self._daemon.read(self._snapshot, position, lane, start, stop)
+
+
+class FoldersSource:
+    """The same over the folders of several nodes of this machine, by position: emulated jobs and tests."""
+
+    def __init__(self, node_dirs: Mapping[int, str | Path], snapshot: SnapshotId) -> None:
+        self._nodes = {position: LocalUnits(path, snapshot) for position, path in node_dirs.items()}
+
+    def manifest(self, position: int, lane: int) -> bytes:
+        """As `Source.manifest`."""
+        return self._nodes[position].manifest(lane)
+
+    def read(self, position: int, lane: int, start: int, stop: int) -> bytes:
+        """As `Source.read`."""
+        return self._nodes[position].read(lane, start, stop)

@@ -1,0 +1,182 @@
+"""The copy plan: which bytes of which tensor go where in this rank's unit, made once per structure.
+
+A plan lists the tensors that tracked objects own, in the order in which they are found, which is the same on all
+ranks; their layout; and for each chunk of 1 MiB the pieces of tensors in it. What changes with each step is laid out
+first (layout.py). Tensors that turn up in a state without anybody owning them (gradients that are live, what a
+``state_dict`` of the user's makes) are no part of the plan: they are the capture's *tail*, behind it.
+
+Three kinds of tensors, by who may change them when (DESIGN 5): *lazy* ones belong to a tracked optimizer and are
+copied in the background; the others are copied before commit returns, those that ``fickle`` marks at each capture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ftrain.layout import Kind, flat_bytes, lay_out
+from ftrain.sources import Source
+from ftrain.state import TensorKey, tensor_key
+from ftrain_snapshot.manifest import CHUNK_BYTES
+
+Flags = np.ndarray[tuple[int], np.dtype[np.bool_]]
+Numbers = np.ndarray[tuple[int], np.dtype[np.int64]]
+_VERSION = torch._C.TensorBase._version.__get__  # type: ignore[attr-defined]
+"""The property's own getter: half the price of asking for the attribute."""
+
+SMALL_BYTES = 64 << 10
+"""A buffer below this is copied each time: to find out whether it has changed would cost more."""
+
+
+@dataclass
+class Owned:
+    """A tensor that a tracked object calls its own."""
+
+    tensor: Tensor
+    name: str
+    movers: set[int]
+    """``id`` of the parameters at whose step it changes."""
+    volatile: bool
+    lazy: bool
+    buffer: bool
+
+
+class Row(NamedTuple):
+    """Bytes ``start`` to ``start + length`` of a tensor lie at ``offset`` of the unit."""
+
+    tensor: int
+    """Its index."""
+    start: int
+    offset: int
+    length: int
+
+
+def rows_of(index: int, start: int, offset: int, left: int) -> list[Row]:
+    """Bytes of a tensor from ``start`` on, cut where chunks end."""
+    rows = []
+    while left:
+        length = min(left, CHUNK_BYTES - offset % CHUNK_BYTES)
+        rows.append(Row(index, start, offset, length))
+        start, offset, left = start + length, offset + length, left - length
+    return rows
+
+
+def owned_by(sources: Iterable[Source]) -> dict[TensorKey, Owned]:
+    """What the sources' objects own, by memory: tied tensors are one."""
+    found: dict[TensorKey, Owned] = {}
+    for source in sources:
+        for name, tensor, parameter in source.tensors():
+            key = tensor_key(tensor)
+            owned = found.get(key)
+            if owned is None:
+                buffer = parameter is None and not isinstance(tensor, nn.Parameter)
+                small = tensor.numel() * tensor.element_size() < SMALL_BYTES
+                owned = found[key] = Owned(tensor, name, set(), buffer and small, False, buffer)
+            owned.movers |= {id(tensor)}
+            if parameter is not None:
+                owned.movers |= {id(parameter)}
+                owned.volatile |= parameter.requires_grad
+                owned.lazy = True
+                owned.buffer = False
+    return found
+
+
+class Plan:
+    """See the top of this file. Index i of any list here is tensor i of the layout."""
+
+    def __init__(self, owned: list[Owned], shared: set[TensorKey], rank: int, world_size: int) -> None:
+        self.tensors = [one.tensor for one in owned]
+        self.names = [one.name for one in owned]
+        keys = [tensor_key(tensor) for tensor in self.tensors]
+        self.index_of = {key: index for index, key in enumerate(keys)}
+        kinds = [Kind(key in shared, one.volatile) for key, one in zip(keys, owned, strict=True)]
+        self.layout = lay_out(self.tensors, self.names, kinds, world_size)
+        self.encoded_layout = msgspec.msgpack.encode(self.layout)
+        self.digest = self.layout.digest
+        self.data_bytes = self.layout.region_bytes(rank)
+
+        self.shapes = list(map(Tensor.size, self.tensors))
+        flats = [flat_bytes(tensor) for tensor in self.tensors]
+        self.flats = flats
+        """Each tensor's bytes; None: it has gaps, and is copied by way of a contiguous copy. They keep the memory
+        alive, whatever becomes of the tensor."""
+        self.addresses = [0 if flat is None else flat.data_ptr() for flat in flats]
+        on_cpu = [flat is not None and flat.device.type == "cpu" for flat in flats]
+        self.views = [
+            memoryview(flat.numpy().data) if here and flat is not None and len(flat) else memoryview(b"")
+            for here, flat in zip(on_cpu, flats, strict=True)
+        ]
+        versioned = [not tensor.is_inference() for tensor in self.tensors]
+        self.versioned = [tensor for tensor, has in zip(self.tensors, versioned, strict=True) if has]
+        self.versioned_index = np.flatnonzero(versioned)
+        sound = [flat is not None and has for flat, has in zip(flats, versioned, strict=True)]
+        self.lazy = [one.lazy and good for one, good in zip(owned, sound, strict=True)]
+        buffers = [one.buffer for one in owned]
+        self.fickle = np.array([b or not good for b, good in zip(buffers, sound, strict=True)], bool)
+        """Copied at each capture."""
+        self.on_trial: dict[int, tuple[int, int | None]] = {
+            index: (0, None)
+            for index, (buffer, here) in enumerate(zip(buffers, on_cpu, strict=True))
+            if buffer and here and versioned[index] and len(self.views[index]) >= SMALL_BYTES
+        }
+        """Large buffers that may turn out not to change: how many captures found them equal, and their checksum."""
+
+        movers = sorted(set().union(*(one.movers for one in owned)))
+        place = {mover: position for position, mover in enumerate(movers)}
+        self.movers = place
+        pairs = [(index, place[mover]) for index, one in enumerate(owned) for mover in one.movers]
+        self.moved, self.moving = np.array(pairs, np.intp).reshape(-1, 2).T
+
+        self.rows: list[list[Row]] = [[] for _ in range(-(-self.data_bytes // CHUNK_BYTES))]
+        """The pieces of each chunk."""
+        for piece in self.layout.region_pieces(rank):
+            for row in rows_of(piece.index, piece.start, piece.region_offset, piece.end - piece.start):
+                self.rows[row.offset // CHUNK_BYTES].append(row)
+        chunks = [[chunk] * len(rows) for chunk, rows in enumerate(self.rows)]
+        self.row_chunk = np.array([chunk for row in chunks for chunk in row], np.intp)
+        self.row_index = np.array([row.tensor for rows in self.rows for row in rows], np.intp)
+        self._divide()
+
+    def versions(self) -> Numbers:
+        """What torch has counted of changes in place, tensor by tensor; says nothing of fused steps (FACTS 7)."""
+        known = np.fromiter(map(_VERSION, self.versioned), np.int64, len(self.versioned))
+        if len(known) == len(self.tensors):
+            return known
+        found = np.zeros(len(self.tensors), np.int64)
+        found[self.versioned_index] = known
+        return found
+
+    def misshapen(self) -> set[int]:
+        """The tensors whose shapes are not those of the plan any more, though they lie where they did."""
+        shapes = list(map(Tensor.size, self.tensors))
+        if shapes == self.shapes:
+            return set()
+        return {index for index, shape in enumerate(shapes) if shape != self.shapes[index]}
+
+    def chunks_of(self, marked: Flags) -> Flags:
+        """The chunks that hold any of the marked tensors."""
+        return np.bincount(self.row_chunk[marked[self.row_index]], minlength=len(self.rows)) > 0
+
+    def distrust(self, indices: Iterable[int]) -> None:
+        """From now on these are copied at each capture, before commit returns: their marks do not tell."""
+        for index in indices:
+            self.lazy[index] = False
+            self.fickle[index] = True
+            self.on_trial.pop(index, None)
+        self._divide()
+
+    def _divide(self) -> None:
+        self.lazy_rows = [[row for row in rows if self.lazy[row.tensor]] for rows in self.rows]
+        self.eager_rows = [[row for row in rows if not self.lazy[row.tensor]] for rows in self.rows]
+        self.has_eager = np.array([bool(rows) for rows in self.eager_rows], bool)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the state is: the first GPU that holds any of it, or the CPU."""
+        return next((tensor.device for tensor in self.tensors if tensor.is_cuda), torch.device("cpu"))

@@ -1,0 +1,227 @@
+"""How tracked objects give their state, step after step, without being walked anew.
+
+A *source* stands for one tracked object. It lists the tensors that are the object's own (parameters, buffers,
+optimizer state), and packs the rest of its state. What it looked like when it was read is its *fingerprint*: the
+very objects in its dictionaries, and where each tensor's memory lies. While that is equal, the packed state of a
+module or an optimizer is used again as it is. Comparing is one pass of C functions over flat lists (FACTS 7: a plan
+can be cached): most of two thousand tensors' cost is asking them for their addresses. Their shapes, which change under
+an equal address in odd cases only, are compared in the background (flight.py).
+
+An object that makes its state in a way of its own (a ``state_dict`` overridden, hooks, any class of the user's) is
+asked each time. Tensors that it hands out and that nobody else lists are copied each time, before commit returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from operator import attrgetter, is_, itemgetter
+from typing import Any
+
+import msgspec
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ftrain.encoding import DICT, LIST, Packer
+from ftrain.state import state_of
+
+_NODE = itemgetter("_parameters", "_buffers", "_modules", "_state_dict_hooks", "_state_dict_pre_hooks")
+_HOOKS = attrgetter("_optimizer_state_dict_pre_hooks", "_optimizer_state_dict_post_hooks")
+_PARAMS = itemgetter("params")
+_SIMPLE = (type(None), bool, int, float, str)
+
+
+class Source:
+    """One tracked object, asked for its state each time: the rule for what is neither module nor optimizer."""
+
+    def __init__(self, name: str, tracked: Any) -> None:
+        self.name = name
+        self.tracked = tracked
+
+    def tensors(self) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+        """(path, tensor, parameter whose optimizer state it is) of the tensors that are this object's own."""
+        return iter(())
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters among them."""
+        return []
+
+    def read(self) -> None:
+        """Take the fingerprint."""
+
+    def is_same(self) -> bool:
+        """The fingerprint is as it was: the same tensors, in the same places."""
+        return True
+
+    def pack(self, packer: Packer) -> Any:
+        """The object's state, as `Packer.pack` gives it for `state_of`."""
+        return packer.pack(state_of(self.tracked))
+
+    def forget(self) -> None:
+        """What was packed may refer to another plan's tensors."""
+
+
+def _addresses(tensors: Iterable[Tensor]) -> list[int]:
+    return list(map(Tensor.data_ptr, tensors))
+
+
+def _dense(values: Iterable[Any]) -> list[Tensor]:
+    """The tensors among them that have memory of their own; others are refused when they are packed."""
+    return [v for v in values if isinstance(v, Tensor) and v.layout is torch.strided and not v.is_meta]
+
+
+class ModuleSource(Source):
+    """A module with all its submodules."""
+
+    tracked: nn.Module
+
+    def read(self) -> None:
+        self._modules = list(self.tracked.modules())
+        self._paths: dict[int, str] = {}
+        for prefix, module in self.tracked.named_modules():
+            for leaf, tensor in chain(module._parameters.items(), module._buffers.items()):
+                if tensor is not None:
+                    self._paths.setdefault(id(tensor), f"{prefix}.{leaf}".removeprefix("."))
+        self._keys, self._values = self._look()
+        self._tensors = _dense(self._values)
+        self._addresses = _addresses(self._tensors)
+        self._plain = _is_plain(self._modules)
+        self._packed: msgspec.Raw | None = None
+
+    def tensors(self) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+        for tensor in self._tensors:
+            yield f"{self.name}.{self._paths[id(tensor)]}", tensor, None
+
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self.tracked.parameters())
+
+    def is_same(self) -> bool:
+        keys, values = self._look()
+        return keys == self._keys and _are_same(values, self._values) and _addresses(self._tensors) == self._addresses
+
+    def pack(self, packer: Packer) -> Any:
+        if not self._plain:
+            return super().pack(packer)
+        if self._packed is None:
+            self._packed = msgspec.Raw(msgspec.msgpack.encode(super().pack(packer)))
+        return self._packed
+
+    def forget(self) -> None:
+        self._packed = None
+
+    def _look(self) -> tuple[list[Any], list[Any]]:
+        cells = list(chain.from_iterable(map(_NODE, map(vars, self._modules))))
+        return list(chain.from_iterable(cells)), list(chain.from_iterable(map(dict.values, cells)))
+
+
+class OptimizerSource(Source):
+    """A ``torch.optim.Optimizer``: settings are packed each time, state once."""
+
+    tracked: Optimizer
+
+    def read(self) -> None:
+        self._params, self._states, self._values = self._look()
+        self._entries = len(self.tracked.state)
+        self._keys = list(chain.from_iterable(self._states))
+        self._direct = [index for index, value in enumerate(self._values) if isinstance(value, Tensor)]
+        # Parameters are checked by the module whose state they are.
+        self._tensors = _dense(self._values)
+        self._addresses = _addresses(self._tensors)
+        self._keyed_by_parameters = self._entries == sum(parameter in self.tracked.state for parameter in self._params)
+        self._packed: msgspec.Raw | None = None
+        self._groups: list[msgspec.Raw] = []
+
+    def tensors(self) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+        for index, (parameter, state) in enumerate(zip(self._params, self._states, strict=True)):
+            yield f"{self.name}.params[{index}]", parameter, parameter
+            for key, value in state.items():
+                if isinstance(value, Tensor):
+                    yield f"{self.name}.state[{index}].{key}", value, parameter
+
+    def parameters(self) -> list[nn.Parameter]:
+        return self._params
+
+    def is_same(self) -> bool:
+        params, states, values = self._look()
+        if not (
+            _are_same(params, self._params)
+            and len(self.tracked.state) == self._entries
+            and len(values) == len(self._values)
+            and list(chain.from_iterable(states)) == self._keys
+        ):
+            return False
+        if not _are_same(values, self._values):
+            if [i for i, value in enumerate(values) if isinstance(value, Tensor)] != self._direct or not all(
+                values[i] is self._values[i] for i in self._direct
+            ):
+                return False
+            self._values, self._packed = values, None  # numbers have changed: the same tensors, packed anew
+        return _addresses(self._tensors) == self._addresses
+
+    def pack(self, packer: Packer) -> Any:
+        optimizer = self.tracked
+        if not self._is_plain():
+            return super().pack(packer)
+        if self._packed is None:
+            whole = optimizer.state_dict()
+            simple = all(isinstance(value, Tensor) or type(value) in _SIMPLE for value in self._values)
+            packed = msgspec.Raw(msgspec.msgpack.encode(packer.pack(whole["state"])))
+            self._groups = [
+                msgspec.Raw(msgspec.msgpack.encode(packer.pack(group["params"]))) for group in whole["param_groups"]
+            ]
+            if simple:  # lists of tensors and the like may change inside
+                self._packed = packed
+        else:
+            packed = self._packed
+        groups = [
+            [*packer.pack({key: value for key, value in group.items() if key != "params"}), "params", params]
+            for group, params in zip(optimizer.param_groups, self._groups, strict=True)
+        ]
+        return [DICT, "state", [DICT, "state", packed, "param_groups", [LIST, *groups]]]
+
+    def forget(self) -> None:
+        self._packed = None
+
+    def _is_plain(self) -> bool:
+        optimizer = self.tracked
+        return (
+            type(optimizer).state_dict is Optimizer.state_dict
+            and "state_dict" not in vars(optimizer)
+            and not any(_HOOKS(optimizer))
+            and self._keyed_by_parameters
+        )
+
+    def _look(self) -> tuple[list[nn.Parameter], list[dict[Any, Any]], list[Any]]:
+        params = list(chain.from_iterable(map(_PARAMS, self.tracked.param_groups)))
+        states = [state if isinstance(state, dict) else {} for state in map(self.tracked.state.get, params)]
+        return params, states, list(chain.from_iterable(map(dict.values, states)))
+
+
+def source_of(name: str, tracked: Any) -> Source:
+    """The source that stands for a tracked object, with its fingerprint taken."""
+    kinds: Iterable[tuple[type, Callable[[str, Any], Source]]] = (
+        (nn.Module, ModuleSource),
+        (Optimizer, OptimizerSource),
+    )
+    source = next((make for kind, make in kinds if isinstance(tracked, kind)), Source)(name, tracked)
+    source.read()
+    return source
+
+
+def _are_same(left: list[Any], right: list[Any]) -> bool:
+    """By identity: tensors compare by their elements."""
+    return len(left) == len(right) and all(map(is_, left, right))
+
+
+def _is_plain(modules: list[nn.Module]) -> bool:
+    """Nobody has a say in what these modules' ``state_dict`` gives."""
+    return all(
+        type(module).state_dict is nn.Module.state_dict
+        and type(module)._save_to_state_dict is nn.Module._save_to_state_dict
+        and type(module).get_extra_state is nn.Module.get_extra_state
+        and "state_dict" not in vars(module)
+        and not module._state_dict_hooks
+        and not module._state_dict_pre_hooks
+        for module in modules
+    )

@@ -1,0 +1,240 @@
+"""What users write on the command line of ``ftrain run``, checked: each raises UsageError with one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import socket
+import stat
+from pathlib import Path
+
+from ftrain_launcher.errors import UsageError
+
+PARITY_MAX = 4
+_PARITY_TWO_FROM_NODES = 5
+"""From here on, two-parity groups outlive mirrored pairs at a third of their memory (DESIGN 5)."""
+_ARENA_FREE_BYTES_MIN = 8 * 2**20
+_NAME_LENGTH_MAX = 48
+_LABEL_LENGTH_MAX = 64
+_SECRET_BYTES_MIN = 16
+_SECRET_BYTES_MAX = 64 * 2**10
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+
+
+def at_least(flag: str, value: int, least: int) -> int:
+    """A number that is large enough."""
+    if value < least:
+        raise UsageError(f"{flag} must be at least {least}, not {value}")
+    return value
+
+
+def positive(flag: str, seconds: float) -> float:
+    """A time that can be waited for."""
+    if not 0 < seconds < float("inf"):
+        raise UsageError(f"{flag} must be more than 0, not {seconds:g}")
+    return seconds
+
+
+def nodes(nnodes: str, local_nodes: int | None) -> tuple[int, bool]:
+    """How many nodes hold ranks, and whether they are real hosts."""
+    if ":" in nnodes:
+        raise UsageError(f"--nnodes {nnodes}: a range is not possible yet; give one number")
+    if not nnodes.isdigit() or int(nnodes) < 1:
+        raise UsageError(f"--nnodes {nnodes}: give a number of hosts, 1 or more")
+    if local_nodes is None:
+        return int(nnodes), int(nnodes) > 1
+    if int(nnodes) > 1:
+        raise UsageError(
+            f"--nnodes {nnodes} with --local-nodes {local_nodes}: a node is either a host or emulated on this one"
+        )
+    return at_least("--local-nodes", local_nodes, 1), False
+
+
+def workers(word: str) -> int:
+    """A number of workers, or what this machine has."""
+    if word.lstrip("-").isdigit():
+        return at_least("--nproc-per-node", int(word), 1)
+    gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if Path("/proc/driver/nvidia/gpus").exists() else 0
+    cpus = len(os.sched_getaffinity(0))
+    if word == "gpu" and gpus == 0:
+        raise UsageError("--nproc-per-node gpu: this machine has no NVIDIA GPU; use a number, or cpu")
+    choices = {"gpu": gpus, "cpu": cpus, "auto": gpus or cpus}
+    if word not in choices:
+        raise UsageError(f"--nproc-per-node {word}: give a number, gpu, cpu or auto")
+    return choices[word]
+
+
+def parity(chosen: int | None, nodes: int) -> int:
+    """Lost nodes of a group that are survived."""
+    if chosen is None:
+        return min(nodes - 1, 2 if nodes >= _PARITY_TWO_FROM_NODES else 1)
+    if chosen < 1:
+        raise UsageError(f"--parity must be at least 1, not {chosen}")
+    if chosen >= nodes:
+        raise UsageError(
+            f"--parity {chosen} with {nodes} nodes: parity lies on other nodes than the data, so at most {nodes - 1}"
+        )
+    if chosen > PARITY_MAX:
+        raise UsageError(f"--parity {chosen}: at most {PARITY_MAX}")
+    return chosen
+
+
+def bytes_per_second(flag: str, word: str | None) -> int:
+    """A rate like 500M; 0: no limit."""
+    if word is None:
+        return 0
+    number, unit = (word[:-1], word[-1].upper()) if word[-1:].isalpha() else (word, "")
+    try:
+        rate = float(number) * _UNITS[unit]
+    except (ValueError, KeyError):
+        raise UsageError(f"{flag} {word}: give bytes per second, like 500M or 1.5G") from None
+    if not 0 <= rate < 2**63:
+        raise UsageError(f"{flag} {word}: give bytes per second, like 500M or 1.5G")
+    return int(rate)
+
+
+def failure_domains(word: str | None, count: int) -> tuple[str, ...]:
+    """One label for each of this machine's nodes."""
+    if word is None:
+        return ()
+    labels = tuple(label.strip() for label in word.split(","))
+    if len(labels) != count:
+        given = f"{len(labels)} label{'s' * (len(labels) != 1)}"
+        raise UsageError(f"--failure-domain {word}: {given} for {count} node{'s' * (count != 1)}, spares included")
+    if any(not label or len(label) > _LABEL_LENGTH_MAX for label in labels):
+        raise UsageError(f"--failure-domain {word}: a label has 1 to {_LABEL_LENGTH_MAX} characters")
+    return labels
+
+
+def node_rank(chosen: int | None, nodes: int, *, hosts: bool) -> int | None:
+    """The position that this host is meant for."""
+    if chosen is None:
+        return None
+    if not hosts:
+        raise UsageError(f"--node-rank {chosen}: only with --nnodes 2 or more")
+    if not 0 <= chosen < nodes:
+        raise UsageError(f"--node-rank {chosen}: give 0 to {nodes - 1}; spares are started without")
+    return chosen
+
+
+def secret(path: Path | None) -> bytes | None:
+    """What all hosts know, from a file that only its owner can read."""
+    if path is None:
+        return None
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise UsageError(f"--secret-file {path}: not a file")
+        if found.st_mode & 0o077:
+            raise UsageError(f"--secret-file {path}: others can read it; chmod 600 it")
+        with path.open("rb") as file:
+            text = file.read(_SECRET_BYTES_MAX + 1).strip()
+    except OSError as error:
+        raise UsageError(f"--secret-file {path}: {error.strerror or error}") from error
+    if not _SECRET_BYTES_MIN <= len(text) <= _SECRET_BYTES_MAX:
+        raise UsageError(
+            f"--secret-file {path}: give {_SECRET_BYTES_MIN} bytes or more (and at most {_SECRET_BYTES_MAX})"
+        )
+    return text
+
+
+def script(word: str) -> str:
+    """A script's path, absolute."""
+    path = Path(word)
+    if path.is_dir():
+        raise UsageError(f"{word} is a folder, not a training script")
+    if not path.exists():
+        raise UsageError(f"no such script: {word} (working folder {os.getcwd()})")
+    return str(path.absolute())
+
+
+def job_name(name: str) -> str:
+    """A name that can be a folder's."""
+    if not name or len(name) > _NAME_LENGTH_MAX or not all(c.isalnum() or c in "-_." for c in name) or name[0] == ".":
+        raise UsageError(f"--name {name!r}: use up to {_NAME_LENGTH_MAX} letters, digits, '-', '_' and '.'")
+    return name
+
+
+def arena(arena_dir: Path, name: str) -> Path:
+    """The job's folder in shared memory; its size is checked again when the state's size is known."""
+    if not arena_dir.is_dir():
+        raise UsageError(f"--arena-dir {arena_dir}: no such folder")
+    free = shutil.disk_usage(arena_dir).free
+    if free < _ARENA_FREE_BYTES_MIN:
+        raise UsageError(
+            f"too little shared memory in {arena_dir}: at least {_ARENA_FREE_BYTES_MIN >> 20} MiB are needed, "
+            f"{free >> 20} MiB are free; make it larger, or give --arena-dir another tmpfs"
+        )
+    folder = arena_dir / f"ftrain-{name}"
+    if folder.exists():
+        if _in_use(folder):
+            raise UsageError(f"{folder} is in use by a running job of this name: choose another --name")
+        shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+def _in_use(arena: Path) -> bool:
+    from ftrain_launcher.node_state import NodeFile
+
+    known = [NodeFile(p.parent).read() for p in arena.glob("*/node.json")]
+    return any(Path(f"/proc/{record.agent_pid}").exists() for record in known if record)
+
+
+def controller(word: str) -> tuple[str, int]:
+    """HOST and PORT."""
+    host, colon, port = word.rpartition(":")
+    if not colon or not port.isdigit() or not host or int(port) > 65535:
+        raise UsageError(f"--controller {word}: give HOST:PORT")
+    return host, int(port)
+
+
+def address_to_listen(host: str, port: int) -> str:
+    """The address to listen on, if HOST is this machine and the port is free."""
+    place = f"--controller {host}:{port}"
+    try:
+        return _bind(host, port)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise UsageError(f"{place}: the port is in use; choose another, or 0 for any") from error
+        raise UsageError(f"{place}: cannot listen there ({error.strerror or error})") from error
+
+
+def address_if_ours(host: str, port: int) -> str | None:
+    """Of several hosts: the address to listen on if HOST is this one; None: the controller runs elsewhere.
+
+    Where the port is taken, it may be by the controller itself: a second launcher on its host joins it.
+    """
+    if port == 0:
+        raise UsageError(f"--controller {host}:0: the other hosts must know the port; choose one")
+    if host == "0.0.0.0":
+        raise UsageError(f"--controller {host}:{port}: give the address of the one host that runs the controller")
+    try:
+        address = _bind(host, port)
+        _claim(address, port)
+        return address
+    except OSError as error:
+        if isinstance(error, socket.gaierror):
+            raise UsageError(f"--controller {host}:{port}: {host} is not known here ({error.strerror})") from error
+        if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
+            raise UsageError(f"--controller {host}:{port}: {error.strerror or error}") from error
+        return None
+
+
+_claims: list[socket.socket] = []
+
+
+def _claim(address: str, port: int) -> None:
+    """Of launchers that start at once on one machine, one leads: a name that ends with its process. Raises OSError."""
+    claim = socket.socket(socket.AF_UNIX)
+    _claims.append(claim)
+    claim.bind(f"\0ftrain-controller-{address}-{port}")
+
+
+def _bind(host: str, port: int) -> str:
+    """Raises OSError."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((host, port))
+        address: str = probe.getsockname()[0]
+        return address

@@ -1,0 +1,26 @@
+"""How commands print for people: lines, and tables without frames."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def print_line(text: str) -> None:
+    """One line on stdout, however long, as it is."""
+    from rich.console import Console
+
+    Console(highlight=False, soft_wrap=True).print(text, markup=False)
+
+
+def print_table(heads: list[str], rows: list[list[Any]]) -> None:
+    """A table on stdout; ``None`` is shown as a dash."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for head in heads:
+        table.add_column(head, no_wrap=True)
+    for row in rows:
+        table.add_row(*(Text("-" if cell is None else str(cell)) for cell in row))
+    Console(highlight=False, soft_wrap=True).print(table)

@@ -1,0 +1,86 @@
+"""A launcher's line to the controller: what the controller wants of this machine, and what becomes of its nodes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable
+
+import aiohttp
+import msgspec
+
+from ftrain_launcher.errors import SecretRefused
+from ftrain_launcher.jobs import JobFolder
+from ftrain_launcher.line import LINE_ERRORS, Socket, open_line
+from ftrain_launcher.messages import EngineHello, FromEngine, ToEngine
+
+_RECONNECT_SECONDS = 0.05
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(ToEngine).decode
+
+
+class EngineLine:
+    """Stays connected; nothing that was put in is lost while the line is down."""
+
+    def __init__(self, folder: JobFolder, hello: Callable[[], EngineHello], obey: Callable[[ToEngine], None]) -> None:
+        self._folder, self._hello, self._obey = folder, hello, obey
+        self._silence_seconds = folder.record().config.heartbeat_timeout_seconds
+        self._unsent: deque[FromEngine] = deque()
+        self._more = asyncio.Event()
+
+    def put(self, message: FromEngine) -> None:
+        """Say this to the controller; a hello is for the line that is open only, since each begins with one."""
+        self._unsent.append(message)
+        self._more.set()
+
+    async def serve(self, silent_seconds_max: float = float("inf"), refused_seconds_max: float = float("inf")) -> str:
+        """Reconnect until the controller has been out of reach for too long; returns in which way.
+
+        It may be back when a cut network heals; where its host answers that nobody listens, there is less to wait for.
+        """
+        seen = time.monotonic()
+        key = self._folder.line_key()
+        while True:
+            waited_max, how = silent_seconds_max, "does not answer"
+            endpoint = self._folder.endpoint()
+            if endpoint is not None:
+                try:
+                    async with open_line(endpoint, "/engine", lambda _: key, self._silence_seconds) as socket:
+                        try:
+                            await self._talk(socket)
+                        finally:
+                            seen = time.monotonic()
+                except SecretRefused:
+                    waited_max, how = refused_seconds_max, "is another job's"
+                except aiohttp.ClientConnectorError:
+                    waited_max, how = refused_seconds_max, "is gone"
+                except LINE_ERRORS:
+                    pass
+            if time.monotonic() - seen > waited_max:
+                return f"the controller {how} (for {time.monotonic() - seen:.0f} s)"
+            await asyncio.sleep(_RECONNECT_SECONDS)
+
+    async def _talk(self, socket: Socket) -> None:
+        for old in [m for m in self._unsent if isinstance(m, EngineHello)]:
+            self._unsent.remove(old)
+        self._unsent.appendleft(self._hello())
+        writer = asyncio.create_task(self._write(socket))
+        try:
+            async for message in socket:
+                if message.type is aiohttp.WSMsgType.BINARY:
+                    self._obey(_decode(message.data))
+        finally:
+            writer.cancel()
+            await asyncio.gather(writer, return_exceptions=True)
+
+    async def _write(self, socket: Socket) -> None:
+        with contextlib.suppress(*LINE_ERRORS):
+            while True:
+                while self._unsent:
+                    await socket.send_bytes(_encode(self._unsent[0]))
+                    self._unsent.popleft()
+                self._more.clear()
+                await self._more.wait()

@@ -1,0 +1,80 @@
+"""The launchers that are connected to the controller, which node runs at whose host, and who may join."""
+
+from __future__ import annotations
+
+import asyncio
+
+from ftrain_launcher.messages import JobEnded, Offer, ReapNode, StartNode
+from ftrain_launcher.outbox import Outbox
+
+
+def refusal(offer: Offer, job: Offer) -> str | None:
+    """Pure: why a host cannot take part in a job, in one line; None: it can. ``job``: as the controller has it."""
+    if offer.protocol != job.protocol:
+        return f"this ftrain speaks protocol {offer.protocol}, the controller's {job.protocol}: install one everywhere"
+    if offer.job not in ("", job.job):
+        return f"--name {offer.job}, but the job at this controller is {job.job}"
+    for what, here, there in (
+        ("the script", offer.argv[:1], job.argv[:1]),
+        ("its arguments", offer.argv[1:], job.argv[1:]),
+        ("-m", (offer.kind,), (job.kind,)),
+        ("--nnodes", (offer.nodes,), (job.nodes,)),
+        ("--nproc-per-node", (offer.nproc_per_node,), (job.nproc_per_node,)),
+        ("--parity", (offer.parity,), (job.parity,)),
+    ):
+        if here != there:
+            return f"{what} must be the same on all hosts: {_said(here)} here, {_said(there)} at the controller's host"
+    return None
+
+
+def _said(words: tuple[object, ...]) -> str:
+    return " ".join(map(str, words)) or "none"
+
+
+class Launchers:
+    """Whom to tell what. Of real hosts each has its launcher; one that emulates nodes provides all that are wanted."""
+
+    def __init__(self) -> None:
+        self._connected: list[Outbox] = []
+        self._of_node: dict[str, Outbox] = {}
+        self._provider: Outbox | None = None
+        """Starts the nodes that are wanted now."""
+
+    def add(self, outbox: Outbox) -> None:
+        """One has connected."""
+        self._connected.append(outbox)
+
+    def remove(self, outbox: Outbox) -> None:
+        """One has gone; its nodes may still be there."""
+        self._connected.remove(outbox)
+        self._of_node = {node: other for node, other in self._of_node.items() if other is not outbox}
+        if self._provider is outbox:
+            self._provider = None
+
+    def provides(self, outbox: Outbox | None) -> None:
+        """Nodes that are wanted from now on are for this one."""
+        self._provider = outbox
+
+    def runs(self, outbox: Outbox, node: str) -> None:
+        """This one's machine runs a node."""
+        self._of_node[node] = outbox
+
+    def tell(self, message: StartNode | ReapNode | JobEnded) -> None:
+        """Say it to whom it concerns; who is away hears how things are when it comes back."""
+        match message:
+            case StartNode(node) if self._provider is not None:
+                self.runs(self._provider, node)
+                self._provider.put(message)
+            case ReapNode(node) if node in self._of_node:
+                self._of_node.pop(node).put(message)
+            case JobEnded():
+                for outbox in self._connected:
+                    outbox.put(message)
+
+    async def drain(self, timeout_seconds: float) -> None:
+        """Wait until all that was said is sent, or the time is over."""
+        await asyncio.gather(*(outbox.drain(timeout_seconds) for outbox in self._connected))
+
+    async def close(self) -> None:
+        """Hang up."""
+        await asyncio.gather(*(outbox.close() for outbox in self._connected))

@@ -1,0 +1,250 @@
+"""Any byte range of any unit of the group, wherever its bytes are: here, on the node whose they are, or nowhere.
+
+    chunk here, and sound            ──> from memory
+    its node is connected, and has it ──> fetched from it
+    else                             ──> decoded from the same stripes of k others, and from no more than those
+
+Every chunk is checked against the checksum that all members of the group keep, before a byte of it is handed out. A
+request is at most 4 MiB, so whoever reads much (the durable tier, a spare, another layout) does so in bounded memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from ftrain_snapshot.codec import Codec
+from ftrain_snapshot.errors import SnapshotIncomplete
+from ftrain_snapshot.gather import Gather, Order
+from ftrain_snapshot.manifest import CHUNK_BYTES, Catalog, UnitDescriptor, checksum, chunk_bytes, sum_at
+from ftrain_snapshot.messages import (
+    Bytes,
+    Damage,
+    Incomplete,
+    Membership,
+    Read,
+    Refused,
+    Reply,
+    SnapshotId,
+    UnitInfo,
+)
+from ftrain_snapshot.placement import Group
+from ftrain_snapshot.rebuild_plan import Piece, Shape, Sight, Stuck, pieces
+from ftrain_snapshot.store import Place, Store, damages
+from ftrain_snapshot.transport import Connection
+
+READ_BYTES_MAX = 4 << 20
+"""Longest read."""
+STRIKES_MAX = 8
+"""How often one source's damaged bytes are asked for again, within one read."""
+
+
+class Reads:
+    """All reads of one generation, on one node."""
+
+    def __init__(
+        self,
+        store: Store,
+        membership: Membership,
+        group: Group,
+        codec: Codec | None,
+        links: Mapping[int, Connection],
+        gather: Gather,
+        on_damage: Callable[[SnapshotId, Place], None],
+    ) -> None:
+        """``on_damage``: a chunk of this node itself was found damaged."""
+        self.store = store
+        self.position = membership.position
+        self.group = group
+        self.codec = codec
+        self.gather = gather
+        self.on_damage = on_damage
+        self._links = links
+        self._lanes = membership.lanes
+
+    def units(self, snapshot: SnapshotId) -> tuple[UnitInfo, ...]:
+        """The units of the group. Raises SnapshotIncomplete if this node does not know all of them."""
+        found = []
+        for position in self.group.members:
+            for lane in range(self._lanes):
+                h = self._unit(snapshot, position, lane).header
+                size = (h.data_bytes, h.manifest_offset, h.manifest_bytes, h.unit_bytes)
+                found.append(UnitInfo(position, lane, h.rank, h.world_size, *size))
+        return tuple(found)
+
+    def answer_read(self, request: Read, answer: Callable[[Reply], None]) -> None:
+        """What a client asked for, or why not; it may take a while."""
+        where = (request.snapshot, request.position, request.lane, request.start, request.stop)
+        try:
+            self.read(*where, lambda data: answer(Bytes(data)), lambda reason: answer(Incomplete(reason)))
+        except SnapshotIncomplete as error:
+            answer(Incomplete(str(error)))
+        except ValueError as error:
+            answer(Refused(str(error)))
+
+    def read(
+        self,
+        snapshot: SnapshotId,
+        position: int,
+        lane: int,
+        start: int,
+        stop: int,
+        on_bytes: Callable[[bytes], None],
+        on_failed: Callable[[str], None],
+    ) -> None:
+        """Read bytes ``start`` to ``stop`` of a unit; one of the two is called once, maybe before this returns.
+
+        Raises SnapshotIncomplete if the unit is not known here, ValueError on a range that is not in it, or too long.
+        """
+        unit = self._unit(snapshot, position, lane)
+        self.check_length(start, stop)
+        if stop > unit.header.unit_bytes:
+            raise ValueError(f"bytes {start} to {stop} cannot be read: the unit has {unit.header.unit_bytes}")
+        _Reading(self, unit, start, stop, on_bytes, on_failed).begin()
+
+    def check_length(self, start: int, stop: int) -> None:
+        """Raises ValueError for what is no range, or too long for one answer."""
+        if not 0 <= start <= stop <= start + READ_BYTES_MAX:
+            raise ValueError(f"bytes {start} to {stop} cannot be read at once: up to {READ_BYTES_MAX} can")
+
+    def _unit(self, snapshot: SnapshotId, position: int, lane: int) -> UnitDescriptor:
+        catalog = self._catalog(snapshot)
+        unit = catalog.unit(position, lane)
+        if unit is None and position == self.position:
+            unit = self.store.describe(lane, snapshot)
+        if unit is None:
+            which = f"position {position}, lane {lane}, of snapshot {snapshot.version}"
+            raise SnapshotIncomplete(f"the unit of {which} is not known on position {self.position}")
+        return unit
+
+    def _catalog(self, snapshot: SnapshotId) -> Catalog:
+        catalog = self.store.catalog(snapshot)
+        if catalog is None or catalog.dropped:
+            raise SnapshotIncomplete(f"snapshot {snapshot.version} is not kept on position {self.position}")
+        return catalog
+
+    def sight(self, unit: UnitDescriptor, distrusted: dict[int, list[Damage]]) -> Sight:
+        """Who can be asked; whoever turned out not to have something is left out there."""
+        catalog = self.store.catalog(unit.snapshot)
+        units = {u.position: u for u in catalog.units if u.lane == unit.lane} if catalog is not None else {}
+        lengths = {p: units[p].header.unit_bytes for p in self.group.members if p in units}
+        lengths[unit.position] = unit.header.unit_bytes
+        able = {self.position, *self._links}.intersection(self.group.members)
+        if len(lengths) < len(self.group.members):  # too little is known to decode: only the owner can help
+            able &= {unit.position}
+            lengths |= {p: unit.header.unit_bytes for p in self.group.members if p not in lengths}
+        bad: dict[int, tuple[Damage, ...]] = {p: tuple(each) for p, each in distrusted.items()}
+        bad[self.position] = (*bad.get(self.position, ()), *damages(self.store.damaged.get(unit.snapshot, ())))
+        generator = self.codec.generator if self.codec is not None else "none"
+        return Sight(generator, {unit.lane: Shape(self.group, lengths)}, bad, able)
+
+    def expected(self, snapshot: SnapshotId, position: int, lane: int, rotation: int, stripe: int) -> int | None:
+        """The checksum of a member's data chunk; None for parity."""
+        catalog = self.store.catalog(snapshot)
+        unit = catalog.unit(position, lane) if catalog is not None else None
+        if unit is None or position not in self.group.data_members(rotation):
+            return None
+        return sum_at(unit.sums, self.group.chunk_of(position, rotation, stripe))
+
+
+class _Reading:
+    """One read: a handful of chunks."""
+
+    def __init__(
+        self,
+        reads: Reads,
+        unit: UnitDescriptor,
+        start: int,
+        stop: int,
+        on_bytes: Callable[[bytes], None],
+        on_failed: Callable[[str], None],
+    ) -> None:
+        self.reads = reads
+        self.unit = unit
+        self._start, self._stop = start, stop
+        self._on_bytes, self._on_failed = on_bytes, on_failed
+        self._out = bytearray(stop - start)
+        self._left = set(range(start // CHUNK_BYTES, -(-stop // CHUNK_BYTES))) if stop > start else set()
+        self._distrusted: dict[int, list[Damage]] = {}
+        self._strikes: dict[int, int] = {}
+        self._over = False
+
+    def begin(self) -> None:
+        for chunk in sorted(self._left):
+            self._fetch(chunk)
+        self._finish_if_complete()
+
+    def _fetch(self, chunk: int) -> None:
+        group, position = self.reads.group, self.unit.position
+        rotation, stripe = group.rotation_of(position, chunk), group.stripe_of(chunk)
+        sight = self.reads.sight(self.unit, self._distrusted)
+        wanted = [Damage(self.unit.lane, rotation, stripe, stripe + 1)]
+        for piece in pieces(sight, position, wanted, {}, 1, whole=False):
+            if isinstance(piece, Stuck):
+                away = sorted({position, *piece.lost, *piece.waits_for})
+                self._fail(f"the bytes of positions {away} cannot be had now, and parity does not replace that many")
+            elif not self._over:
+                self.reads.gather.begin(_ReadOrder(self, piece, chunk))
+
+    def take(self, chunk: int, data: memoryview) -> bool:
+        """A chunk's bytes, however they were had."""
+        if checksum(data) != sum_at(self.unit.sums, chunk):
+            return False
+        begin = chunk * CHUNK_BYTES
+        first, last = max(self._start, begin), min(self._stop, begin + len(data))
+        self._out[first - self._start : last - self._start] = data[first - begin : last - begin]
+        self._left.discard(chunk)
+        return True
+
+    def done(self) -> None:
+        self._finish_if_complete()
+
+    def failed(self, order: _ReadOrder, source: int, *, damaged: bool) -> None:
+        piece = order.piece
+        self._strikes[source] = self._strikes.get(source, 0) + 1
+        if source == self.reads.position and damaged:
+            self.reads.on_damage(self.unit.snapshot, (piece.lane, piece.rotation, piece.first))
+        if not damaged or source == self.reads.position or self._strikes[source] > STRIKES_MAX:
+            where = Damage(piece.lane, piece.rotation, piece.first, piece.stop)
+            self._distrusted.setdefault(source, []).append(where)
+        if not self._over:
+            self._fetch(order.chunk)
+
+    def _finish_if_complete(self) -> None:
+        if not self._left and not self._over:
+            self._over = True
+            self._on_bytes(bytes(self._out))
+
+    def _fail(self, reason: str) -> None:
+        if not self._over:
+            self._over = True
+            unit = self.unit
+            self._on_failed(f"snapshot {unit.snapshot.version}, position {unit.position}, lane {unit.lane}: {reason}")
+
+
+class _ReadOrder(Order):
+    """One chunk of a read."""
+
+    def __init__(self, reading: _Reading, piece: Piece, chunk: int) -> None:
+        super().__init__(reading.unit.snapshot, piece, urgent=False)
+        self.chunk = chunk
+        self._reading = reading
+        self._wrong = False
+
+    def length(self, stripe: int) -> int:
+        return chunk_bytes(self._reading.unit.header.unit_bytes, self.chunk)
+
+    def expected(self, position: int, stripe: int) -> int | None:
+        piece = self.piece
+        return self._reading.reads.expected(self.snapshot, position, piece.lane, piece.rotation, stripe)
+
+    def on_stripe(self, stripe: int, data: memoryview) -> None:
+        self._wrong = not self._reading.take(self.chunk, data)
+
+    def on_done(self) -> None:
+        if self._wrong:  # some source is not of this snapshot: try others
+            self._reading.failed(self, self.piece.sources[-1].position, damaged=False)
+        else:
+            self._reading.done()
+
+    def on_failed(self, source: int, damaged: int | None, *, silent: bool) -> None:
+        self._reading.failed(self, source, damaged=damaged is not None)

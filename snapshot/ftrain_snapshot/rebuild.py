@@ -1,0 +1,370 @@
+"""Brings back the chunks of one snapshot that are damaged or missing on this node: its data, then the parity it keeps.
+
+What is to be rebuilt is what the store has noted as damaged; each chunk that is back is taken off that list, so that
+there is one truth. Data goes first, and parity as soon as the data of its stripes is sound. A few pieces are in flight
+at a time, and the next is chosen when one completes: memory is bounded, and each source is asked for what it can send.
+Who fails is asked again if its bytes were damaged on the way, a few times, and then left out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+from itertools import chain
+
+from ftrain_snapshot.codec import Codec
+from ftrain_snapshot.errors import ArenaTooSmall
+from ftrain_snapshot.gather import Gather, Order
+from ftrain_snapshot.log import log
+from ftrain_snapshot.loop import Loop, Timer
+from ftrain_snapshot.manifest import Catalog, UnitDescriptor, checksum, sum_at
+from ftrain_snapshot.messages import Damage, SnapshotId
+from ftrain_snapshot.placement import Group
+from ftrain_snapshot.rebuild_plan import Piece, Shape, Sight, Stuck, impossible, pieces
+from ftrain_snapshot.store import Place, Store, damages
+
+PIECE_STRIPES = 4
+ORDERS_MAX = 4
+"""Pieces in flight: together 16 MiB from each source, and as much scratch."""
+SILENCE_SECONDS = 5.0
+"""For how long a source that did not answer is not asked again."""
+STRIKES_MAX = 8
+"""How often one chunk may come damaged from its source before that is left out there."""
+
+
+class Rebuild:
+    """One snapshot on one node. Calls ``changed`` when something is complete, or nothing more can be done."""
+
+    def __init__(
+        self,
+        loop: Loop,
+        store: Store,
+        group: Group,
+        position: int,
+        codec: Codec | None,
+        gather: Gather,
+        snapshot: SnapshotId,
+        able: Callable[[], Collection[int]],
+        changed: Callable[[], None],
+        *,
+        urgent: bool = True,
+    ) -> None:
+        """``able``: which members can be asked now. ``urgent``: somebody waits for the data."""
+        self.repaired = 0
+        """Chunks that are back."""
+        self.single: set[Place] = set()
+        """Chunks of otherwise sound lanes: their repair is an event each."""
+        self.claimed: set[tuple[int, int]] = set()
+        """(lane, rotation) of parity that is made here anew: it goes on record when it is complete."""
+        self.reason = ""
+        """Why the last rebuilt bytes were wrong; empty if none were."""
+        self._loop = loop
+        self._store = store
+        self._group = group
+        self._position = position
+        self._codec = codec
+        self._gather = gather
+        self._snapshot = snapshot
+        self._able = able
+        self._changed = changed
+        self._urgent = urgent
+        self._bad: dict[int, tuple[Damage, ...]] = {}
+        self._distrusted: dict[int, list[Damage]] = {}
+        self._silent: set[int] = set()
+        self._strikes: Counter[tuple[int, int, int, int]] = Counter()
+        self._orders: set[_Stripes] = set()
+        self._load: dict[int, int] = {}
+        self._plan: Iterator[Piece | Stuck] = iter(())
+        self._soon: Timer | None = None
+        self._closed = False
+
+    def close(self) -> None:
+        """Stop; what is not back stays noted as damaged."""
+        self._closed = True
+        if self._soon is not None:
+            self._soon.cancel()
+        for order in list(self._orders):
+            self._gather.cancel(order)
+        self._orders.clear()
+
+    # What is known.
+
+    def hear(self, position: int, bad: tuple[Damage, ...]) -> None:
+        """A member says what it lacks."""
+        self._bad[position] = bad
+        self.forgive(position)
+
+    def forgive(self, position: int) -> None:
+        """It is connected anew, or has said something new: ask it again."""
+        self._distrusted.pop(position, None)
+        self._silent.discard(position)
+        self._strikes = Counter({k: n for k, n in self._strikes.items() if k[0] != position})
+
+    def shape(self, lane: int) -> Shape | None:
+        """The lane's stripes, once the units of all members are known."""
+        units = self._units(lane)
+        if len(units) < len(self._group.members):
+            return None
+        return Shape(self._group, {p: unit.header.unit_bytes for p, unit in units.items()})
+
+    def _units(self, lane: int) -> dict[int, UnitDescriptor]:
+        catalog = self._store.catalog(self._snapshot)
+        units = catalog.units if catalog is not None else []
+        return {u.position: u for u in units if u.lane == lane and u.position in self._group.members}
+
+    def unknown(self) -> str:
+        """Which members' units nobody has described, of lanes that are to be rebuilt; empty if none."""
+        for lane in sorted({place[0] for place in self._places()}):
+            if missing := sorted(set(self._group.members) - set(self._units(lane))):
+                return f"nobody knows the checksums of positions {missing}, lane {lane}"
+        return ""
+
+    def data_places(self) -> set[Place]:
+        """Own data that is not back yet."""
+        rotations = self._group.data_rotations(self._position)
+        return {place for place in self._places() if place[1] in rotations}
+
+    def parity_places(self) -> set[Place]:
+        """Own parity that is not back yet."""
+        return self._places() - self.data_places()
+
+    def _places(self) -> set[Place]:
+        return self._store.damaged.get(self._snapshot, set())
+
+    def impossible(self) -> str:
+        """Why own data can never be rebuilt from what is known; empty if it may be."""
+        if not (places := self.data_places()):
+            return ""
+        if self._codec is None:
+            return "there is no parity to rebuild it from"
+        sight = self._sight()
+        return impossible(sight, self._position, [d for d in damages(places) if d.lane in sight.shapes])
+
+    def _sight(self) -> Sight:
+        shapes = {lane: self.shape(lane) for lane in {place[0] for place in self._places()}}
+        known = {lane: shape for lane, shape in shapes.items() if shape is not None}
+        told = {*self._bad, *self._distrusted}
+        bad = {p: (*self._bad.get(p, ()), *self._distrusted.get(p, ())) for p in told}
+        generator = self._codec.generator if self._codec is not None else ""
+        return Sight(generator, known, bad, set(self._able()) - {self._position} - self._silent)
+
+    # What is done.
+
+    def plan(self) -> None:
+        """Start what can be started, after something has changed. Returns at once; the work follows."""
+        if self._soon is None and not self._closed:
+            self._soon = self._loop.later(0.0, self._plan_now)
+
+    def _plan_now(self) -> None:
+        self._soon = None
+        if self._closed or self._codec is None:
+            return
+        busy = {place for order in self._orders for place in order.places()}
+        sight = self._sight()
+        wanted = [
+            [d for d in damages(places - busy) if d.lane in sight.shapes]
+            for places in (self.data_places(), self.parity_places())
+        ]
+        self._plan = chain.from_iterable(
+            pieces(sight, self._position, each, self._load, PIECE_STRIPES) for each in wanted
+        )
+        self._fill()
+
+    def _fill(self) -> None:
+        while len(self._orders) < ORDERS_MAX and not self._closed:
+            piece = next(self._plan, None)
+            if piece is None:
+                return
+            if isinstance(piece, Piece):
+                self._begin(piece)
+
+    def _begin(self, piece: Piece) -> None:
+        shape = self.shape(piece.lane)
+        if shape is None or self._catalog() is None:
+            self._unload(piece)
+            return
+        order = _Stripes(self, self._snapshot, piece, shape, self._units(piece.lane), self._position, self._urgent)
+        self._orders.add(order)
+        self._gather.begin(order)
+
+    def _catalog(self) -> Catalog | None:
+        """The record, while the snapshot is still kept here."""
+        catalog = self._store.catalog(self._snapshot)
+        return catalog if catalog is not None and not catalog.dropped else None
+
+    def _unload(self, piece: Piece) -> None:
+        for source in piece.sources:
+            self._load[source.position] -= piece.stop - piece.first
+
+    def _is_data(self, rotation: int) -> bool:
+        return rotation in self._group.data_rotations(self._position)
+
+    # What comes of an order.
+
+    def take(self, order: _Stripes, stripe: int, data: memoryview) -> None:
+        """A stripe's bytes: verified, and put where they belong."""
+        lane, rotation = order.piece.lane, order.piece.rotation
+        if self._catalog() is None:
+            self._abort(order)
+            return
+        total = checksum(data)
+        try:
+            if self._is_data(rotation):
+                unit = order.units[self._position]
+                chunk = self._group.chunk_of(self._position, rotation, stripe)
+                if total != sum_at(unit.sums, chunk):
+                    self._is_wrong(order, stripe)
+                    return
+                if not self._is_ready(unit):
+                    self._abort(order)
+                    return
+                self._store.place_data(unit, chunk)[:] = data
+            else:
+                self.claimed.add((lane, rotation))
+                self._store.place_parity(self._snapshot, lane, rotation, stripe, len(data))[: len(data)] = data
+                self._store.record_parity(self._snapshot, lane, rotation, stripe, total)
+        except ArenaTooSmall as error:
+            self.reason = str(error)
+            self._abort(order)
+            return
+        place = (lane, rotation, stripe)
+        self._store.mark_repaired(self._snapshot, place)
+        self.repaired += 1
+        if place in self.single:
+            self.single.discard(place)
+            self._say_repaired(place)
+
+    def _is_ready(self, unit: UnitDescriptor) -> bool:
+        """The region is this snapshot's: it was prepared, and has not been given to another."""
+        region = self._store.region(unit.snapshot.slot, unit.lane)
+        return region is not None and region.header()[1] == unit.header
+
+    def _say_repaired(self, place: Place) -> None:
+        lane, rotation, stripe = place
+        fields: dict[str, object] = {"version": self._snapshot.version, "position": self._position, "lane": lane}
+        if self._is_data(rotation):
+            fields["chunk"] = self._group.chunk_of(self._position, rotation, stripe)
+        else:
+            fields |= {"rotation": rotation, "stripe": stripe}
+        log("chunk_repaired", **fields)
+
+    def _abort(self, order: _Stripes) -> None:
+        """The order is of no use any more."""
+        self._gather.cancel(order)
+        self._orders.discard(order)
+        self._unload(order.piece)
+
+    def _is_wrong(self, order: _Stripes, stripe: int) -> None:
+        """Sound chunks gave wrong bytes: some parity is not of this snapshot."""
+        self._abort(order)
+        self.reason = f"lane {order.piece.lane}: the rebuilt bytes do not have the checksum of the lost ones"
+        log("rebuilt_wrong", version=self._snapshot.version, lane=order.piece.lane, rotation=order.piece.rotation)
+        holders = self._group.parity_members(order.piece.rotation)
+        for source in order.piece.sources:
+            if source.position in holders:
+                self._strike(order.piece, source.position, stripe)
+        self.plan()
+        self._changed()
+
+    def failed(self, order: _Stripes, source: int, damaged: int | None, *, silent: bool) -> None:
+        """The order is over; plan anew without its source, or once more with it."""
+        self._orders.discard(order)
+        self._unload(order.piece)
+        if damaged is not None:
+            self._strike(order.piece, source, damaged)
+        elif silent:
+            self._silent.add(source)
+            self._loop.later(SILENCE_SECONDS, lambda: self._ask_again(source))
+        else:
+            self._distrust(source, order.piece, order.piece.first, order.piece.stop)
+        self.plan()
+        self._changed()
+
+    def _ask_again(self, source: int) -> None:
+        self._silent.discard(source)
+        self.plan()
+
+    def _strike(self, piece: Piece, source: int, stripe: int) -> None:
+        key = (source, piece.lane, piece.rotation, stripe)
+        self._strikes[key] += 1
+        if self._strikes[key] >= STRIKES_MAX:
+            self._distrust(source, piece, stripe, stripe + 1)
+
+    def _distrust(self, source: int, piece: Piece, first: int, stop: int) -> None:
+        self._distrusted.setdefault(source, []).append(Damage(piece.lane, piece.rotation, first, stop))
+
+    def done(self, order: _Stripes) -> None:
+        """All of it is in place."""
+        self._orders.discard(order)
+        self._unload(order.piece)
+        self.settle(order.piece.lane)
+        self._fill()
+        if not self._orders and self._soon is None:
+            self.plan()  # what was stuck may be possible now
+            self._changed()
+
+    def settle(self, lane: int) -> None:
+        """Seal the lane if all its data is right; put on record what of its parity is complete."""
+        catalog, shape = self._catalog(), self.shape(lane)
+        if catalog is None:
+            return
+        left = {place[1] for place in self._places() if place[0] == lane}
+        unit, saves = catalog.unit(self._position, lane), False
+        is_whole = unit is not None and not left.intersection(self._group.data_rotations(self._position))
+        if unit is not None and is_whole and self._store.sealed(lane, self._snapshot) is None and self._is_ready(unit):
+            self._store.seal_unit(unit)
+            saves = True
+        for rotation in self._group.parity_rotations(self._position):
+            if rotation in left or (lane, rotation) not in self.claimed or shape is None or self._codec is None:
+                continue
+            described = self._store.describe_parity(
+                self._snapshot, lane, rotation, self._codec.generator, shape.parity_bytes(rotation)
+            )
+            if catalog.parity_of(lane, rotation) != described:
+                catalog.put_parity(described)
+                saves = True
+        if saves:
+            self._store.save(catalog)
+            self._changed()
+
+
+class _Stripes(Order):
+    """Own chunks of some stripes, being rebuilt."""
+
+    def __init__(
+        self,
+        rebuild: Rebuild,
+        snapshot: SnapshotId,
+        piece: Piece,
+        shape: Shape,
+        units: Mapping[int, UnitDescriptor],
+        position: int,
+        urgent: bool,
+    ) -> None:
+        group = shape.group
+        super().__init__(snapshot, piece, urgent=urgent and piece.rotation in group.data_rotations(position))
+        self.units = units
+        self._rebuild = rebuild
+        self._shape = shape
+        self._position = position
+        self._data = group.data_members(piece.rotation)
+
+    def places(self) -> Iterator[Place]:
+        return ((self.piece.lane, self.piece.rotation, s) for s in range(self.piece.first, self.piece.stop))
+
+    def length(self, stripe: int) -> int:
+        return self._shape.length(self._position, self.piece.rotation, stripe)
+
+    def expected(self, position: int, stripe: int) -> int | None:
+        if position not in self._data:
+            return None
+        return sum_at(self.units[position].sums, self._shape.group.chunk_of(position, self.piece.rotation, stripe))
+
+    def on_stripe(self, stripe: int, data: memoryview) -> None:
+        self._rebuild.take(self, stripe, data)
+
+    def on_done(self) -> None:
+        self._rebuild.done(self)
+
+    def on_failed(self, source: int, damaged: int | None, *, silent: bool) -> None:
+        self._rebuild.failed(self, source, damaged, silent=silent)

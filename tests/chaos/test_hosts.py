@@ -1,0 +1,157 @@
+"""Jobs over real hosts (of namespaces): what a network and a power failure do to them.
+
+Short troubles pass unnoticed; a host that is lost is replaced and fences itself; whatever happened, the job ends as one
+that never failed, to the last bit.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hosts import Lab
+from hosts.job import HostJob
+from jobs import Job
+from needs import require_lab
+
+STEPS = 120
+ARGUMENTS = ("--steps", str(STEPS))
+NODES = 4
+HEARTBEAT_TIMEOUT_SECONDS = 3.0
+CONTROLLER_GRACE_SECONDS = 3.0
+FLAGS = (
+    *("--nnodes", str(NODES)),
+    *("--heartbeat-timeout-seconds", str(HEARTBEAT_TIMEOUT_SECONDS)),
+    *("--agent-grace-seconds", "1"),
+    *("--controller-grace-seconds", str(CONTROLLER_GRACE_SECONDS)),
+)
+
+StartJob = Callable[..., HostJob]
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    require_lab()
+    with Lab(6) as lab:
+        yield lab
+
+
+@pytest.fixture
+def start(lab: Lab, tmp_path: Path) -> Iterator[StartJob]:
+    """Starts a job on hosts; at the end nothing may be left on any of them."""
+    jobs: list[HostJob] = []
+
+    def start_job(*hosts: int, flags: tuple[str, ...] = (), own_state: bool = False) -> HostJob:
+        job = HostJob(lab, tmp_path / str(len(jobs)), *FLAGS, *flags, arguments=ARGUMENTS, own_state=own_state)
+        jobs.append(job)
+        job.start_all(*hosts, nodes=NODES)
+        return job
+
+    yield start_job
+    for job in jobs:
+        job.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    """The same training on emulated nodes, without a fault."""
+    job = Job(tmp_path_factory.mktemp("undisturbed"), "--local-nodes", str(NODES), arguments=ARGUMENTS)
+    assert job.wait() == 0, job.tail()
+    job.close()
+    return job
+
+
+def assert_same(job: HostJob, undisturbed: Job, hosts: tuple[int, ...]) -> None:
+    """The hosts' launchers end well, and all ranks hold what they would without a fault."""
+    assert job.wait_all(*hosts) == dict.fromkeys(hosts, 0), job.tail()
+    assert job.ends() == undisturbed.ends()
+    assert len(job.ends()) == NODES
+
+
+def hold(lab: Lab) -> None:
+    """Have the network slow training down to a step in seconds, until it is healed: something else is to come first."""
+    for host in lab.hosts:
+        lab.delay(host, 0.03)
+
+
+def recovered(job: HostJob, incidents: int) -> None:
+    """Wait until the job has had so many incidents, and trains."""
+    job.wait_for(lambda s: s["incidents"] == incidents and s["state"] == "running", f"recovery {incidents}", 30)
+
+
+def wait_fenced(lab: Lab, host: int) -> float:
+    """Wait until only the launcher runs on a host; the seconds that took."""
+    began = time.monotonic()
+    while len(lab.processes(host)) > 1:
+        assert time.monotonic() - began < 20, lab.processes(host)
+        time.sleep(0.05)
+    return time.monotonic() - began
+
+
+def test_short_troubles_pass_unnoticed(lab: Lab, start: StartJob, undisturbed: Job) -> None:
+    """A cut for less than the heartbeat timeout, one-way cuts, loss and delay: no new generation, no incident."""
+    job = start(1, 2, 3, 4)
+    job.wait_step(5)
+    for direction in ("both", "in", "out"):
+        lab.cut(3, direction=direction)
+        time.sleep(HEARTBEAT_TIMEOUT_SECONDS / 2)  # the fault's own length
+        lab.heal()
+        reached = max(r["step"] or 0 for n in job.status()["nodes"] for r in n["ranks"])
+        job.wait_step(reached + 5)
+    for host in lab.hosts:
+        lab.loss(host, 0.01)
+        lab.delay(host, 0.02)
+    reached = max(r["step"] or 0 for n in job.status()["nodes"] for r in n["ranks"])
+    job.wait_step(reached + 3)
+    lab.heal()
+    assert job.status()["generation"] == 1
+    assert_same(job, undisturbed, (1, 2, 3, 4))
+    assert job.incidents() == []
+
+
+def test_a_host_that_is_cut_off_is_replaced_and_fences_itself(lab: Lab, start: StartJob, undisturbed: Job) -> None:
+    """First host 3 is cut off; healed, it serves as a spare, and takes over for host 2, which is heard no more."""
+    job = start(1, 2, 3, 4, 5, flags=("--spares", "1"))
+    job.wait_step(5)
+    lab.cut(3)
+    recovered(job, 1)
+    assert job.node_on(3)["state"] == "lost"
+    assert job.node_on(5)["position"] == 2
+    assert wait_fenced(lab, 3) < 2 * CONTROLLER_GRACE_SECONDS
+
+    lab.heal()
+    hold(lab)
+    job.wait_for(lambda s: s["nodes"][-1]["hostname"] == "h3" and s["nodes"][-1]["state"] == "idle", "a new spare", 60)
+    lab.heal()
+    lab.cut(2, direction="out")
+    recovered(job, 2)
+    assert job.node_on(3)["position"] == 1
+    wait_fenced(lab, 2)
+
+    assert_same(job, undisturbed, (1, 3, 4, 5))
+    assert [i["kind"] for i in job.incidents()] == ["node_lost", "node_lost"]
+    assert all(i["steps_lost"] <= 1 for i in job.incidents())
+
+
+def test_a_fresh_host_takes_the_place_of_one_that_crashed(
+    lab: Lab, start: StartJob, undisturbed: Job, tmp_path: Path
+) -> None:
+    """State folders of their own, a common secret, a label; there is no spare, so the job waits for a host."""
+    secret = tmp_path / "secret"
+    secret.write_text("what only these hosts know")
+    secret.chmod(0o600)
+    job = start(1, 2, 3, 4, flags=("--secret-file", str(secret)), own_state=True)
+    job.wait_step(5)
+    assert job.ask("status", host=3)["state"] == "running"
+    assert "warning" not in job.tail()
+    lab.crash(4)
+    job.wait_for(lambda s: s["state"] == "stopping", "a vacant position", 30)
+    job.start(6, "--failure-domain", "rack-6")
+    recovered(job, 1)
+    assert (job.node_on(6)["position"], job.node_on(6)["failure_domain"]) == (3, "rack-6")
+
+    assert_same(job, undisturbed, (1, 2, 3, 6))
+    (incident,) = job.incidents()
+    assert incident["steps_lost"] <= 1

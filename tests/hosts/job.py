@@ -1,0 +1,119 @@
+"""One `ftrain run` over several hosts of a lab: the same command on each, watched and broken from outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from jobs import PROGRAMS, TIMEOUT_SECONDS, Job
+
+from hosts.lab import Lab
+
+PORT = 29400
+
+
+class HostJob(Job):
+    """Its controller runs on host 1. All hosts share a state folder, unless ``own_state``."""
+
+    def __init__(
+        self,
+        lab: Lab,
+        folder: Path,
+        *flags: str,
+        program: str = "train.py",
+        arguments: tuple[str, ...] = (),
+        own_state: bool = False,
+    ) -> None:
+        self.lab, self.folder, self.flags = lab, folder, flags
+        self.out = folder / "out"
+        self.out.mkdir(parents=True)
+        self.name = f"h{os.getpid()}-{time.monotonic_ns() % 10**8}"
+        self.script = [str(PROGRAMS / program), "--out", str(self.out), *arguments]
+        self.own_state = own_state
+        self.launchers: dict[int, subprocess.Popen[bytes]] = {}
+
+    def home(self, host: int) -> Path:
+        """The state folder that a host uses."""
+        return self.folder / (f"home-{host}" if self.own_state else "home")
+
+    def log_of(self, host: int) -> Path:
+        """What a host's terminal shows."""
+        return self.folder / f"terminal-{host}.log"
+
+    def start(self, host: int, *flags: str) -> subprocess.Popen[bytes]:
+        """Start the command on a host, as its user would."""
+        command = [sys.executable, "-m", "ftrain_launcher.cli", "run", "--name", self.name, *self.flags, *flags]
+        command += ["--controller", f"{self.lab.address(1)}:{PORT}", *self.script]
+        environment = {**os.environ, "FTRAIN_HOME": str(self.home(host))}
+        with self.log_of(host).open("ab") as log:
+            process = self.lab.popen(
+                host, command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
+            )
+        self.launchers[host] = process
+        if host == 1:
+            self.process, self.log = process, self.log_of(1)
+        return process
+
+    def start_all(self, *hosts: int, nodes: int) -> None:
+        """Start it on these hosts: the first ``nodes`` get the positions in this order, the others are spares."""
+        for rank, host in enumerate(hosts[:nodes]):
+            self.start(host, "--node-rank", str(rank))
+        self.wait_for(lambda s: len(s["nodes"]) >= nodes, "the first hosts")
+        for host in hosts[nodes:]:
+            self.start(host)
+
+    def status(self) -> dict[str, Any] | None:
+        """What the controller last wrote down: its network is not ours."""
+        try:
+            return json.loads((self.home(1) / "jobs" / self.name / "status.json").read_bytes())
+        except OSError:
+            return None
+
+    def ask(self, command: str, host: int = 1) -> Any:
+        """The JSON of an operators' command that is given on a host."""
+        words = [sys.executable, "-m", "ftrain_launcher.cli", command, "--job", self.name, "--json"]
+        environment = {**os.environ, "FTRAIN_HOME": str(self.home(host))}
+        code, said = self.lab.run(host, words, env=environment)
+        return json.loads(said) if code == 0 else None
+
+    def incidents(self) -> list[dict[str, Any]]:
+        """The job's incidents, also after its end."""
+        from ftrain_launcher.journal import replay
+        from ftrain_launcher.views import incidents
+
+        return incidents(replay(self.home(1) / "jobs" / self.name / "journal.jsonl"))["incidents"]
+
+    def node_on(self, host: int) -> dict[str, Any]:
+        """The newest node of a host, in a fresh status."""
+        status = self.wait_for(lambda s: s, "a status")
+        return [n for n in status["nodes"] if n["hostname"] == f"h{host}"][-1]
+
+    def wait_all(self, *hosts: int, timeout_seconds: float = TIMEOUT_SECONDS) -> dict[int, int]:
+        """Wait for the launchers of these hosts (all of them by default) to end; their exit codes."""
+        deadline = time.monotonic() + timeout_seconds
+        codes = {}
+        for host in hosts or tuple(self.launchers):
+            try:
+                codes[host] = self.launchers[host].wait(max(0.1, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                raise AssertionError(f"host {host} did not end\n{self.log_of(host).read_text()}") from None
+        return codes
+
+    def close(self) -> None:
+        """End what still runs; nothing may be left on any host."""
+        self.lab.heal()
+        for launcher in self.launchers.values():
+            if launcher.poll() is None:
+                launcher.terminate()
+        try:
+            self.wait_all(timeout_seconds=30)
+        finally:
+            left = {host: self.lab.processes(host) for host in self.launchers if self.lab.processes(host)}
+            for host in self.launchers:
+                self.lab.kill(host)
+        assert not left, f"left behind: {left}"
