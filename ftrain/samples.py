@@ -11,6 +11,8 @@ step by way of ``.data``. Writes that torch counts (``_version``) are all seen, 
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import numpy as np
 
 from ftrain.plan import Plan
@@ -26,7 +28,12 @@ _FIRST_ADDRESS = 4096
 class _Memory:
     """All of the process's address space as words: read only where something is known to lie."""
 
-    __array_interface__ = {"data": (_FIRST_ADDRESS, True), "shape": (1 << 45,), "typestr": "<u4", "version": 3}
+    __array_interface__: ClassVar[dict[str, Any]] = {
+        "data": (_FIRST_ADDRESS, True),
+        "shape": (1 << 45,),
+        "typestr": "<u4",
+        "version": 3,
+    }
 
 
 _MEMORY = np.asarray(_Memory())

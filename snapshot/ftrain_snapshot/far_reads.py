@@ -101,11 +101,9 @@ class FarReads:
         self._links[towards].send(FarRead(q.snapshot, q.position, q.lane, q.start, q.stop, attempt))
 
     def _towards(self, position: int) -> int | None:
-        members = next((each for each in self._groups if position in each), ())
-        for candidate in (position, *members, *(() if self._is_gate else (self._gate,))):
-            if candidate in self._links:
-                return candidate
-        return None
+        members: tuple[int, ...] = next((each for each in self._groups if position in each), ())
+        candidates = [position, *members, *(() if self._is_gate else (self._gate,))]
+        return next((candidate for candidate in candidates if candidate in self._links), None)
 
     def on_answer(self, position: int, message: FarAnswer, body: memoryview) -> None:
         """An answer; damaged on its way it is none."""

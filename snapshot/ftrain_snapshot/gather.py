@@ -53,7 +53,7 @@ class Order:
         raise NotImplementedError
 
     def on_failed(self, source: int, damaged: int | None, *, silent: bool) -> None:
-        """It is over: ``source`` does not have its part; or what came of stripe ``damaged`` was; or it is ``silent``."""
+        """It is over: ``source`` lacks its part, or stripe ``damaged`` came damaged, or it is ``silent``."""
         raise NotImplementedError
 
 

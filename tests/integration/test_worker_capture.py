@@ -1,4 +1,4 @@
-"""Models with awkward state, captured at every step while they train on, and compared bit by bit with what they were."""
+"""Models with awkward state, captured at every step while they train on, and compared bit by bit."""
 
 from __future__ import annotations
 
@@ -377,7 +377,7 @@ def optimizer_of_ones_own() -> Case:
 
 
 class Lookahead(torch.optim.Optimizer):
-    """Keeps a view of the parameter in its state, a counter that is a number, and state that belongs to no parameter."""
+    """Keeps a view of the parameter in its state, a counter, and state that belongs to no parameter."""
 
     def __init__(self, parameters: Any) -> None:
         super().__init__(parameters, {"lr": 0.1})

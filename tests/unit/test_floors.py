@@ -118,7 +118,7 @@ def test_shared_memory_is_never_multiprocessings() -> None:
 
 
 def test_nothing_is_pickled() -> None:
-    """But for DCP's own description of a checkpoint, whose format is a pickle; it is read with a restricted unpickler."""
+    """But for DCP's own description of a checkpoint: its format is a pickle, read with a restricted unpickler."""
     assert [b.partition(":")[0] for b in breaches(lambda _, found: of_pickle(found))] == ["ftrain/durable/metadata.py"]
 
 

@@ -5,13 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftrain.layout import Layout, flat_bytes, is_dense, lay_out, materialized_bytes
+from ftrain.layout import REGION_ORDER, Kind, Layout, flat_bytes, is_dense, lay_out, materialized_bytes
 
 
 def layout_of(sizes: list[tuple[int, bool]], world_size: int) -> Layout:
     tensors = [torch.zeros(size, dtype=torch.uint8) for size, _ in sizes]
     names = [f"t{index}" for index in range(len(sizes))]
-    return lay_out(tensors, names, [shared for _, shared in sizes], world_size)
+    return lay_out(tensors, names, [Kind(shared, bool(i % 2)) for i, (_, shared) in enumerate(sizes)], world_size)
 
 
 @settings(max_examples=40, deadline=None)
@@ -20,11 +20,13 @@ def test_every_byte_has_one_place(sizes: list[tuple[int, bool]], world_size: int
     """Over all ranks each replicated byte is kept once, each private one once per rank, nothing overlaps."""
     layout = layout_of(sizes, world_size)
     replicated = [[0] * size for size, _ in sizes]
-    end_of_last = 0
+    ends = dict.fromkeys(REGION_ORDER, 0)
     for rank in range(world_size):
-        start, end = layout.share(rank)
-        assert start == end_of_last
-        end_of_last = end
+        for kind in REGION_ORDER:
+            if kind.replicated:
+                start, end = layout.share(rank, kind)
+                assert start == ends[kind]
+                ends[kind] = end
         taken = [False] * layout.region_bytes(rank)
         for piece in layout.region_pieces(rank):
             place = range(piece.region_offset, piece.region_offset + piece.end - piece.start)
@@ -33,14 +35,14 @@ def test_every_byte_has_one_place(sizes: list[tuple[int, bool]], world_size: int
                 taken[byte] = True
             for byte in range(piece.start, piece.end):
                 replicated[piece.index][byte] += 1
-    assert end_of_last == layout.replicated_bytes
     for (_, shared), counts in zip(sizes, replicated, strict=True):
         assert all(count == (1 if shared else world_size) for count in counts)
 
 
 def test_shares_are_near_equal() -> None:
     layout = layout_of([(10_000, True)], 4)
-    lengths = [end - start for start, end in map(layout.share, range(4))]
+    shares = [layout.share(rank, layout.specs[0].kind) for rank in range(4)]
+    lengths = [end - start for start, end in shares]
     assert max(lengths) - min(lengths) <= 128
 
 

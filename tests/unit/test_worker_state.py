@@ -3,39 +3,59 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
 from torch import nn
 
-from ftrain import restore
 from ftrain.capture import Capturer
 from ftrain.errors import NotTrackable, StateMismatch
 from ftrain.gradients import live_gradients, load_gradients, watch_optimizer
 from ftrain.restore import read_state
-from ftrain.state import TensorKey, check_trackable, collect, load_state, state_of, tensor_key, unique_parameters
+from ftrain.state import check_trackable, collect, load_state, state_of, unique_parameters
+from ftrain_snapshot.arena import SLOTS, Lane, extend, home_bytes, home_path, table_bytes, table_path
+from ftrain_snapshot.manifest import unit_bytes
+from ftrain_snapshot.messages import SnapshotId
 
 
-class Memory:
-    """A region without a file."""
+class Line:
+    """Nobody listens."""
 
-    def __init__(self, size: int) -> None:
-        self.slot = 0
-        self.data = memoryview(bytearray(size + 64))  # never empty, as a real one
+    def captured(self, lane: int, snapshot: SnapshotId) -> None: ...
 
+    def sealed(self, lane: int, snapshot: SnapshotId) -> None: ...
 
-def captured(tree: dict[str, Any], rank: int = 0, world: int = 1, shared: Any = set) -> tuple[memoryview, bytes]:
-    capturer = Capturer(rank, world, shared)
-    plan, collected = capturer.collect(tree)
-    memory = Memory(plan.region_bytes)
-    capturer.copy(plan, collected, memory)
-    return memory.data, capturer.manifest(5, plan, collected)
+    def skip(self, snapshot: SnapshotId) -> None: ...
 
 
-def round_trip(tree: dict[str, Any]) -> dict[str, Any]:
-    return read_state(*captured(tree), 0, 1)
+SNAPSHOT = SnapshotId(5, 1, 0)
+RoundTrip = Callable[[dict[str, Any]], dict[str, Any]]
+
+
+def captured(folder: Path, tree: dict[str, Any], rank: int = 0, world: int = 1) -> Lane:
+    capturer = Capturer(rank, world, set, rank, Line())
+    content = capturer.collect(lambda _: tree)
+    manifest = capturer.manifest(SNAPSHOT.version, content)
+    size = home_bytes(unit_bytes(content.data_bytes, len(manifest)))
+    for slot in range(SLOTS):
+        extend(home_path(folder, slot, rank), size)
+        extend(table_path(folder, slot, rank), table_bytes(size))
+    lane = Lane(folder, rank)
+    capturer.begin(SNAPSHOT, content, manifest, lane)
+    capturer.close()
+    return lane
+
+
+def read(lane: Lane, rank: int = 0, world: int = 1) -> dict[str, Any]:
+    return read_state(lane.regions[SNAPSHOT.slot], lane.homes, SNAPSHOT, rank, world, {})
+
+
+@pytest.fixture
+def round_trip(tmp_path: Path) -> RoundTrip:
+    return lambda tree: read(captured(tmp_path, tree))
 
 
 @pytest.mark.parametrize(
@@ -55,7 +75,7 @@ def round_trip(tree: dict[str, Any]) -> dict[str, Any]:
         nn.Parameter(torch.randn(2), requires_grad=False),
     ],
 )
-def test_tensors_of_all_kinds_come_back(tensor: torch.Tensor) -> None:
+def test_tensors_of_all_kinds_come_back(tensor: torch.Tensor, round_trip: RoundTrip) -> None:
     back = round_trip({"t": tensor})["t"]
     assert back.dtype == tensor.dtype
     assert back.shape == tensor.shape
@@ -96,7 +116,7 @@ def trained(steps: int) -> dict[str, Any]:
     return {"net": net, "optimizer": optimizer, "scheduler": scheduler}
 
 
-def test_a_trained_module_with_optimizer_and_scheduler_goes_over_into_fresh_ones() -> None:
+def test_a_trained_module_with_optimizer_and_scheduler_goes_over_into_fresh_ones(round_trip: RoundTrip) -> None:
     old, new = trained(3), trained(0)
     state = round_trip({name: state_of(tracked) for name, tracked in old.items()})
     for name, tracked in new.items():
@@ -115,7 +135,7 @@ def test_a_trained_module_with_optimizer_and_scheduler_goes_over_into_fresh_ones
     assert old["scheduler"].state_dict() == new["scheduler"].state_dict()
 
 
-def test_float32_state_of_bf16_weights_is_not_rounded() -> None:
+def test_float32_state_of_bf16_weights_is_not_rounded(round_trip: RoundTrip) -> None:
     weight = nn.Parameter(torch.randn(4, dtype=torch.bfloat16))
     old, new = (torch.optim.SGD([weight], momentum=0.9) for _ in range(2))
     old.state[weight]["momentum_buffer"] = torch.randn(4)
@@ -142,51 +162,27 @@ def test_objects_without_state_are_refused() -> None:
         check_trackable("loader", [])
 
 
-def test_another_objects_state_is_refused() -> None:
+def test_another_objects_state_is_refused(round_trip: RoundTrip) -> None:
     with pytest.raises(StateMismatch, match="net"):
         load_state("net", nn.Linear(2, 2), round_trip(state_of(nn.Linear(3, 2))))
 
 
 def test_the_plan_is_kept_while_nothing_moves() -> None:
-    capturer = Capturer(0, 1, set)
-    tensor = torch.zeros(4)
-    first, _ = capturer.collect({"t": tensor})
-    tensor += 1
-    assert capturer.collect({"t": tensor})[0] is first
-    assert capturer.collect({"t": tensor.clone()})[0] is not first
+    capturer, net = Capturer(0, 1, set, 0, Line()), nn.Linear(2, 2)
+    capturer.track({"net": net})
+    first = capturer.collect(lambda _: {}).plan
+    with torch.no_grad():
+        net.weight += 1
+    assert capturer.collect(lambda _: {}).plan is first
+    net.weight = nn.Parameter(net.weight.detach().clone())
+    assert capturer.collect(lambda _: {}).plan is not first
+    capturer.close()
 
 
-def test_ranks_share_what_is_replicated_and_keep_what_is_theirs() -> None:
-    """Given three ranks with equal weights and own buffers, when each keeps its part, then each gets all back."""
-    weights = [torch.randn(50), torch.randn(7, 11), torch.tensor(3.0)]
-    shared: set[TensorKey] = {tensor_key(weight) for weight in weights}
-    regions = [captured({"w": weights, "own": torch.full((5,), rank)}, rank, 3, lambda: shared) for rank in range(3)]
-    total = sum(weight.numel() * 4 for weight in weights)
-    assert sum(len(data) - 64 for data, _ in regions) < total + 3 * (5 * 8 + 3 * 64)
-    layouts = [restore.msgspec.msgpack.decode(m, type=restore.Manifest).layout for _, m in regions]
-    layout = restore.msgspec.msgpack.decode(layouts[0], type=restore.Layout)
-    space = torch.cat([torch.frombuffer(d, dtype=torch.uint8)[: layout.share(r)[1] - layout.share(r)[0]]
-                       for r, (d, _) in enumerate(regions)])  # fmt: skip
-
-    def broadcast(piece: torch.Tensor, src: int) -> None:
-        low = next(lows)
-        piece.copy_(space[low : low + len(piece)])
-
-    for rank, (data, manifest) in enumerate(regions):
-        lows = iter([low for r in range(3) for low in range(*layout.share(r), 100)])
-        with (
-            mock.patch.object(restore, "PIECE_BYTES", 100),
-            mock.patch.object(restore.dist, "broadcast", broadcast),
-            mock.patch.object(restore.dist, "get_backend", return_value="gloo"),
-        ):
-            state = read_state(data, manifest, rank, 3)
-        assert all(torch.equal(a, b) for a, b in zip(state["w"], weights, strict=True))
-        assert torch.equal(state["own"], torch.full((5,), rank))
-
-
-def test_a_snapshot_of_another_world_is_refused() -> None:
+def test_a_snapshot_of_another_world_is_refused(tmp_path: Path) -> None:
+    lane = captured(tmp_path, {"t": torch.zeros(1)})
     with pytest.raises(StateMismatch, match="rank 0 of 1"):
-        read_state(*captured({"t": torch.zeros(1)}), 0, 2)
+        read(lane, 0, 2)
 
 
 def test_gradients_are_state_until_an_optimizer_has_used_them() -> None:
