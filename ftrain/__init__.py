@@ -10,11 +10,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ftrain.capture import SnapshotDropped
     from ftrain.context import Context, NotProtected, resilient
     from ftrain.errors import (
         ArenaFull,
         EnvironmentInvalid,
         FtrainError,
+        LossNotFinite,
         NotTrackable,
         PeerSilent,
         StateMismatch,
@@ -30,9 +32,11 @@ __all__ = [
     "ElasticSampler",
     "EnvironmentInvalid",
     "FtrainError",
+    "LossNotFinite",
     "NotProtected",
     "NotTrackable",
     "PeerSilent",
+    "SnapshotDropped",
     "StateMismatch",
     "StepOrder",
     "__version__",
@@ -43,6 +47,7 @@ _HOMES = {
     "Context": "ftrain.context",
     "ElasticSampler": "ftrain.sampler",
     "NotProtected": "ftrain.context",
+    "SnapshotDropped": "ftrain.capture",
     "resilient": "ftrain.context",
 }
 

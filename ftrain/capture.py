@@ -93,6 +93,8 @@ class Capturer:
         self._steps = Steps(self.wait_copied)
         self._crew = Crew()
         self._flight: Flight | None = None
+        self.newest: SnapshotId | None = None
+        """The last one that was sealed."""
         self.dropped = 0
         """How many captures the guard has given up."""
 
@@ -225,6 +227,7 @@ class Capturer:
             return
         flight.wait_over()
         if flight.sealed:
+            self.newest = flight.header.snapshot
             self._references[flight.header.snapshot.slot] = _Reference(flight.header.snapshot, flight.plan, flight.mark)
         else:
             self.dropped += 1

@@ -6,6 +6,7 @@ script trains under `ftrain run`, torchrun and plain python; only the first prot
 
 from __future__ import annotations
 
+import cmath
 import functools
 import os
 import sys
@@ -17,7 +18,7 @@ import torch
 
 from ftrain import outcome
 from ftrain.environment import JobEnvironment, WorkerEnvironment, read_environment
-from ftrain.errors import ArenaFull, FtrainError, StepOrder
+from ftrain.errors import ArenaFull, FtrainError, LossNotFinite, StepOrder
 from ftrain.group import choose_device, process_group
 from ftrain.link import AgentLink, Finished, Hello, OutOfMemory
 from ftrain.session import Session
@@ -43,6 +44,7 @@ class Context:
         self._next_step = 0 if restore is None else restore.version + 1
         self._current: int | None = None
         self._start_read = False
+        self._not_finite: list[int] = []
 
     @property
     def rank(self) -> int:
@@ -124,15 +126,34 @@ class Context:
         self._commit(step, last=False)
 
     def log(self, message: str | None = None, **values: Any) -> None:
-        """Print one line with the step: ``step=12 loss=2.30258512 message``; numbers with nine digits."""
+        """Print one line with the step: ``step=12 loss=2.30258512 message``; numbers with nine digits.
+
+        A ``loss`` that is infinite or no number keeps this step's state out of the snapshots.
+
+        Raises LossNotFinite at the second such step in a row, unless the job was told to go on.
+        """
         step = self._current if self._current is not None else self._next_step
+        if "loss" in values and self._session is not None:
+            self._judge(step, values["loss"], self._session)
         fields = [f"step={step}", *(f"{name}={_readable(value)}" for name, value in values.items())]
         print(*fields, *([message] if message is not None else []), flush=True)
+
+    def _judge(self, step: int, loss: Any, session: Session) -> None:
+        number = loss.item() if isinstance(loss, torch.Tensor) and loss.numel() == 1 else loss
+        if not isinstance(number, int | float | complex) or cmath.isfinite(number):
+            self._not_finite.clear()
+            return
+        if step not in self._not_finite:
+            self._not_finite.append(step)
+        assert self._environment.job is not None
+        if len(self._not_finite) > 1 and self._environment.job.demote_after_nan:
+            raise LossNotFinite(tuple(self._not_finite), session.newest_version())
 
     def _commit(self, step: int, *, last: bool) -> None:
         if self._session is not None:
             assert self._environment.job is not None
-            self._session.commit(step, due=last or (step + 1) % self._environment.job.snapshot_every == 0)
+            due = last or (step + 1) % self._environment.job.snapshot_every == 0
+            self._session.commit(step, due=due, sound=step not in self._not_finite)
         self._next_step = step + 1
 
 

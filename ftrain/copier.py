@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ftrain.layout import flat_bytes, materialized_bytes
-from ftrain.plan import Plan, Row
+from ftrain.marks import Mark
+from ftrain.plan import Flags, Plan, Row
 from ftrain_snapshot.arena import Mapping
 
 SMALL_BYTES = 4096
@@ -44,6 +46,9 @@ def move(target: int, source: int, length: int) -> None:
 class Copier:
     """Copies the pieces of a plan whose state is in main memory."""
 
+    is_queued = False
+    """Copies are queued on a device, and take place later."""
+
     def begin(self, homes: list[Mapping]) -> None:
         """A capture begins, into these homes."""
         self.homes = [address_of(home) for home in homes]
@@ -66,6 +71,17 @@ class Copier:
         """Copy from any flat tensor of bytes."""
         move(base + row.offset, source.data_ptr(), row.length)
 
+    def unsure(self, plan: Plan, mark: Mark, changed: Flags) -> Flags:
+        """The tensors that are to be copied though their marks say that they have not changed.
+
+        Called right after `begin`: nobody can check them afterwards.
+        """
+        return np.zeros_like(changed)
+
+    def strayed(self) -> set[int]:
+        """Tensors that were not copied, and have changed all the same; asked when all else is done."""
+        return set()
+
     def end_eager(self) -> None:
         """What has been copied so far may be changed by the caller from here on."""
 
@@ -80,15 +96,21 @@ class Copier:
 
 
 class DeviceCopier(Copier):
-    """The same for a plan with tensors on a GPU."""
+    """The same for a plan with tensors on a GPU. Written to the letter of CUDA's rules; see tests marked ``gpu``."""
+
+    is_queued = True
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._registered: dict[int, Mapping] = {}
         self._last: torch.cuda.Event | None = None
+        self._plan: Plan | None = None
+        self._hashes: dict[int, tuple[int, int, Tensor]] = {}
+        self._differing: dict[int, Tensor] = {}
 
     def begin(self, homes: list[Mapping]) -> None:
+        """Register the homes, and begin behind what training has queued."""
         super().begin(homes)
         for address, home in zip(self.homes, homes, strict=True):
             if address not in self._registered:
@@ -100,6 +122,7 @@ class DeviceCopier(Copier):
         self._last = None
 
     def copy(self, plan: Plan, rows: Iterable[Row], home: int) -> None:
+        """See `Copier`."""
         base = self.homes[home]
         with torch.cuda.stream(self._stream):
             for row in rows:
@@ -108,10 +131,12 @@ class DeviceCopier(Copier):
                 self.put(flat[row.start :], row, base)
 
     def copy_tail(self, tensor: Tensor, row: Row, home: int) -> None:
+        """See `Copier`."""
         with torch.cuda.stream(self._stream):
             super().copy_tail(tensor, row, home)
 
     def put(self, source: Tensor, row: Row, base: int) -> None:
+        """See `Copier`."""
         if not source.is_cuda:
             super().put(source, row, base)
             return
@@ -120,17 +145,49 @@ class DeviceCopier(Copier):
         target.copy_(source[: row.length], non_blocking=True)
         source.record_stream(self._stream)
 
+    def unsure(self, plan: Plan, mark: Mark, changed: Flags) -> Flags:
+        """See `Copier`."""
+        # The device hashes what lies among the stable tensors, and so tells whether a mark has missed a change. What
+        # is volatile and unchanged for once is copied: cheaper than to hash it at each capture.
+        if self._plan is not plan:
+            self._plan, self._hashes = plan, {}
+        self._differing = {}
+        unsure = np.zeros_like(changed)
+        with torch.cuda.stream(self._stream):
+            for index, tensor in enumerate(plan.tensors):
+                if not tensor.is_cuda:
+                    continue
+                now = None if plan.layout.specs[index].kind.volatile else _hash(tensor)
+                version, stamp = int(mark.versions[index]), int(mark.stamps[index])
+                known = self._hashes.get(index)
+                if now is None or known is None or known[:2] != (version, stamp):
+                    unsure[index] = True
+                elif not changed[index]:
+                    self._differing[index] = now != known[2]
+                if now is not None:
+                    self._hashes[index] = (version, stamp, now)
+        return unsure
+
+    def strayed(self) -> set[int]:
+        """See `Copier`."""
+        with torch.cuda.stream(self._stream):
+            return {index for index, differs in self._differing.items() if differs.item()}
+
     def end_eager(self) -> None:
+        """See `Copier`."""
         torch.cuda.current_stream(self._device).wait_event(self.queued())
 
     def queued(self) -> torch.cuda.Event:
+        """See `Copier`."""
         self._last = self._stream.record_event()
         return self._last
 
     def wait(self, token: torch.cuda.Event) -> None:
+        """See `Copier`."""
         token.synchronize()
 
     def order_training(self) -> None:
+        """See `Copier`."""
         if self._last is not None:
             torch.cuda.current_stream(self._device).wait_event(self._last)
 
@@ -139,6 +196,15 @@ class DeviceCopier(Copier):
         for address in self._registered:
             _cudart().cudaHostUnregister(address)
         self._registered.clear()
+
+
+def _hash(tensor: Tensor) -> Tensor | None:
+    """A number on the device that tells two contents apart; None where this torch or this dtype has none."""
+    hash_tensor = getattr(torch, "hash_tensor", None)
+    try:
+        return None if hash_tensor is None else cast(Tensor, hash_tensor(tensor.detach()))
+    except (RuntimeError, NotImplementedError):
+        return None
 
 
 def _cudart() -> Any:

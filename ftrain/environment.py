@@ -31,6 +31,8 @@ class JobEnvironment:
     """The snapshot to start from (None: from the beginning)."""
     snapshot_every: int
     """A snapshot is due after every so many steps."""
+    demote_after_nan: bool = True
+    """Two losses in a row that are not finite are a fault: training goes back to a snapshot before the newest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +103,7 @@ def _read_job(variables: Mapping[str, str]) -> JobEnvironment:
         generation=_number(variables, "FTRAIN_GENERATION"),
         restore=_snapshot(variables.get("FTRAIN_RESTORE", "")),
         snapshot_every=max(1, _number(variables, "FTRAIN_SNAPSHOT_EVERY", 1)),
+        demote_after_nan=_number(variables, "FTRAIN_DEMOTE_AFTER_NAN", 1) != 0,
     )
 
 

@@ -6,7 +6,8 @@
     ├── StepOrder            a step was committed out of order
     ├── EnvironmentInvalid   the variables that `ftrain run` sets are missing or malformed
     ├── ArenaFull            the node's memory cannot hold the job's snapshots
-    └── PeerSilent           another rank did not answer in time
+    ├── PeerSilent           another rank did not answer in time
+    └── LossNotFinite        the loss was infinite or no number, twice in a row
 
 This module imports nothing: everybody may read it.
 """
@@ -54,3 +55,16 @@ class ArenaFull(FtrainError):
 
 class PeerSilent(FtrainError):
     """Another rank did not do its part within the time allowed; a lost peer is the likely cause."""
+
+
+class LossNotFinite(FtrainError):
+    """The loss that was logged was infinite or no number, in two steps one after the other."""
+
+    def __init__(self, steps: tuple[int, ...], version: int | None) -> None:
+        newest = "there is no snapshot" if version is None else f"the newest snapshot is of step {version}"
+        super().__init__(
+            f"the loss of steps {', '.join(map(str, steps))} was not finite; {newest}, and training goes on from an "
+            "older one (--no-demote-after-nan: keep training)"
+        )
+        self.steps = steps
+        self.version = version

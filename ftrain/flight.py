@@ -21,7 +21,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from itertools import count
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import xxhash
@@ -37,8 +37,6 @@ from ftrain_snapshot.messages import SnapshotId
 
 PUBLISH_BYTES = 8 << 20
 """The daemon is told of new chunks so often."""
-QUEUE_CHUNKS = 16
-"""So many chunks' copies are queued on a GPU at a time, before the first of them is waited for."""
 WAIT_SECONDS_MAX = 600.0
 """Copying takes a fraction of a second; a machine that swaps takes longer."""
 
@@ -87,6 +85,8 @@ class Flight:
         chunks = header.chunks
         self._fresh = np.ones(chunks, bool)
         whole = plan.data_bytes // CHUNK_BYTES  # a chunk that tail or manifest begin in changes always
+        copier.begin(lane.homes)
+        changed = changed | copier.unsure(plan, mark, changed)
         if reference is not None:
             self._fresh[:whole] = plan.chunks_of(changed)[:whole]
         self._placed: dict[int, int] = {}
@@ -95,6 +95,9 @@ class Flight:
         self._left = chunks
         self._lock = threading.Lock()
         self._processed = threading.Event()
+        self._compared = False
+        self._queued = threading.Event()
+        self._tokens: dict[int, Any] = {}
         self._copied = threading.Event()
         self._over = threading.Event()
         self._published = self._told_bytes = 0
@@ -113,7 +116,6 @@ class Flight:
     def depart(self, tail: list[tuple[Tensor, list[Row]]], manifest: bytes) -> None:
         """Copy all that the caller may change when this returns."""
         self._region.begin(self.header)
-        self._copier.begin(self._lane.homes)
         self._samples.take()
         plan = self.plan
         for chunk in np.flatnonzero(self._fresh[: len(plan.rows)] & plan.has_eager).tolist():
@@ -129,6 +131,8 @@ class Flight:
     def run(self) -> None:
         """Copy the rest, compare, seal or drop. Never raises: `error` has it."""
         try:
+            if self._copier.is_queued:
+                self._queue_all()
             self._process_all()
             if not self.error:
                 self._judge()
@@ -142,12 +146,16 @@ class Flight:
 
     def wait_copied(self) -> None:
         """Return when the tensors may be changed; copies some of them itself rather than idle."""
-        if not self._copied.is_set():
-            if type(self._copier) is Copier:
-                while self._process_next():
-                    pass
-            _wait(self._copied)
+        if self._copied.is_set():
+            return
+        if self._copier.is_queued:
+            _wait(self._queued)
+            self._compare_versions(last=True)
             self._copier.order_training()
+            return
+        while self._process_next():
+            pass
+        _wait(self._copied)
 
     def wait_over(self) -> None:
         """Return when it is sealed or dropped."""
@@ -161,6 +169,26 @@ class Flight:
         if home is None:
             home = self._placed[chunk] = self._region.place(chunk)
         return home
+
+    def _queue_all(self) -> None:
+        """Have the device begin with all copies at once, so that it can order the training stream behind them."""
+        try:
+            for chunk in np.flatnonzero(self._fresh).tolist():
+                self._copy_rows(chunk)
+                self._tokens[chunk] = self._copier.queued()
+        finally:
+            self._queued.set()
+
+    def _compare_versions(self, *, last: bool = False) -> None:
+        """A write that was counted since commit may have met the device's copy half way.
+
+        ``last``: training is about to write, and in order. Whoever comes first compares, the other one trusts it.
+        """
+        with self._lock:
+            if not self._compared:
+                moved = np.flatnonzero(self.plan.versions() != self.mark.versions).tolist()
+                self.caught |= {index for index in moved if self.plan.lazy[index]}
+            self._compared |= last or self._processed.is_set()
 
     def _process_all(self) -> None:
         while self._process_next():
@@ -187,20 +215,24 @@ class Flight:
                 self._processed.set()
         return True
 
-    def _copy(self, chunk: int) -> None:
+    def _copy_rows(self, chunk: int) -> None:
         plan, home = self.plan, self._place(chunk)
         rows = plan.lazy_rows[chunk] if chunk < len(plan.rows) else []
         gone = {row.tensor for row in rows if plan.flats[row.tensor].data_ptr() != plan.addresses[row.tensor]}  # type: ignore[union-attr]
-        if gone:
-            self.caught |= gone
-            return
-        self._copier.copy(plan, rows, home)
-        self._copier.wait(self._copier.queued())
-        bytes_ = self._region.chunk(chunk, chunk_bytes(self.header.unit_bytes, chunk))
-        self._region.record(chunk, checksum(bytes_))
+        self.caught |= gone
+        if not gone:
+            self._copier.copy(plan, rows, home)
         for row in rows:
             if plan.tensors[row.tensor]._version != self._versions[row.tensor]:
                 self.caught.add(row.tensor)
+
+    def _copy(self, chunk: int) -> None:
+        if chunk in self._tokens:
+            self._copier.wait(self._tokens.pop(chunk))
+        else:
+            self._copy_rows(chunk)
+        bytes_ = self._region.chunk(chunk, chunk_bytes(self.header.unit_bytes, chunk))
+        self._region.record(chunk, checksum(bytes_))
 
     def _verify(self, chunk: int) -> None:
         assert self._reference is not None
@@ -208,6 +240,9 @@ class Flight:
         rows = self.plan.rows[chunk]
         kept = self._reference.chunk(chunk, chunk_bytes(self.header.unit_bytes, chunk))
         live = [self.plan.views[row.tensor][row.start : row.start + row.length] for row in rows]
+        rows, live = _here(rows, live)
+        if not rows:
+            return  # all on a device, which compares for itself
         if _checksum_with_gaps(kept, rows, live, chunk * CHUNK_BYTES) == self._reference.sum(chunk):
             return
         differing = set()
@@ -235,6 +270,9 @@ class Flight:
         homes = np.fromiter(map(self._region.home, range(len(self.plan.rows))), np.int64, len(self.plan.rows))
         self.caught |= self._samples.differing(self._copier.homes, homes)
         self.misshapen = bool(self.plan.misshapen())
+        if self._copier.is_queued:
+            self._compare_versions()
+            self.caught |= self._copier.strayed()
 
     def _end(self) -> None:
         if self.good:
@@ -242,6 +280,12 @@ class Flight:
             self._line.sealed(self._lane.lane, self.header.snapshot)
         else:
             self._line.skip(self.header.snapshot)
+
+
+def _here(rows: list[Row], live: list[memoryview]) -> tuple[list[Row], list[memoryview]]:
+    """Those of the pieces that are in main memory."""
+    pairs = [(row, view) for row, view in zip(rows, live, strict=True) if len(view)]
+    return [row for row, _ in pairs], [view for _, view in pairs]
 
 
 def _checksum_with_gaps(kept: memoryview, rows: list[Row], live: list[memoryview], start: int) -> int:

@@ -46,6 +46,10 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     traceback: str
     communication: bool
     """It looks like a lost peer (gloo, nccl or store error): likely a consequence, not the cause."""
+    not_finite: bool = False
+    """The loss was not finite twice in a row (`LossNotFinite`): ``newest_version`` is to be demoted."""
+    newest_version: int | None = None
+    """The newest snapshot that this rank has captured, or was restored from; told with ``not_finite`` only."""
 
 
 class OutOfMemory(msgspec.Struct, frozen=True, tag="out_of_memory"):

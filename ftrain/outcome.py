@@ -20,7 +20,7 @@ from types import FrameType
 
 import torch.distributed as dist
 
-from ftrain.errors import PeerSilent
+from ftrain.errors import LossNotFinite, PeerSilent
 from ftrain.link import Failed
 
 FATE_TIMEOUT_SECONDS = 10.0
@@ -59,6 +59,8 @@ def describe_failure(error: BaseException, step: int | None) -> Failed:
         error=f"{name}: {first_line}" if first_line else name,
         traceback=text[-TRACEBACK_CHARACTERS_MAX:],
         communication=is_communication_error(error),
+        not_finite=isinstance(error, LossNotFinite),
+        newest_version=error.version if isinstance(error, LossNotFinite) else None,
     )
 
 

@@ -5,13 +5,12 @@ Bytes go from the arena straight to where they are needed, once. A module's tens
 So nothing ever refers to the arena: training would write into the snapshot (FACTS 7). Ranges of replicated tensors
 that other ranks keep come over the process group, in bounded pieces.
 
-New tensors cost page faults, ten times the copy (FACTS 1): they are all made first, their memory is declared fit for
-huge pages, and it is filled by as many threads as this process has cores to itself.
+New tensors cost page faults, ten times the copy (FACTS 1): an optimizer's are made in huge pages (memory.py), and all
+are filled by two threads.
 """
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from ftrain.copier import address_of, move
 from ftrain.encoding import unpack
 from ftrain.errors import StateMismatch
 from ftrain.layout import REGION_ORDER, Kind, Layout, Piece, TensorSpec, flat_bytes
+from ftrain.memory import huge_tensors
 from ftrain.plan import Row, rows_of
 from ftrain.state import own_tensors
 from ftrain_snapshot.arena import Mapping as Mapped
@@ -37,11 +37,9 @@ from ftrain_snapshot.messages import SnapshotId
 
 PIECE_BYTES = 32 << 20
 """Most bytes of one broadcast."""
-HUGE_PAGE_BYTES = 2 << 20
+LARGE_BYTES = 1 << 20
+"""An optimizer's tensors from this size on are made in huge pages."""
 FILL_THREADS = 2
-_MADV_HUGEPAGE = 14
-_LIBC = ctypes.CDLL(None)
-_LIBC.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 @dataclass(frozen=True)
@@ -92,17 +90,28 @@ def read_state(
 def _places(specs: tuple[TensorSpec, ...], saved: Mapping[str, Any], objects: Mapping[str, Any]) -> list[Tensor]:
     """Where each tensor's bytes go: a module's own tensor, where there is one of the same kind, or a new one."""
     places: dict[int, Tensor] = {}
+    kept: list[int] = []
     for name, tracked in objects.items():
-        if isinstance(tracked, nn.Module) and name in saved:
-            values = chain(saved[name]["state"].items(), saved[name]["buffers"].items())
+        state = saved.get(name)
+        if state is not None and isinstance(tracked, nn.Module):
             own = own_tensors(tracked)
-            for path, index in values:
+            for path, index in chain(state["state"].items(), state["buffers"].items()):
                 tensor = own.get(path)
                 if isinstance(index, _Index) and tensor is not None and _fits(specs[index.value], tensor):
                     places.setdefault(index.value, tensor)
-    fresh = {index: specs[index].empty() for index in range(len(specs)) if index not in places}
-    _prefer_huge_pages(fresh.values())
-    return [places[index] if index in places else fresh[index] for index in range(len(specs))]
+        if state is not None and isinstance(tracked, torch.optim.Optimizer):
+            kept += _indices(state)
+    large = [index for index in dict.fromkeys(kept) if index not in places and specs[index].size_bytes >= LARGE_BYTES]
+    places |= zip(large, huge_tensors([specs[index] for index in large]), strict=True)
+    return [places[index] if index in places else spec.empty() for index, spec in enumerate(specs)]
+
+
+def _indices(value: Any) -> list[int]:
+    if isinstance(value, _Index):
+        return [value.value]
+    if isinstance(value, dict):
+        return [index for item in value.values() for index in _indices(item)]
+    return [index for item in value for index in _indices(item)] if isinstance(value, list | tuple) else []
 
 
 def _fits(spec: TensorSpec, tensor: Tensor) -> bool:
@@ -113,16 +122,6 @@ def _fits(spec: TensorSpec, tensor: Tensor) -> bool:
         and tuple(tensor.stride()) == spec.strides
         and flat_bytes(tensor) is not None
     )
-
-
-def _prefer_huge_pages(tensors: Iterable[Tensor]) -> None:
-    for tensor in tensors:
-        size = tensor.numel() * tensor.element_size()
-        if size >= HUGE_PAGE_BYTES >> 1:
-            # Rounded outwards: neighbours lie next to each other, and advice harms nobody.
-            start = tensor.data_ptr() // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
-            end = -(-(tensor.data_ptr() + size) // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
-            _LIBC.madvise(start, end - start, _MADV_HUGEPAGE)
 
 
 def _own_rows(layout: Layout, tail: Layout, rank: int) -> list[Row]:

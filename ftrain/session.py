@@ -89,17 +89,26 @@ class Session:
         self._restored = None
         self._announce()
 
-    def commit(self, step: int, *, due: bool) -> None:
-        """Step ``step`` is done: say so, and capture it if ``due``. Raises NotTrackable, ArenaFull, PeerSilent."""
+    def commit(self, step: int, *, due: bool, sound: bool = True) -> None:
+        """Step ``step`` is done: say so, and capture it if ``due``, unless this rank's state is not ``sound``.
+
+        Raises NotTrackable, ArenaFull, PeerSilent.
+        """
         self.begin()
         # A list: every reducer must be asked, since settling is a collective.
         settled = all([buckets.settle() for buckets in self._buckets.values()])
         if due:
-            self._snapshot(step, settled)
+            self._snapshot(step, settled, sound)
         self._control.set_progress(self._lane, step)
         if not self._stepped:
             self._stepped = True
             self._link.send(FirstStep(step, time.time()))
+
+    def newest_version(self) -> int | None:
+        """The newest snapshot that this rank has sealed, or started from."""
+        self._capturer.finish()
+        restored = self._job.restore.version if self._job.restore is not None else None
+        return restored if self._capturer.newest is None else self._capturer.newest.version
 
     def finish(self) -> None:
         """The function has ended, well or not: what was committed is sealed before anybody hears of it."""
@@ -111,14 +120,17 @@ class Session:
         self._arena.close()
         self._control.close()
 
-    def _snapshot(self, step: int, settled: bool) -> None:
+    def _snapshot(self, step: int, settled: bool, sound: bool) -> None:
         self._capturer.finish()
-        slot = self._slots.choose(step, possible=settled)
+        slot = self._slots.choose(step, possible=settled and sound)
         if slot is None:
             if self._rank == 0:
                 self._arena.client.skipped(step)
             return
         snapshot = SnapshotId(step, self._job.generation, slot)
+        if not sound:
+            self._arena.client.skip(snapshot)  # rank 0 did not know
+            return
         content, manifest = self._collect(step)
         size = unit_bytes(content.data_bytes, len(manifest))
         if self._arena.fits(size):

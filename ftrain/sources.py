@@ -43,10 +43,6 @@ class Source:
         """(path, tensor, parameter whose optimizer state it is) of the tensors that are this object's own."""
         return iter(())
 
-    def parameters(self) -> list[nn.Parameter]:
-        """The parameters among them."""
-        return []
-
     def read(self) -> None:
         """Take the fingerprint."""
 
@@ -77,6 +73,7 @@ class ModuleSource(Source):
     tracked: nn.Module
 
     def read(self) -> None:
+        """Take the fingerprint."""
         self._modules = list(self.tracked.modules())
         self._paths: dict[int, str] = {}
         for prefix, module in self.tracked.named_modules():
@@ -90,17 +87,17 @@ class ModuleSource(Source):
         self._packed: msgspec.Raw | None = None
 
     def tensors(self) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+        """See `Source`."""
         for tensor in self._tensors:
             yield f"{self.name}.{self._paths[id(tensor)]}", tensor, None
 
-    def parameters(self) -> list[nn.Parameter]:
-        return list(self.tracked.parameters())
-
     def is_same(self) -> bool:
+        """See `Source`."""
         keys, values = self._look()
         return keys == self._keys and _are_same(values, self._values) and _addresses(self._tensors) == self._addresses
 
     def pack(self, packer: Packer) -> Any:
+        """See `Source`."""
         if not self._plain:
             return super().pack(packer)
         if self._packed is None:
@@ -108,6 +105,7 @@ class ModuleSource(Source):
         return self._packed
 
     def forget(self) -> None:
+        """See `Source`."""
         self._packed = None
 
     def _look(self) -> tuple[list[Any], list[Any]]:
@@ -121,6 +119,7 @@ class OptimizerSource(Source):
     tracked: Optimizer
 
     def read(self) -> None:
+        """Take the fingerprint."""
         self._params, self._states, self._values = self._look()
         self._entries = len(self.tracked.state)
         self._keys = list(chain.from_iterable(self._states))
@@ -133,16 +132,15 @@ class OptimizerSource(Source):
         self._groups: list[msgspec.Raw] = []
 
     def tensors(self) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+        """See `Source`."""
         for index, (parameter, state) in enumerate(zip(self._params, self._states, strict=True)):
             yield f"{self.name}.params[{index}]", parameter, parameter
             for key, value in state.items():
                 if isinstance(value, Tensor):
                     yield f"{self.name}.state[{index}].{key}", value, parameter
 
-    def parameters(self) -> list[nn.Parameter]:
-        return self._params
-
     def is_same(self) -> bool:
+        """See `Source`."""
         params, states, values = self._look()
         if not (
             _are_same(params, self._params)
@@ -160,6 +158,7 @@ class OptimizerSource(Source):
         return _addresses(self._tensors) == self._addresses
 
     def pack(self, packer: Packer) -> Any:
+        """See `Source`."""
         optimizer = self.tracked
         if not self._is_plain():
             return super().pack(packer)
@@ -181,6 +180,7 @@ class OptimizerSource(Source):
         return [DICT, "state", [DICT, "state", packed, "param_groups", [LIST, *groups]]]
 
     def forget(self) -> None:
+        """See `Source`."""
         self._packed = None
 
     def _is_plain(self) -> bool:

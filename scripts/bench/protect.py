@@ -1,7 +1,8 @@
 """How long a snapshot takes from sealed to protected, in copies of the same bytes; four nodes' daemons on this machine.
 
 The unit is four processes that copy as many bytes as a node has into warm shared memory, all at once. Since all nodes
-share the cores, it bounds what any protecting can do here.
+share the cores, it bounds what any protecting can do here. It is measured anew before each round, and a figure is the
+median of the rounds' own ratios: on a shared machine a unit from another minute says nothing.
 
 - *protect*: every node has new state, captured and sealed; then all daemons are told at once. Time until the gate says
   that it is protected everywhere, checksums at both ends included.
@@ -13,12 +14,12 @@ share the cores, it bounds what any protecting can do here.
 from __future__ import annotations
 
 import os
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from subprocess import PIPE, Popen
 
@@ -42,7 +43,7 @@ STREAM_CHUNKS = 16
 FROZEN = 0.99
 
 
-def unit_seconds(folder: Path, size: int, rounds: int = 9) -> float:
+def unit_seconds(folder: Path, size: int, rounds: int = 3) -> float:
     """Four processes copying ``size`` bytes at once: the slowest of them, in the median round."""
     files = [folder / f"unit{i}" for i in range(NODES)]
     copiers = [
@@ -100,7 +101,7 @@ class Bench:
         return seconds
 
     def shares(self) -> tuple[float, float, float]:
-        """(copied, sent, coded) of the last snapshot, as shares of all nodes' state times its parity."""
+        """(copied, sent, coded) of the last snapshot, as shares of all nodes' state; sent as its receivers count it."""
         lasts = [self.cluster.status(p).last for p in range(NODES)]
         state = sum(last.captured_bytes for last in lasts)
         copied, sent, coded = (
@@ -114,7 +115,7 @@ class Bench:
             kind: sum(f.stat().st_size for node in self.cluster.nodes for f in node.dir.glob(f"slot*.{kind}*"))
             for kind in ("lane", "parity")
         }
-        return size["parity"] / size["lane"]
+        return float(size["parity"] / size["lane"])
 
     def repair(self) -> float:
         """Lose a node; seconds until a spare has its bytes."""
@@ -127,6 +128,27 @@ class Bench:
         self.cluster.wait_restored(TIMEOUT_SECONDS)
         self.cluster.wait_protected(self.snapshot.version, TIMEOUT_SECONDS)
         return seconds
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """One figure: each round's seconds, and those of the unit just before it."""
+
+    seconds: list[float]
+    units: list[float]
+
+    @property
+    def in_units(self) -> float:
+        return median([s / u for s, u in zip(self.seconds, self.units, strict=True)])
+
+
+def rounds_of(folder: Path, mib: int, rounds: int, once: Callable[[int], float]) -> Rounds:
+    """``once(round)`` that often, each after a unit of its own."""
+    made = Rounds([], [])
+    for number in range(rounds):
+        made.units.append(unit_seconds(folder, mib * CHUNK_BYTES))
+        made.seconds.append(once(number))
+    return made
 
 
 @contextmanager
@@ -150,28 +172,25 @@ def main() -> None:
     skipped = []
     with tempfile.TemporaryDirectory(prefix="protect-", dir=SHARED_MEMORY) as tmpfs:
         folder = Path(tmpfs)
-        units = [unit_seconds(folder, mib * CHUNK_BYTES)]
         with bench(folder, 1, "auto", mib) as made:
             states = [made.data(0), made.data(1)]
             made.protect(states[1])
-            whole = [made.protect(states[i % 2]) for i in range(rounds)]
-            streamed = [made.protect(states[(rounds + i) % 2], streamed=True) for i in range(rounds)]
+            whole = rounds_of(folder, mib, rounds, lambda i: made.protect(states[i % 2]))
+            streamed = rounds_of(folder, mib, rounds, lambda i: made.protect(states[(rounds + i) % 2], streamed=True))
             changed = tuple(range(7, 7 + max(1, round(mib * (1 - FROZEN)))))
-            frozen = [edited(data, changed, made.version) for data in states[made.version % 2 ^ 1]]
+            frozen = [edited(data, changed, made.version) for data in states[0]]
             made.protect(frozen)
             made.protect([edited(data, changed, made.version) for data in frozen])
             shares, parity_share = made.shares(), made.parity_share()
-            units.append(unit_seconds(folder, mib * CHUNK_BYTES))
-            repaired = [made.repair() for _ in range(min(3, rounds))]
-        units.append(unit_seconds(folder, mib * CHUNK_BYTES))
-        unit = statistics.median(units)
-        report.add("unit: four copies at once", unit, "s")
-        report.add("protect 3+1", median(whole) / unit, "units", 7)
-        report.add("protect 3+1, left after the seal when streamed", median(streamed) / unit, "units")
+            repaired = rounds_of(folder, mib, min(3, rounds), lambda _: made.repair())
+        report.add("unit: four copies at once", median(whole.units), "s")
+        report.add("protect 3+1", median(whole.seconds), "s")
+        report.add("protect 3+1", whole.in_units, "units", 7)
+        report.add("protect 3+1, left after the seal when streamed", streamed.in_units, "units")
         report.add("parity memory 3+1 over state", parity_share, "ratio", 0.34)
         for name, share in zip(("copied", "sent", "coded"), shares, strict=True):
             report.add(f"{name} with {FROZEN:.0%} frozen, share of the state", share, "ratio", 0.02)
-        report.add("repair of a lost node 3+1", median(repaired) / unit, "units", 8)
+        report.add("repair of a lost node 3+1", repaired.in_units, "units", 8)
         try:
             choose("isal")
         except CodecUnsupported as error:
@@ -179,8 +198,8 @@ def main() -> None:
         else:
             with bench(folder, 2, "isal", mib) as made:
                 made.protect(states[1])
-                whole = [made.protect(states[i % 2]) for i in range(rounds)]
-            report.add("protect 2+2, ISA-L", median(whole) / unit_seconds(folder, mib * CHUNK_BYTES), "units", 16)
+                whole = rounds_of(folder, mib, rounds, lambda i: made.protect(states[i % 2]))
+            report.add("protect 2+2, ISA-L", whole.in_units, "units", 16)
     left = wait_until_clean(MARK, mark, before, CLEAN_TIMEOUT_SECONDS)
     report.add("processes and shared memory left behind", len(left), "count", 0)
     report.write(args.json)

@@ -1,12 +1,17 @@
-"""The worker of scripts/bench/snapshot.py: state of a given size, snapshotted by ftrain and by its rivals in turn.
+"""The worker of scripts/bench/snapshot.py: state of a given size, trained on, snapshotted by ftrain and by its rivals.
 
-    snapshot_worker.py FOLDER --mib N --rounds N [--replicated] [--rivals]
+    snapshot_worker.py stall|steps|frozen|python|restore FOLDER [--mib N] [--rounds N] [options]
 
-Each round: the optimizer changes every byte; then, each behind a barrier, so that all ranks do the same thing at
-once: one ``copy_`` of the same number of bytes into warm shared memory (the unit), ``ctx.commit``, and with
---rivals torch.save, DCP's save and async_save, to tmpfs. After the commit the rank waits for FOLDER/go-ROUND, which
-the benchmark writes when the daemons are done, so that nothing is measured against their work. Times go to
-FOLDER/rank-N.json.
+- *stall*: rounds of one ``copy_`` into warm shared memory (the unit), a commit, a forward and backward that take
+  longer than the copy, and an optimizer's step. With --replicated the ranks' state is equal, under DDP, and the unit
+  is one rank's part. With --rivals each saves the same state afterwards, to tmpfs. After its step the rank waits for
+  FOLDER/go-ROUND, which the benchmark writes when the daemons are done.
+- *steps*: blocks of steps with a commit after each and blocks without, in turn. With --idle only rank 0 computes.
+- *frozen*: a model of which 1 % is trained; what a snapshot copies, codes and sends.
+- *python*: what a commit costs the training thread when the state is 2,000 small tensors.
+- *restore*: what it takes to get the state back from this node's memory, in new objects; one copy is the unit.
+
+Figures go to FOLDER/rank-N.json.
 """
 
 from __future__ import annotations
@@ -26,23 +31,31 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
-from torch.distributed.checkpoint.state_dict_saver import AsyncSaveResponse, async_save, save
+from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, AsyncSaveResponse, async_save, save
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import ftrain
+from ftrain.capture import Capturer
+from ftrain.restore import read_state
+from ftrain.state import load_state
 
 WIDTH = 1024
 LAYER_BYTES = WIDTH * WIDTH * 4 * 3  # a weight and AdamW's two moments
 GO_TIMEOUT_SECONDS = 120.0
+BLOCK_STEPS = 5
+SMALL_PARAMETERS = 500  # with AdamW's step, exp_avg and exp_avg_sq, 2,000 tensors
+CPU = torch.device("cpu")
+Row = dict[str, float]
 
 
 class Weights(nn.Module):
     """Square weights, nothing else; they differ between ranks unless DDP makes them equal."""
 
-    def __init__(self, layers: int, seed: int) -> None:
+    def __init__(self, layers: int, seed: int, device: torch.device) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(seed)
-        self.weights = nn.ParameterList(torch.randn(WIDTH, WIDTH, generator=generator) for _ in range(layers))
+        weights = [torch.randn(WIDTH, WIDTH, generator=generator).to(device) / 32 for _ in range(layers)]
+        self.weights = nn.ParameterList(weights)
 
     def forward(self, x: Tensor) -> Tensor:
         for weight in self.weights:
@@ -51,13 +64,15 @@ class Weights(nn.Module):
 
 
 class Unit:
-    """One ``copy_`` of so many bytes into shared memory whose pages are all there."""
+    """One ``copy_`` of so many bytes into shared memory whose pages are all there (pinned, where there is a GPU)."""
 
-    def __init__(self, size_bytes: int, folder: Path) -> None:
+    def __init__(self, size_bytes: int, folder: Path, device: torch.device) -> None:
         path = folder / f"unit-{dist.get_rank()}"
-        self.source = torch.ones(size_bytes, dtype=torch.uint8)
+        self.source = torch.ones(size_bytes, dtype=torch.uint8, device=device)
         self.target = torch.from_file(str(path), shared=True, size=size_bytes, dtype=torch.uint8)
         path.unlink()
+        if device.type == "cuda":
+            torch.cuda.cudart().cudaHostRegister(self.target.data_ptr(), size_bytes, 0)  # type: ignore[no-untyped-call]
         for _ in range(2):
             self.copy()
 
@@ -65,11 +80,20 @@ class Unit:
         self.target.copy_(self.source)
 
 
-def timed(action: Callable[[], object]) -> float:
+def settle(device: torch.device) -> None:
+    """Let the device come to its end: host times mean nothing before."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def timed(action: Callable[[], object], device: torch.device = CPU, *, together: bool = True) -> float:
     """Seconds of the action, begun by all ranks together."""
-    dist.barrier()
+    if together:
+        dist.barrier()
+    settle(device)
     start = time.perf_counter()
     action()
+    settle(device)
     return time.perf_counter() - start
 
 
@@ -77,26 +101,43 @@ class Rivals:
     """torch.save and DCP, each writing the same state of this rank to tmpfs, over the file of the round before."""
 
     def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.file = folder / f"rank-{dist.get_rank()}.pt"
-        self.plain = FileSystemWriter(folder / "dcp", overwrite=True)
-        self.asynchronous = FileSystemWriter(folder / "dcp-async", overwrite=True)
-        self.cached = FileSystemWriter(folder / "dcp-cached", overwrite=True)
+        self.writers = {
+            name: FileSystemWriter(folder / name, overwrite=True) for name in ("dcp", "threads", "process", "cached")
+        }
         self.stager = DefaultStager(StagingOptions(False, False, False, False))  # kept, it stages into warm memory
 
-    def measure(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    def measure(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Row:
         """Seconds that each stops training for, and until async_save's checkpoint is complete."""
         mine = f"rank-{dist.get_rank()}"  # DCP would save a name that ranks share but once
         state = {mine: {"model": model.state_dict(), "optimizer": optimizer.state_dict()}}
-        stall, complete = timed_async(lambda: async_save(state, storage_writer=self.asynchronous))
-        return {
+        to = self.writers
+        stall, complete = timed_async(lambda: async_save(state, storage_writer=to["threads"]))
+        row = {
             "torch_save": timed(lambda: torch.save(state, self.file)),
-            "dcp_save": timed(lambda: save(state, storage_writer=self.plain)),
+            "dcp_save": timed(lambda: save(state, storage_writer=to["dcp"])),
             "dcp_async_save": stall,
             "dcp_async_save_complete": complete,
             "dcp_async_save_cached": timed_async(
-                lambda: async_save(state, storage_writer=self.cached, async_stager=self.stager)
+                lambda: async_save(state, storage_writer=to["cached"], async_stager=self.stager)
+            )[0],
+            "dcp_async_save_process": timed_async(
+                lambda: async_save(
+                    state, storage_writer=to["process"], async_checkpointer_type=AsyncCheckpointerType.PROCESS
+                )
             )[0],
         }
+        try:
+            import torchsnapshot
+        except Exception:  # it is not kept up with torch: an old build may fail in any way
+            return row
+        app = {"model": model, "optimizer": optimizer}
+        start = time.perf_counter()
+        pending = torchsnapshot.Snapshot.async_take(str(self.folder / "torchsnapshot"), app)
+        row["torchsnapshot"] = time.perf_counter() - start
+        pending.wait()
+        return row
 
 
 def timed_async(begin: Callable[[], Future[Any] | AsyncSaveResponse]) -> tuple[float, float]:
@@ -120,42 +161,194 @@ def wait_go(folder: Path, number: int) -> bool:
     return path.read_text() == "protected"
 
 
+class Training:
+    """A model and its optimizer, of about so many bytes together, and a batch that keeps a step busy."""
+
+    def __init__(self, ctx: ftrain.Context, args: argparse.Namespace) -> None:
+        self.device = torch.device("cuda") if args.device == "cuda" else torch.device("cpu")
+        self.layers = max(1, args.mib * 2**20 // LAYER_BYTES)
+        weights = Weights(self.layers, 0 if args.replicated else ctx.rank, self.device)
+        self.model: nn.Module = DDP(weights) if args.replicated else weights
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=True)
+        self.batch = torch.randn(args.batch, WIDTH, device=self.device)
+        self.state_bytes = self.layers * LAYER_BYTES
+        self.capturer: Capturer = ctx._session._capturer if ctx._session is not None else None  # type: ignore[assignment]
+
+    def forward_backward(self) -> None:
+        self.model(self.batch).square().mean().backward()
+
+    def update(self) -> None:
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def stall(ctx: ftrain.Context, args: argparse.Namespace) -> list[Row]:
+    training = Training(ctx, args)
+    ctx.track(model=training.model, optimizer=training.optimizer)
+    size = training.state_bytes // ctx.world_size if args.replicated else training.state_bytes
+    unit = Unit(size, args.folder, training.device)
+    rivals = Rivals(args.folder) if args.rivals else None
+    rows = []
+    for number in range(args.rounds + 2):
+        training.forward_backward()
+        training.update()
+        row = {"bytes": float(size), "unit": timed(unit.copy, training.device)}
+        row["commit"] = timed(lambda step=number: ctx.commit(step), together=True)  # type: ignore[misc]
+        row["forward_backward"] = timed(training.forward_backward, training.device, together=False)
+        row["wait"] = timed(training.capturer.wait_copied, together=False)
+        row["ftrain"] = row["commit"] + row["wait"]
+        training.update()
+        training.capturer.finish()
+        (args.folder / f"committed-{number}-{ctx.rank}").touch()
+        taken = wait_go(args.folder, number)
+        if rivals is not None and number > 1:
+            row |= rivals.measure(training.model, training.optimizer)
+        if taken and number > 1:  # the first makes the plan and the optimizer's state: no step of a long run
+            rows.append(row)
+    return rows
+
+
+def steps(ctx: ftrain.Context, args: argparse.Namespace) -> list[Row]:
+    training = Training(ctx, args)
+    ctx.track(model=training.model, optimizer=training.optimizer)
+    computes = ctx.rank == 0 or not args.idle
+
+    def step() -> None:
+        if computes:
+            training.forward_backward()
+            training.update()
+
+    rows = []
+    committed = 0
+    for block in range(args.rounds + 1):
+        row = {}
+        for name in ("with", "without"):
+            dist.barrier()
+            start = time.perf_counter()
+            for _ in range(BLOCK_STEPS):
+                step()
+                if name == "with":
+                    ctx.commit(committed)
+                    committed += 1
+                dist.barrier()
+            training.capturer.wait_copied()
+            row[name] = (time.perf_counter() - start) / BLOCK_STEPS
+            training.capturer.finish()
+            time.sleep(args.rest)  # the daemons end what they are at, and count for the block it belongs to no more
+        if block:
+            rows.append(row)
+    return rows
+
+
+def frozen(ctx: ftrain.Context, args: argparse.Namespace) -> list[Row]:
+    training = Training(ctx, args)
+    model = nn.ModuleDict({"base": training.model.requires_grad_(False), "adapter": nn.Linear(WIDTH, WIDTH // 3)})
+    # Weights and no moments, so that one part in a hundred of the parameters is one of the state.
+    optimizer = torch.optim.SGD(model["adapter"].parameters(), lr=1e-3)
+    ctx.track(model=model, optimizer=optimizer)
+    assert ctx._session is not None
+    rows = []
+    for number in range(args.rounds + 2):
+        model["adapter"](torch.randn(8, WIDTH)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        ctx.commit(number)
+        training.capturer.finish()
+        (args.folder / f"committed-{number}-{ctx.rank}").touch()
+        taken = wait_go(args.folder, number)
+        newest = training.capturer.newest
+        if taken and number > 1 and newest is not None:
+            lane = ctx._session._arena.lane
+            header = lane.regions[newest.slot].header()[1]
+            assert header is not None
+            last = ctx._session._arena.client.status().last
+            row = {"copied": lane.regions[newest.slot].copied_bytes, "coded": last.coded_bytes, "sent": last.sent_bytes}
+            rows.append({name: value / header.data_bytes for name, value in row.items()})
+    return rows
+
+
+def python(ctx: ftrain.Context, args: argparse.Namespace) -> list[Row]:
+    model = nn.Sequential(*[nn.Linear(64, 64) for _ in range(SMALL_PARAMETERS // 2)])
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    ctx.track(model=model, optimizer=optimizer)
+    capturer = ctx._session._capturer  # type: ignore[union-attr]
+    rows = []
+    for number in range(args.rounds + 2):
+        for parameter in model.parameters():
+            parameter.grad = torch.full_like(parameter, 1e-3)
+        optimizer.step()
+        optimizer.zero_grad()
+        dropped, newest = capturer.dropped, capturer.newest
+        start, cpu = time.perf_counter(), time.thread_time()
+        ctx.commit(number)
+        row = {"wall": time.perf_counter() - start, "cpu": time.thread_time() - cpu}
+        capturer.finish()
+        (args.folder / f"committed-{number}-{ctx.rank}").touch()
+        wait_go(args.folder, number)
+        if number > 1 and capturer.newest != newest and capturer.dropped == dropped:
+            rows.append(row)
+    return rows
+
+
+def restore(ctx: ftrain.Context, args: argparse.Namespace) -> list[Row]:
+    training = Training(ctx, args)
+    objects = {"model": training.model, "optimizer": training.optimizer}
+    ctx.track(**objects)
+    training.forward_backward()
+    training.update()
+    ctx.commit(0)
+    training.capturer.finish()
+    newest = training.capturer.newest
+    assert newest is not None
+    assert ctx._session is not None
+    lane = ctx._session._arena.lane
+    unit = Unit(training.state_bytes, args.folder, training.device)
+    rows = []
+    for _ in range(args.rounds + 1):  # the first warms up the machine's own memory, where it is a virtual one
+        fresh = Training(ctx, args)
+        into = {"model": fresh.model, "optimizer": fresh.optimizer}
+
+        def back(into: dict[str, Any] = into) -> None:
+            state = read_state(lane.regions[newest.slot], lane.homes, newest, ctx.rank, ctx.world_size, into)
+            for name, tracked in into.items():
+                load_state(name, tracked, state["objects"][name])
+
+        rows.append({"unit": timed(unit.copy), "restore": timed(back)})
+        del fresh, into, back
+    (args.folder / f"committed-0-{ctx.rank}").touch()
+    wait_go(args.folder, 0)
+    return rows[1:]
+
+
+KINDS: dict[str, Callable[[ftrain.Context, argparse.Namespace], list[Row]]] = {
+    "stall": stall,
+    "steps": steps,
+    "frozen": frozen,
+    "python": python,
+    "restore": restore,
+}
+
+
 @ftrain.resilient
 def measure(ctx: ftrain.Context) -> None:
     args = parse_arguments()
     torch.set_num_threads(1)
-    layers = max(1, args.mib * 2**20 // LAYER_BYTES)
-    weights = Weights(layers, seed=0 if args.replicated else ctx.rank)
-    model: nn.Module = DDP(weights) if args.replicated else weights
-    optimizer = torch.optim.AdamW(model.parameters())
-    for parameter in model.parameters():
-        parameter.grad = torch.full_like(parameter, 1e-3)
-    ctx.track(model=model, optimizer=optimizer)
-    state_bytes = layers * LAYER_BYTES
-    unit = Unit(state_bytes // ctx.world_size if args.replicated else state_bytes, args.folder)
-
-    rivals = Rivals(args.folder)
-    rounds = []
-    for number in range(args.rounds + 1):
-        optimizer.step()
-        row = {"bytes": float(unit.source.numel()), "unit": timed(unit.copy)}
-        row["ftrain"] = timed(lambda step=number: ctx.commit(step))  # type: ignore[misc]
-        (args.folder / f"committed-{number}-{ctx.rank}").touch()
-        taken = wait_go(args.folder, number)
-        if args.rivals:
-            row |= rivals.measure(model, optimizer)
-        if taken and number > 0:  # the first makes the plan and the optimizer's state: no step of a long run
-            rounds.append(row)
-    (args.folder / f"rank-{ctx.rank}.json").write_text(json.dumps(rounds))
+    rows = KINDS[args.kind](ctx, args)
+    (args.folder / f"rank-{ctx.rank}.json").write_text(json.dumps(rows))
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
+    parser.add_argument("kind", choices=KINDS)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--mib", type=int, required=True, help="bytes of state, of each rank")
-    parser.add_argument("--rounds", type=int, required=True)
+    parser.add_argument("--mib", type=int, default=480, help="bytes of state, of each rank")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=64, help="samples of a step: how long it takes")
+    parser.add_argument("--rest", type=float, default=2.0, help="seconds between blocks of steps")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--replicated", action="store_true", help="the ranks' state is equal, under DDP")
     parser.add_argument("--rivals", action="store_true")
+    parser.add_argument("--idle", action="store_true", help="only rank 0 computes")
     return parser.parse_args()
 
 

@@ -73,6 +73,8 @@ class Rebuild:
         self._silent: set[int] = set()
         self._strikes: Counter[tuple[int, int, int, int]] = Counter()
         self._orders: set[_Stripes] = set()
+        self._left: Counter[tuple[int, int]] = Counter()
+        """Chunks that are not back yet, by (lane, rotation), as of the last plan and what was repaired since."""
         self._load: dict[int, int] = {}
         self._plan: Iterator[Piece | Stuck] = iter(())
         self._soon: Timer | None = None
@@ -160,6 +162,7 @@ class Rebuild:
         if self._closed or self._codec is None:
             return
         busy = {place for order in self._orders for place in order.places()}
+        self._left = Counter(place[:2] for place in self._places())
         sight = self._sight()
         wanted = [
             [d for d in damages(places - busy) if d.lane in sight.shapes]
@@ -229,6 +232,7 @@ class Rebuild:
             return
         place = (lane, rotation, stripe)
         self._store.mark_repaired(self._snapshot, place)
+        self._left[lane, rotation] -= 1
         self.repaired += 1
         if place in self.single:
             self.single.discard(place)
@@ -297,8 +301,9 @@ class Rebuild:
         """All of it is in place."""
         self._orders.discard(order)
         self._unload(order.piece)
-        self.settle(order.piece.lane)
         self._fill()
+        if self._left[order.piece.lane, order.piece.rotation] <= 0:  # settling looks at all that is left
+            self.settle(order.piece.lane)
         if not self._orders and self._soon is None:
             self.plan()  # what was stuck may be possible now
             self._changed()

@@ -164,9 +164,9 @@ class Store:
             if lane is None or lane.capacity < length:
                 bad.add(place)
                 continue
-            view = lane.regions[unit.snapshot.slot].chunk(chunk, chunk_bytes(length, chunk))
-            if checksum(view) != sum_at(unit.sums, chunk):
-                bad.add(place)
+            region, sum_ = lane.regions[unit.snapshot.slot], sum_at(unit.sums, chunk)
+            if region.sum(chunk) != sum_ or checksum(region.chunk(chunk, chunk_bytes(length, chunk))) != sum_:
+                bad.add(place)  # where the record says something else (a spare's says nothing), nothing need be read
             if chunk % SLICE_CHUNKS == SLICE_CHUNKS - 1:
                 yield
         return bad

@@ -142,7 +142,8 @@ def by_load(average: nn.Module, model: nn.Module) -> None:
     average.load_state_dict({k: 0.9 * v + 0.1 * model.state_dict()[k] for k, v in average.state_dict().items()})
 
 
-ALL = {f"average.{layer}.{kind}" for layer in (0, 2, 3) for kind in ("weight", "bias")}
+# The last one's bias shares its chunk with the manifest, and so is copied each time anyway.
+ALL = {f"average.{layer}" for layer in ("0.weight", "0.bias", "2.weight", "2.bias", "3.weight")}
 for _every in (1, 3):
     CASES[f"average_lerp_{_every}"] = lambda e=_every: averaged(by_lerp, e, set())  # type: ignore[misc]
     CASES[f"average_data_{_every}"] = lambda e=_every: averaged(by_data, e, ALL)  # type: ignore[misc]
@@ -511,7 +512,7 @@ def test_every_snapshot_is_the_state_at_its_commit(name: str, tmp_path: Path) ->
             rank.commit(index)
     drops = [str(warning.message) for warning in caught if warning.category is SnapshotDropped]
     for path in made.dropped:
-        assert any(path in text for text in drops) or any("more" in text for text in drops), drops
+        assert any(path in text for text in drops), drops
     assert bool(drops) == bool(made.dropped), drops
     assert len(rank.line.skips) == len(drops) <= 1
     assert len(rank.line.seals) == STEPS - len(drops)
