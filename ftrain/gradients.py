@@ -9,12 +9,14 @@ of modules whose optimizer is not tracked, or is no ``torch.optim.Optimizer``, a
 
 from __future__ import annotations
 
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import nn
 
 _SPENT = "_ftrain_spent"
+_GRAD = attrgetter("grad")
 
 
 def watch_optimizer(optimizer: torch.optim.Optimizer) -> torch.utils.hooks.RemovableHandle:
@@ -25,8 +27,7 @@ def watch_optimizer(optimizer: torch.optim.Optimizer) -> torch.utils.hooks.Remov
 def live_gradients(parameters: list[nn.Parameter]) -> dict[int, torch.Tensor]:
     """The gradients that are state now, by the parameter's index."""
     live = {}
-    for index, parameter in enumerate(parameters):
-        gradient = parameter.grad
+    for index, gradient in enumerate(map(_GRAD, parameters)):
         if gradient is not None and getattr(gradient, _SPENT, None) != gradient._version:
             live[index] = gradient
     return live

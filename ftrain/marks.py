@@ -71,13 +71,15 @@ class Marks:
         self._plan = plan
         self._stamps = np.zeros(len(plan.tensors), np.int64)
         self._clock = 0
+        self._stepped: set[int] = set()
+        self._moved = np.empty(0, np.intp)
 
     def read(self, stepped: set[int]) -> Mark:
         """The marks now; ``stepped``: what `Steps.take` gave since the last reading."""
         self._clock += 1
-        moving = np.zeros(len(self._plan.movers), bool)
-        moving[[place for mover in stepped if (place := self._plan.movers.get(mover)) is not None]] = True
-        self._stamps[self._plan.moved[moving[self._plan.moving]]] = self._clock
+        if stepped != self._stepped:  # seldom
+            self._stepped, self._moved = stepped, self._plan.moved_by(stepped)
+        self._stamps[self._moved] = self._clock
         return Mark(self._plan.versions(), self._stamps.copy())
 
     def changed(self, now: Mark, then: Mark | None) -> Flags:

@@ -80,7 +80,10 @@ class ModuleSource(Source):
             for leaf, tensor in chain(module._parameters.items(), module._buffers.items()):
                 if tensor is not None:
                     self._paths.setdefault(id(tensor), f"{prefix}.{leaf}".removeprefix("."))
-        self._keys, self._values = self._look()
+        self._cells = self._look()
+        self._filled = list(filter(None, self._cells))
+        self._empty = [cell for cell in self._cells if not cell]  # most are
+        self._keys, self._values = _contents(self._filled)
         self._tensors = _dense(self._values)
         self._addresses = _addresses(self._tensors)
         self._plain = _is_plain(self._modules)
@@ -93,7 +96,9 @@ class ModuleSource(Source):
 
     def is_same(self) -> bool:
         """See `Source`."""
-        keys, values = self._look()
+        if not _are_same(self._look(), self._cells) or any(self._empty):
+            return False
+        keys, values = _contents(self._filled)
         return keys == self._keys and _are_same(values, self._values) and _addresses(self._tensors) == self._addresses
 
     def pack(self, packer: Packer) -> Any:
@@ -108,9 +113,8 @@ class ModuleSource(Source):
         """See `Source`."""
         self._packed = None
 
-    def _look(self) -> tuple[list[Any], list[Any]]:
-        cells = list(chain.from_iterable(map(_NODE, map(vars, self._modules))))
-        return list(chain.from_iterable(cells)), list(chain.from_iterable(map(dict.values, cells)))
+    def _look(self) -> list[dict[Any, Any]]:
+        return list(chain.from_iterable(map(_NODE, map(vars, self._modules))))
 
 
 class OptimizerSource(Source):
@@ -120,14 +124,16 @@ class OptimizerSource(Source):
 
     def read(self) -> None:
         """Take the fingerprint."""
-        self._params, self._states, self._values = self._look()
-        self._entries = len(self.tracked.state)
-        self._keys = list(chain.from_iterable(self._states))
+        state = self.tracked.state
+        self._params = self._list_params()
+        self._owners, self._entries = list(state), list(state.values())
+        self._states = [entry if isinstance(entry, dict) else {} for entry in map(state.get, self._params)]
+        self._keys, self._values = _contents(self._states)
         self._direct = [index for index, value in enumerate(self._values) if isinstance(value, Tensor)]
         # Parameters are checked by the module whose state they are.
         self._tensors = _dense(self._values)
         self._addresses = _addresses(self._tensors)
-        self._keyed_by_parameters = self._entries == sum(parameter in self.tracked.state for parameter in self._params)
+        self._keyed_by_parameters = len(state) == sum(parameter in state for parameter in self._params)
         self._packed: msgspec.Raw | None = None
         self._groups: list[msgspec.Raw] = []
 
@@ -141,13 +147,15 @@ class OptimizerSource(Source):
 
     def is_same(self) -> bool:
         """See `Source`."""
-        params, states, values = self._look()
+        # Compared as lists: to look a parameter up costs a call of its hash.
         if not (
-            _are_same(params, self._params)
-            and len(self.tracked.state) == self._entries
-            and len(values) == len(self._values)
-            and list(chain.from_iterable(states)) == self._keys
+            _are_same(self._list_params(), self._params)
+            and _are_same(list(self.tracked.state), self._owners)
+            and _are_same(list(self.tracked.state.values()), self._entries)
         ):
+            return False
+        keys, values = _contents(self._states)
+        if keys != self._keys:
             return False
         if not _are_same(values, self._values):
             if [i for i, value in enumerate(values) if isinstance(value, Tensor)] != self._direct or not all(
@@ -192,10 +200,8 @@ class OptimizerSource(Source):
             and self._keyed_by_parameters
         )
 
-    def _look(self) -> tuple[list[nn.Parameter], list[dict[Any, Any]], list[Any]]:
-        params = list(chain.from_iterable(map(_PARAMS, self.tracked.param_groups)))
-        states = [state if isinstance(state, dict) else {} for state in map(self.tracked.state.get, params)]
-        return params, states, list(chain.from_iterable(map(dict.values, states)))
+    def _list_params(self) -> list[nn.Parameter]:
+        return list(chain.from_iterable(map(_PARAMS, self.tracked.param_groups)))
 
 
 def source_of(name: str, tracked: Any) -> Source:
@@ -207,6 +213,11 @@ def source_of(name: str, tracked: Any) -> Source:
     source = next((make for kind, make in kinds if isinstance(tracked, kind)), Source)(name, tracked)
     source.read()
     return source
+
+
+def _contents(cells: list[dict[Any, Any]]) -> tuple[list[Any], list[Any]]:
+    """All keys, and all values."""
+    return list(chain.from_iterable(cells)), list(chain.from_iterable(map(dict.values, cells)))
 
 
 def _are_same(left: list[Any], right: list[Any]) -> bool:
