@@ -40,8 +40,8 @@ class Context:
         self._device = device
         self._session = session
         self._tracked: dict[str, Any] = {}
-        restore = environment.job.restore if environment.job is not None else None
-        self._next_step = 0 if restore is None else restore.version + 1
+        start = environment.job.start if environment.job is not None else None
+        self._next_step = 0 if start is None else start + 1
         self._current: int | None = None
         self._start_read = False
         self._not_finite: list[int] = []
@@ -128,7 +128,7 @@ class Context:
     def log(self, message: str | None = None, **values: Any) -> None:
         """Print one line with the step: ``step=12 loss=2.30258512 message``; numbers with nine digits.
 
-        A ``loss`` that is infinite or no number keeps this step's state out of the snapshots.
+        A ``loss`` that is infinite or no number keeps the state out of the snapshots until one that is finite.
 
         Raises LossNotFinite at the second such step in a row, unless the job was told to go on.
         """
@@ -144,7 +144,7 @@ class Context:
             self._not_finite.clear()
             return
         if step not in self._not_finite:
-            self._not_finite.append(step)
+            self._not_finite = [*self._not_finite[-1:], step]
         assert self._environment.job is not None
         if len(self._not_finite) > 1 and self._environment.job.demote_after_nan:
             raise LossNotFinite(tuple(self._not_finite), session.newest_version())
@@ -152,8 +152,9 @@ class Context:
     def _commit(self, step: int, *, last: bool) -> None:
         if self._session is not None:
             assert self._environment.job is not None
-            due = last or (step + 1) % self._environment.job.snapshot_every == 0
-            self._session.commit(step, due=due, sound=step not in self._not_finite)
+            every = self._environment.job.snapshot_every
+            due = None if every == 0 else (step + 1) % every == 0
+            self._session.commit(step, due=last or due, sound=not self._not_finite)
         self._next_step = step + 1
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ftrain.errors import EnvironmentInvalid
 from ftrain_snapshot.messages import SnapshotId
+from ftrain_snapshot.storage import DurableId
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +31,18 @@ class JobEnvironment:
     restore: SnapshotId | None
     """The snapshot to start from (None: from the beginning)."""
     snapshot_every: int
-    """A snapshot is due after every so many steps."""
+    """A snapshot is due after every so many steps; 0: as often as costs little (cadence.py)."""
+    durable: DurableId | None = None
+    """The checkpoint on storage to start from (None: there is a snapshot in memory, or nothing)."""
     demote_after_nan: bool = True
     """Two losses in a row that are not finite are a fault: training goes back to a snapshot before the newest."""
+
+    @property
+    def start(self) -> int | None:
+        """The step after which this generation goes on; None: it begins anew."""
+        if self.restore is not None:
+            return self.restore.version
+        return None if self.durable is None else self.durable.step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +112,8 @@ def _read_job(variables: Mapping[str, str]) -> JobEnvironment:
         node_dir=Path(variables["FTRAIN_NODE_DIR"]),
         generation=_number(variables, "FTRAIN_GENERATION"),
         restore=_snapshot(variables.get("FTRAIN_RESTORE", "")),
-        snapshot_every=max(1, _number(variables, "FTRAIN_SNAPSHOT_EVERY", 1)),
+        snapshot_every=max(0, _number(variables, "FTRAIN_SNAPSHOT_EVERY", 1)),
+        durable=_durable(variables.get("FTRAIN_DURABLE", "")),
         demote_after_nan=_number(variables, "FTRAIN_DEMOTE_AFTER_NAN", 1) != 0,
     )
 
@@ -115,6 +126,15 @@ def _snapshot(text: str) -> SnapshotId | None:
     except ValueError:
         raise EnvironmentInvalid(f"FTRAIN_RESTORE={text!r} is not version:generation:slot") from None
     return SnapshotId(version, generation, slot)
+
+
+def _durable(text: str) -> DurableId | None:
+    if not text:
+        return None
+    step, colon, path = text.partition(":")
+    if not colon or not step.isdigit():
+        raise EnvironmentInvalid(f"FTRAIN_DURABLE={text!r} is not step:path")
+    return DurableId(int(step), path)
 
 
 def _number(variables: Mapping[str, str], name: str, default: int | None = None) -> int:

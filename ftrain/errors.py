@@ -7,6 +7,7 @@
     ├── EnvironmentInvalid   the variables that `ftrain run` sets are missing or malformed
     ├── ArenaFull            the node's memory cannot hold the job's snapshots
     ├── PeerSilent           another rank did not answer in time
+    ├── OthersMissing        not all nodes wrote their part of a durable checkpoint (durable/attempt.py)
     └── LossNotFinite        the loss was infinite or no number, twice in a row
 
 This module imports nothing: everybody may read it.
@@ -63,8 +64,8 @@ class LossNotFinite(FtrainError):
     def __init__(self, steps: tuple[int, ...], version: int | None) -> None:
         newest = "there is no snapshot" if version is None else f"the newest snapshot is of step {version}"
         super().__init__(
-            f"the loss of steps {', '.join(map(str, steps))} was not finite; {newest}, and training goes on from an "
-            "older one (--no-demote-after-nan: keep training)"
+            f"the loss of steps {', '.join(map(str, steps))} was not finite; {newest} "
+            "(with --no-demote-after-nan training would have gone on)"
         )
         self.steps = steps
         self.version = version

@@ -147,10 +147,15 @@ def lay_out(tensors: Sequence[torch.Tensor], names: Sequence[str], kinds: Sequen
 
 def is_dense(tensor: torch.Tensor) -> bool:
     """Its elements fill one piece of memory without gaps or overlaps, in whatever order of dimensions."""
-    if tensor.is_contiguous():
-        return True
+    return tensor.is_contiguous() or fills(tensor.shape, tensor.stride())
+
+
+def fills(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Elements at these strides fill one piece of memory without gaps or overlaps."""
+    if len(shape) != len(strides):
+        return False
     expected = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+    for stride, size in sorted(zip(strides, shape, strict=True)):
         if size == 1:
             continue
         if stride != expected:

@@ -10,6 +10,7 @@ import os
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import importlib
+import importlib.util
 
 MODULES = (
     "torch",
@@ -25,6 +26,9 @@ MODULES = (
     "msgspec",
     "xxhash",
     "ftrain.context",
+    "ftrain.durable.attempt",
+    "ftrain.durable.reader",
+    "ftrain.durable.source",
     "ftrain.sampler",
     "ftrain.store",
     "ftrain_snapshot.arena",
@@ -33,3 +37,5 @@ MODULES = (
 
 for _name in MODULES:
     importlib.import_module(_name)
+if importlib.util.find_spec("fsspec") is not None:  # an extra: what writes durable checkpoints
+    importlib.import_module("fsspec.implementations.local")

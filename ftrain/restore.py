@@ -17,18 +17,15 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-import msgspec
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ftrain.capture import FORMAT, Manifest
 from ftrain.copier import address_of, move
-from ftrain.encoding import unpack
-from ftrain.errors import StateMismatch
 from ftrain.layout import REGION_ORDER, Kind, Layout, Piece, TensorSpec, flat_bytes
 from ftrain.memory import huge_tensors
 from ftrain.plan import Row, rows_of
+from ftrain.reading import part_of, read_manifest, read_tree
 from ftrain.state import own_tensors
 from ftrain_snapshot.arena import Mapping as Mapped
 from ftrain_snapshot.arena import Region
@@ -57,23 +54,14 @@ def read_state(
     Modules among ``objects`` already hold their tensors' values when this returns, and the tree names the very tensors;
     ``load_state`` is still to be called.
 
-    Raises StateMismatch if the snapshot is of another format, rank or world size; SnapshotIncomplete, ChecksumMismatch.
+    Raises StateMismatch if the snapshot is of another format, rank or world size, or no state at all;
+    SnapshotIncomplete, ChecksumMismatch.
     """
-    _, manifest = region.read(snapshot)
-    try:
-        content = msgspec.msgpack.decode(manifest, type=Manifest)
-        layout = msgspec.msgpack.decode(content.layout, type=Layout)
-        tail = msgspec.msgpack.decode(content.tail, type=Layout)
-    except msgspec.DecodeError as error:
-        raise StateMismatch(f"the snapshot's manifest cannot be read: {error}") from error
-    if (content.format, content.rank, layout.world_size) != (FORMAT, rank, world_size):
-        raise StateMismatch(
-            f"the snapshot in this region is of rank {content.rank} of {layout.world_size} (format {content.format}), "
-            f"this is rank {rank} of {world_size} (format {FORMAT})"
-        )
+    header, manifest = region.read(snapshot)
+    content, layout, tail = read_manifest(manifest, rank, world_size, header.data_bytes)
     specs = (*layout.specs, *reversed(tail.specs))  # a negative index counts from the end: the tail's
     numbered = [_Index(index) for index in range(len(specs))]
-    tensors = _places(specs, unpack(content.tree, numbered)["objects"], objects)
+    tensors = _places(specs, part_of(read_tree(content.tree, numbered), "objects"), objects)
     flats = [_flat(tensor) for tensor in tensors]
     with torch.no_grad():
         source = _Source(region, homes)
@@ -83,8 +71,7 @@ def read_state(
                 if kind.replicated:
                     _exchange(layout, kind, rank, source, flats)
     placed = [t if t.device.type == spec.device else t.to(spec.device) for t, spec in zip(tensors, specs, strict=True)]
-    state: dict[str, Any] = unpack(content.tree, placed)
-    return state
+    return read_tree(content.tree, placed)
 
 
 def _places(specs: tuple[TensorSpec, ...], saved: Mapping[str, Any], objects: Mapping[str, Any]) -> list[Tensor]:
@@ -95,7 +82,7 @@ def _places(specs: tuple[TensorSpec, ...], saved: Mapping[str, Any], objects: Ma
         state = saved.get(name)
         if state is not None and isinstance(tracked, nn.Module):
             own = own_tensors(tracked)
-            for path, index in chain(state["state"].items(), state["buffers"].items()):
+            for path, index in chain(part_of(state, "state").items(), part_of(state, "buffers").items()):
                 tensor = own.get(path)
                 if isinstance(index, _Index) and tensor is not None and _fits(specs[index.value], tensor):
                     places.setdefault(index.value, tensor)

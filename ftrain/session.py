@@ -16,6 +16,7 @@ import torch
 from torch._C._distributed_c10d import PrefixStore
 
 from ftrain.arena import Arena
+from ftrain.cadence import Cadence
 from ftrain.capture import Capturer, Content
 from ftrain.ddp import BucketLayout, Buckets, find_ddps, replicated_parameters
 from ftrain.environment import JobEnvironment, WorkerEnvironment
@@ -45,6 +46,7 @@ class Session:
         self._control = ControlPage(job.node_dir)
         store = PrefixStore(f"ftrain/slots/{job.generation}", connect_store(environment))
         self._slots = SlotChooser(store, self._control if environment.rank == 0 else None)
+        self._cadence = Cadence()
         self._capturer = Capturer(
             environment.rank, environment.world_size, self._replicated, environment.local_rank, self._arena.client
         )
@@ -60,8 +62,8 @@ class Session:
         for tracked in objects.values():
             if isinstance(tracked, torch.optim.Optimizer):
                 watch_optimizer(tracked)
-        if self._job.restore is not None and not self._begun:
-            self._restore(self._job.restore, objects)
+        if self._job.start is not None and not self._begun:
+            self._restore(self._job.start, objects)
         self._capturer.track(self._objects)
         self._meet_ddps()
         self._announce()
@@ -79,7 +81,7 @@ class Session:
         if self._begun:
             return
         self._begun = True
-        if self._job.restore is not None:
+        if self._job.start is not None:
             if self._restored is None:
                 raise StateMismatch("there is a snapshot to resume from: call ctx.track before the first step")
             forgotten = sorted(set(self._restored["objects"]) - set(self._objects))
@@ -89,16 +91,18 @@ class Session:
         self._restored = None
         self._announce()
 
-    def commit(self, step: int, *, due: bool, sound: bool = True) -> None:
+    def commit(self, step: int, *, due: bool | None, sound: bool = True) -> None:
         """Step ``step`` is done: say so, and capture it if ``due``, unless this rank's state is not ``sound``.
+
+        ``due`` None: rank 0 decides, by what snapshots cost.
 
         Raises NotTrackable, ArenaFull, PeerSilent.
         """
         self.begin()
         # A list: every reducer must be asked, since settling is a collective.
         settled = all([buckets.settle() for buckets in self._buckets.values()])
-        if due:
-            self._snapshot(step, settled, sound)
+        if due is not False:
+            self._snapshot(step, settled, sound, wanted=due or self._is_time())
         self._control.set_progress(self._lane, step)
         if not self._stepped:
             self._stepped = True
@@ -107,8 +111,7 @@ class Session:
     def newest_version(self) -> int | None:
         """The newest snapshot that this rank has sealed, or started from."""
         self._capturer.finish()
-        restored = self._job.restore.version if self._job.restore is not None else None
-        return restored if self._capturer.newest is None else self._capturer.newest.version
+        return self._job.start if self._capturer.newest is None else self._capturer.newest.version
 
     def finish(self) -> None:
         """The function has ended, well or not: what was committed is sealed before anybody hears of it."""
@@ -120,11 +123,15 @@ class Session:
         self._arena.close()
         self._control.close()
 
-    def _snapshot(self, step: int, settled: bool, sound: bool) -> None:
+    def _is_time(self) -> bool:
+        """Only rank 0's word counts: the others look for what it publishes."""
+        return self._rank != 0 or self._cadence.due(time.monotonic(), idle=self._control.gate()[1] >= 0)
+
+    def _snapshot(self, step: int, settled: bool, sound: bool, *, wanted: bool) -> None:
         self._capturer.finish()
-        slot = self._slots.choose(step, possible=settled and sound)
+        slot = self._slots.choose(step, possible=settled and sound and wanted)
         if slot is None:
-            if self._rank == 0:
+            if self._rank == 0 and wanted:
                 self._arena.client.skipped(step)
             return
         snapshot = SnapshotId(step, self._job.generation, slot)
@@ -150,16 +157,26 @@ class Session:
         )
         return content, self._capturer.manifest(step, content)
 
-    def _restore(self, snapshot: SnapshotId, objects: Mapping[str, Any]) -> None:
+    def _restore(self, step: int, objects: Mapping[str, Any]) -> None:
         if self._restored is None:
-            region = self._arena.wait_restored(self._job.generation, snapshot)
-            self._restored = read_state(region, self._arena.lane.homes, snapshot, self._rank, self._world_size, objects)
+            self._restored = self._read(objects)
         for name, tracked in objects.items():
             if name not in self._restored["objects"]:
-                raise StateMismatch(f"{name} is tracked, but the snapshot of step {snapshot.version} lacks it")
+                raise StateMismatch(f"{name} is tracked, but the snapshot of step {step} lacks it")
             load_state(name, tracked, self._restored["objects"][name])
         load_gradients(unique_parameters(self._objects), self._restored["gradients"])
         set_rng_state(self._restored["rng"])
+
+    def _read(self, objects: Mapping[str, Any]) -> dict[str, Any]:
+        """The tree that this rank captured, from memory, or else from storage."""
+        snapshot = self._job.restore
+        if snapshot is None:
+            from ftrain.durable import reader  # it takes DCP along, which few runs need
+
+            assert self._job.durable is not None
+            return reader.read_state(self._job.durable.path, self._rank, self._world_size)
+        region = self._arena.wait_restored(self._job.generation, snapshot)
+        return read_state(region, self._arena.lane.homes, snapshot, self._rank, self._world_size, objects)
 
     def _meet_ddps(self) -> None:
         """Find DDP objects that are new here; bring those of a resumed run to the layout of the snapshot."""
@@ -197,5 +214,4 @@ class Session:
     def _announce(self) -> None:
         if not self._announced:
             self._announced = True
-            version = self._job.restore.version if self._job.restore is not None else None
-            self._link.send(Restored(version, time.time()))
+            self._link.send(Restored(self._job.start, time.time()))

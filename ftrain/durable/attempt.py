@@ -98,9 +98,9 @@ class Attempt:
         """All of it; when it returns, this part is written, and at position 0 the checkpoint exists."""
         job = self._job
         expires = self._started + job.timeout_seconds + GRACE_SECONDS
-        claim = Claim(job.attempt, job.position, self._started, expires)
+        claim = Claim(job.attempt, job.position, self._started, expires, job.world_size)
         number = self._storage.claim(job.step, claim)
-        self._part = Part(job.attempt, job.position, self._started, expires, number)
+        self._part = Part(job.attempt, job.position, self._started, expires, number, ranks=job.world_size)
         file = data_name(job.position, number)
         reader = RegionReader(self._source, job.lanes, job.world_size)
         reader.contents(0)

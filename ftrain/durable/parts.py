@@ -59,6 +59,8 @@ class Part(msgspec.Struct, frozen=True):
     file: str = ""
     """Its data file; empty while that is being written."""
     file_bytes: int = 0
+    ranks: int = 0
+    """Of the job."""
 
 
 class RankRecord(msgspec.Struct, frozen=True, array_like=True):

@@ -23,7 +23,7 @@ import msgspec
 from ftrain_launcher.errors import SecretRefused
 from ftrain_launcher.jobs import JobFolder
 from ftrain_launcher.line import LINE_ERRORS, Socket, open_line
-from ftrain_launcher.messages import Form, FromAgent, Inject, Shutdown, Stop, ToAgent
+from ftrain_launcher.messages import Form, FromAgent, Inject, Shutdown, Stop, ToAgent, Unpin, Verify, WriteDurable
 from ftrain_launcher.node import NodeRunner
 from ftrain_launcher.pidfds import PidHandle
 
@@ -89,6 +89,10 @@ class Agent:
                     await self._runner.stop(message)
                 case Form() as message:
                     await self._runner.form(message)
+                case WriteDurable() as message:
+                    await self._runner.write_durable(message)
+                case Unpin() as message:
+                    await self._runner.unpin(message)
                 case Shutdown(_, grace_seconds):
                     self._grace_seconds = grace_seconds
                     self._ended.set()
@@ -140,6 +144,8 @@ class Agent:
                 wish = _decode(frame.data)
                 if isinstance(wish, Inject):
                     self._runner.inject(wish)
+                elif isinstance(wish, Verify):
+                    self._runner.verify(wish)
                 else:
                     await self._wishes.put(wish)
         finally:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 from aiohttp import web
 
-from ftrain_launcher import views
+from ftrain_launcher import verification, views
 from ftrain_launcher.coordinator import Coordinator
 from ftrain_launcher.messages import Inject
 from ftrain_launcher.outbox import Outbox
@@ -33,6 +34,8 @@ class OperatorApi:
         self, coordinator: Coordinator, observations: views.Observations, outboxes: Mapping[str, Outbox]
     ) -> None:
         self._coordinator, self._observations, self._outboxes = coordinator, observations, outboxes
+        self.verification = verification.Verification(outboxes)
+        """Takes in what agents answer."""
 
     def routes(self, guard: Callable[[Handler], Handler]) -> list[web.RouteDef]:
         """All questions, each behind ``guard``."""
@@ -40,6 +43,7 @@ class OperatorApi:
             web.get("/api/status", guard(self._status)),
             web.get("/api/incidents", guard(self._incidents)),
             web.get("/api/snapshots", guard(self._snapshots)),
+            web.post("/api/verify", guard(self._verify)),
             web.post("/api/inject", guard(self._inject)),
         ]
 
@@ -50,7 +54,12 @@ class OperatorApi:
         return _json(views.incidents(self._coordinator))
 
     async def _snapshots(self, request: web.Request) -> web.Response:
-        return _json(views.snapshots(self._coordinator, self._observations))
+        return _json(views.snapshots(self._coordinator, self._observations, time.time()))
+
+    async def _verify(self, request: web.Request) -> web.Response:
+        answers = await self.verification.run(name for name in self._coordinator.positions if name is not None)
+        work = self._coordinator.config.work
+        return _json(verification.shown(work.job, answers, self._coordinator.groups, work.parity))
 
     async def _inject(self, request: web.Request) -> web.Response:
         try:

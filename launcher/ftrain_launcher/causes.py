@@ -138,6 +138,7 @@ _WORDS = {
     "node_lost": "{node} is lost",
     "agent_lost": "the agent of {node} came back alone",
     "daemon_exit": "the daemon of {node} died and was started again",
+    "chunks_damaged": "{node} found damaged chunks of its snapshots",
     "store_lost": "the store on {node} is gone",
     "form_failed": "{node} could not form the generation",
     "restore_failed": "{node} could not restore its state",

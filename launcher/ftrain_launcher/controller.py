@@ -57,6 +57,7 @@ from ftrain_launcher.messages import (
     ReapNode,
     StartNode,
     StopJob,
+    Verified,
     Welcome,
     WorkerExit,
 )
@@ -90,6 +91,7 @@ class Controller:
         self.journal = Journal(folder.journal)
         self._resumed = folder.journal.stat().st_size > 0
         self.coordinator = replay(folder.journal) if self._resumed else Coordinator(self.record.config)
+        self._api = OperatorApi(self.coordinator, self.observations, self._outboxes)
 
     # ---- life
 
@@ -100,7 +102,7 @@ class Controller:
             [
                 web.get("/agent", self._serve_agent),
                 web.get("/engine", self._serve_engine),
-                *OperatorApi(self.coordinator, self.observations, self._outboxes).routes(self._guarded),
+                *self._api.routes(self._guarded),
             ]
         )
         runner = web.AppRunner(application, handle_signals=False, access_log=None, shutdown_timeout=1.0)
@@ -265,6 +267,9 @@ class Controller:
         if isinstance(message, Heartbeat):
             self._take_heartbeat(seen, message)
             return
+        if isinstance(message, Verified):
+            self._api.verification.take(message)
+            return
         if isinstance(message, Join):
             return
         if isinstance(message, WorkerExit):
@@ -275,20 +280,31 @@ class Controller:
     def _take_heartbeat(self, seen: views.Observation, message: Heartbeat) -> None:
         seen.generation = message.generation
         seen.ranks, seen.daemon_pid = message.ranks, message.daemon_pid
-        seen.daemon = message.daemon or seen.daemon
-        seen.inventory = message.inventory or seen.inventory
+        if message.daemon is not None:
+            seen.take_daemon(message.daemon_pid, message.daemon, seen.seen)
+        if message.inventory is not None:
+            seen.take_inventory(message.inventory, seen.seen)
         status = message.daemon
         if status is None or not status.gate or status.generation != self.coordinator.generation:
             return
         # Only the first of each kind in a generation changes a decision; the rest is for the record.
         generation, protected, when = self._progress
         first = generation != status.generation or (status.levels.protected is not None and not protected)
-        if status.levels.sealed is None or self.coordinator.phase is not Phase.RUNNING:
+        awaited = self.coordinator.durable.is_news(status.pinned)
+        if (status.levels.sealed is None and not awaited) or self.coordinator.phase is not Phase.RUNNING:
             return
-        if first or time.time() - when > _PROGRESS_JOURNAL_SECONDS:
+        if first or awaited or time.time() - when > _PROGRESS_JOURNAL_SECONDS:
             now_protected = status.levels.protected is not None
             self._progress = (status.generation, now_protected, time.time())
-            self.submit(Progress(status.generation, status.levels.sealed, status.levels.protected))
+            self.submit(
+                Progress(
+                    generation=status.generation,
+                    sealed=status.levels.sealed,
+                    protected=status.levels.protected,
+                    pinned=status.pinned,
+                    in_flight=status.in_flight,
+                )
+            )
 
     # ---- launchers
 

@@ -19,6 +19,7 @@ from typing import assert_never
 import msgspec
 
 from ftrain_launcher.causes import Sign, describe
+from ftrain_launcher.durable import SEARCH_SECONDS_MAX, DurableTier
 from ftrain_launcher.events import (
     Announce,
     Command,
@@ -40,6 +41,7 @@ from ftrain_launcher.incidents import Incident
 from ftrain_launcher.membership import Node, NodeState, Phase, Rank, check_phase
 from ftrain_launcher.messages import (
     ArenaShort,
+    DurableEnded,
     Form,
     Join,
     NodeGone,
@@ -53,7 +55,9 @@ from ftrain_launcher.messages import (
     Stopped,
     ToAgent,
     Trouble,
+    Unpin,
     WorkerExit,
+    WriteDurable,
 )
 from ftrain_launcher.policy import EXIT_NODES, EXIT_USAGE
 from ftrain_launcher.ranks import Ranks
@@ -64,6 +68,10 @@ from ftrain_snapshot.placement import Groups, groups
 
 _STARTS_FAILED_MIN = 3
 """So many nodes may be lost in a row before they ran, or half as many as the job has."""
+
+
+_HARMLESS = ("daemon_exit", "chunks_damaged")
+"""Troubles that stop nobody."""
 
 
 class Coordinator:
@@ -87,6 +95,8 @@ class Coordinator:
         """The positions that are coded together; from the first generation on they never change."""
         self.exit_code = 0
         self.exit_message = ""
+        self.durable = DurableTier(config.work.durable)
+        """What is written to storage."""
         self._roster = Roster(config.nodes)
         self._ranks = Ranks()
         self._form_sent: Form | None = None
@@ -140,7 +150,8 @@ class Coordinator:
 
     def next_deadline(self) -> float | None:
         """When `Tick` is due, if nothing else happens before."""
-        deadlines = (self._roster.next_deadline(), self._end_deadline, self._hosts_deadline)
+        own = (self._end_deadline, self._hosts_deadline, self.durable.next_deadline())
+        deadlines = (self._roster.next_deadline(), *own)
         return min((d for d in deadlines if d is not None), default=None)
 
     # ---- events
@@ -173,7 +184,12 @@ class Coordinator:
                 self._arena_short(event, now)
             case Progress():
                 if self._concerns_formed(event.generation):
-                    self.levels = Levels(sealed=event.sealed, protected=event.protected)
+                    if event.sealed is not None:
+                        self.levels = Levels(sealed=event.sealed, protected=event.protected)
+                    self._write_what_is_due(event, now)
+            case DurableEnded():
+                if event.generation == self.formed and self.phase is Phase.RUNNING:
+                    self._tell_of_write(self.durable.end(event, now))
             case StopJob(reason, exit_code):
                 self._end(exit_code, reason, now)
             case ControllerRestarted():
@@ -208,6 +224,8 @@ class Coordinator:
             self._send_stop(node, now)  # Also if it has answered: its daemon or its store may have gone with its agent.
         else:
             self._readopt(node, join, now)
+            if self.phase is Phase.RUNNING and self.durable.writing is not None:
+                self._send(node, WriteDurable(self.durable.writing))
 
     def _readopt(self, node: Node, join: Join, now: float) -> None:
         """A member is back while the job runs. If it runs what it should, nothing happens."""
@@ -264,8 +282,9 @@ class Coordinator:
         elif self.phase is Phase.RUNNING:
             if self._ranks.finish(rank):
                 self._settle(now)
-            if self._ranks.all_finished:
+            if self._ranks.all_finished and not self.durable.finish(now):
                 self._end(0, "training finished", now)
+            self._tell_of_write(None)
 
     def _stopped(self, event: Stopped, now: float) -> None:
         node = self.nodes.get(event.node)
@@ -273,7 +292,7 @@ class Coordinator:
             return
         if self.phase is not Phase.STOPPING or event.generation != self.generation:
             return
-        node.inventory, node.store_port = event.inventory, event.store_port
+        node.inventory, node.store_port, node.durable = event.inventory, event.store_port, event.durable
         self._roster.wait(node, None)
         self._roster.waited_for.discard(node.position)
         self._form_if_ready(now)
@@ -304,7 +323,7 @@ class Coordinator:
         if node is None or node.gone or self.phase not in (Phase.STOPPING, Phase.RUNNING):
             return
         sign = Sign(kind=event.kind, node=event.node, time=now, reason=event.reason)
-        if event.kind == "daemon_exit":
+        if event.kind in _HARMLESS:
             if self._history.log.record_harmless(sign, self.formed):
                 self._announce(f"{describe(sign)}; training goes on")
         elif self._concerns_formed(event.generation):
@@ -338,6 +357,9 @@ class Coordinator:
     def _tick(self, now: float) -> None:
         if self._end_deadline is not None and now >= self._end_deadline:
             self._finish()
+        self._tell_of_write(self.durable.tick(now))
+        if self.durable.is_overdue(now):
+            self._end(0, "training finished (whether its last checkpoint is to be written, nobody said)", now)
         if self._hosts_deadline is not None and now >= self._hosts_deadline:
             missing = f"{self._roster.missing()} of {self.config.nodes} hosts did not come"
             self._end(EXIT_NODES, f"{missing} within {self.config.host_wait_seconds:g} s (--join-timeout-seconds)", now)
@@ -389,6 +411,9 @@ class Coordinator:
         self._commands.append(ReapNode(node.name))
         if self.phase is Phase.ENDING:
             self._finish_if_all_left()
+            return
+        if self.durable.finishing and node.position is not None:
+            self._end(0, f"training finished ({node.name} was lost before the last checkpoint was written)", now)
             return
         runs = self.phase is Phase.RUNNING
         if not node.formed and (was_starting or not runs):
@@ -442,7 +467,9 @@ class Coordinator:
 
         ``ask_again``: the start depends on what the others hold, and that may have grown since they said it.
         """
-        if self.phase is Phase.STOPPING:
+        if self.durable.finishing:  # There is nothing left to be done again.
+            self._end(0, f"training finished ({describe(sign)} before the last checkpoint was written)", now)
+        elif self.phase is Phase.STOPPING:
             self._history.take(sign, self.formed, again=False)
             for node in self._roster.members():
                 if ask_again and node.position not in self._roster.waited_for:
@@ -459,6 +486,7 @@ class Coordinator:
     def _next_generation(self, now: float) -> None:
         """Announce it; every member, also one that is away, must say that it has left the old ones."""
         self.phase = check_phase(self.phase, Phase.STOPPING)
+        self.durable.abandon()
         self.generation += 1
         for node in self._roster.members():
             if node.state is NodeState.ACTIVE:
@@ -467,26 +495,30 @@ class Coordinator:
                 self._roster.waited_for.add(node.position)
         self._fill_positions(now)
 
-    def _send_stop(self, node: Node, now: float) -> None:
+    def _send_stop(self, node: Node, now: float, *, search: bool = False) -> None:
+        """``search``: have it look at the storage as well."""
         assert node.position is not None
-        node.inventory = node.store_port = None
+        node.inventory = node.store_port = node.durable = None
         self._roster.waited_for.add(node.position)
-        self._roster.wait(node, now + self.config.stop_timeout_seconds)
-        self._send(node, Stop(self.generation, host_store=node.position == 0))
+        self._roster.wait(node, now + self.config.stop_timeout_seconds + SEARCH_SECONDS_MAX * search)
+        self._send(node, Stop(self.generation, host_store=node.position == 0, search_durable=search))
 
     def _form_if_ready(self, now: float) -> None:
         """Once all that are left have stopped: decide whether and where to start; once nobody is missing, form."""
         if self._roster.waited_for:
             return
-        start = self._judged = self._choose_start()
+        self._judged = self._choose_start()
+        first = self._roster.members()[0] if not self._roster.vacant else None
+        start = self.durable.start(self._judged, first.durable if first is not None else None)
         judgement = self._history.judge(start, now)
         for text in judgement.news:
             self._announce(text)
         if not judgement.action.resume:
             self._end(judgement.action.exit_code, judgement.action.reason, now)
-        elif not self._roster.vacant:
-            first = self._roster.members()[0]
-            if first.store_port is None:
+        elif first is not None:
+            if start.undecided:
+                self._send_stop(first, now, search=True)
+            elif first.store_port is None:
                 reason = "its store did not start"
                 self._begin_again(Sign(kind="form_failed", node=first.name, time=now, reason=reason), now)
             elif self._place_in_groups(now):
@@ -513,6 +545,7 @@ class Coordinator:
             nodes=self._ranks.nodes,
             survivors=frozenset(p for p, n in members if n.formed == self.formed),
             judged=self._judged,
+            demotions=self._history.demotions,
         )
         holdings = {p: n.inventory.holdings for p, n in members if n.inventory is not None}
         grouping = self.groups or groups(self.config.nodes, self.config.work.parity)  # Nothing was coded yet.
@@ -523,6 +556,7 @@ class Coordinator:
         self.phase = check_phase(self.phase, Phase.RUNNING)
         self.formed = self.generation
         self.restore = start.restore
+        self.durable.started(start)
         self.levels = start.levels
         self._protected, self._judged = start.protected, None
         self._ranks = Ranks([n.name for n in members], self.config.work.nproc_per_node)
@@ -536,17 +570,37 @@ class Coordinator:
             store_port=store_port,
             restore=self.restore,
             groups=self.groups,
+            durable_start=start.durable,
+            durable_newest=self.durable.newest,
             work=self.config.work,
         )
         for node in members:
             node.formed = self.formed
             self._send_form(node)
-        where = "from the beginning" if self.restore is None else f"after step {self.restore.version}"
-        self._announce(f"generation {self.formed}: {len(members)} nodes, {len(self.ranks)} ranks, {where}")
+        where = "from the beginning" if start.version is None else f"after step {start.version}"
+        self._announce(f"generation {self.formed}: {len(members)} nodes, {len(self.ranks)} ranks, {where}{start.note}")
+        if start.durable is not None and self.formed == 1:
+            self._announce("to begin anew instead, give --durable another URL")
 
     def _send_form(self, node: Node) -> None:
         assert self._form_sent is not None
         self._send(node, msgspec.structs.replace(self._form_sent, position=node.position))
+
+    # ---- the durable tier
+
+    def _write_what_is_due(self, progress: Progress, now: float) -> None:
+        if self.phase is Phase.RUNNING:
+            self._tell_of_write(self.durable.report(progress, now))
+            if self.durable.is_settled(progress):
+                self._end(0, "training finished", now)
+
+    def _tell_of_write(self, message: WriteDurable | Unpin | None) -> None:
+        """To all members; and people, how it went."""
+        if message is not None:
+            for node in self._roster.members():
+                self._send(node, message)
+        for text in self.durable.take_news():
+            self._announce(text)
 
     # ---- the end
 
@@ -556,6 +610,7 @@ class Coordinator:
             return
         self.phase = check_phase(self.phase, Phase.ENDING)
         self.exit_code, self.exit_message = exit_code, message
+        self.durable.abandon()
         grace = self.config.shutdown_grace_seconds
         self._end_deadline = now + grace + self.config.stop_timeout_seconds
         for node in self.nodes.values():

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from ftrain_launcher.jobs import TlsFiles
 from ftrain_launcher.pidfds import PidHandle
 from ftrain_snapshot.client import DaemonClient
 from ftrain_snapshot.errors import DaemonLost, SnapshotError
@@ -41,6 +42,7 @@ class DaemonKeeper:
         node_folder: Path,
         host: str,
         secret: Path,
+        tls: TlsFiles | None,
         log: Path,
         grace_seconds: float,
         on_death: Callable[[], None],
@@ -48,6 +50,7 @@ class DaemonKeeper:
         self.pid: int | None = None
         self.port = 0
         self._node, self._folder, self._host, self._secret = node, node_folder, host, secret
+        self._tls = () if tls is None else _arguments(tls)
         self._log = log
         self._grace_seconds = grace_seconds
         self._on_death = on_death
@@ -97,6 +100,7 @@ class DaemonKeeper:
                     *("--port", str(port)),
                     *("--secret-file", str(self._secret)),
                     *("--grace-seconds", str(self._grace_seconds)),
+                    *self._tls,
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
@@ -182,3 +186,7 @@ class DaemonKeeper:
                 daemon.close()
         if self._process is not None:
             self._process.wait()
+
+
+def _arguments(tls: TlsFiles) -> tuple[str, ...]:
+    return ("--tls-cert", tls.certificate, "--tls-key", tls.key, "--tls-ca", tls.authority)

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from ftrain_snapshot.messages import SnapshotId
+from ftrain_snapshot.storage import DurableId
 
 
 def zygote_environment(base: Mapping[str, str], *, preload: bool = True) -> dict[str, str]:
@@ -41,7 +42,9 @@ def worker_environment(
     master_port: int,
     snapshot_every: int,
     max_restarts: int,
+    demote_after_nan: bool = True,
     restore: SnapshotId | None = None,
+    durable_start: DurableId | None = None,
     interface: str = "",
     user: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
@@ -51,6 +54,7 @@ def worker_environment(
         position: the node's place in the job, torchrun's group rank.
         nodes: how many nodes the job has, torchrun's group world size.
         restore: the snapshot that the generation starts from.
+        durable_start: the checkpoint that it starts from, if there is no snapshot.
         interface: the one that leads to the other nodes ("lo" where all are emulated); empty: let torch find it.
         user: variables that the user set for all workers; they may replace the interface, not the ranks.
     """
@@ -78,7 +82,9 @@ def worker_environment(
         "FTRAIN_NODE_DIR": str(node_dir),
         "FTRAIN_GENERATION": str(generation),
         "FTRAIN_RESTORE": snapshot,
+        "FTRAIN_DURABLE": "" if durable_start is None else f"{durable_start.step}:{durable_start.path}",
         "FTRAIN_SNAPSHOT_EVERY": str(snapshot_every),
+        "FTRAIN_DEMOTE_AFTER_NAN": str(int(demote_after_nan)),
     }
 
 

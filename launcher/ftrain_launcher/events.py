@@ -10,6 +10,7 @@ import msgspec
 
 from ftrain_launcher.messages import (
     ArenaShort,
+    DurableEnded,
     Join,
     NodeGone,
     RankRestored,
@@ -23,6 +24,7 @@ from ftrain_launcher.messages import (
     Work,
     WorkerExit,
 )
+from ftrain_snapshot.messages import SnapshotId
 
 
 class JobConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,6 +87,10 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
     generation: int
     sealed: int | None
     protected: int | None
+    pinned: SnapshotId | None = None
+    """What it keeps to be written to storage."""
+    in_flight: bool = False
+    """A snapshot is being captured or protected."""
 
 
 class ControllerRestarted(msgspec.Struct, frozen=True, tag="controller_restarted"):
@@ -106,6 +112,7 @@ Event = (
     | RankRestored
     | RankStepped
     | Trouble
+    | DurableEnded
     | ArenaShort
     | Progress
     | StopJob

@@ -1,8 +1,9 @@
 """Pure: which snapshot the next generation starts from, and what that costs.
 
 The daemons of the nodes that are left have said what they hold. The newest snapshot that can be read or decoded
-from it is the start. If there is none, the job begins anew only where nothing that should have survived is
-missing: never silently from step 0 after a snapshot was protected (or, without parity, sealed).
+from it is the start, unless it is demoted and there is an older one. If there is none, the job begins anew only where
+nothing that should have survived is missing: never silently from step 0 after a snapshot was protected (or, without
+parity, sealed).
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
+from ftrain_launcher.demotion import Demotion
 from ftrain_snapshot.ledger import explain, newest_complete
 from ftrain_snapshot.messages import Holding, Levels, SnapshotId
 from ftrain_snapshot.placement import Groups
+from ftrain_snapshot.storage import DurableId
 
 Holdings = Mapping[int, Sequence[Holding]]
 """What the node at each position says that it holds; positions without a node are left out."""
@@ -36,6 +39,12 @@ class Past(msgspec.Struct, frozen=True, kw_only=True):
     """The positions whose node is still there."""
     judged: Start | None = None
     """What was found when all of them had answered, before one more was lost."""
+    demotions: Sequence[Demotion] = ()
+    """What is not to be started from, if there is anything else."""
+
+    def is_demoted(self, snapshot: SnapshotId) -> bool:
+        """Training went wrong after it."""
+        return any(d.concerns(snapshot) for d in self.demotions)
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -49,41 +58,88 @@ class Start(msgspec.Struct, frozen=True):
     """Which levels are left once everything newer is dropped."""
     protected: bool = False
     """A snapshot was protected, now or before."""
+    demoted: int | None = None
+    """The newest version that could have been the start, and is passed over."""
+    only_demoted: bool = False
+    """The start is demoted, but there is no older one."""
+    durable: DurableId | None = None
+    """The start is on storage, since there is none in memory."""
+    undecided: bool = False
+    """There is none in memory, and it is not known yet what is on storage."""
+    newest_known: int | None = None
+    """If memory is lost: the newest version that anybody had sealed."""
     lost: str = ""
     """Why there is no start at all: what was lost, and with which nodes it would be complete. Empty: there is one."""
 
+    @property
+    def version(self) -> int | None:
+        """The step after which the job goes on; None: it begins anew."""
+        if self.restore is not None:
+            return self.restore.version
+        return None if self.durable is None else self.durable.step
+
+    @property
+    def note(self) -> str:
+        """What people should know of it, to be added to a line; mostly empty."""
+        if self.durable is not None:
+            return f", from {self.durable.path}"
+        if self.demoted is not None:
+            return f" (that of step {self.demoted} is demoted: the loss was not finite after it)"
+        return " (the loss was not finite after it, but there is no older snapshot)" if self.only_demoted else ""
+
 
 def choose_start(past: Past, holdings: Holdings, *, groups: Groups, parity: int) -> Start:
-    """The newest complete snapshot, the beginning, or the reason why neither will do."""
-    restore = newest_complete(holdings, groups, parity)
-    if restore is None and _something_is_missing(past, holdings, parity):
-        return Start(None, 0, lost=_explain(past, holdings, groups, parity))
+    """The newest complete snapshot that is not demoted, the newest, the beginning, or the reason why none will do."""
+    newest = newest_complete(holdings, groups, parity)
+    restore = newest_complete(_trusted(past, holdings), groups, parity) or newest
+    if restore is None and _something_is_missing(past, holdings, groups, parity):
+        return Start(None, 0, newest_known=_newest_known(past, holdings), lost=_explain(past, holdings, groups, parity))
     return Start(
         restore,
         _count_lost(past, holdings, restore),
         _levels_after(past.levels, restore),
-        past.protected or past.levels.protected is not None or bool(_kept_by_survivors(past, holdings, parity)),
+        past.protected or past.levels.protected is not None or bool(_kept_by_survivors(past, holdings, groups, parity)),
+        demoted=newest.version if newest is not None and newest != restore else None,
+        only_demoted=restore is not None and past.is_demoted(restore),
     )
 
 
-def _something_is_missing(past: Past, holdings: Holdings, parity: int) -> bool:
+def _trusted(past: Past, holdings: Holdings) -> Holdings:
+    return {p: [h for h in held if not past.is_demoted(h.snapshot)] for p, held in holdings.items()}
+
+
+def _something_is_missing(past: Past, holdings: Holdings, groups: Groups, parity: int) -> bool:
     """Was there a snapshot that should have survived? If not, at most the one in flight is lost by beginning anew."""
     if past.judged is not None and past.judged.restore is None:
-        return False
+        return bool(past.judged.lost)
     if past.protected or past.levels.protected is not None:
         return True
     if parity == 0 and (past.restore is not None or past.levels.sealed is not None):
         return True
-    survivors = sum(p in past.survivors for p in holdings)
-    if not survivors:
+    if not any(p in past.survivors for p in holdings):
         return past.generation > 0  # Nobody is left to say what there was.
-    return survivors < len(past.nodes) and bool(_kept_by_survivors(past, holdings, parity))
+    holders = sum(bool(holdings[p]) for p in past.survivors if p in holdings)
+    return holders < len(past.nodes) and bool(_kept_by_survivors(past, holdings, groups, parity))
 
 
-def _kept_by_survivors(past: Past, holdings: Holdings, parity: int) -> set[SnapshotId]:
-    """What every survivor holds with its parity was as good as protected: only losing too many could undo it."""
-    survivors = [holdings[p] for p in past.survivors if p in holdings]
-    kept = [{h.snapshot for h in held if h.data and (h.parity or not parity)} for held in survivors]
+def _newest_known(past: Past, holdings: Holdings) -> int | None:
+    """The newest version that anybody who is left, or was when the others were asked last, knows to be sealed."""
+    known = [h.snapshot.version for held in holdings.values() for h in held if h.data]
+    before = past.judged.newest_known if past.judged is not None else None
+    levels = past.levels.sealed
+    return max([*known, *(v for v in (before, levels) if v is not None)], default=None)
+
+
+def _kept_by_survivors(past: Past, holdings: Holdings, groups: Groups, parity: int) -> set[SnapshotId]:
+    """What every survivor holds with its parity was as good as protected: only losing too many could undo it.
+
+    A survivor that holds nothing has lost its memory, if another one of its group has parity, made of all their chunks.
+    """
+    kept = []
+    for group in groups:
+        survivors = [holdings[p] for p in group if p in past.survivors and p in holdings]
+        witnesses = [held for held in survivors if held] or survivors[:1]
+        kept += [{h.snapshot for h in held if h.data and (h.parity or not parity)} for held in witnesses]
     return set.intersection(*kept) if kept else set()
 
 
@@ -97,8 +153,10 @@ def _count_lost(past: Past, holdings: Holdings, restore: SnapshotId | None) -> i
     if not survivors and past.judged is not None:
         return past.judged.steps_lost
     lost = set()
-    if survivors and len(survivors) < len(past.nodes):
+    if survivors:
         sealed = set.intersection(*({h.snapshot for h in held if h.data} for held in survivors))
+        if len(survivors) == len(past.nodes):
+            sealed = {s for s in sealed if past.is_demoted(s)}
         lost = {s.version for s in sealed if _is_newer(s, restore) and _was_its(past, s)}
     if past.levels.sealed is not None and (restore is None or past.levels.sealed > restore.version):
         lost.add(past.levels.sealed)
@@ -126,6 +184,6 @@ def _explain(past: Past, holdings: Holdings, groups: Groups, parity: int) -> str
     sealed = "" if past.levels.sealed is None else f" (step {past.levels.sealed} was sealed)"
     nodes = f" Lost: {', '.join(gone)}." if gone else ""
     # The promise was about what was protected: that is what people want to know of.
-    best = max(_kept_by_survivors(past, holdings, parity), default=None)
+    best = max(_kept_by_survivors(past, holdings, groups, parity), default=None)
     text = explain(holdings, groups, parity, best)
     return f"the job's state is lost{sealed}: no complete snapshot is left.{nodes} {text}"

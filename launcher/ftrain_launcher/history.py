@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from ftrain_launcher.causes import Sign, classify
+from ftrain_launcher.demotion import Demotion, demotion_of
 from ftrain_launcher.formation import Start
 from ftrain_launcher.incidents import Incident, IncidentLog
 from ftrain_launcher.policy import EXIT_LOST, Action, decide
@@ -38,7 +39,7 @@ class History:
 
     def judge(self, start: Start, now: float) -> Judgement:
         """Everybody who is left has said what he holds and what broke: go on from ``start``, or end."""
-        version = -1 if start.restore is None else start.restore.version
+        version = -1 if start.version is None else start.version
         if version > self._newest_version:
             self._newest_version = version
             self._faults_without_progress = min(self._faults_without_progress, 1)
@@ -61,10 +62,17 @@ class History:
         incident.cause, incident.timeline.decided = cause, now
         return decide(cause, before, self._faults_without_progress, self._max_restarts), news
 
+    @property
+    def demotions(self) -> list[Demotion]:
+        """What the faults so far say is not to be started from."""
+        found = (demotion_of(i.signs, i.generation) for i in self.log.entries)
+        return [d for d in found if d is not None]
+
     def resumed(self, start: Start, now: float) -> None:
         """The next generation was formed from ``start``."""
         incident = self.log.forming
         if incident is not None:
             incident.timeline.formed = now
             incident.steps_lost = start.steps_lost
-            incident.resumed_from = None if start.restore is None else start.restore.version
+            incident.resumed_from = start.version
+            incident.demoted = start.demoted

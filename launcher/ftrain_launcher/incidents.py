@@ -38,6 +38,8 @@ class Incident(msgspec.Struct, kw_only=True):
     steps_lost: int = 0
     """Sealed versions newer than the one that was resumed from."""
     resumed_from: int | None = None
+    demoted: int | None = None
+    """A newer version that was passed over, since the loss was not finite after it."""
     closed: bool = False
 
     def add(self, sign: Sign) -> None:

@@ -27,6 +27,14 @@ from ftrain_launcher.errors import JobNotFound, UsageError
 from ftrain_launcher.events import JobConfig
 
 
+class TlsFiles(msgspec.Struct, frozen=True):
+    """Where a host has what its daemon proves itself with; paths in PEM, absolute."""
+
+    certificate: str
+    key: str
+    authority: str
+
+
 class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What a job is: written once, read by its agents and by operators' commands."""
 
@@ -53,6 +61,8 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Hosts may join without knowing a secret: they are told the job's."""
     failure_domains: tuple[str, ...] = ()
     """The labels of this machine's nodes in order of their numbers; empty: none."""
+    tls: TlsFiles | None = None
+    """This machine's files for TLS between daemons; None: they talk in the clear."""
 
     def is_here(self) -> bool:
         """Was this written on this host? Else its pids say nothing here."""

@@ -6,6 +6,7 @@ from enum import StrEnum
 
 import msgspec
 
+from ftrain_launcher.messages import DurableSearch
 from ftrain_snapshot.messages import Inventory
 
 
@@ -88,6 +89,8 @@ class Node(msgspec.Struct, kw_only=True):
     """What it said that it holds, when it stopped for the generation that is being formed."""
     store_port: int | None = None
     """Where that generation's store listens, if this node hosts it."""
+    durable: DurableSearch | None = None
+    """What it found on storage, if it was asked to look."""
 
     def move(self, state: NodeState) -> None:
         """Change state, along the table of moves only."""

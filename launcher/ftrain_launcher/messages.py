@@ -10,11 +10,36 @@ from typing import Literal
 
 import msgspec
 
-from ftrain_snapshot.messages import DaemonStatus, Inventory, Peer, SnapshotId
+from ftrain_snapshot.messages import DaemonStatus, Inventory, LaneReport, Peer, SnapshotId
+from ftrain_snapshot.storage import DurableId
 
 PROTOCOL_VERSION = 1
 MESSAGE_BYTES_MAX = 16 * 2**20
 """Longest message that either side takes."""
+
+
+class Durable(msgspec.Struct, frozen=True, kw_only=True):
+    """Where checkpoints go that outlive the nodes' memory, and when."""
+
+    url: str
+    """Anything that fsspec opens, the same on every node; paths are absolute."""
+    every: int
+    """One is due at every so many steps."""
+    keep: int = 2
+    """So many complete ones stay."""
+    write_timeout_seconds: float = 3600.0
+    """How long the writing of one may take."""
+
+
+
+
+
+class DurableSearch(msgspec.Struct, frozen=True):
+    """What a look at the storage brought."""
+
+    newest: DurableId | None = None
+    failure: str = ""
+    """Why it could not be looked at; empty: it was."""
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,12 +55,17 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     log_folder: str
     nproc_per_node: int
     snapshot_every: int
+    """Steps between snapshots; 0: as often as costs little (`ftrain.cadence`)."""
     parity: int
     codec: str = "auto"
     """Which engine computes parity: ``auto``, ``numpy``, ``isal`` or ``zfec``."""
     protect_bytes_per_second: int = 0
     """What a node may send at most for parity; 0: no cap."""
     max_restarts: int
+    demote_after_nan: bool = True
+    """After losses that are not finite, go on from a snapshot before the newest."""
+    durable: Durable | None = None
+    """None: snapshots are kept in memory alone."""
     zygote: bool = True
     """Fork the workers from a process that has torch imported."""
     environment: dict[str, str] = {}
@@ -65,6 +95,10 @@ class Failure(msgspec.Struct, frozen=True):
     error: str
     traceback: str
     communication: bool
+    not_finite: bool = False
+    """The loss was infinite or no number, in steps one after the other."""
+    newest_version: int | None = None
+    """The newest snapshot that the rank knew then; told with ``not_finite`` only."""
 
 
 # ---- agent -> controller
@@ -126,6 +160,8 @@ class Stopped(msgspec.Struct, frozen=True, tag="stopped", kw_only=True):
     inventory: Inventory
     store_port: int | None = None
     """Where the new generation's store listens, if this node was asked to host it."""
+    durable: DurableSearch | None = None
+    """What is on storage, if this node was asked to look."""
 
 
 class RankRestored(msgspec.Struct, frozen=True, tag="restored"):
@@ -154,8 +190,30 @@ class Trouble(msgspec.Struct, frozen=True, tag="trouble"):
     node: str
     generation: int
     kind: str
-    """``daemon_exit`` (restarted; training goes on), ``store_lost``, ``form_failed``, ``restore_failed``."""
+    """``daemon_exit`` (restarted) and ``chunks_damaged``, with which training goes on; ``store_lost``, ``form_failed``,
+    ``restore_failed``."""
     reason: str
+
+
+class DurableEnded(msgspec.Struct, frozen=True, tag="durable_ended"):
+    """A node's part of a durable checkpoint is written, or will not be."""
+
+    node: str
+    generation: int
+    position: int
+    snapshot: SnapshotId
+    failure: str
+    """Why not; empty: it is written, and if ``position`` is 0, the checkpoint exists."""
+
+
+class Verified(msgspec.Struct, frozen=True, tag="verified", kw_only=True):
+    """Answer to Verify."""
+
+    node: str
+    request: int
+    lanes: tuple[LaneReport, ...] = ()
+    failure: str = ""
+    """Why the node's daemon could not do it; empty: it did."""
 
 
 class ArenaShort(msgspec.Struct, frozen=True, tag="arena_short"):
@@ -167,7 +225,18 @@ class ArenaShort(msgspec.Struct, frozen=True, tag="arena_short"):
     available_bytes: int
 
 
-FromAgent = Join | Heartbeat | WorkerExit | Stopped | RankRestored | RankStepped | Trouble | ArenaShort
+FromAgent = (
+    Join
+    | Heartbeat
+    | WorkerExit
+    | Stopped
+    | RankRestored
+    | RankStepped
+    | Trouble
+    | DurableEnded
+    | Verified
+    | ArenaShort
+)
 
 # ---- controller -> agent
 
@@ -178,6 +247,8 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
     generation: int
     host_store: bool
     """Start the new generation's store here."""
+    search_durable: bool = False
+    """Look what is on storage."""
 
 
 class Form(msgspec.Struct, frozen=True, tag="form", kw_only=True):
@@ -191,7 +262,23 @@ class Form(msgspec.Struct, frozen=True, tag="form", kw_only=True):
     restore: SnapshotId | None
     groups: tuple[tuple[int, ...], ...] = ()
     """The positions that are coded together: the same in all generations of a job."""
+    durable_start: DurableId | None = None
+    """What to start from where there is nothing in memory."""
+    durable_newest: int | None = None
+    """The newest version on storage."""
     work: Work
+
+
+class WriteDurable(msgspec.Struct, frozen=True, tag="write_durable"):
+    """Write this node's part of a snapshot that is pinned. Said again to an agent that may not have heard it."""
+
+    snapshot: SnapshotId
+
+
+class Unpin(msgspec.Struct, frozen=True, tag="unpin"):
+    """A snapshot is on storage, or will not be: end its writer here, and let the gate use its slot."""
+
+    snapshot: SnapshotId
 
 
 class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
@@ -209,7 +296,14 @@ class Inject(msgspec.Struct, frozen=True, tag="inject"):
     rank: int | None = None
 
 
-ToAgent = Stop | Form | Shutdown | Inject
+class Verify(msgspec.Struct, frozen=True, tag="verify"):
+    """Have the daemon read all that it stores, compare it with its checksums, and repair what is wrong."""
+
+    request: int
+    """Comes back in the answer."""
+
+
+ToAgent = Stop | Form | WriteDurable | Unpin | Shutdown | Inject | Verify
 
 # ---- launcher (its engine) <-> controller
 

@@ -20,11 +20,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ftrain import link
+from ftrain_launcher.checking import DamageWatch, verify
 from ftrain_launcher.daemons import DaemonFailed, DaemonKeeper
+from ftrain_launcher.durable_search import search
+from ftrain_launcher.durable_writers import DurableWriters
 from ftrain_launcher.errors import SpawnFailed, ZygoteFailed
 from ftrain_launcher.jobs import JobFolder
 from ftrain_launcher.links import LinkServer
 from ftrain_launcher.messages import (
+    DurableSearch,
     Form,
     FromAgent,
     Heartbeat,
@@ -33,6 +37,9 @@ from ftrain_launcher.messages import (
     Stop,
     Stopped,
     Trouble,
+    Unpin,
+    Verify,
+    WriteDurable,
 )
 from ftrain_launcher.node_state import NodeFile, NodeRecord, kill_trees
 from ftrain_launcher.node_workers import NodeWorkers
@@ -70,6 +77,7 @@ class NodeRunner:
         self._secret = folder.secret
         self._file = NodeFile(self.node_folder)
         self._said: dict[tuple[object, ...], FromAgent] = {}
+        self._damage = DamageWatch(node)
         self._stopped = 0
         self._form: Form | None = None
         self._all_started = False
@@ -97,6 +105,7 @@ class NodeRunner:
             node_folder=self.node_folder,
             host=self.job.host,
             secret=self._secret,
+            tls=self.job.tls,
             log=logs / f"daemon-{self.node}.log",
             grace_seconds=grace,
             on_death=self._daemon_died,
@@ -110,6 +119,7 @@ class NodeRunner:
         )
         self._host = WorkerHost(zygote, self._exited)
         self._workers = NodeWorkers(self.job, self.node, self._host, self._tell)
+        self._writers = DurableWriters(self.job, self.node, self._host, self._tell)
         before = self._file.read()
         await self._links.start()
         await asyncio.gather(self._start_daemon(before), self._adopt_workers(before))
@@ -188,6 +198,8 @@ class NodeRunner:
         status = None
         with contextlib.suppress(DaemonFailed):
             status = await self._daemon.call(lambda client: client.status())
+            if (news := self._damage.news(status)) is not None:
+                self._tell(news, ("damage",))
             if with_inventory:
                 self._inventory = await self._daemon.call(lambda client: client.inventory())
         return Heartbeat(
@@ -213,11 +225,19 @@ class NodeRunner:
             self._form, self._all_started = None, False
             self._said.clear()
             self._write_down()
-        port, inventory = await asyncio.gather(self._host_store(message), self._take_inventory())
+        port, inventory, durable = await asyncio.gather(
+            self._host_store(message), self._take_inventory(), self._search_durable(message)
+        )
         if inventory is None:
             return  # What is here must not be guessed: the controller waits, and then gives the node up.
-        stopped = Stopped(node=self.node, generation=generation, inventory=inventory, store_port=port)
-        self._tell(stopped)
+        self._tell(
+            Stopped(node=self.node, generation=generation, inventory=inventory, store_port=port, durable=durable)
+        )
+
+    async def _search_durable(self, message: Stop) -> DurableSearch | None:
+        """What is on storage, if that is to be known."""
+        durable = self.job.config.work.durable
+        return await asyncio.to_thread(search, durable.url) if durable is not None and message.search_durable else None
 
     async def _host_store(self, message: Stop) -> int | None:
         """The port of the new generation's store, if it is to be hosted here; None too if it does not start."""
@@ -271,6 +291,20 @@ class NodeRunner:
         self._write_down()
         self._tell(await self.heartbeat(with_inventory=False))
 
+    async def write_durable(self, message: WriteDurable) -> None:
+        """Begin this node's part of a durable checkpoint."""
+        if self._form is not None and self._all_started:
+            await self._writers.write(self._form, message.snapshot)
+
+    async def unpin(self, message: Unpin) -> None:
+        """A durable checkpoint is written, or given up. If the daemon does not hear it, it will be said again."""
+        if self._form is None:
+            return
+        await self._writers.stop(self._form, message.snapshot)
+        if self._form.position == 0:
+            with contextlib.suppress(DaemonFailed):
+                await self._daemon.call(lambda client: client.unpin(message.snapshot))
+
     def inject(self, message: Inject) -> None:
         """Break something, for real."""
         match message.kind:
@@ -288,6 +322,16 @@ class NodeRunner:
                 shutil.rmtree(self.node_folder, ignore_errors=True)
                 os.kill(os.getpid(), signal.SIGKILL)
 
+    def verify(self, message: Verify) -> None:
+        """Check all that is stored here, beside everything else; the answer may take minutes."""
+
+        async def answer() -> None:
+            self._tell_controller(await asyncio.to_thread(verify, self.node, self.node_folder, message))
+
+        task = asyncio.create_task(answer())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
     # ---- what the node hears from below
 
     def _exited(self, exited: Exited) -> None:
@@ -297,7 +341,9 @@ class NodeRunner:
         if exited.id == self._store_id:
             reason = f"exit code {exited.code}, signal {exited.signal}"
             self._tell(Trouble(self.node, self._stopped, "store_lost", reason), ("trouble",))
-        self._workers.exited(exited)
+        running = self._form if self.generation == self._stopped else None
+        if not self._writers.exited(running, exited):
+            self._workers.exited(exited)
         self._write_down()
 
     def _hear_worker(self, hello: link.Hello, message: link.LinkMessage) -> None:
@@ -349,6 +395,8 @@ class NodeRunner:
             groups=form.groups,
             codec=form.work.codec,
             protect_bytes_per_second=form.work.protect_bytes_per_second,
+            durable_every=form.work.durable.every if form.work.durable is not None else 0,
+            durable_newest=form.durable_newest,
         )
         await self._daemon.call(lambda client: client.configure(membership))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import psutil
 
 from ftrain_launcher.jobs import write_atomically
 from ftrain_launcher.messages import Form
+
+_logger = logging.getLogger(__name__)
 
 
 class WorkerRecord(msgspec.Struct, frozen=True):
@@ -61,8 +64,19 @@ class NodeFile:
             return None
 
     def write(self, record: NodeRecord) -> None:
-        """Replace it in one step."""
-        write_atomically(self._path, msgspec.json.encode(record))
+        """Replace it in one step; where memory is full, in the room that the old one had.
+
+        If there is none even so, nothing is written down: the node goes on, but would not survive its agent's death.
+        """
+        data = msgspec.json.encode(record)
+        try:
+            write_atomically(self._path, data)
+        except OSError as error:
+            self._path.unlink(missing_ok=True)
+            try:
+                write_atomically(self._path, data)
+            except OSError:
+                _logger.error("event=not_written_down file=%s reason=%r", self._path, str(error))
 
 
 def kill_trees(pids: list[int]) -> None:

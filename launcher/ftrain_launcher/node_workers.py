@@ -36,7 +36,7 @@ from ftrain_launcher.workers import WorkerHost
 from ftrain_snapshot.arena import ControlPage
 
 _LINES_REPORTED = 20
-_RESTORE_ERRORS = ("SnapshotIncomplete", "ChecksumMismatch")
+_RESTORE_ERRORS = ("SnapshotIncomplete", "ChecksumMismatch", "StorageError")
 
 Tell = Callable[[FromAgent, tuple[object, ...]], None]
 """Tells the controller something; by its key it can be told again."""
@@ -130,7 +130,9 @@ class NodeWorkers:
                 master_port=form.store_port,
                 snapshot_every=work.snapshot_every,
                 max_restarts=work.max_restarts,
+                demote_after_nan=work.demote_after_nan,
                 restore=form.restore,
+                durable_start=form.durable_start,
                 interface=interface_of(self._job.host),
                 user=work.environment,
             ),
@@ -222,15 +224,27 @@ class NodeWorkers:
         """The worker waits for its end; its traceback goes beside its log, and the controller shows the cause's."""
         with contextlib.suppress(OSError):
             self._log(worker.record.rank).with_suffix(".traceback").write_text(message.traceback)
-        if message.error.startswith(_RESTORE_ERRORS):
+        if is_restore_failure(message.error):
             trouble = Trouble(self._node, self._generation, "restore_failed", message.error)
             self._tell(trouble, ("trouble",))
             return
-        worker.failure = Failure(message.step, message.error, message.traceback, message.communication)
+        worker.failure = Failure(
+            step=message.step,
+            error=message.error,
+            traceback=message.traceback,
+            communication=message.communication,
+            not_finite=message.not_finite,
+            newest_version=message.newest_version,
+        )
         self._report_end(worker, None, None)
 
     def _log(self, rank: int) -> Path:
         return log_path(Path(self._job.config.work.log_folder), self._generation, rank)
+
+
+def is_restore_failure(error: str) -> bool:
+    """Whether what a worker raised says that its state could not be had; the name comes with its module's."""
+    return error.split(":")[0].rpartition(".")[2] in _RESTORE_ERRORS
 
 
 def _started(pid: int) -> float:

@@ -5,17 +5,21 @@ The shapes are documented in docs/operations.md and kept stable: scripts depend 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
 
 from ftrain_launcher.causes import classify
 from ftrain_launcher.coordinator import Coordinator
+from ftrain_launcher.durable import DurableTier
 from ftrain_launcher.incidents import Incident
 from ftrain_launcher.membership import Node, NodeState, Phase
 from ftrain_launcher.messages import RankState
-from ftrain_snapshot.messages import DaemonStatus, Inventory, Levels
+from ftrain_snapshot.messages import DaemonStatus, Inventory, Levels, SnapshotId, Volume
+
+CPU_WINDOW_SECONDS = 5.0
+"""A daemon's share of a core is taken over so long."""
 
 
 class Observation(msgspec.Struct, kw_only=True):
@@ -28,6 +32,27 @@ class Observation(msgspec.Struct, kw_only=True):
     daemon: DaemonStatus | None = None
     inventory: Inventory | None = None
     seen: float = 0.0
+    since: dict[SnapshotId, float] = {}
+    """When each of its snapshots was first told of."""
+    cpu_share: float | None = None
+    """Cores that the daemon kept busy lately."""
+    cpu_mark: tuple[int | None, float, float] | None = None
+    """The daemon's pid, a time some seconds ago, and its processor seconds then."""
+
+    def take_inventory(self, inventory: Inventory, now: float) -> None:
+        """What the node holds now."""
+        self.inventory = inventory
+        self.since = {h.snapshot: self.since.get(h.snapshot, now) for h in inventory.holdings}
+
+    def take_daemon(self, pid: int | None, status: DaemonStatus, now: float) -> None:
+        """How the daemon is now."""
+        self.daemon = status
+        if self.cpu_mark is None or self.cpu_mark[0] != pid:
+            self.cpu_mark, self.cpu_share = (pid, now, status.cpu_seconds), None
+        elif now - self.cpu_mark[1] >= CPU_WINDOW_SECONDS:
+            _, then, used = self.cpu_mark
+            self.cpu_share = (status.cpu_seconds - used) / (now - then)
+            self.cpu_mark = (pid, now, status.cpu_seconds)
 
 
 Observations = Mapping[str, Observation]
@@ -38,8 +63,8 @@ def levels(coordinator: Coordinator, observations: Observations) -> Levels:
     for observation in observations.values():
         status = observation.daemon
         if status and status.gate and status.generation == coordinator.formed and status.levels.sealed is not None:
-            return status.levels
-    return coordinator.levels
+            return msgspec.structs.replace(status.levels, durable=coordinator.durable.newest)
+    return msgspec.structs.replace(coordinator.levels, durable=coordinator.durable.newest)
 
 
 def status(coordinator: Coordinator, observations: Observations, controller_pid: int) -> dict[str, Any]:
@@ -57,7 +82,13 @@ def status(coordinator: Coordinator, observations: Observations, controller_pid:
             "protected": now.protected,
             "durable": now.durable,
             **counts,
+            **_exposure(observations),
         },
+        "volume": {
+            "last": _volume(daemon.last for daemon in _daemons(coordinator, observations)),
+            "total": _volume(daemon.total for daemon in _daemons(coordinator, observations)),
+        },
+        "durable": _durable(coordinator.durable),
         "incidents": coordinator.incidents_total,
         "message": coordinator.exit_message,
     }
@@ -66,6 +97,41 @@ def status(coordinator: Coordinator, observations: Observations, controller_pid:
 def _snapshot_counts(observations: Observations) -> dict[str, int]:
     gates = [o.daemon for o in observations.values() if o.daemon and o.daemon.gate]
     return {"taken": sum(g.taken for g in gates), "skipped": sum(g.skipped for g in gates)}
+
+
+def _durable(tier: DurableTier) -> dict[str, Any] | None:
+    if tier.config is None:
+        return None
+    return {
+        "url": tier.config.url,
+        "newest": tier.newest,
+        "writing": None if tier.writing is None else tier.writing.version,
+        "failure": tier.failure or None,
+    }
+
+
+def _exposure(observations: Observations) -> dict[str, float]:
+    gates = [o.daemon for o in observations.values() if o.daemon and o.daemon.gate]
+    newest = max(gates, key=lambda gate: gate.generation, default=None)
+    return {
+        "exposed_seconds": newest.exposed_seconds if newest else 0.0,
+        "exposed_last_seconds": newest.exposed_last_seconds if newest else 0.0,
+    }
+
+
+def _daemons(coordinator: Coordinator, observations: Observations) -> list[DaemonStatus]:
+    """What the daemons said last, but for those of lost nodes."""
+    nodes = coordinator.nodes.values()
+    found = [observations.get(node.name) for node in nodes if node.state is not NodeState.LOST]
+    return [seen.daemon for seen in found if seen is not None and seen.daemon is not None]
+
+
+def _volume(volumes: Iterable[Volume]) -> dict[str, int]:
+    """What snapshots cost, all nodes together."""
+    total = Volume()
+    for volume in volumes:
+        total.add(volume)
+    return msgspec.structs.asdict(total)
 
 
 def _job_state(coordinator: Coordinator) -> str:
@@ -88,6 +154,8 @@ def _node(node: Node, seen: Observation | None) -> dict[str, Any]:
         "failure_domain": node.failure_domain,
         "agent_pid": seen.agent_pid if seen and agent_here else None,
         "daemon_pid": seen.daemon_pid if seen and here else None,
+        "daemon_cpu_seconds": seen.daemon.cpu_seconds if seen and seen.daemon and here else None,
+        "daemon_cpu_share": seen.cpu_share if seen and here else None,
         "ranks": [_rank(r) for r in seen.ranks] if seen and here else [],
     }
 
@@ -122,12 +190,13 @@ def _incident(incident: Incident) -> dict[str, Any]:
         "seconds": incident.seconds,
         "steps_lost": incident.steps_lost,
         "resumed_from": incident.resumed_from,
+        "demoted": incident.demoted,
         "reason": cause.reason,
         "state": "closed" if incident.closed else "open",
     }
 
 
-def snapshots(coordinator: Coordinator, observations: Observations) -> dict[str, Any]:
+def snapshots(coordinator: Coordinator, observations: Observations, now_seconds: float) -> dict[str, Any]:
     """``ftrain snapshots --json``: each version, its level, and what every node holds of it."""
     now = levels(coordinator, observations)
     versions: dict[tuple[int, int, int], dict[str, Any]] = {}
@@ -147,6 +216,8 @@ def snapshots(coordinator: Coordinator, observations: Observations) -> dict[str,
                     "parity": held.parity,
                     "data_bytes": held.data_bytes,
                     "parity_bytes": held.parity_bytes,
+                    "damaged": bool(held.damage),
+                    "age_seconds": _age(seen, key, now_seconds),
                 }
             )
     for entry in versions.values():
@@ -161,8 +232,15 @@ def snapshots(coordinator: Coordinator, observations: Observations) -> dict[str,
     }
 
 
+def _age(seen: Observation | None, snapshot: SnapshotId, now_seconds: float) -> float | None:
+    since = seen.since.get(snapshot) if seen else None
+    return None if since is None else max(0.0, now_seconds - since)
+
+
 def _level(version: int, now: Levels) -> str:
-    for name in ("durable", "protected", "sealed"):
+    if version == now.durable:
+        return "durable"
+    for name in ("protected", "sealed"):
         reached = getattr(now, name)
         if reached is not None and version <= reached:
             return name

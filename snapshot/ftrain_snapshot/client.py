@@ -18,7 +18,7 @@ import msgspec
 
 from ftrain_snapshot import messages as m
 from ftrain_snapshot.errors import ArenaTooSmall, DaemonLost, ProtocolError, SnapshotError, SnapshotIncomplete
-from ftrain_snapshot.frames import connect_unix, recv_frame, send_frame
+from ftrain_snapshot.frames import connect_unix, decode, recv_frame, send_frame
 
 SOCKET_NAME = "daemon.sock"
 READ_BYTES = 4 << 20
@@ -73,6 +73,10 @@ class DaemonClient:
     def status(self) -> m.DaemonStatus:
         """The daemon's report; of the job's levels only the gate's daemon knows."""
         return _expect(self._ask(m.GetStatus()), m.StatusReply).status
+
+    def unpin(self, snapshot: m.SnapshotId) -> None:
+        """``snapshot`` is on storage, or will not be: at the gate its slot may be used again."""
+        _expect(self._ask(m.Unpin(snapshot)), m.Done)
 
     def shutdown(self) -> None:
         """Have the daemon remove its files and end. That it has ended already is no error."""
@@ -212,10 +216,10 @@ class DaemonClient:
                 sock = self._connected()
                 sock.settimeout(self._timeout_seconds if timeout_seconds is None else timeout_seconds)
                 send_frame(sock, msgspec.msgpack.encode(request))
-                return _REPLY.decode(recv_frame(sock))
+                return decode(_REPLY, recv_frame(sock))
             except TimeoutError as error:
                 self.close()
                 raise TimeoutError(f"the snapshot daemon at {self._path} did not answer in time") from error
-            except (OSError, EOFError, ProtocolError, msgspec.DecodeError) as error:
+            except (OSError, EOFError, ProtocolError) as error:
                 self.close()
                 raise DaemonLost(f"lost the snapshot daemon at {self._path}: {error}") from error

@@ -4,8 +4,9 @@ SnapshotError
 ├── ArenaTooSmall          the node's shared memory cannot hold the job's snapshots
 ├── SnapshotIncomplete     this snapshot is not (or not wholly) there, and cannot be rebuilt
 ├── ChecksumMismatch       bytes are there, but they are not the bytes that were written
-├── PlacementImpossible    the nodes cannot carry that much parity
-├── CodecUnsupported       no codec here computes that much parity
+├── PlacementImpossible    the nodes, or their failure domains, cannot carry that much parity
+├── CodecUnsupported       the codec that is asked for is not here, or computes no such parity
+├── StorageError           the durable tier's storage cannot be used, or refused (storage.py)
 ├── ProtocolError          a peer or client sent something that does not belong on this line
 └── DaemonLost             the node's snapshot daemon does not answer
 """
@@ -40,11 +41,11 @@ class ChecksumMismatch(SnapshotError):
 
 
 class PlacementImpossible(SnapshotError, ValueError):
-    """As many parity chunks as nodes, or more: use less parity or more nodes."""
+    """These nodes, failure domains or groups cannot carry that much parity; the message says what would be possible."""
 
 
 class CodecUnsupported(SnapshotError, ValueError):
-    """No codec here computes this many parity chunks."""
+    """The codec that is asked for is not known, not installed, or computes no such parity; says which there are."""
 
 
 class ProtocolError(SnapshotError):

@@ -19,6 +19,8 @@ from ftrain_snapshot.transport import Connection
 from ftrain_snapshot.wire import FarAnswer, FarFailed, FarRead
 
 ANSWER_TIMEOUT_SECONDS = 10.0
+QUESTIONS_MAX = 1024
+"""Questions to other daemons under way at once."""
 
 OnAnswer = Callable[[FarAnswer, bytes], None]
 OnFailed = Callable[[str], None]
@@ -92,6 +94,9 @@ class FarReads:
         towards = self._towards(question.position)
         if towards is None:
             on_failed(f"nobody of the group of position {question.position} is connected")
+            return
+        if len(self._asked) >= QUESTIONS_MAX:
+            on_failed("too many reads of other groups are under way")
             return
         self._attempt += 1
         attempt = self._attempt

@@ -14,9 +14,12 @@ from itertools import combinations
 import msgspec
 
 from ftrain_snapshot.messages import Holding, Levels, SnapshotId
+from ftrain_snapshot.pin import Pin
 from ftrain_snapshot.placement import Group, Groups, groups, is_complete
 
 SLOTS = 3
+RECORDS_MAX = 64
+"""Snapshots that the gate keeps facts of; of a job in order there are at most three, and what is left of old ones."""
 
 
 def newest_complete(
@@ -195,6 +198,7 @@ class Gate:
         generation: int,
         restore: SnapshotId | None = None,
         word: Word = Word(0, -1, False),  # noqa: B008 - frozen
+        pin: Pin | None = None,
     ) -> None:
         self._nodes = nodes
         self._parity = parity
@@ -211,6 +215,8 @@ class Gate:
         self._start_given_up = False
         self._unprotected: SnapshotId | None = None
         """The newest snapshot whose protecting was abandoned."""
+        self.pin = pin or Pin()
+        """What is kept for storage."""
 
     # Facts.
 
@@ -253,7 +259,7 @@ class Gate:
 
     def abandon(self, snapshot: SnapshotId) -> None:
         """It will not be protected (a receive failed); it may still be sealed everywhere, and count as that."""
-        if not self._stale(snapshot):
+        if snapshot.generation == self._generation and not self._stale(snapshot):
             self._notice(snapshot)
             self._abandon(snapshot)
 
@@ -279,6 +285,7 @@ class Gate:
     def advance(self) -> tuple[Word, tuple[SnapshotId, ...]]:
         """What follows from the facts: the control word, and the snapshots to be dropped everywhere (once)."""
         self._drop_mismatched()
+        self.pin.consider(self._newest_protected() if self._parity else self._newest_sealed())
         everyone = len(self._ready) == self._nodes
         if everyone and self._slot == -1 and self._resolved():
             slot = self._free_slot()
@@ -287,6 +294,11 @@ class Gate:
         dropped, self._dropped = tuple(self._dropped), []
         word = Word(self._ticket, self._slot, everyone and self._slot != -1, self._floor.get(self._slot, -1))
         return word, dropped
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether a ticket was used for a snapshot that is not yet as safe as it will be."""
+        return self._current is not None and not self._resolved()
 
     def _give_out(self, slot: int) -> None:
         gone = [s for s in self._records if s.slot == slot] + [s for s in self._abandoned if s.slot == slot]
@@ -317,7 +329,8 @@ class Gate:
         """The slot with the oldest content, of those that nobody may need any more.
 
         Kept are the newest protected and the newest sealed snapshot, and the one that this generation started
-        from until a newer one is protected. None: wait (the start's parity is being rebuilt).
+        from until a newer one is protected; and what is pinned, unless no other slot is left. None: wait (the
+        start's parity is being rebuilt).
         """
         sealed, protected = self._newest_sealed(), self._newest_protected()
         safe = sealed if self._parity == 0 else protected
@@ -326,7 +339,12 @@ class Gate:
             kept.add(self._restore.slot)
         whole = self._whole(sealed_only=True)
         ages = {slot: max([s.version for s in whole if s.slot == slot], default=-1) for slot in range(SLOTS)}
-        return min((slot for slot in range(SLOTS) if slot not in kept), key=ages.__getitem__, default=None)
+        pinned = self.pin.snapshot
+        free = [slot for slot in range(SLOTS) if slot not in kept]
+        unpinned = [slot for slot in free if pinned is None or slot != pinned.slot]
+        if free and not unpinned:
+            self.pin.give_way()
+        return min(unpinned or free, key=ages.__getitem__, default=None)
 
     def _whole(self, *, sealed_only: bool) -> list[SnapshotId]:
         n = self._nodes
@@ -347,6 +365,8 @@ class Gate:
         if snapshot not in self._records:
             for older in [s for s in self._records if s.slot == snapshot.slot and s < snapshot]:
                 del self._records[older]
+            if len(self._records) >= RECORDS_MAX:
+                del self._records[min(self._records)]
             self._records[snapshot] = Record(set(), set(), {})
         return self._records[snapshot]
 
@@ -363,7 +383,8 @@ class Gate:
             self._abandon(self._current)
 
     def _abandon(self, snapshot: SnapshotId) -> None:
-        self._abandoned.add(snapshot)
+        same_slot = {s for s in self._abandoned if s.slot == snapshot.slot} | {snapshot}
+        self._abandoned = (self._abandoned - same_slot) | {max(same_slot)}
         self._unprotected = max(snapshot, self._unprotected or snapshot)
 
     def _drop(self, snapshot: SnapshotId) -> None:
@@ -375,6 +396,7 @@ class Gate:
             self._current = None
         if self._unprotected == snapshot:
             self._unprotected = None
+        self.pin.release(snapshot)
 
     def _drop_mismatched(self) -> None:
         """Ranks that disagree on the layout of the replicated state did not capture one job's state."""

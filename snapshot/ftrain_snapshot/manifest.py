@@ -13,13 +13,17 @@ from __future__ import annotations
 import enum
 import struct
 from collections.abc import Iterator
+from typing import Annotated, TypeVar
 
 import msgspec
 import xxhash
 
-from ftrain_snapshot.messages import SnapshotId
+from ftrain_snapshot.errors import ChecksumMismatch
+from ftrain_snapshot.frames import decode
+from ftrain_snapshot.messages import Count, Name, Rank, SnapshotId
 from ftrain_snapshot.placement import ALIGNMENT_BYTES, round_up
 
+Record = TypeVar("Record", bound=msgspec.Struct)
 HEADER_BYTES = 4096
 CHUNK_BYTES = 1 << 20
 """Bytes under one checksum, in one parity chunk, and in one message between daemons."""
@@ -30,6 +34,9 @@ _FIELDS = struct.Struct("<qqqiiQQQQqqq")
 _FIELDS_OFFSET = 64
 """Past the words that change while a snapshot is being captured (arena.py)."""
 _CHECKSUM = struct.Struct("<Q")
+Word = Annotated[int, msgspec.Meta(ge=0)]
+"""64 bits: a checksum or a digest."""
+_HEADER_END = _FIELDS_OFFSET + _FIELDS.size + _CHECKSUM.size
 
 
 class State(enum.IntEnum):
@@ -47,13 +54,13 @@ class Header(msgspec.Struct, frozen=True):
     """What a slot holds of a lane, or is going to."""
 
     snapshot: SnapshotId
-    rank: int
-    world_size: int
-    data_bytes: int
-    manifest_bytes: int
-    digest: int
+    rank: Rank
+    world_size: Rank
+    data_bytes: Count
+    manifest_bytes: Count
+    digest: Word
     """Layout of the replicated state: equal on all ranks, or the snapshot is none."""
-    manifest_checksum: int
+    manifest_checksum: Word
     reference: SnapshotId = NO_SNAPSHOT
     """Chunks that lie in the same home as this snapshot's are the same bytes."""
 
@@ -114,8 +121,8 @@ def write_header(page: memoryview, header: Header) -> None:
 
 def read_header(page: memoryview) -> tuple[State, Header | None]:
     """State, and the header if it is whole. Never raises: another process may be writing it."""
-    raw = bytes(page[: _FIELDS_OFFSET + _FIELDS.size + _CHECKSUM.size])
-    if not raw.startswith(_MAGIC):
+    raw = bytes(page[:_HEADER_END])
+    if len(raw) < _HEADER_END or not raw.startswith(_MAGIC):
         return State.EMPTY, None
     word = _STATE.unpack_from(raw, _STATE_OFFSET)[0]
     fields = raw[_FIELDS_OFFSET:-8]
@@ -128,8 +135,8 @@ def read_header(page: memoryview) -> tuple[State, Header | None]:
 class UnitDescriptor(msgspec.Struct, frozen=True):
     """One lane's unit: what it holds, and the checksums of its chunks."""
 
-    position: int
-    lane: int
+    position: Count
+    lane: Count
     header: Header
     sums: bytes
     """u64 each, little endian."""
@@ -143,11 +150,11 @@ class UnitDescriptor(msgspec.Struct, frozen=True):
 class ParityDescriptor(msgspec.Struct, frozen=True):
     """The parity that one node keeps of one lane in one rotation."""
 
-    lane: int
-    rotation: int
-    generator: str
+    lane: Count
+    rotation: Count
+    generator: Name
     """The named matrix it was computed with: any engine can decode it."""
-    parity_bytes: int
+    parity_bytes: Count
     sums: bytes
     """u64 each, little endian, one per stripe."""
     homes: bytes
@@ -158,7 +165,7 @@ class Catalog(msgspec.Struct):
     """A node's record of one slot: descriptors of its group's units, and its own parity once it is complete."""
 
     snapshot: SnapshotId
-    lanes: int
+    lanes: Count
     units: list[UnitDescriptor]
     parity: list[ParityDescriptor]
     dropped: bool = False
@@ -180,6 +187,20 @@ class Catalog(msgspec.Struct):
         """Add or replace what is on record of that parity."""
         kept = [p for p in self.parity if (p.lane, p.rotation) != (parity.lane, parity.rotation)]
         self.parity = [*kept, parity]
+
+
+def encode_record(record: msgspec.Struct) -> bytes:
+    """A struct for a file, behind its checksum."""
+    body = msgspec.msgpack.encode(record)
+    return _CHECKSUM.pack(checksum(body)) + body
+
+
+def decode_record(data: bytes, decoder: msgspec.msgpack.Decoder[Record]) -> Record:
+    """The way back. Raises ChecksumMismatch if it is not what was written, ProtocolError if that was something else."""
+    body = data[_CHECKSUM.size :]
+    if data[: _CHECKSUM.size] != _CHECKSUM.pack(checksum(body)):
+        raise ChecksumMismatch(f"{len(data)} bytes are not what was written")
+    return decode(decoder, body)
 
 
 def sum_at(sums: bytes, chunk: int) -> int:

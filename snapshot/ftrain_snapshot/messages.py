@@ -1,77 +1,95 @@
 """The words that daemons, workers and agents exchange about snapshots.
 
-Every message is a tagged, bounded msgspec struct: no pickle crosses a socket. A *lane* is one local rank;
-a *position* is a node's place in the job (its GROUP_RANK), stable across generations: a spare takes over
-the position of the node it replaces, so that parity written for a position stays valid.
+Every message is a tagged, bounded msgspec struct: no pickle crosses a socket, and no number that would not fit where
+it is written next. A *lane* is one local rank; a *position* is a node's place in the job (its GROUP_RANK), stable
+across generations: a spare takes over the position of the node it replaces, so that parity written for a position
+stays valid.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+
+Number = Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 1)]
+"""A version, a generation, a slot; -1: none. Fits the words of the control page and of headers."""
+Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 56)]
+"""A position, a lane, a stripe, a length in bytes: sums of several still fit into 64 bits."""
+Rank = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+Name = Annotated[str, msgspec.Meta(max_length=256)]
+Reason = Annotated[str, msgspec.Meta(max_length=1 << 16)]
+DAMAGES_MAX = 1024
+"""Ranges of damage that a node tells of one by one."""
 
 
 class SnapshotId(msgspec.Struct, frozen=True, order=True):
     """One snapshot of the whole job. Two captures of one step in different generations never mix."""
 
-    version: int
+    version: Number
     """The step after which the state was captured."""
-    generation: int
+    generation: Number
     """The generation whose workers captured it."""
-    slot: int
+    slot: Number
     """Its slot: the same one on every node, chosen once by the gate."""
 
 
 class Damage(msgspec.Struct, frozen=True, array_like=True):
     """Chunks that are missing or damaged on a node: its part, data or parity, of stripes ``first`` to ``stop``."""
 
-    lane: int
-    rotation: int
-    first: int
-    stop: int
+    lane: Count
+    rotation: Count
+    first: Count
+    stop: Count
     """One past the last stripe."""
+
+
+Damages = Annotated[tuple[Damage, ...], msgspec.Meta(max_length=DAMAGES_MAX)]
 
 
 class Holding(msgspec.Struct, frozen=True):
     """What one node holds of one snapshot."""
 
     snapshot: SnapshotId
-    position: int
+    position: Count
     """The position whose share this is."""
     data: bool
     """Every lane of this position is sealed here."""
     parity: bool
     """This position's parity is complete here."""
-    data_bytes: int = 0
-    parity_bytes: int = 0
-    damage: tuple[Damage, ...] = ()
+    data_bytes: Count = 0
+    parity_bytes: Count = 0
+    damage: Damages = ()
     """Chunks of both that are known to be damaged; the rest is there."""
+
+
+Holdings = Annotated[tuple[Holding, ...], msgspec.Meta(max_length=16)]
+"""Of a node's three slots: what is in them, and whose parity is."""
 
 
 class Inventory(msgspec.Struct, frozen=True):
     """All that a node holds, read from its memory when asked."""
 
-    holdings: tuple[Holding, ...] = ()
+    holdings: Holdings = ()
 
 
 class Peer(msgspec.Struct, frozen=True):
     """Where the daemon of a position listens for other daemons."""
 
-    position: int
-    node: str
-    host: str
-    port: int
+    position: Count
+    node: Name
+    host: Name
+    port: Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
 
 class Membership(msgspec.Struct, frozen=True):
     """One generation as a daemon sees it."""
 
-    generation: int
-    position: int
-    lanes: int
+    generation: Number
+    position: Count
+    lanes: Count
     """Local ranks per node; the same on every node."""
-    parity: int
+    parity: Count
     """Parity chunks per stripe; 0 on a single node."""
     peers: tuple[Peer, ...]
     """All nodes of the job in order of position, this one included."""
@@ -79,14 +97,18 @@ class Membership(msgspec.Struct, frozen=True):
     """The snapshot that this generation starts from; everything newer is dropped."""
     resumed: bool = False
     """This generation already runs: the daemon was restarted under it and must drop nothing."""
-    groups: tuple[tuple[int, ...], ...] = ()
+    groups: tuple[tuple[Count, ...], ...] = ()
     """The positions that are coded together, fixed when the job is first formed; empty: those of unlabelled nodes."""
-    codec: str = "auto"
+    codec: Name = "auto"
     """Which engine computes parity: ``auto``, ``numpy``, ``isal`` or ``zfec``; the bytes are the same."""
-    protect_bytes_per_second: int = 0
+    protect_bytes_per_second: Count = 0
     """What this daemon may send at most for parity; 0: no cap."""
     scrub: bool = True
     """Read stored chunks again in the background, and repair those whose checksum is wrong."""
+    durable_every: Count = 0
+    """The gate pins a safe snapshot for storage at every so many steps; 0: there is no storage."""
+    durable_newest: Number | None = None
+    """The newest version on storage when this generation began."""
 
     @property
     def grouping(self) -> tuple[tuple[int, ...], ...] | int:
@@ -150,6 +172,14 @@ class DaemonStatus(msgspec.Struct, frozen=True):
     """What all snapshots took that were protected here since this daemon was started."""
     cpu_seconds: float = 0.0
     """Processor time of this daemon since it was started."""
+    pinned: SnapshotId | None = None
+    """The snapshot whose slot is kept until it is on storage. Only the gate's daemon knows."""
+    in_flight: bool = False
+    """A snapshot has been begun of which it is not decided yet how safe it will be. Only the gate's daemon knows."""
+    damaged: int = 0
+    """Chunks stored here that were found damaged in this generation."""
+    repaired: int = 0
+    """Of these, how many are right again."""
 
 
 # Between a node's own processes and its daemon (client.py), on the node's unix socket.
@@ -182,27 +212,27 @@ class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
 class Reserve(msgspec.Struct, frozen=True, tag="reserve"):
     """Have room for this lane, in all slots."""
 
-    lane: int
-    data_bytes: int
+    lane: Count
+    data_bytes: Count
 
 
 class WaitRestored(msgspec.Struct, frozen=True, tag="wait_restored"):
     """Answer once the bytes that this generation starts from are in place."""
 
-    generation: int
+    generation: Number
 
 
 class Captured(msgspec.Struct, frozen=True, tag="captured"):
     """More chunks of a lane that is being captured are published. Not answered."""
 
-    lane: int
+    lane: Count
     snapshot: SnapshotId
 
 
 class Sealed(msgspec.Struct, frozen=True, tag="sealed"):
     """A lane of this node is complete. Not answered."""
 
-    lane: int
+    lane: Count
     snapshot: SnapshotId
 
 
@@ -215,11 +245,17 @@ class Skip(msgspec.Struct, frozen=True, tag="skip"):
 class Skipped(msgspec.Struct, frozen=True, tag="skipped"):
     """The gate was closed when this version was due. Not answered."""
 
-    version: int
+    version: Number
 
 
 class Verify(msgspec.Struct, frozen=True, tag="verify"):
     """Read all that is stored here, and repair what is wrong. Answered by a ``VerifyReport``, when it is done."""
+
+
+class Unpin(msgspec.Struct, frozen=True, tag="unpin"):
+    """This snapshot is on storage, or will not be: its slot may be used again."""
+
+    snapshot: SnapshotId
 
 
 class GetUnits(msgspec.Struct, frozen=True, tag="get_units"):
@@ -232,10 +268,10 @@ class Read(msgspec.Struct, frozen=True, tag="read"):
     """Bytes ``start`` to ``stop`` of any unit of a complete snapshot, wherever it is. Answered by ``Bytes``."""
 
     snapshot: SnapshotId
-    position: int
-    lane: int
-    start: int
-    stop: int
+    position: Count
+    lane: Count
+    start: Count
+    stop: Count
 
 
 Request = (
@@ -251,6 +287,7 @@ Request = (
     | Skip
     | Skipped
     | Verify
+    | Unpin
     | GetUnits
     | Read
 )
@@ -303,6 +340,8 @@ class LaneReport(msgspec.Struct, frozen=True):
     """Of these, how many did not have their checksum."""
     repaired: int
     """Of the damaged ones, how many are right again."""
+    damage: Damages = ()
+    """Where they were."""
 
 
 class VerifyReport(msgspec.Struct, frozen=True, tag="verified"):
@@ -314,14 +353,14 @@ class VerifyReport(msgspec.Struct, frozen=True, tag="verified"):
 class UnitInfo(msgspec.Struct, frozen=True):
     """One lane's unit of a snapshot: data, padding, and the worker's manifest; offsets in bytes."""
 
-    position: int
-    lane: int
-    rank: int
-    world_size: int
-    data_bytes: int
-    manifest_offset: int
-    manifest_bytes: int
-    unit_bytes: int
+    position: Count
+    lane: Count
+    rank: Rank
+    world_size: Rank
+    data_bytes: Count
+    manifest_offset: Count
+    manifest_bytes: Count
+    unit_bytes: Count
 
 
 class Units(msgspec.Struct, frozen=True, tag="units"):

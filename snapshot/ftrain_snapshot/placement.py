@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import msgspec
 
@@ -57,6 +57,15 @@ def groups(domains: Sequence[str] | int, parity: int, group_size_max: int = GROU
         raise PlacementImpossible(_refusal(labels, parity))
     apart = largest if largest <= most else -(-largest // parity)
     return _dealt(labels, max(count, apart))
+
+
+def check_groups(formed: Groups, nodes: int, parity: int) -> None:
+    """Raises PlacementImpossible unless each position is in one group, and each group is larger than ``parity``."""
+    if sorted(chain.from_iterable(formed)) != list(range(nodes)) or any(len(members) <= parity for members in formed):
+        raise PlacementImpossible(
+            f"groups {formed} are not those of {nodes} nodes with parity {parity}: each position belongs into one "
+            f"group, and each group has more than {parity} members"
+        )
 
 
 def group_of(position: int, grouping: Groups | int, parity: int) -> Group:
@@ -106,10 +115,6 @@ class Group(msgspec.Struct, frozen=True):
         """Which parity row ``position`` keeps in ``rotation``. Raises ValueError if it keeps data there."""
         return self.parity_members(rotation).index(position)
 
-    def column_of(self, position: int, rotation: int) -> int:
-        """The data index of ``position`` in ``rotation``. Raises ValueError if it keeps parity there."""
-        return self.data_members(rotation).index(position)
-
     def rotation_of(self, position: int, chunk: int) -> int:
         """The rotation to which ``position``'s chunk number ``chunk`` belongs."""
         rotations = self.data_rotations(position)
@@ -122,15 +127,6 @@ class Group(msgspec.Struct, frozen=True):
     def chunk_of(self, position: int, rotation: int, stripe: int) -> int:
         """``position``'s chunk in that stripe. Raises ValueError if it keeps parity there."""
         return stripe * self.data + self.data_rotations(position).index(rotation)
-
-    @property
-    def segments(self) -> int:
-        """k, under its old name."""
-        return self.data
-
-    def segment_of(self, position: int, rotation: int) -> int:
-        """Which segment of ``position``'s units belongs to ``rotation``."""
-        return self.data_rotations(position).index(rotation)
 
 
 # Asked for each chunk of each snapshot, of a handful of groups: looked up, not computed again.
@@ -192,15 +188,3 @@ def _refusal(labels: Sequence[str], parity: int) -> str:
         + (f"use --parity {instead}, or " if instead else "")
         + f"spread the nodes evenly over {-(-nodes // room)} domains or more"
     )
-
-
-def segment_bytes(unit_bytes: int, segments: int) -> int:
-    """Length of a segment, padding included."""
-    return round_up(-(-unit_bytes // segments), ALIGNMENT_BYTES)
-
-
-def segment_spans(unit_bytes: int, segments: int) -> tuple[tuple[int, int], ...]:
-    """(offset, length) of each segment without its padding; trailing ones may be short or empty."""
-    size = segment_bytes(unit_bytes, segments)
-    starts = (min(i * size, unit_bytes) for i in range(segments))
-    return tuple((start, min(size, unit_bytes - start)) for start in starts)

@@ -1,16 +1,16 @@
 """Brings back the chunks of one snapshot that are damaged or missing on this node: its data, then the parity it keeps.
 
 What is to be rebuilt is what the store has noted as damaged; each chunk that is back is taken off that list, so that
-there is one truth. Data goes first, and parity as soon as the data of its stripes is sound. A few pieces are in flight
-at a time, and the next is chosen when one completes: memory is bounded, and each source is asked for what it can send.
-Who fails is asked again if its bytes were damaged on the way, a few times, and then left out.
+there is one truth. Data goes first: parity is taken up when no more of it is on its way. A few pieces are in flight at
+a time, and the next is chosen when one completes: memory is bounded, and each source is asked for what it can send.
+Who fails is asked again if its bytes were damaged on the way, a few times, and then left out. Data is proved right by
+its own checksum; only where it is not are those of its sources looked at.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
-from itertools import chain
 
 from ftrain_snapshot.codec import Codec
 from ftrain_snapshot.errors import ArenaTooSmall
@@ -58,6 +58,8 @@ class Rebuild:
         """(lane, rotation) of parity that is made here anew: it goes on record when it is complete."""
         self.reason = ""
         """Why the last rebuilt bytes were wrong; empty if none were."""
+        self.full = ""
+        """Why there was no room for the last rebuilt bytes; empty if there was."""
         self._loop = loop
         self._store = store
         self._group = group
@@ -72,11 +74,14 @@ class Rebuild:
         self._distrusted: dict[int, list[Damage]] = {}
         self._silent: set[int] = set()
         self._strikes: Counter[tuple[int, int, int, int]] = Counter()
+        self._doubtful: set[tuple[int, int]] = set()
+        """(lane, rotation) of data that came out wrong: which source is damaged is found out from then on."""
         self._orders: set[_Stripes] = set()
         self._left: Counter[tuple[int, int]] = Counter()
         """Chunks that are not back yet, by (lane, rotation), as of the last plan and what was repaired since."""
         self._load: dict[int, int] = {}
         self._plan: Iterator[Piece | Stuck] = iter(())
+        self._plan_of_parity: Iterator[Piece | Stuck] = iter(())
         self._soon: Timer | None = None
         self._closed = False
 
@@ -137,8 +142,8 @@ class Rebuild:
         """Why own data can never be rebuilt from what is known; empty if it may be."""
         if not (places := self.data_places()):
             return ""
-        if self._codec is None:
-            return "there is no parity to rebuild it from"
+        if self._codec is None or self.full:
+            return self.full or "there is no parity to rebuild it from"
         sight = self._sight()
         return impossible(sight, self._position, [d for d in damages(places) if d.lane in sight.shapes])
 
@@ -164,18 +169,24 @@ class Rebuild:
         busy = {place for order in self._orders for place in order.places()}
         self._left = Counter(place[:2] for place in self._places())
         sight = self._sight()
-        wanted = [
-            [d for d in damages(places - busy) if d.lane in sight.shapes]
+        self._plan, self._plan_of_parity = (
+            pieces(
+                sight,
+                self._position,
+                [d for d in damages(places - busy) if d.lane in sight.shapes],
+                self._load,
+                PIECE_STRIPES,
+            )
             for places in (self.data_places(), self.parity_places())
-        ]
-        self._plan = chain.from_iterable(
-            pieces(sight, self._position, each, self._load, PIECE_STRIPES) for each in wanted
         )
         self._fill()
 
     def _fill(self) -> None:
         while len(self._orders) < ORDERS_MAX and not self._closed:
             piece = next(self._plan, None)
+            if piece is None and any(self._is_data(order.piece.rotation) for order in self._orders):
+                return
+            piece = piece or next(self._plan_of_parity, None)
             if piece is None:
                 return
             if isinstance(piece, Piece):
@@ -186,7 +197,12 @@ class Rebuild:
         if shape is None or self._catalog() is None:
             self._unload(piece)
             return
-        order = _Stripes(self, self._snapshot, piece, shape, self._units(piece.lane), self._position, self._urgent)
+        is_data = self._is_data(piece.rotation)
+        order = _Stripes(
+            self, self._snapshot, piece, shape, self._units(piece.lane), self._position,
+            urgent=self._urgent and is_data,
+            checked=not is_data or (piece.lane, piece.rotation) in self._doubtful,
+        )  # fmt: skip
         self._orders.add(order)
         self._gather.begin(order)
 
@@ -221,14 +237,15 @@ class Rebuild:
                 if not self._is_ready(unit):
                     self._abort(order)
                     return
-                self._store.place_data(unit, chunk)[:] = data
+                self._store.put_data(unit, chunk, data)
             else:
                 self.claimed.add((lane, rotation))
                 self._store.place_parity(self._snapshot, lane, rotation, stripe, len(data))[: len(data)] = data
                 self._store.record_parity(self._snapshot, lane, rotation, stripe, total)
         except ArenaTooSmall as error:
-            self.reason = str(error)
+            self.full = str(error)
             self._abort(order)
+            self._changed()
             return
         place = (lane, rotation, stripe)
         self._store.mark_repaired(self._snapshot, place)
@@ -259,8 +276,12 @@ class Rebuild:
         self._unload(order.piece)
 
     def _is_wrong(self, order: _Stripes, stripe: int) -> None:
-        """Sound chunks gave wrong bytes: some parity is not of this snapshot."""
+        """A source is damaged; or, if they are sound, some parity is not of this snapshot."""
         self._abort(order)
+        if not order.checked:
+            self._doubtful.add((order.piece.lane, order.piece.rotation))
+            self.plan()
+            return
         self.reason = f"lane {order.piece.lane}: the rebuilt bytes do not have the checksum of the lost ones"
         log("rebuilt_wrong", version=self._snapshot.version, lane=order.piece.lane, rotation=order.piece.rotation)
         holders = self._group.parity_members(order.piece.rotation)
@@ -344,15 +365,16 @@ class _Stripes(Order):
         shape: Shape,
         units: Mapping[int, UnitDescriptor],
         position: int,
+        *,
         urgent: bool,
+        checked: bool,
     ) -> None:
-        group = shape.group
-        super().__init__(snapshot, piece, urgent=urgent and piece.rotation in group.data_rotations(position))
+        super().__init__(snapshot, piece, urgent=urgent, checked=checked)
         self.units = units
         self._rebuild = rebuild
         self._shape = shape
         self._position = position
-        self._data = group.data_members(piece.rotation)
+        self._data = shape.group.data_members(piece.rotation)
 
     def places(self) -> Iterator[Place]:
         return ((self.piece.lane, self.piece.rotation, s) for s in range(self.piece.first, self.piece.stop))

@@ -2,7 +2,7 @@
 
     lanes that are not sealed: which chunks are there?
       └─ tell the group (Restoring), and hear what the others have
-           ├─ meanwhile check all own bytes against their checksums; tell again if any are damaged
+           ├─ meanwhile check own data, then own parity, against their checksums; tell again if any are damaged
            ├─ own data, then own parity: rebuilt chunk by chunk as sources can be had (rebuild.py)
            └─ data whole ──> restored (training goes on)          parity whole ──> PositionStored
 
@@ -13,7 +13,7 @@ A lost connection cancels what hung on it; it is planned again with those that r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 
 from ftrain_snapshot.codec import Codec
 from ftrain_snapshot.errors import ArenaTooSmall
@@ -21,7 +21,7 @@ from ftrain_snapshot.gather import Gather
 from ftrain_snapshot.log import log
 from ftrain_snapshot.loop import Loop, Task, Timer, Work
 from ftrain_snapshot.manifest import Catalog, UnitDescriptor
-from ftrain_snapshot.messages import Damage, Membership, SnapshotId
+from ftrain_snapshot.messages import DAMAGES_MAX, Damage, Membership, SnapshotId
 from ftrain_snapshot.placement import Group
 from ftrain_snapshot.rebuild import Rebuild
 from ftrain_snapshot.rebuild_plan import STRIPES_MAX
@@ -63,7 +63,8 @@ class Repair:
         self._tell_gate = tell_gate
         self._changed = changed
         self._told = False  # what is here is known well enough to be told
-        self._checked = False  # all that is here has been read
+        self._checked = False  # all own data that is here has been read
+        self._parity_checked = False
         self._unknown: set[int] = set()
         """Lanes of which it is not known yet what they lack."""
         self._preparing: set[int] = set()
@@ -132,8 +133,18 @@ class Repair:
         self._tell()
         for unit in sealed:
             yield from self._prepare(unit, single=True)
-        yield from self._check_parity(catalog)
         self._checked = True
+        self._take_stock()
+        yield  # who waits for the data hears of it first
+        is_sound = yield from self._check_parity(catalog)
+        self._parity_checked = True
+        if is_sound:
+            self._on_progress()
+        else:
+            self._take_stock()
+
+    def _take_stock(self) -> None:
+        """More is known of what is here: let others know what is bad, and go on with what is not."""
         if places := self._store.damaged.get(self._snapshot):
             log("repair", version=self._snapshot.version, position=self._position, chunks=len(places))
             self._tell()
@@ -159,11 +170,13 @@ class Repair:
                 log("chunk_damaged", version=self._snapshot.version, lane=lane, rotation=rotation, stripe=stripe)
         self._unknown.discard(unit.lane)
 
-    def _check_parity(self, catalog: Catalog) -> Work:
+    def _check_parity(self, catalog: Catalog) -> Generator[None, None, bool]:
+        """Note what is damaged of the parity on record; whether there is none."""
         bad = yield from self._store.bad_parity(catalog)
         self._rebuild.single |= bad
         self._store.mark_damaged(self._snapshot, bad)
         self._rebuild.claimed |= {(lane, rotation) for lane, rotation, _ in bad}
+        return not bad
 
     def _claim_parity(self, catalog: Catalog) -> None:
         """Note all parity that should be here and is not on record, where its length is known."""
@@ -186,10 +199,10 @@ class Repair:
         whole = {(lane, rotation) for lane in self._unknown for rotation in rotations}
         whole |= {each for each in self._missing_parity(catalog) if each not in self._rebuild.claimed}
         places: set[Place] = self._store.damaged.get(self._snapshot, set())
-        return (
-            *damages(place for place in places if place[:2] not in whole),
-            *(Damage(lane, rotation, 0, STRIPES_MAX) for lane, rotation in sorted(whole)),
-        )
+        single = damages(place for place in places if place[:2] not in whole)
+        if len(single) + len(whole) > DAMAGES_MAX:  # too many to tell: rather too much than none of it
+            single, whole = (), whole | {place[:2] for place in places}
+        return (*single, *(Damage(lane, rotation, 0, STRIPES_MAX) for lane, rotation in sorted(whole)))
 
     # What the others have.
 
@@ -273,7 +286,7 @@ class Repair:
             self._fail(reason)
 
     def _is_stored(self, catalog: Catalog) -> bool:
-        return not self._missing_parity(catalog) and not self._rebuild.parity_places()
+        return self._parity_checked and not self._missing_parity(catalog) and not self._rebuild.parity_places()
 
     def _impossible(self) -> str:
         if self._codec is None and (self._unknown or self._rebuild.data_places()):

@@ -14,13 +14,14 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 
 from ftrain_snapshot.codec import Codec
 from ftrain_snapshot.gather import Gather
+from ftrain_snapshot.ledger import SLOTS
 from ftrain_snapshot.log import log
 from ftrain_snapshot.loop import Loop, Task, Timer, Work
 from ftrain_snapshot.manifest import Catalog, checksum, chunk_count
-from ftrain_snapshot.messages import LaneReport, Membership, SnapshotId, VerifyReport
+from ftrain_snapshot.messages import DAMAGES_MAX, LaneReport, Membership, SnapshotId, VerifyReport
 from ftrain_snapshot.placement import Group
 from ftrain_snapshot.rebuild import Rebuild
-from ftrain_snapshot.store import SLICE_CHUNKS, Place, Store
+from ftrain_snapshot.store import SLICE_CHUNKS, Place, Store, damages
 from ftrain_snapshot.transport import Connection
 from ftrain_snapshot.wire import Mismatch, PeerMessage, SkipNotice
 
@@ -63,6 +64,8 @@ class Scrub:
         self._tell_gate = tell_gate
         self._is_busy = is_busy
         self._rebuilds: dict[SnapshotId, Rebuild] = {}
+        self._lost: dict[SnapshotId, set[Place]] = {}
+        """Of snapshots that the job has given up: the store knows nothing of them any more."""
         self._tasks: list[Task] = []
         self._timers: list[Timer] = []
         self._pass: Iterator[None] | None = None
@@ -145,9 +148,10 @@ class Scrub:
         lanes = []
         for snapshot, lane in sorted(keys):
             bad = {place for place in found.get(snapshot, ()) if place[0] == lane}
-            left = bad & self._store.damaged.get(snapshot, set())
+            left = bad & (self._store.damaged.get(snapshot, set()) | self._lost.get(snapshot, set()))
             chunks = checked[snapshot, lane]
-            lanes.append(LaneReport(snapshot, self._position, lane, chunks, len(bad), len(bad) - len(left)))
+            where = damages(bad)[:DAMAGES_MAX]
+            lanes.append(LaneReport(snapshot, self._position, lane, chunks, len(bad), len(bad) - len(left), where))
         return VerifyReport(tuple(lanes))
 
     # Both.
@@ -240,6 +244,12 @@ class Scrub:
         log("chunk_lost", version=snapshot.version, position=self._position, reason=reason)
         if snapshot.generation == self._membership.generation:
             self._tell_gate(SkipNotice(snapshot))
+
+    def drop(self, snapshot: SnapshotId) -> None:
+        """The job gives this snapshot up, and the store is about to forget it: what is damaged of it is lost."""
+        self._lost[snapshot] = set(self._store.damaged.get(snapshot, ()))
+        for oldest in sorted(self._lost)[:-SLOTS]:
+            del self._lost[oldest]
 
     # What others find.
 

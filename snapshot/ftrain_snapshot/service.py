@@ -24,6 +24,7 @@ from ftrain_snapshot.frames import FrameBuffer, bind_unix, decode, encode_frame,
 from ftrain_snapshot.lines import Lines
 from ftrain_snapshot.log import log
 from ftrain_snapshot.loop import Loop, Timer, Work
+from ftrain_snapshot.placement import check_groups
 from ftrain_snapshot.session import Session
 from ftrain_snapshot.store import Store
 from ftrain_snapshot.strangers import Door
@@ -235,6 +236,10 @@ class Service:
                 self._skipped += 1
             case m.Verify() if self._session is not None:
                 self._session.scrub.verify(client.answer)
+            case m.Unpin(snapshot):
+                if self._session is not None:
+                    self._session.unpin(snapshot)
+                client.answer(m.Done())
             case m.GetUnits(snapshot) if self._session is not None:
                 self._session.far_reads.answer_units(snapshot, client.answer)
             case m.Read() if self._session is not None:
@@ -252,6 +257,8 @@ class Service:
         if not 1 <= membership.lanes <= LANES_MAX:
             return m.Refused(f"{membership.lanes} lanes on a node: 1 to {LANES_MAX} are possible")
         try:
+            if membership.groups:
+                check_groups(membership.groups, len(positions), membership.parity)
             session = Session(self.loop, self._store, self._page, membership, self.lines, self._answer_waiting)
         except SnapshotError as error:
             return m.Refused(str(error))
@@ -293,6 +300,10 @@ class Service:
             last=session.protect.last,
             total=total,
             cpu_seconds=self.lines.usage.cpu_seconds,
+            damaged=session.scrub.damaged,
+            repaired=session.scrub.repaired,
+            pinned=session.pinned,
+            in_flight=session.in_flight,
         )
 
     def _reserve(self, client: Client, lane: int, data_bytes: int) -> Work:

@@ -21,6 +21,7 @@ from ftrain_snapshot.lines import Lines
 from ftrain_snapshot.log import log
 from ftrain_snapshot.loop import Loop, Timer
 from ftrain_snapshot.messages import Levels, Membership, Peer, SnapshotId
+from ftrain_snapshot.pin import Pin
 from ftrain_snapshot.placement import group_of
 from ftrain_snapshot.protect import Protect
 from ftrain_snapshot.repair import Repair
@@ -114,6 +115,7 @@ class Session:
                 generation=m.generation,
                 restore=m.restore,
                 word=Word(ticket, slot, False, floor),
+                pin=Pin(every=m.durable_every, newest=_written(m)),
             )
             self._patience = self._loop.later(START_PROTECTED_SECONDS, self._give_up_start)
         under_way = m.resumed and any(
@@ -152,6 +154,22 @@ class Session:
     def levels(self) -> Levels:
         """The job's levels, at the gate."""
         return self._gate.levels() if self._gate is not None else Levels()
+
+    @property
+    def pinned(self) -> SnapshotId | None:
+        """What is kept for storage, at the gate."""
+        return self._gate.pin.snapshot if self._gate is not None else None
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether a snapshot has been begun that is not decided yet, at the gate."""
+        return self._gate is not None and self._gate.in_flight
+
+    def unpin(self, snapshot: SnapshotId) -> None:
+        """It need not be kept for storage any more."""
+        if self._gate is not None:
+            self._gate.pin.release(snapshot)
+            self._advance()
 
     def exposed_seconds(self) -> float:
         """How long one more loss than is covered would have been fatal by now, at the gate; 0: it would not."""
@@ -196,7 +214,7 @@ class Session:
 
         try:
             connection = dial(self._loop, peer.host, peer.port, self._lines)
-        except OSError as error:
+        except (OSError, ValueError) as error:  # no address, or none that can be looked up
             log("dial_failed", peer=peer.position, error=error)
             self._redial(peer, again_seconds)
             return
@@ -286,6 +304,7 @@ class Session:
     def _drop(self, snapshot: SnapshotId) -> None:
         log("snapshot_dropped", version=snapshot.version, generation=snapshot.generation)
         if snapshot.generation == self.membership.generation:
+            self.scrub.drop(snapshot)
             self._store.drop(snapshot, self.membership.lanes)
             self.protect.drop(snapshot)
 
@@ -332,6 +351,8 @@ class Session:
         """Carry out what follows at the gate."""
         assert self._gate is not None
         word, dropped = self._gate.advance()
+        for event, version in self._gate.pin.news():
+            log(event, version=version)
         self.exposure.update(self._gate.exposed, time.monotonic())
         if word != self._word:
             if word.open:
@@ -343,3 +364,10 @@ class Session:
             self._drop(snapshot)
             for link in self.links.values():
                 link.send(Drop(snapshot))
+
+
+def _written(m: Membership) -> int | None:
+    """The newest version that need not be written again: what is done anew from an older start is."""
+    if m.durable_newest is None or m.restore is None:
+        return m.durable_newest
+    return min(m.durable_newest, m.restore.version)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -44,6 +45,8 @@ class DurableId(NamedTuple):
     step: int
     path: str
     """What ``torch.distributed.checkpoint.load(checkpoint_id=...)`` takes."""
+    ranks: int = 0
+    """How many ranks wrote it, and can resume from it; 0: not looked up."""
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -56,6 +59,8 @@ class Claim(msgspec.Struct, frozen=True):
     """Unix time in seconds."""
     expires: float
     """Unix time by which the writer has ended for certain; 0: it has."""
+    ranks: int = 0
+    """How many ranks the job has."""
 
 
 class Folder(NamedTuple):
@@ -108,7 +113,9 @@ def part_of(name: str) -> tuple[int, int] | None:
 
 def newest(url: str) -> DurableId | None:
     """The newest complete checkpoint under ``url``. Needs no torch. Raises StorageError."""
-    return next(iter(Storage(url).checkpoints(1)), None)
+    storage = Storage(url)
+    found = next(iter(storage.checkpoints(1)), None)
+    return None if found is None else found._replace(ranks=storage.ranks(found.step))
 
 
 class Stream:
@@ -156,7 +163,8 @@ class Storage:
         except Exception as error:  # drivers raise what they like
             raise StorageError(f"--durable {url}: {_line(error)}") from error
         self._root = str(root).rstrip("/")
-        self._local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
+        self._protocols = self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,)
+        self._local = "file" in self._protocols
 
     # What there is.
 
@@ -168,6 +176,15 @@ class Storage:
                 break
             if _is_complete(self.names(step)):
                 found.append(DurableId(step, self.path(step)))
+        return found
+
+    def ranks(self, step: int) -> int:
+        """How many ranks wrote a checkpoint, as its first position says; 0: it says nothing that can be read."""
+        found = 0
+        for name in sorted(self.names(step)):
+            if (part_of(name) or (-1, 0))[0] == 0:
+                with suppress(StorageError, msgspec.DecodeError):
+                    found = msgspec.json.decode(self.read(step, name), type=Claim).ranks or found
         return found
 
     def path(self, step: int) -> str:
@@ -190,6 +207,16 @@ class Storage:
             return int(self._fs.size(self._at(step, name)) or 0)
 
     # Writing.
+
+    def probe(self) -> None:
+        """Leave a small file and take it away again: whether checkpoints can be written here."""
+        if "memory" in self._protocols:
+            raise StorageError(f"--durable {self.url}: that is the memory of one process, which ends with it")
+        path = f"{self._root}/{_DRAFT}probe.{socket.gethostname()}.{os.getpid()}"
+        with _said(self.url):
+            self._fs.makedirs(self._root, exist_ok=True)
+            self._fs.pipe_file(path, b"ftrain")
+            self._fs.rm_file(path)
 
     def claim(self, step: int, claim: Claim) -> int:
         """Take a place in the step's folder: the number of this writer's files, which nobody else has."""

@@ -13,33 +13,38 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
+from threading import Thread
 
 import msgspec
 
 from ftrain_snapshot import arena
 from ftrain_snapshot.arena import SLOTS, Lane, Region
-from ftrain_snapshot.errors import ArenaTooSmall
+from ftrain_snapshot.errors import ArenaTooSmall, SnapshotError
+from ftrain_snapshot.log import log
 from ftrain_snapshot.loop import Work
 from ftrain_snapshot.manifest import (
     CHUNK_BYTES,
     Catalog,
     Header,
     ParityDescriptor,
+    Record,
     State,
     UnitDescriptor,
     checksum,
     chunk_bytes,
     chunk_count,
+    decode_record,
+    encode_record,
     sum_at,
 )
-from ftrain_snapshot.messages import Damage, Holding, Membership, SnapshotId
+from ftrain_snapshot.messages import DAMAGES_MAX, Damage, Holding, Membership, SnapshotId
 from ftrain_snapshot.parities import Parities, touched
 from ftrain_snapshot.placement import Group, group_of
 
 SLICE_CHUNKS = 8
 """Chunks to checksum before others get their turn (well under a millisecond)."""
-DAMAGES_MAX = 1024
-"""Damage in more places than that: the node counts as holding nothing of the snapshot."""
+_CATALOG: msgspec.msgpack.Decoder[Catalog] = msgspec.msgpack.Decoder(Catalog)
+_MEMBERSHIP: msgspec.msgpack.Decoder[Membership] = msgspec.msgpack.Decoder(Membership)
 
 Place = tuple[int, int, int]
 """(lane, rotation, stripe): one chunk of this node, data or parity as the rotation says."""
@@ -80,28 +85,26 @@ class Store:
 
     def attach(self) -> Work:
         """Find what an earlier daemon kept. Bytes that are not as the catalogs say are noted as damaged."""
-        with suppress(OSError, msgspec.MsgspecError, ValueError, StopIteration):
-            raw = (self.node_dir / "membership").read_bytes()
-            self._belong(msgspec.msgpack.decode(raw, type=Membership))
-        if self.membership is None:
+        membership = self._kept(self.node_dir / "membership", _MEMBERSHIP)
+        if membership is None:
             return
+        self._belong(membership)
         for slot in range(SLOTS):
-            with suppress(OSError, msgspec.MsgspecError):
-                catalog = msgspec.msgpack.decode(self._catalog_path(slot).read_bytes(), type=Catalog)
-                if catalog.snapshot.slot == slot:
-                    self._catalogs[slot] = catalog
-                    self._parities.load(slot, catalog.parity)
+            catalog = self._kept(self._catalog_path(slot), _CATALOG)
+            if catalog is not None:
+                self._catalogs[slot] = catalog
+                self._parities.load(slot, catalog.parity)
         for catalog in list(self._catalogs.values()):
             self.mark_damaged(catalog.snapshot, (yield from self.bad_parity(catalog)))
             for lane in range(catalog.lanes):
-                unit = catalog.unit(self.membership.position, lane)
+                unit = catalog.unit(membership.position, lane)
                 if unit is not None and self.sealed(lane, catalog.snapshot):
                     self.mark_damaged(catalog.snapshot, (yield from self.bad_data(unit)))
 
     def remember(self, membership: Membership) -> None:
         """Serve it from now on, and keep it for a daemon that is started here after this one."""
         self._belong(membership)
-        self._replace(self.node_dir / "membership", msgspec.msgpack.encode(membership))
+        self._keep(self.node_dir / "membership", membership)
 
     def _belong(self, membership: Membership) -> None:
         self._group = group_of(membership.position, membership.grouping, membership.parity)
@@ -228,7 +231,7 @@ class Store:
 
         Afterwards the region is sealed as described, or begun with that header. Raises ArenaTooSmall.
         """
-        yield from self.grow_lane(unit.lane, unit.header.unit_bytes)
+        self.grow_lane(unit.lane, unit.header.unit_bytes, unit.snapshot.slot)
         bad = yield from self.bad_data(unit)
         self.mark_damaged(unit.snapshot, bad)
         region = self.region(unit.snapshot.slot, unit.lane)
@@ -236,15 +239,15 @@ class Store:
             region.begin(unit.header)
         return bad
 
-    def place_data(self, unit: UnitDescriptor, chunk: int) -> memoryview:
-        """Where the chunk of a prepared unit is to be written: where it was, unless another slot keeps bytes there."""
+    def put_data(self, unit: UnitDescriptor, chunk: int, data: memoryview) -> None:
+        """Write a prepared unit's chunk: where it was, unless another slot keeps bytes there. Raises ArenaTooSmall."""
         lane = self._lanes[unit.lane]
         region, sum_ = lane.regions[unit.snapshot.slot], sum_at(unit.sums, chunk)
         others = [other for other in lane.regions if other is not region]
         if any(other.home(chunk) == region.home(chunk) and other.sum(chunk) != sum_ for other in others):
             region.place(chunk)
+        lane.homes[region.home(chunk)].write(chunk * CHUNK_BYTES, data)
         region.record(chunk, sum_)
-        return region.chunk(chunk, chunk_bytes(unit.header.unit_bytes, chunk))
 
     def seal_unit(self, unit: UnitDescriptor) -> None:
         """All chunks of a prepared unit are right: it counts as sealed here."""
@@ -262,7 +265,7 @@ class Store:
         size = max(arena.home_bytes(unit_bytes), self._reserved.get(lane, 0))
         wanted = self._reserved | {lane: size}
         needed = arena.required(wanted, self.group.data, self.group.parity)
-        allocated = sum(path.stat().st_size for path in self._files("lane", "table", "parity"))
+        allocated = sum(arena.allocated(path) for path in self._files("lane", "table", "parity"))
         if needed > (there := allocated + arena.available(self.node_dir)):
             raise ArenaTooSmall(needed, there)
         self._reserved = wanted
@@ -273,14 +276,48 @@ class Store:
         except ArenaTooSmall as error:  # another node of this machine was faster
             raise ArenaTooSmall(needed, allocated + error.available_bytes) from error
 
-    def grow_lane(self, lane: int, unit_bytes: int) -> Work:
-        """Have room for such a unit, in place. Raises ArenaTooSmall."""
-        known = self.lane(lane)
+    def grow_lane(self, lane: int, unit_bytes: int, slot: int) -> None:
+        """Have room for such a unit in ``slot``, outlined: memory comes with its chunks, the rest when it is reserved.
+
+        Raises ArenaTooSmall if it is clear that there is not enough for all of it; nothing is changed then.
+        """
+        known, size = self.lane(lane), arena.home_bytes(unit_bytes)
         if known is None or known.capacity < unit_bytes:
-            yield from self._grow_lane(lane, arena.home_bytes(unit_bytes))
+            needed = arena.required({lane: size}, self.group.data, 0)
+            allocated = sum(arena.allocated(path) for path in self._files(f"lane{lane}", f"table{lane}"))
+            if needed > (there := allocated + arena.available(self.node_dir)):
+                raise ArenaTooSmall(needed, there)
+            for index in range(SLOTS):
+                arena.outline(arena.home_path(self.node_dir, index, lane), size)
+                table, wanted = arena.table_path(self.node_dir, index, lane), arena.table_bytes(size)
+                while arena.extend(table, wanted) < wanted:
+                    pass
+            if known is not None:
+                known.refresh()
+            else:
+                self._fill_ahead(lane, slot)
+
+    def _fill_ahead(self, lane: int, slot: int) -> None:
+        """Have the home that a slot's chunks are about to be put into filled meanwhile: two thirds of what that costs.
+
+        By a thread, the only one, for there is nothing to agree on: whoever comes first at a page gives it memory.
+        """
+        path = arena.home_path(self.node_dir, slot, lane)
+
+        def fill() -> None:
+            with suppress(OSError, ArenaTooSmall):  # then whoever writes there says so
+                for _ in arena.fill(path, CHUNK_BYTES):
+                    pass
+
+        Thread(target=fill, daemon=True).start()
 
     def _grow_lane(self, lane: int, size: int) -> Work:
-        known = self.lane(lane)
+        known, fresh = self.lane(lane), set()
+        for home in known.homes if known is not None else ():
+            if arena.allocated(home.path) < home.size:
+                fresh.add(home.path)
+                for _ in arena.fill(home.path):
+                    yield
         for index in range(SLOTS):
             for path, wanted in (
                 (arena.home_path(self.node_dir, index, lane), size),
@@ -291,6 +328,9 @@ class Store:
         if known is not None:
             for mapping, old_size in known.refresh():
                 yield from touched(mapping, old_size)
+            for home in known.homes:
+                if home.path in fresh:
+                    yield from touched(home, 0)
             return
         known = self._lanes[lane] = Lane(self.node_dir, lane)
         for mapping in (*known.homes, *(region.mapping for region in known.regions)):
@@ -363,7 +403,7 @@ class Store:
 
     def save(self, catalog: Catalog) -> None:
         """Keep the record for a daemon that is started here after this one."""
-        self._replace(self._catalog_path(catalog.snapshot.slot), msgspec.msgpack.encode(catalog))
+        self._keep(self._catalog_path(catalog.snapshot.slot), catalog)
 
     def drop(self, snapshot: SnapshotId, lanes: int) -> None:
         """The job gave it up: it is not restored from here, also after a restart."""
@@ -433,7 +473,18 @@ class Store:
         return self.node_dir / f"slot{slot}.catalog"
 
     @staticmethod
-    def _replace(path: Path, data: bytes) -> None:
+    def _keep(path: Path, record: msgspec.Struct) -> None:
         draft = path.with_name(path.name + ".new")
-        draft.write_bytes(data)
+        draft.write_bytes(encode_record(record))
         draft.rename(path)
+
+    @staticmethod
+    def _kept(path: Path, decoder: msgspec.msgpack.Decoder[Record]) -> Record | None:
+        """What is in such a file; None if there is none, or it is damaged: then what it said is found out anew."""
+        try:
+            return decode_record(path.read_bytes(), decoder)
+        except FileNotFoundError:
+            return None
+        except (OSError, SnapshotError) as error:
+            log("record_damaged", file=path.name, reason=error)
+            return None

@@ -44,6 +44,8 @@ SILENCE_TIMEOUT_SECONDS = 15.0
 """A peer that acknowledges nothing for so long counts as lost (TCP_USER_TIMEOUT and keep-alive)."""
 UNREAD_BYTES_MAX = 8 * HEAD_BYTES_MAX
 """Small messages that may wait for a peer that does not read; then the connection is closed."""
+QUEUED_MAX = 1 << 20
+"""Chunks that may wait for one peer, a TiB; then the connection is closed."""
 _RECEIVE_BYTES = 2 * CHUNK_BYTES
 """A frame with a full body, its head, and what is read ahead; touched as far as it is used."""
 _READ_AHEAD_BYTES = 8 << 10
@@ -148,6 +150,9 @@ class Connection:
     def send_bulk(self, message: PeerMessage, body: memoryview, *, urgent: bool = False) -> None:
         """Bytes from shared memory, which must stay as they are until sent (else the checksum tells)."""
         if self.closed:
+            return
+        if len(self._urgent) + len(self._bulk) >= QUEUED_MAX:
+            self.close("it asks for more than it takes")
             return
         if urgent:
             self._urgent.append((message, body))

@@ -6,34 +6,43 @@ along for fencing; snapshots carry their own.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
-from ftrain_snapshot.manifest import UnitDescriptor
-from ftrain_snapshot.messages import Damage, Holding, SnapshotId, UnitInfo
+from ftrain_snapshot.arena import ControlPage
+from ftrain_snapshot.manifest import UnitDescriptor, Word
+from ftrain_snapshot.messages import Count, Damages, Holdings, Name, Number, Reason, SnapshotId, UnitInfo
+
+Attempt = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+"""The number of a question; negative ones are of fetch.py."""
+SKIPPED_MAX = 16
+UNITS_MAX = 4096
+"""A group's units: its nodes times their lanes."""
 
 
 class PeerHello(msgspec.Struct, frozen=True, array_like=True, tag="hello"):
     """First, by who dialled: who I am, in which generation, and for whom I take you."""
 
-    generation: int
-    position: int
-    node: str
-    to_position: int
+    generation: Number
+    position: Count
+    node: Name
+    to_position: Count
 
 
 class PeerWelcome(msgspec.Struct, frozen=True, array_like=True, tag="welcome"):
     """The answer to PeerHello, once the other side serves that generation, too."""
 
-    generation: int
+    generation: Number
 
 
 class Announce(msgspec.Struct, frozen=True, array_like=True, tag="announce"):
     """To the gate, when connected and whenever ``linked`` changes."""
 
-    holdings: tuple[Holding, ...]
+    holdings: Holdings
     linked: bool
     """Connected to all others of the group."""
-    skipped: tuple[SnapshotId, ...]
+    skipped: Annotated[tuple[SnapshotId, ...], msgspec.Meta(max_length=SKIPPED_MAX)]
     """Snapshots that a rank here could not capture: the gate may have missed it."""
 
 
@@ -41,7 +50,7 @@ class PositionSealed(msgspec.Struct, frozen=True, array_like=True, tag="sealed")
     """To the gate: all lanes here are sealed."""
 
     snapshot: SnapshotId
-    digests: tuple[int, ...]
+    digests: Annotated[tuple[Word, ...], msgspec.Meta(max_length=ControlPage.LANES_MAX)]
 
 
 class PositionStored(msgspec.Struct, frozen=True, array_like=True, tag="stored"):
@@ -54,7 +63,7 @@ class Abandon(msgspec.Struct, frozen=True, array_like=True, tag="abandon"):
     """To the gate: this snapshot cannot be protected."""
 
     snapshot: SnapshotId
-    reason: str
+    reason: Reason
 
 
 class SkipNotice(msgspec.Struct, frozen=True, array_like=True, tag="skip"):
@@ -79,11 +88,11 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True, tag="chunk"):
     """The sender's part of one stripe, data or parity; the bytes follow."""
 
     snapshot: SnapshotId
-    lane: int
-    rotation: int
-    stripe: int
-    checksum: int
-    attempt: int
+    lane: Count
+    rotation: Count
+    stripe: Count
+    checksum: Word
+    attempt: Attempt
     """Which fetch it answers; 0: nobody asked, it is to be protected."""
 
 
@@ -91,12 +100,12 @@ class Fetch(msgspec.Struct, frozen=True, array_like=True, tag="fetch"):
     """Send me your part, data or parity, of these stripes."""
 
     snapshot: SnapshotId
-    lane: int
-    rotation: int
-    first: int
-    stop: int
+    lane: Count
+    rotation: Count
+    first: Count
+    stop: Count
     """One past the last stripe."""
-    attempt: int
+    attempt: Attempt
     urgent: bool = True
     """Somebody cannot go on without them; else they queue with what is being protected."""
 
@@ -104,16 +113,16 @@ class Fetch(msgspec.Struct, frozen=True, array_like=True, tag="fetch"):
 class FetchFailed(msgspec.Struct, frozen=True, array_like=True, tag="fetch_failed"):
     """I do not have it (any more)."""
 
-    attempt: int
-    reason: str
+    attempt: Attempt
+    reason: Reason
 
 
 class Restoring(msgspec.Struct, frozen=True, array_like=True, tag="restoring"):
     """To the group: what I have, verified, of the snapshot that this generation starts from."""
 
     snapshot: SnapshotId
-    bad: tuple[Damage, ...]
-    units: tuple[UnitDescriptor, ...]
+    bad: Damages
+    units: Annotated[tuple[UnitDescriptor, ...], msgspec.Meta(max_length=UNITS_MAX)]
     """All descriptors known here: a spare learns from them what its own bytes must be."""
 
 
@@ -121,10 +130,10 @@ class Mismatch(msgspec.Struct, frozen=True, array_like=True, tag="mismatch"):
     """To the sender of a chunk: its bytes arrived here with another checksum. Look at yours."""
 
     snapshot: SnapshotId
-    lane: int
-    rotation: int
-    stripe: int
-    attempt: int
+    lane: Count
+    rotation: Count
+    stripe: Count
+    attempt: Attempt
     """As in the chunk."""
 
 
@@ -132,27 +141,27 @@ class FarRead(msgspec.Struct, frozen=True, array_like=True, tag="far_read"):
     """To another group, or to the gate, which passes it on: bytes of a unit. Lane -1: the group's units."""
 
     snapshot: SnapshotId
-    position: int
-    lane: int
-    start: int
-    stop: int
-    attempt: int
+    position: Count
+    lane: Number
+    start: Count
+    stop: Count
+    attempt: Attempt
 
 
 class FarAnswer(msgspec.Struct, frozen=True, array_like=True, tag="far_answer"):
     """Answer to FarRead; bytes follow, if it was bytes."""
 
-    attempt: int
-    units: tuple[UnitInfo, ...]
-    checksum: int
+    attempt: Attempt
+    units: Annotated[tuple[UnitInfo, ...], msgspec.Meta(max_length=UNITS_MAX)]
+    checksum: Word
     """Of the bytes."""
 
 
 class FarFailed(msgspec.Struct, frozen=True, array_like=True, tag="far_failed"):
     """Answer to FarRead: they cannot be had."""
 
-    attempt: int
-    reason: str
+    attempt: Attempt
+    reason: Reason
 
 
 PeerMessage = (

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from jobs import PROGRAMS, TIMEOUT_SECONDS, Job
+from snapshot_nodes import wait_until
+from stages import NodeFolder
 
 from hosts.lab import Lab
 
@@ -87,6 +89,31 @@ class HostJob(Job):
         from ftrain_launcher.views import incidents
 
         return incidents(replay(self.home(1) / "jobs" / self.name / "journal.jsonl"))["incidents"]
+
+    def daemon_ports(self) -> list[int]:
+        """Where all nodes' daemons listen for each other."""
+        from ftrain_launcher.journal import replay
+
+        nodes = replay(self.home(1) / "jobs" / self.name / "journal.jsonl").nodes.values()
+        return [node.daemon_port for node in nodes if node.daemon_port]
+
+    def folder_on(self, host: int) -> NodeFolder:
+        """A look into the node of a host, once there is one: its memory, its daemon, its daemon's log."""
+        shared_memory, jobs = self.lab.root(host) / "dev" / "shm", self.home(host) / "jobs"
+        found: list[NodeFolder] = []
+
+        def find() -> bool:
+            assert self.launchers[host].poll() is None, self.log_of(host).read_text()
+            for folder in shared_memory.glob(f"ftrain-{self.name}*/node-*"):
+                found.extend(NodeFolder(folder, log) for log in jobs.rglob(f"daemon-{folder.name}.log"))
+            return bool(found)
+
+        wait_until(find, TIMEOUT_SECONDS, f"a node on host {host}")
+        return found[0]
+
+    def wait_recovered(self, incidents: int) -> None:
+        """Wait until the job has had so many incidents, and runs."""
+        self.wait_for(lambda s: s["incidents"] == incidents and s["state"] == "running", f"recovery {incidents}", 60)
 
     def node_on(self, host: int) -> dict[str, Any]:
         """The newest node of a host, in a fresh status."""

@@ -74,6 +74,8 @@ class Lab:
         self._lost: dict[tuple[int, int], float] = {}
         self._delays: dict[int, float] = {}
         self._rates: dict[int, float] = {}
+        self._flips: dict[str, Any] = {}
+        self._flipped = 0
 
     def address(self, host: int) -> str:
         """The host's address."""
@@ -112,7 +114,7 @@ class Lab:
         if message != b"ready" or self._switch is None:
             raise LabError(f"host {host} did not start")
         socket.send_fds(self._switch, [json.dumps({"port": host}).encode()], cards)
-        self._switch.recv(16)
+        self._switch.recv(64)
         os.close(cards[0])
         unshare = self._holders[host].pid
         self._init_pids[host] = int(Path(f"/proc/{unshare}/task/{unshare}/children").read_text().split()[0])
@@ -173,6 +175,10 @@ class Lab:
         said, _ = process.communicate(timeout=timeout)
         return process.returncode, said.decode(errors="replace")
 
+    def root(self, host: int) -> Path:
+        """The host's files, seen from here: its own /dev/shm among them."""
+        return Path(f"/proc/{self._init_pids[host]}/root")
+
     def processes(self, host: int) -> dict[int, str]:
         """What runs in a host: pid, as the host sees it, to command line."""
         self._controls[host].send(b"processes")
@@ -214,10 +220,22 @@ class Lab:
         self._rates[host] = bytes_per_second
         self._tell_switch()
 
+    def flip(self, every_frames: int, ports: Sequence[int]) -> None:
+        """Flip a bit of what each so-manieth large frame from or to these TCP ports carries. No checksum of TCP's
+        tells: like a broken card, the switch has it made anew."""
+        self._flips = {"every_frames": every_frames, "ports": list(ports)}
+        self._tell_switch()
+
+    @property
+    def flipped(self) -> int:
+        """How many bits were flipped so far."""
+        self._tell_switch()
+        return self._flipped
+
     def heal(self, host: int | None = None) -> None:
         """Take back every fault of the network (of one host)."""
         if host is None:
-            self._lost, self._delays, self._rates = {}, {}, {}
+            self._lost, self._delays, self._rates, self._flips = {}, {}, {}, {}
         else:
             self._lost = {pair: share for pair, share in self._lost.items() if host not in pair}
             self._delays.pop(host, None)
@@ -228,6 +246,6 @@ class Lab:
         assert self._switch is not None
         pairs = [(a, b) for a in self.hosts for b in self.hosts if a != b]
         paths = [(a, b, self._lost.get((a, b), 0.0), self._delays.get(b, 0.0)) for a, b in pairs]
-        table = {"paths": [p for p in paths if p[2] or p[3]], "rates": self._rates}
+        table = {"paths": [p for p in paths if p[2] or p[3]], "rates": self._rates, "flips": self._flips}
         self._switch.send(json.dumps(table).encode())
-        self._switch.recv(16)
+        self._flipped = json.loads(self._switch.recv(64))["flipped"]

@@ -15,11 +15,16 @@ import os
 import random
 import selectors
 import socket
+import struct
 import sys
 import time
 
 FRAME_BYTES_MAX = 70_000
 VNET_HEADER_BYTES = 10
+ETHERNET_HEADER_BYTES = 14
+TCP = 6
+FLIPPED_BYTES_MIN = 1024
+"""Smaller frames carry handshakes and small messages: a bit flipped there only cuts the connection."""
 BURST_FRAMES_MAX = 64
 QUEUE_SECONDS_MAX = 0.2
 """What would wait longer for a slow link is dropped."""
@@ -38,6 +43,10 @@ class Switch:
         """(from, to): probability of loss, and delay in seconds."""
         self._rates: dict[int, float] = {}
         """Bytes a second into and out of a host."""
+        self._flip_every = 0
+        """Frames from or to these ports of which one is harmed; 0: none is."""
+        self._flip_ports: frozenset[int] = frozenset()
+        self._flip_turn = self._flipped = 0
         self._free_at: dict[tuple[int, str], float] = {}
         self._waiting: list[tuple[float, int, int, bytes]] = []
         self._count = 0
@@ -67,7 +76,9 @@ class Switch:
         else:
             self._paths = {(a, b): (loss, delay) for a, b, loss, delay in word["paths"]}
             self._rates = {int(port): rate for port, rate in word["rates"].items()}
-        self._control.send(b"done")
+            self._flip_every = word["flips"].get("every_frames", 0)
+            self._flip_ports = frozenset(word["flips"].get("ports", ()))
+        self._control.send(json.dumps({"flipped": self._flipped}).encode())
         return True
 
     def _receive(self, port: int) -> None:
@@ -82,11 +93,28 @@ class Switch:
             loss, delay = self._paths.get((port, to), (0.0, 0.0))
             if loss and random.random() < loss:
                 continue
+            if self._flip_every:
+                self._flip(length)
             frame = memoryview(self._buffer)[:length]
             if delay or self._rates:
                 self._hold(port, to, delay, bytes(frame))
             else:
                 self._deliver(to, frame)
+
+    def _flip(self, length: int) -> None:
+        """Perhaps flip a bit of what a segment carries; its checksum is left to the receiver's card, which is ours."""
+        ip = VNET_HEADER_BYTES + ETHERNET_HEADER_BYTES
+        if self._buffer[ip + 9] != TCP:
+            return
+        segment = ip + 4 * (self._buffer[ip] & 15)
+        data = segment + 4 * (self._buffer[segment + 12] >> 4)
+        ports = struct.unpack_from("!HH", self._buffer, segment)
+        if length - data < FLIPPED_BYTES_MIN or self._flip_ports.isdisjoint(ports):
+            return
+        self._flip_turn += 1
+        if self._flip_turn % self._flip_every == 0:
+            self._buffer[random.randrange(data, length)] ^= 1 << random.randrange(8)
+            self._flipped += 1
 
     def _hold(self, port: int, to: int, delay: float, frame: bytes) -> None:
         """Let it wait for its turn on slow links, and then for the delay."""

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from jobs import PROGRAMS
 from snapshot_nodes import Cluster, cluster_root
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
 
@@ -33,57 +34,7 @@ from ftrain_snapshot.storage import Claim, Storage, StorageError, newest, part_n
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 
-READ_WITHOUT_FTRAIN = """
-import sys, warnings
-class Barred:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0].startswith("ftrain"):
-            raise ImportError("ftrain is not installed")
-sys.meta_path.insert(0, Barred())
-warnings.simplefilter("ignore")
-import copy, torch, numpy
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
-from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader
-path, expected, plain = sys.argv[1:]
-expected = torch.load(expected, weights_only=False)
-
-def blank(value):
-    if isinstance(value, torch.Tensor):
-        return torch.zeros_like(value)
-    if isinstance(value, dict):
-        return type(value)((k, blank(v)) for k, v in value.items())
-    return [blank(v) for v in value] if isinstance(value, list) else value if isinstance(value, tuple) else None
-
-def check(got, want, where):
-    if isinstance(want, torch.Tensor):
-        assert got.dtype == want.dtype and got.shape == want.shape, where
-        assert got.contiguous().view(-1).view(torch.uint8).equal(want.contiguous().view(-1).view(torch.uint8)), where
-    elif isinstance(want, numpy.ndarray):
-        assert got.dtype == want.dtype and (got == want).all(), where
-    elif isinstance(want, dict):
-        for key in want:  # DCP puts what was under 1 back under "1", and says nothing of what is empty
-            if not (isinstance(want[key], dict) and not want[key]):
-                check(got[str(key) if str(key) in got else key], want[key], f"{where}.{key}")
-    elif isinstance(want, (list, tuple)):
-        assert len(got) == len(want), where
-        for i, value in enumerate(want):
-            check(got[i], value, f"{where}[{i}]")
-    else:
-        assert got == want and type(got) is type(want), (where, got, want)
-
-for reader in (None, FsspecReader(path)):
-    state = blank(expected)
-    dcp.load(state, checkpoint_id=path if reader is None else None, storage_reader=reader)
-    check(state, expected, "")
-only = {"model": blank(expected["model"])}
-dcp.load(only, checkpoint_id=path)
-check(only["model"], expected["model"], "model")
-dcp_to_torch_save(path, plain)
-check(torch.load(plain, weights_only=False), expected, "")
-assert not [name for name in sys.modules if name.startswith("ftrain")]
-print("same")
-"""
+READ_WITHOUT_FTRAIN = PROGRAMS / "read_with_dcp.py"
 
 
 class Writers:
@@ -194,7 +145,7 @@ def test_plain_dcp_loads_it_without_ftrain(memory: Memory, writers: Writers, tmp
     expected = tmp_path / "expected.pt"
     torch.save({name: tracked.state_dict() for name, tracked in memory.ranks[0].items()}, expected)
     done = subprocess.run(
-        [sys.executable, "-c", READ_WITHOUT_FTRAIN, Storage(memory.url).path(7), expected, tmp_path / "plain.pt"],
+        [sys.executable, READ_WITHOUT_FTRAIN, Storage(memory.url).path(7), expected, tmp_path / "plain.pt"],
         capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path, env=os.environ | {"PYTHONPATH": ""},
     )  # fmt: skip
     assert done.stdout == "same\n", done.stderr
@@ -381,7 +332,7 @@ def test_retention_keeps_the_newest_and_what_is_not_ours(memory: Memory, writers
         memory.write(writers, memory.capture(step), "--keep", "2")
     assert sorted(os.listdir(memory.url)) == ["step-00000001", "step-00000003", "step-00000004"]
     assert memory.steps() == [4, 3]
-    assert newest(memory.url) == (4, str(Path(memory.url) / "step-00000004"))
+    assert newest(memory.url) == (4, str(Path(memory.url) / "step-00000004"), 2)
     memory.check_resume(4)
 
 

@@ -189,6 +189,22 @@ def test_a_daemon_killed_while_it_rebuilds_takes_it_up_again(cluster):
         cluster.wait_protected(0)
 
 
+@pytest.mark.parametrize("cluster", [(4, 1)], indirect=True, ids=str)
+def test_damaged_records_are_found_out_anew_when_the_daemon_is_back(cluster):
+    for position, resumed in ((1, True), (2, False)):  # under a generation that runs, and before a new one
+        cluster.nodes[position].kill_daemon()
+        flip(cluster.nodes[position].dir / f"slot{cluster.first.slot}.catalog", 100)
+        cluster.nodes[position].start()
+        cluster.nodes[position].ready()
+        cluster.configure(None if resumed else cluster.first, resumed=resumed)
+        cluster.wait_restored()
+        cluster.wait_protected(0)
+        assert "event=record_damaged" in cluster.log(position)
+    cluster.lose_and_replace(0)
+    cluster.restore(cluster.first)
+    cluster.check(cluster.first, 0, data_of(0))
+
+
 @pytest.mark.parametrize("cluster", [(4, 2)], indirect=True, ids=str)
 def test_a_chunk_damaged_before_it_was_protected_gives_its_snapshot_up(cluster):
     second = cluster.take(1)

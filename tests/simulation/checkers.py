@@ -34,7 +34,8 @@ def state_of(coordinator: Coordinator) -> dict[str, object]:
     del roster["_alarms"]  # An index of the nodes' deadlines, cleared of old entries by whoever asks for the next.
     ranks, history = vars(state.pop("_ranks")), dict(vars(state.pop("_history")))
     log = vars(history.pop("log"))
-    return state | roster | ranks | history | log
+    durable = {f"durable{name}": value for name, value in vars(state.pop("durable")).items()}
+    return state | roster | ranks | history | log | durable
 
 
 class Checkers:
@@ -60,6 +61,8 @@ class Checkers:
         self._running: dict[int, Worker] = {}
         self._ever_protected = False
         self._groups: Groups = ()
+        self.writers = self.from_storage = 0
+        """How many were started; how often the job was formed from what they had written."""
 
     @property
     def _parity(self) -> int:
@@ -132,7 +135,8 @@ class Checkers:
                 if command.node in self.cluster.machines:
                     self.lost(self.cluster.machines[command.node])
             if isinstance(command, EndJob) and command.exit_code == EXIT_LOST:
-                assert self.too_much_is_damaged(), f"not lost at all: {command.message}"
+                refused = self.cluster.storage.refused
+                assert self.too_much_is_damaged() or refused, f"not lost at all: {command.message}"
         if coordinator.formed != self._formed:
             self._formed = coordinator.formed
             self._at_formation(coordinator)
@@ -152,6 +156,11 @@ class Checkers:
         start = coordinator.restore
         assert len(coordinator.ranks) == nodes * nproc
         self._check_groups(coordinator.groups, [m.failure_domain for m in members])
+        durable = coordinator._form_sent.durable_start
+        if durable is not None:
+            assert start is None, "storage was preferred to memory"
+            assert durable.step == max(self.cluster.storage.complete), "it is not the newest, or not complete"
+            self._ever_protected = False
         assert start is not None or not self._ever_protected, "the job began anew after a snapshot was protected"
         if start is not None:
             assert decodable(memories, start, coordinator.groups, self._parity), f"{start} is not complete"
@@ -161,7 +170,10 @@ class Checkers:
                     memories, snapshot, coordinator.groups, self._parity
                 ):
                     raise AssertionError(f"{snapshot} is complete and newer than {start}")
-        self._check_steps_lost(coordinator, start)
+        if durable is None:
+            self._check_steps_lost(coordinator, start)
+        else:
+            self._check_steps_after(coordinator, durable.step)
 
     def _check_groups(self, grouping: Groups, domains: list[str]) -> None:
         """Chosen by the labels of the nodes that formed the job, and never again."""
@@ -185,6 +197,20 @@ class Checkers:
         self.sealed_versions = kept
         self.lost_since_formed.clear()
 
+    def _check_steps_after(self, coordinator: Coordinator, step: int) -> None:
+        """Of a start from storage: no more steps are said to be lost than were made."""
+        newest = max(training.step for training in self.cluster.trainings.values())
+        if coordinator.incidents and coordinator.incidents[-1].timeline.formed == self.cluster.world.now:
+            told = coordinator.incidents[-1].steps_lost
+            assert 0 <= told <= max(0, newest - step), f"{told} steps lost from {newest} to {step}"
+        self.sealed_versions = []
+        self.lost_since_formed.clear()
+        self.from_storage += 1
+
+    def writes(self) -> None:
+        """A writer was started."""
+        self.writers += 1
+
     def at_end(self, exit_code: int, message: str) -> None:
         """The job has ended."""
         coordinator, plan = self.cluster.coordinator, self.cluster.plan
@@ -207,4 +233,5 @@ class Checkers:
             assert self.never_ran >= 3, message
         else:
             assert exit_code == EXIT_LOST, message
+            assert coordinator.durable.newest is None or self.cluster.storage.refused, message
             assert not plan.gentle, f"one loss at a time is no reason to give up: {message}"

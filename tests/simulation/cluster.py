@@ -12,6 +12,7 @@ from __future__ import annotations
 from simulation.checkers import Checkers, state_of
 from simulation.faults import Faults, Plan
 from simulation.machines import Agent, Machine
+from simulation.storage import Storage, Writer
 from simulation.training import Training
 from simulation.world import World
 
@@ -32,7 +33,7 @@ from ftrain_launcher.events import (
 )
 from ftrain_launcher.journal import Entry, decode, encode, rebuild
 from ftrain_launcher.membership import NodeState
-from ftrain_launcher.messages import Form, FromAgent, Join, NodeGone, ReapNode, StartNode, ToAgent
+from ftrain_launcher.messages import Form, FromAgent, Join, NodeGone, ReapNode, StartNode, ToAgent, WriteDurable
 
 
 class Line:
@@ -325,20 +326,24 @@ class Cluster:
         self.ended: tuple[int, str] | None = None
         self.checkers = Checkers(self)
         self.faults = Faults(self)
+        self.storage = Storage(self)
         self.shell = Shell(self)
         self.engine = Engine(self)
-        self._trainings: dict[int, Training] = {}
+        self.trainings: dict[int, Training] = {}
         self._ports = 0
 
     def new_port(self) -> int:
         self._ports += 1
         return self._ports
 
+    def new_writer(self, machine: Machine, message: WriteDurable) -> Writer:
+        return Writer(machine, message)
+
     def training_of(self, form: Form) -> Training:
         """The workers of one generation."""
-        if form.generation not in self._trainings:
-            self._trainings[form.generation] = Training(self, form)
-        return self._trainings[form.generation]
+        if form.generation not in self.trainings:
+            self.trainings[form.generation] = Training(self, form)
+        return self.trainings[form.generation]
 
     def run(self) -> tuple[int, str]:
         """Let the job run to its end; what it ended with."""

@@ -14,7 +14,7 @@ import msgspec
 from simulation.machines import Machine
 
 from ftrain_launcher.events import JobConfig
-from ftrain_launcher.messages import Form, Stop, ToAgent, Trouble, Work
+from ftrain_launcher.messages import Durable, Form, Stop, ToAgent, Trouble, Work
 
 if TYPE_CHECKING:
     from simulation.cluster import Cluster
@@ -25,11 +25,14 @@ KINDS = (
     "kill worker",
     "kill node",
     "kill node",
+    "kill two nodes",
     "kill agent",
     "kill agent for long",
     "cut line",
     "kill daemon",
     "kill store",
+    "kill writer",
+    "hang writer",
     "kill controller",
     "kill controller between journal and sends",
     "do not start store",
@@ -38,7 +41,10 @@ KINDS = (
     "do not start node",
     "lose spare",
 )
-_LOSE_A_NODE = ("kill node", "kill agent for long", "do not stop in time")
+_LOSE_A_NODE = ("kill node", "kill two nodes", "kill agent for long", "do not stop in time")
+
+
+DURABLE = Durable(url="storage", every=7, write_timeout_seconds=5.0)
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -68,7 +74,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     program_error_rank: int = 0
     domains: tuple[str, ...] = ("",)
     """Failure domains of which each host, or emulated node, is in one."""
-    recovery_seconds_max: float = 120.0
+    recovery_seconds_max: float = 300.0
     """By then after the last fault the job must have ended."""
 
     @classmethod
@@ -90,6 +96,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
                     snapshot_every=1,
                     parity=parity,
                     max_restarts=1000,
+                    durable=dice.choice((None, None, DURABLE)),
                 ),
                 nodes=nodes,
                 spares=dice.choice((0, 1, 1, 2)),
@@ -194,6 +201,10 @@ class Faults:
             case "kill node" if machine := _one(members, victim):
                 machine.die()
                 cluster.engine.lost(machine.name)
+            case "kill two nodes" if len(members) > 1 and not self.plan.gentle:
+                for machine in (members[int(victim * len(members))], members[int(victim * len(members)) - 1]):
+                    machine.die()
+                    cluster.engine.lost(machine.name)
             case "lose spare" if machine := _one(spares, victim):
                 machine.die()
                 cluster.engine.lost(machine.name)
@@ -213,6 +224,10 @@ class Faults:
                 cluster.shell.crash()
             case "kill controller between journal and sends":
                 cluster.shell.dies_after_commands = int(victim * 4)
+            case "kill writer" if machine := _one([m for m in members if m.writer is not None], victim):
+                machine.writer.end("killed")
+            case "hang writer" if machine := _one([m for m in members if m.writer is not None], victim):
+                machine.writer.hangs = True
             case "do not start store":
                 self._store_fails = max(self._store_fails, 0) + 1
             case "do not form":
@@ -236,6 +251,8 @@ class Faults:
         machine.daemon_up = False
         if machine.form is not None:
             self.cluster.training_of(machine.form).abandon()
+            if machine.position == 0:
+                self.cluster.training_of(machine.form).forget_pin()
         self.world.after(self.world.between(0.1, 0.5), self._daemon_is_back, machine)
 
     def _daemon_is_back(self, machine: Machine) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ftrain_launcher.messages import (
+    DurableEnded,
     Form,
     FromAgent,
     Join,
@@ -26,12 +27,15 @@ from ftrain_launcher.messages import (
     Stopped,
     ToAgent,
     Trouble,
+    Unpin,
     WorkerExit,
+    WriteDurable,
 )
 from ftrain_snapshot.messages import Holding, Inventory, SnapshotId
 
 if TYPE_CHECKING:
     from simulation.cluster import Cluster, Line
+    from simulation.storage import Writer
 
 
 class Worker:
@@ -78,6 +82,8 @@ class Machine:
         self.store = (0, 0)
         """Generation and port of the store that runs here; port 0: none."""
         self.agent: Agent | None = None
+        self.writer: Writer | None = None
+        self.write_ended: DurableEnded | None = None
 
     @property
     def generation(self) -> int:
@@ -105,7 +111,14 @@ class Machine:
         for worker in self.workers.values():
             worker.alive = False
         self.workers.clear()
+        self.stop_writer()
+        self.write_ended = None
         self.form = None
+
+    def stop_writer(self) -> None:
+        if self.writer is not None:
+            self.writer.alive = False
+            self.writer = None
 
     def die(self) -> None:
         """The whole node is lost at once."""
@@ -113,6 +126,7 @@ class Machine:
             self.alive = False
             for worker in self.workers.values():
                 worker.alive = False
+            self.stop_writer()
             self.store = (0, 0)
             self.kill_agent()
             self.cluster.checkers.lost(self)
@@ -147,6 +161,8 @@ class Agent:
             for key, said in (("restored", worker.restored), ("stepped", worker.stepped), ("exit", worker.exit)):
                 if said is not None:
                     self.said[(key, worker.rank)] = said
+        if machine.write_ended is not None and self.world.chance(0.5):  # Else it was told to the agent before.
+            self.said[("durable",)] = machine.write_ended
         hosts = machine.form is not None and machine.form.position == 0
         if hosts and machine.store != (machine.generation, machine.form.store_port):
             self.said[("trouble",)] = Trouble(machine.name, machine.generation, "store_lost", "")
@@ -210,6 +226,10 @@ class Agent:
                     self._stop(stop)
                 case Form() as form:
                     self._form(form)
+                case WriteDurable() as message:
+                    self._write(message)
+                case Unpin(snapshot):
+                    self._unpin(snapshot)
                 case Shutdown():
                     self._later(self.world.between(0.01, 0.5), self._shut_down)
 
@@ -243,7 +263,11 @@ class Agent:
                 machine.store = (message.generation, self.cluster.new_port() if starts else 0)
             port = machine.store[1] or None
         answer = Stopped(
-            node=machine.name, generation=message.generation, inventory=machine.inventory(), store_port=port
+            node=machine.name,
+            generation=message.generation,
+            inventory=machine.inventory(),
+            store_port=port,
+            durable=self.cluster.storage.search() if message.search_durable else None,
         )
         self.tell(answer, None)
 
@@ -266,6 +290,24 @@ class Agent:
             worker = machine.workers[rank] = Worker(machine, form, rank)
             self.cluster.checkers.spawned(worker)
             self.cluster.training_of(form).start(worker)
+
+    def _write(self, message: WriteDurable) -> None:
+        machine, told = self.machine, self.said.get(("durable",))
+        if machine.form is None or (isinstance(told, DurableEnded) and told.snapshot == message.snapshot):
+            return
+        if machine.writer is not None and machine.writer.alive:
+            if machine.writer.snapshot == message.snapshot:
+                return
+            machine.stop_writer()  # That nobody waits for it any more was not heard.
+        self.cluster.checkers.writes()
+        machine.writer = self.cluster.new_writer(machine, message)
+
+    def _unpin(self, snapshot: SnapshotId) -> None:
+        machine = self.machine
+        if machine.writer is not None and machine.writer.snapshot == snapshot:
+            machine.stop_writer()
+        if machine.form is not None and machine.position == 0 and machine.daemon_up:
+            self.cluster.training_of(machine.form).pin.release(snapshot)
 
     def _shut_down(self) -> None:
         """Orderly: what was said is heard before the line closes."""

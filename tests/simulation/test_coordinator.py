@@ -9,9 +9,12 @@ import time
 import msgspec
 import pytest
 from simulation.cluster import Cluster
-from simulation.faults import Fault, Plan
+from simulation.faults import DURABLE, Fault, Plan
+
+from ftrain_launcher.policy import EXIT_LOST, EXIT_NODES
 
 SCHEDULES = 2000
+STORAGE_SCHEDULES = 200
 CHUNKS = 8
 ONE = os.environ.get("FTRAIN_SEED")
 SECONDS_MAX_1000_NODES = 5.0
@@ -31,6 +34,30 @@ def run(seed: int) -> Cluster:
 def test_every_schedule_ends_as_its_faults_call_for(chunk: int) -> None:
     for seed in range(chunk, SCHEDULES, CHUNKS) if ONE is None else [int(ONE)]:
         run(seed)
+
+
+def test_when_more_is_lost_than_parity_covers_the_job_goes_on_from_storage() -> None:
+    """Two of four nodes at once, again and again, among other faults, while checkpoints are written."""
+    from_storage = 0
+    for seed in range(STORAGE_SCHEDULES):
+        dice = random.Random(seed)
+        drawn = Plan.draw(dice)
+        work = msgspec.structs.replace(drawn.config.work, parity=1, durable=DURABLE)
+        kinds = ("kill two nodes", "kill writer", "hang writer", "kill agent", "kill daemon", "cut line")
+        plan = msgspec.structs.replace(
+            drawn,
+            config=msgspec.structs.replace(drawn.config, work=work, nodes=4, spares=1),
+            steps=60,
+            faults=tuple(Fault(dice.uniform(3.0, 25.0), dice.choice(kinds), dice.random()) for _ in range(6)),
+            gentle=False,
+            program_error_step=None,
+            domains=("",),
+        )
+        cluster = Cluster(seed, plan)
+        code, message = cluster.run()
+        assert code in (0, EXIT_LOST, EXIT_NODES), f"{seed}: {message}"
+        from_storage += cluster.checkers.from_storage
+    assert from_storage > STORAGE_SCHEDULES / 5
 
 
 def test_the_same_seed_gives_the_same_trace() -> None:

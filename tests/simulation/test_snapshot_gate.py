@@ -11,6 +11,7 @@ import pytest
 
 from ftrain_snapshot.ledger import SLOTS, Gate, Word, newest_complete
 from ftrain_snapshot.messages import Holding, SnapshotId
+from ftrain_snapshot.pin import Pin
 
 SCHEDULES = 600
 ROUNDS = 120
@@ -29,6 +30,9 @@ class World:
         self.word = Word(0, -1, False)
         self.sealed_truth: list[SnapshotId] = []
         self.protected_told: SnapshotId | None = None
+        self.every = self.random.choice([0, 1, 4])
+        """A snapshot is due for storage at every so many steps."""
+        self.pins = 0
         self.form(None)
 
     # What a new generation does.
@@ -51,6 +55,7 @@ class World:
         self.todo: list[tuple] = []  # (position, what, snapshot): done in any order
         self.broken: set[SnapshotId] = set()  # bytes in flight were lost: cannot be protected
         self.dropped: set[SnapshotId] = set()
+        self.skipped: dict[int, list[SnapshotId]] = {position: [] for position in range(self.nodes)}
         if restore is not None:
             for position in range(self.nodes):
                 assert self.data[position][restore.slot] == restore
@@ -60,7 +65,10 @@ class World:
             self.announce(position)
 
     def new_gate(self, word: Word) -> None:
-        self.gate = Gate(nodes=self.nodes, parity=1, generation=self.generation, restore=self.restore, word=word)
+        pin = Pin(every=self.every)
+        self.gate = Gate(
+            nodes=self.nodes, parity=1, generation=self.generation, restore=self.restore, word=word, pin=pin
+        )
 
     def holdings(self, position: int) -> list[Holding]:
         slots = range(SLOTS)
@@ -73,6 +81,7 @@ class World:
 
     def announce(self, position: int) -> None:
         self.lines[position] = [("arrived", tuple(self.holdings(position)))]
+        self.lines[position] += [("skip", snapshot) for snapshot in self.skipped[position]]
 
     def tell(self, position: int, *message: object) -> None:
         if position in self.connected:
@@ -97,8 +106,10 @@ class World:
         self.advance()
 
     def advance(self) -> None:
-        before = self.word
+        before, pinned = self.word, self.gate.pin.snapshot
         word, dropped = self.gate.advance()
+        self.pins += self.gate.pin.snapshot not in (None, pinned)
+        self.check_pinned()
         if word.ticket != before.ticket:
             assert word.ticket == before.ticket + 1
             self.check_given_out(word.slot)
@@ -111,6 +122,7 @@ class World:
                         kept[snapshot.slot] = None
             self.dropped.add(snapshot)
             self.sealed_truth = [s for s in self.sealed_truth if s != snapshot]
+        self.check_pinned()
         protected = self.gate.levels().protected
         if protected is not None:
             told = [s for s in self.sealed_truth if s.version == protected]
@@ -139,6 +151,7 @@ class World:
         self.todo.remove((position, what, snapshot))
         if what == "skip":
             self.data[position][snapshot.slot] = None
+            self.skipped[position].append(snapshot)
             self.tell(position, "skip", snapshot)
         elif what == "seal":
             self.data[position][snapshot.slot] = snapshot
@@ -158,6 +171,15 @@ class World:
         elif all(self.data[p][snapshot.slot] == snapshot for p in range(self.nodes)):
             self.parity[position][snapshot.slot] = snapshot
             self.tell(position, "stored", snapshot)
+
+    def unpin(self) -> None:
+        """What was pinned is on storage, or was given up; perhaps it is said twice."""
+        pinned = self.gate.pin.snapshot
+        if pinned is not None:
+            self.gate.pin.release(pinned)
+            self.advance()
+            self.gate.pin.release(pinned)
+            assert self.gate.pin.snapshot != pinned
 
     # Faults.
 
@@ -219,6 +241,14 @@ class World:
 
     # The checker.
 
+    def check_pinned(self) -> None:
+        """What is pinned is whole on every node, and no ticket is for its slot."""
+        pinned = self.gate.pin.snapshot
+        if pinned is not None:
+            assert all(data[pinned.slot] == pinned for data in self.data)
+            assert self.word.slot != pinned.slot
+            assert (pinned.version + 1) // self.every >= 1
+
     def check_given_out(self, slot: int) -> None:
         """Without this slot, two snapshots and the newest are left, and what was protected survives any node."""
         there = {s for s in self.sealed_truth if all(data[s.slot] == s for data in self.data)}
@@ -237,11 +267,11 @@ class World:
 
 @pytest.mark.parametrize("block", range(4))
 def test_nothing_that_counts_is_ever_lost_and_snapshots_go_on(block):
-    captured = 0
+    captured = pinned = 0
     for seed in range(block * SCHEDULES // 4, (block + 1) * SCHEDULES // 4):
         world = World(seed)
         calm = [World.deliver, World.act, World.take]
-        faults = [World.cut, World.mend, World.mend, World.restart_gate, World.crash, World.lose_node]
+        faults = [World.cut, World.mend, World.mend, World.restart_gate, World.crash, World.lose_node, World.unpin]
         for _ in range(ROUNDS):
             kind = faults if world.random.random() < 0.06 else calm
             world.random.choices(kind, [5, 5, 1] if kind is calm else None)[0](world)
@@ -251,7 +281,16 @@ def test_nothing_that_counts_is_ever_lost_and_snapshots_go_on(block):
             world.random.choices(calm, [5, 5, 1])[0](world)
         assert world.word.ticket > before + 1, f"seed {seed}: the gate does not open any more"
         captured += world.word.ticket
+        pinned += world.pins
+        held = world.gate.pin.snapshot
+        assert not world.every or held is not None, f"seed {seed}: nothing is due any more"
+        world.unpin()
+        before = world.word.ticket
+        for _ in range(300):
+            world.random.choices(calm, [5, 5, 1])[0](world)
+        assert world.word.ticket > before, f"seed {seed}: a slot has leaked"
     assert captured > SCHEDULES
+    assert pinned > SCHEDULES / 4
 
 
 def test_the_same_seed_gives_the_same_story():

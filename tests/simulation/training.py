@@ -15,6 +15,7 @@ from simulation.machines import Machine, Worker
 from ftrain_launcher.events import Progress
 from ftrain_launcher.messages import Failure, Form, RankRestored, RankStepped, Trouble
 from ftrain_snapshot.messages import SnapshotId
+from ftrain_snapshot.pin import Pin
 from ftrain_snapshot.placement import Groups, is_complete
 
 if TYPE_CHECKING:
@@ -43,7 +44,13 @@ class Training:
         self.group_of = {p: group for group in form.groups for p in group}
         self.workers: dict[int, Worker] = {}
         self.machines: dict[int, Machine] = {}
-        self.step = -1 if form.restore is None else form.restore.version
+        self.start_version = None if form.durable_start is None else form.durable_start.step
+        if form.restore is not None:
+            self.start_version = form.restore.version
+        self.step = -1 if self.start_version is None else self.start_version
+        self.forget_pin()
+        if form.work.durable is not None:
+            self.world.after(0.5, self._beat)
         self.flying: SnapshotId | None = None
         """The version that is being sealed and protected."""
         self.abandoned = False
@@ -104,9 +111,8 @@ class Training:
         if self.restore is not None and not machine.memory.get(self.restore, [False])[False]:
             self.world.after(0.1, self._load, worker)
             return
-        version = None if self.restore is None else self.restore.version
-        worker.step = version
-        worker.restored = RankRestored(machine.name, self.generation, worker.rank, version, self.world.now)
+        worker.step = self.start_version
+        worker.restored = RankRestored(machine.name, self.generation, worker.rank, worker.step, self.world.now)
         machine.tell(worker.restored, ("restored", worker.rank))
         total = self.nodes * self.cluster.config.work.nproc_per_node
         if not self._begun and len(self.workers) == total and all(w.restored for w in self.workers.values()):
@@ -167,7 +173,12 @@ class Training:
 
     def _snapshot(self) -> None:
         kept = {s.slot for s in (self.newest_sealed, self._newest_protected()) if s is not None}
-        slot = min(s for s in range(SLOTS) if s not in kept)
+        free = [s for s in range(SLOTS) if s not in kept]
+        pinned = self.pin.snapshot
+        unpinned = [s for s in free if pinned is None or s != pinned.slot]
+        if not unpinned:
+            self.pin.give_way()
+        slot = min(unpinned or free)
         self.flying = SnapshotId(self.step, self.generation, slot)
         self.sealed_by, self.stored_by, self.abandoned = set(), set(), False
         for position in self.machines:
@@ -208,6 +219,7 @@ class Training:
         self.machines[position].keep(snapshot, parity=True)
         self.stored_by.add(position)
         if len(self.stored_by) == self.nodes:
+            self.pin.consider(self._newest_protected())
             self.cluster.checkers.protected(self.machines)
             self._report(0.5)
             self.flying = None
@@ -227,7 +239,21 @@ class Training:
             sealed = None if self.newest_sealed is None else self.newest_sealed.version
             newest = self._newest_protected()
             protected = None if newest is None else newest.version
-            agent.line.up(Progress(self.generation, sealed, protected))
+            agent.line.up(Progress(self.generation, sealed, protected, self.pin.snapshot, self.flying is not None))
+
+    def forget_pin(self) -> None:
+        """The gate is started anew."""
+        durable = self.form.work.durable
+        self.pin = Pin(every=durable.every if durable is not None else 0, newest=self.form.durable_newest)
+
+    def _beat(self) -> None:
+        """Every heartbeat says what is pinned, until something else is the case."""
+        machine = self.machines.get(0)
+        self.pin.consider(self._newest_protected() if self.parity else self.newest_sealed)
+        if self.cluster.ended is None and self.generation == self.cluster.coordinator.generation:
+            if machine is not None and machine.alive and machine.daemon_up and machine.generation == self.generation:
+                self._report(1.0)
+            self.world.after(0.5, self._beat)
 
 
 def _is_done(worker: Worker) -> bool:

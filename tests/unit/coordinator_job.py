@@ -6,6 +6,7 @@ from ftrain_launcher.coordinator import Coordinator
 from ftrain_launcher.events import Announce, Command, EndJob, Event, HostCame, JobConfig, JobStarted, Joined, Left, Send
 from ftrain_launcher.journal import Entry, decode, encode, rebuild
 from ftrain_launcher.messages import (
+    DurableSearch,
     Failure,
     Form,
     Join,
@@ -14,9 +15,7 @@ from ftrain_launcher.messages import (
     RankState,
     RankStepped,
     ReapNode,
-    Shutdown,
     StartNode,
-    Stop,
     Stopped,
     ToAgent,
     Work,
@@ -147,13 +146,16 @@ class Job:
     def lose(self, node: str) -> None:
         self.tell(NodeGone(node, "killed"))
 
-    def stopped(self, node: str, held: Held | None = None, port: int | None = 7) -> None:
-        """It has stopped for the generation that is announced."""
+    def stopped(
+        self, node: str, held: Held | None = None, port: int | None = 7, durable: DurableSearch | None = None
+    ) -> None:
+        """It has stopped for the generation that is announced; ``durable``: what it found on storage."""
         position = self.coordinator.nodes[node].position
         assert position is not None
         holdings = tuple(Holding(s, position, data, parity) for s, (data, parity) in (held or {}).items())
         generation = self.coordinator.generation
-        self.tell(Stopped(node=node, generation=generation, inventory=Inventory(holdings), store_port=port))
+        inventory = Inventory(holdings)
+        self.tell(Stopped(node=node, generation=generation, inventory=inventory, store_port=port, durable=durable))
 
     def exit(self, rank: int, **how: object) -> None:
         self.tell(self.exit_of(rank, **how))
@@ -196,7 +198,7 @@ class Job:
 
     # ---- what was sent
 
-    def to(self, node: str, kind: type[Stop | Form | Shutdown]) -> list[ToAgent]:
+    def to(self, node: str, kind: type[ToAgent]) -> list[ToAgent]:
         return [message for name, message in self.sent if name == node and isinstance(message, kind)]
 
     def forms(self) -> dict[str, Form]:

@@ -44,6 +44,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--nproc-per-node", "-1"], "--nproc-per-node must be at least 1"),
         (["--spares", "-1"], "--spares must be at least 0"),
         (["--snapshot-every", "0"], "--snapshot-every must be at least 1"),
+        (["--snapshot-every", "often"], "--snapshot-every often: give a number of steps, or auto"),
         (["--max-restarts", "-1"], "--max-restarts must be at least 0"),
         (["--parity", "0"], "--parity must be at least 1, not 0"),
         (["--local-nodes", "4", "--parity", "-2"], "--parity must be at least 1, not -2"),
@@ -130,3 +131,18 @@ def test_a_fault_without_its_victim(capsys: pytest.CaptureFixture[str]) -> None:
 def test_no_command_and_an_unknown_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert "COMMAND" in refused(capsys)
     assert "frobnicate" in refused(capsys, "frobnicate")
+
+
+def test_a_codec_that_is_not_installed_is_named_with_what_to_install(
+    script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ftrain_snapshot import codec
+
+    monkeypatch.setenv("FTRAIN_ISAL_LIBRARY", "/nowhere/libisal.so")
+    codec.load.cache_clear()
+    try:
+        said = refused(capsys, "run", "--codec", "isal", script)
+    finally:
+        codec.load.cache_clear()
+    assert "--codec isal: no ISA-L here" in said
+    assert "pip install 'ftrain[isal]'" in said

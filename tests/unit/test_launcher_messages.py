@@ -10,9 +10,11 @@ import pytest
 from unit.coordinator_job import config, raised, snapshot
 
 from ftrain_launcher import events, messages
-from ftrain_snapshot.messages import DaemonStatus, Holding, Inventory, Levels, Peer
+from ftrain_snapshot.messages import DaemonStatus, Damage, Holding, Inventory, LaneReport, Levels, Peer
+from ftrain_snapshot.storage import DurableId
 
 RANKS = (messages.RankState(0, 0, 123, "running", 7), messages.RankState(1, 1, None, "exited"))
+CHECKPOINT = DurableId(4, "s3://b/x/step-00000004", 2)
 INVENTORY = Inventory((Holding(snapshot(5), 1, True, False, 10, 20),))
 DAEMON = DaemonStatus(1, True, Levels(5, 4), 6, 1, True)
 FROM_AGENT: list[messages.FromAgent] = [
@@ -20,9 +22,12 @@ FROM_AGENT: list[messages.FromAgent] = [
     messages.Heartbeat(node="n", generation=1, ranks=RANKS, daemon_pid=2, daemon=DAEMON, inventory=INVENTORY),
     messages.WorkerExit(node="n", generation=1, rank=0, pid=1, code=3, failure=raised("E"), last_lines=("a", "b")),
     messages.Stopped(node="n", generation=1, inventory=INVENTORY, store_port=None),
+    messages.Stopped(node="n", generation=1, inventory=INVENTORY, durable=messages.DurableSearch(CHECKPOINT)),
+    messages.DurableEnded("n", 1, 0, snapshot(5), "no space left"),
     messages.RankRestored("n", 1, 0, None, 0.1 + 0.2),
     messages.RankStepped("n", 1, 0, 8, 1e9),
     messages.Trouble("n", 1, "store_lost", "why"),
+    messages.Verified(node="n", request=1, lanes=(LaneReport(snapshot(5), 1, 0, 9, 1, 1, (Damage(0, 1, 2, 3),)),)),
     messages.ArenaShort("n", 1, 2**40, 2**30),
 ]
 FORM = messages.Form(
@@ -32,13 +37,17 @@ FORM = messages.Form(
     store_host="h",
     store_port=1,
     restore=snapshot(5),
-    work=config().work,
+    durable_start=CHECKPOINT,
+    work=msgspec.structs.replace(config().work, durable=messages.Durable(url="s3://b/x", every=10)),
 )
 TO_AGENT: list[messages.ToAgent] = [
     messages.Stop(2, True),
     FORM,
     messages.Shutdown("over", 1.5),
     messages.Inject("kill-worker", 3),
+    messages.Verify(4),
+    messages.WriteDurable(snapshot(5)),
+    messages.Unpin(snapshot(5)),
 ]
 OFFER = messages.Offer(
     launcher="0f", hostname="h1", kind="script", argv=("t.py",), nodes=2, nproc_per_node=1, parity=1, node_rank=0
@@ -60,6 +69,7 @@ EVENTS: list[events.Event] = [
     events.Joined(FROM_AGENT[0], 1),  # type: ignore[arg-type]
     events.Left("n", 1),
     events.Progress(1, 5, None),
+    events.Progress(1, 5, 5, snapshot(5), True),
     events.ControllerRestarted(),
     events.Tick(),
 ]

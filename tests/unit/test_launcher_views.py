@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 from unit.coordinator_job import DATA, WHOLE, Job, snapshot
 
 from ftrain_launcher import views
 from ftrain_launcher.events import Progress
 from ftrain_launcher.messages import RankState, StopJob, Trouble
 from ftrain_launcher.views import Observation
-from ftrain_snapshot.messages import DaemonStatus, Holding, Inventory, Levels
+from ftrain_snapshot.messages import DaemonStatus, Holding, Inventory, Levels, Volume
 
 BOTH = {snapshot(4): WHOLE, snapshot(5, slot=1): DATA}
 
@@ -131,7 +132,7 @@ def test_a_dead_daemon_is_listed(job: Job) -> None:
 
 
 def test_snapshots_say_who_holds_what(job: Job) -> None:
-    shown = views.snapshots(job.coordinator, all_seen())
+    shown = views.snapshots(job.coordinator, all_seen(), 100.0)
     assert shown["groups"] == [[0, 1, 2]]
     (version,) = shown["snapshots"]
     assert (version["version"], version["level"], len(version["nodes"])) == (4, "protected", 3)
@@ -142,4 +143,44 @@ def test_snapshots_say_who_holds_what(job: Job) -> None:
         "parity": True,
         "data_bytes": 100,
         "parity_bytes": 50,
+        "damaged": False,
+        "age_seconds": None,
     }
+
+
+def test_a_snapshot_ages_from_when_it_was_first_told_of() -> None:
+    observation = seen(0)
+    inventory = Inventory((Holding(snapshot(4), 0, True, True),))
+    observation.take_inventory(inventory, 10.0)
+    observation.take_inventory(Inventory((*inventory.holdings, Holding(snapshot(5), 0, True, False))), 12.0)
+    assert observation.since == {snapshot(4): 10.0, snapshot(5): 12.0}
+    observation.take_inventory(Inventory(), 13.0)
+    assert observation.since == {}
+
+
+def test_a_daemons_share_of_a_core_is_that_of_the_last_seconds() -> None:
+    def status(cpu_seconds: float) -> DaemonStatus:
+        return DaemonStatus(1, False, Levels(), 0, 0, True, cpu_seconds=cpu_seconds)
+
+    observation = seen(0)
+    for moment, used in ((0.0, 3.0), (1.0, 3.9), (10.0, 5.0)):
+        observation.take_daemon(1, status(used), moment)
+    assert observation.cpu_share == pytest.approx(0.2)
+    observation.take_daemon(2, status(0.0), 11.0)
+    assert observation.cpu_share is None
+
+
+def test_status_shows_exposure_and_what_snapshots_cost_all_nodes_together(job: Job) -> None:
+    observations = all_seen()
+    for name, observation in observations.items():
+        assert observation.daemon is not None
+        volume = Volume(captured_bytes=100, copied_bytes=10, sent_bytes=5)
+        observation.daemon = replace(
+            observation.daemon, exposed_seconds=0.5 * (name == "node-0"), last=volume, cpu_seconds=1.5
+        )
+    shown = views.status(job.coordinator, observations, 99)
+    assert (shown["snapshots"]["exposed_seconds"], shown["snapshots"]["exposed_last_seconds"]) == (0.5, 0.0)
+    assert shown["volume"]["last"]["captured_bytes"] == 300
+    assert shown["volume"]["last"]["copied_bytes"] == 30
+    assert shown["volume"]["total"]["sent_bytes"] == 0
+    assert shown["nodes"][1]["daemon_cpu_seconds"] == 1.5

@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from ftrain_launcher.environment import worker_environment, zygote_environment
+from ftrain_launcher.node_workers import is_restore_failure
+from ftrain_snapshot.errors import SnapshotIncomplete
 from ftrain_snapshot.messages import SnapshotId
+from ftrain_snapshot.storage import DurableId, StorageError
 
 WORKER: dict[str, Any] = dict(
     job="j", node="node-1", node_dir=Path("/dev/shm/ftrain-j/node-1"), generation=3, rank=3, local_rank=1,
@@ -30,9 +33,10 @@ def test_a_worker_gets_ftrains_variables() -> None:
     got = worker_environment(**WORKER, restore=SnapshotId(17, 2, 1))
     assert {name: value for name, value in got.items() if name.startswith("FTRAIN_")} == dict(
         FTRAIN_JOB="j", FTRAIN_NODE="node-1", FTRAIN_NODE_DIR="/dev/shm/ftrain-j/node-1", FTRAIN_GENERATION="3",
-        FTRAIN_RESTORE="17:2:1", FTRAIN_SNAPSHOT_EVERY="5",
+        FTRAIN_RESTORE="17:2:1", FTRAIN_DURABLE="", FTRAIN_SNAPSHOT_EVERY="5", FTRAIN_DEMOTE_AFTER_NAN="1",
     )  # fmt: skip
     assert worker_environment(**WORKER)["FTRAIN_RESTORE"] == ""
+    assert worker_environment(**WORKER, demote_after_nan=False)["FTRAIN_DEMOTE_AFTER_NAN"] == "0"
 
 
 def test_the_middle_floor_reads_what_the_launcher_writes() -> None:
@@ -42,6 +46,11 @@ def test_the_middle_floor_reads_what_the_launcher_writes() -> None:
     assert (read.rank, read.local_rank, read.world_size, read.local_world_size) == (3, 1, 4, 2)
     assert read.job is not None
     assert (read.job.generation, read.job.restore, read.job.snapshot_every) == (3, SnapshotId(17, 2, 1), 5)
+    assert (read.job.durable, read.job.start) == (None, 17)
+    found = DurableId(9, "s3://bucket/x/step-00000009")
+    read = read_environment(worker_environment(**WORKER, durable_start=found))
+    assert read.job is not None
+    assert (read.job.restore, read.job.durable, read.job.start) == (None, found, 9)
 
 
 def test_emulated_nodes_talk_over_loopback_unless_the_user_says_otherwise() -> None:
@@ -57,3 +66,10 @@ def test_a_zygote_that_imports_has_one_blas_thread_and_the_users_openmp_threads(
     assert zygote_environment({"OMP_NUM_THREADS": "4"})["OMP_NUM_THREADS"] == "4"
     assert zygote_environment({"OPENBLAS_NUM_THREADS": "4"})["OPENBLAS_NUM_THREADS"] == "1"
     assert zygote_environment({"OPENBLAS_NUM_THREADS": "4"}, preload=False)["OPENBLAS_NUM_THREADS"] == "4"
+
+
+def test_state_that_cannot_be_had_is_no_failure_of_the_program() -> None:
+    from ftrain.outcome import describe_failure
+
+    errors = (SnapshotIncomplete("too much is lost"), StorageError("no answer"), ValueError("StorageError"))
+    assert [is_restore_failure(describe_failure(error, None).error) for error in errors] == [True, True, False]

@@ -1,6 +1,6 @@
 """The ledger: what is complete, what an operator is told, and when the gate opens for which slot."""
 
-from ftrain_snapshot.ledger import Exposure, Gate, Word, explain, newest_complete
+from ftrain_snapshot.ledger import RECORDS_MAX, SLOTS, Exposure, Gate, Word, explain, newest_complete
 from ftrain_snapshot.messages import Damage, Holding, Levels, SnapshotId
 
 
@@ -269,3 +269,14 @@ def test_the_job_is_exposed_while_an_abandoned_snapshot_is_the_newest():
     assert not gate.exposed
     gate.skip(SnapshotId(2, 1, gate.advance()[0].slot))
     assert not gate.exposed
+
+
+def test_facts_that_cannot_be_do_not_pile_up():
+    gate = Gate(nodes=2, parity=1, generation=1)
+    opened(gate)
+    for version in range(3 * RECORDS_MAX, 0, -1):  # as nobody says them: newest first
+        gate.stored(1, SnapshotId(version, 0, version % 3))
+        gate.abandon(snapshot(version))
+        gate.abandon(SnapshotId(version, 7, 0))
+    assert len(gate._records) == RECORDS_MAX
+    assert len(gate._abandoned) == SLOTS

@@ -2,9 +2,12 @@
 
 import struct
 
+import msgspec
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ftrain_snapshot.errors import ChecksumMismatch, ProtocolError
 from ftrain_snapshot.manifest import (
     CHUNK_BYTES,
     HEADER_BYTES,
@@ -16,6 +19,8 @@ from ftrain_snapshot.manifest import (
     chunk_bytes,
     chunk_count,
     chunk_spans,
+    decode_record,
+    encode_record,
     read_header,
     sum_at,
     write_header,
@@ -82,3 +87,24 @@ def test_a_catalog_keeps_one_descriptor_for_each_unit_and_each_parity():
     assert (found.header.unit_bytes, found.snapshot, parity.parity_bytes) == (128, ID, 128)
     assert catalog.unit(2, 0) is None
     assert catalog.parity_of(1, 0) is None
+
+
+@given(st.integers(0, 200))
+def test_a_page_that_was_cut_short_holds_nothing_or_all(length):
+    page = page_of(Header(ID, 0, 4, 5000, 70, 11, 12, REFERENCE))
+    assert read_header(page[:length]) in ((State.EMPTY, None), read_header(page))
+    assert read_header(page[:64]) == (State.EMPTY, None)
+
+
+@given(st.data())
+def test_a_record_is_what_was_written_or_an_error(data):
+    decoder = msgspec.msgpack.Decoder(Catalog)
+    catalog = Catalog(ID, 2, [UnitDescriptor(1, 0, Header(ID, 0, 4, 5000, 70, 11, 12), bytes(8))], [])
+    kept = bytearray(encode_record(catalog))
+    assert decode_record(bytes(kept), decoder) == catalog
+    kept[data.draw(st.integers(0, len(kept) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    for damaged in (bytes(kept), encode_record(catalog)[: data.draw(st.integers(0, len(kept) - 1))]):
+        with pytest.raises(ChecksumMismatch):
+            decode_record(damaged, decoder)
+    with pytest.raises(ProtocolError):
+        decode_record(encode_record(ID), decoder)

@@ -11,11 +11,10 @@ from ftrain_snapshot.errors import PlacementImpossible
 from ftrain_snapshot.placement import (
     GROUP_SIZE_MAX,
     Group,
+    check_groups,
     group_of,
     groups,
     is_complete,
-    segment_bytes,
-    segment_spans,
 )
 
 jobs = st.integers(1, 20).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n - 1)))
@@ -136,10 +135,9 @@ def test_the_parity_that_a_refusal_proposes_is_possible(domains, parity):
 def test_each_member_keeps_as_much_parity_and_data_as_any_other(group):
     for position in group.members:
         assert len(group.parity_rotations(position)) == group.parity
-        assert len(group.data_rotations(position)) == group.data == group.segments
-        for index, rotation in enumerate(group.data_rotations(position)):
-            assert group.segment_of(position, rotation) == index
-            assert group.data_members(rotation)[group.column_of(position, rotation)] == position
+        assert len(group.data_rotations(position)) == group.data
+        for rotation in group.data_rotations(position):
+            assert position in group.data_members(rotation)
         for rotation in group.parity_rotations(position):
             assert group.parity_members(rotation)[group.row_of(position, rotation)] == position
     for rotation in range(len(group.members)):
@@ -185,15 +183,21 @@ def test_a_position_outside_of_the_group_is_refused():
         Group((0, 1, 2), 1).rotation_of(7, 0)
 
 
-@given(st.integers(0, 10_000), st.integers(1, 8))
-def test_segments_cover_the_unit_in_order_without_overlap(length, segments):
-    spans = segment_spans(length, segments)
-    assert len(spans) == segments
-    assert sum(size for _, size in spans) == length
-    assert all(offset + size <= length for offset, size in spans)
-    full = segment_bytes(length, segments)
-    assert full % 64 == 0
-    assert all(offset == min(i * full, length) for i, (offset, _) in enumerate(spans))
+@pytest.mark.parametrize(
+    ("formed", "parity"),
+    [
+        (((0, 1), (2,)), 1),
+        (((0, 1), (2, 3)), 2),
+        (((0, 1), (1, 2, 3)), 1),
+        (((0, 1, 2),), 1),
+        (((0, 1, 2, 4),), 1),
+        (((), (0, 1, 2, 3)), 1),
+    ],
+)
+def test_groups_that_are_not_those_of_the_job_are_refused(formed, parity):
+    check_groups(groups(4, 1), 4, 1)
+    with pytest.raises(PlacementImpossible, match="4 nodes with parity"):
+        check_groups(formed, 4, parity)
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def _sum(parts) -> int:
 groups = st.sampled_from([(2, 1), (3, 1), (4, 1), (4, 2), (5, 2), (6, 2), (7, 3), (8, 4)])
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(groups, st.data())
 def test_any_m_lost_members_come_back_from_the_others(size, data):
     nodes, parity = size
@@ -81,7 +81,7 @@ def test_any_m_lost_members_come_back_from_the_others(size, data):
         assert len(covered) == chunks[stripes.group.members.index(position)]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(groups, st.data())
 def test_damage_in_different_stripes_of_many_members_is_all_rebuilt(size, data):
     nodes, parity = size

@@ -157,6 +157,39 @@ def test_a_dropped_snapshot_is_none_also_after_a_restart(tmp_path):
     assert store.begin(IDS[0], 1) is None  # its slot has gone to a newer one
 
 
+@pytest.mark.parametrize("at", [0, 8, 40, -1, None], ids=str)
+def test_a_damaged_record_counts_as_none_and_the_headers_say_what_is_there(tmp_path, at, capsys):
+    store = made(tmp_path)
+    write(store, IDS[0], content(0, 1, 0, SIZE))
+    write(store, IDS[1], content(1, 1, 0, SIZE))
+    put_parity(store, IDS[1], [b"p" * 64], None)
+    path = tmp_path / "slot1.catalog"
+    kept = bytearray(path.read_bytes())
+    if at is not None:
+        kept[at] ^= 4
+    path.write_bytes(kept[:-3] if at is None else kept)
+    found = again(store)
+    assert "event=record_damaged file=slot1.catalog" in capsys.readouterr().err
+    assert [(h.snapshot, h.data, h.parity) for h in found.holdings()] == [(IDS[0], True, False), (IDS[1], True, False)]
+    assert found.catalog(IDS[1]) is None
+    assert found.describe(0, IDS[1]) == store.describe(0, IDS[1])
+
+
+def test_a_damaged_membership_is_none(tmp_path):
+    store = made(tmp_path)
+    path = tmp_path / "membership"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert again(store).membership is None
+
+
+def test_a_unit_larger_than_all_memory_is_refused_before_anything_is_allocated(tmp_path):
+    store = made(tmp_path)
+    sizes = {path: path.stat().st_size for path in tmp_path.iterdir()}
+    with pytest.raises(ArenaTooSmall):
+        store.grow_lane(0, 1 << 56, 0)
+    assert {path: path.stat().st_size for path in tmp_path.iterdir()} == sizes
+
+
 def test_a_lost_unit_is_put_back_without_touching_other_slots(tmp_path):
     store = made(tmp_path / "lost")
     states = [content(version, 1, 0, SIZE) for version in range(2)]
@@ -174,8 +207,7 @@ def test_a_lost_unit_is_put_back_without_touching_other_slots(tmp_path):
         for place in run(target.prepare(unit)):
             chunk = target.group.chunk_of(1, place[1], place[2])
             source = states[1] + bytes(-len(states[1]) % 64) + b"m" + bytes(63)
-            view = target.place_data(unit, chunk)
-            view[:] = source[chunk * CHUNK_BYTES :][: len(view)]
+            target.put_data(unit, chunk, memoryview(source)[chunk * CHUNK_BYTES : (chunk + 1) * CHUNK_BYTES])
             target.mark_repaired(IDS[1], place)
         target.seal_unit(unit)
         assert not target.damaged

@@ -65,6 +65,15 @@ def workers(word: str) -> int:
     return choices[word]
 
 
+def snapshot_every(word: str) -> int:
+    """Steps between snapshots; 0: as often as costs little."""
+    if word == "auto":
+        return 0
+    if not word.lstrip("-").isdigit():
+        raise UsageError(f"--snapshot-every {word}: give a number of steps, or auto")
+    return at_least("--snapshot-every", int(word), 1)
+
+
 def parity(chosen: int | None, nodes: int) -> int:
     """Lost nodes of a group that are survived."""
     if chosen is None:
@@ -78,6 +87,19 @@ def parity(chosen: int | None, nodes: int) -> int:
     if chosen > PARITY_MAX:
         raise UsageError(f"--parity {chosen}: at most {PARITY_MAX}")
     return chosen
+
+
+def codec(choice: str) -> str:
+    """An engine for parity that is here; ``auto`` always finds one."""
+    if choice != "auto":
+        from ftrain_snapshot.codec import choose
+        from ftrain_snapshot.errors import CodecUnsupported
+
+        try:
+            choose(choice)
+        except CodecUnsupported as error:
+            raise UsageError(f"--codec {choice}: {error}") from error
+    return choice
 
 
 def bytes_per_second(flag: str, word: str | None) -> int:

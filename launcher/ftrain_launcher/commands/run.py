@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftrain_launcher.commands import checks
+from ftrain_launcher.commands import checks, durable, tls
 from ftrain_launcher.commands.options import Commands, add_command
 from ftrain_launcher.errors import UsageError
 
@@ -31,11 +31,17 @@ def add_to(commands: Commands) -> None:
     add("--local-nodes", type=int, metavar="N", help="emulate this many nodes on this machine")
     add("--nproc-per-node", default="1", metavar="N", help="workers per node: a number, gpu, cpu or auto")
     add("--spares", type=int, default=0, metavar="N", help="nodes kept ready to take over a lost one's ranks")
-    add("--snapshot-every", type=int, default=1, metavar="N", help="steps between snapshots; default 1")
+    add("--snapshot-every", default="1", metavar="N|auto", help="steps between snapshots; auto: by cost; default 1")
     add("--parity", type=int, metavar="M", help="lost nodes that a group survives, 1 to 4; default 1, 2 for 5 nodes")
     add("--codec", choices=["auto", "numpy", "isal", "zfec"], default="auto", help="what computes parity; default auto")
     add("--protect-bandwidth", metavar="RATE", help="what a node may send for parity, like 500M bytes a second")
     add("--failure-domain", metavar="LABEL", help="this host's rack or switch; emulated: a label a node, with commas")
+    add(
+        "--demote-after-nan",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="after two losses in a row that are not finite, go back to the snapshot before the newest; default on",
+    )
     add(
         "--max-restarts",
         type=int,
@@ -43,6 +49,7 @@ def add_to(commands: Commands) -> None:
         metavar="N",
         help="faults in a row without progress that are survived; default 20",
     )
+    durable.add_options(add)
     _add_waits(add)
     add("--name", metavar="JOB", help="the job's name; default: made from the script's")
     add("--log-dir", type=Path, metavar="DIR", help="where worker output goes; default: the job's state folder")
@@ -56,6 +63,7 @@ def add_to(commands: Commands) -> None:
     add("--controller", metavar="HOST:PORT", help="where the controller listens; with --nnodes: on the host HOST")
     add("--node-rank", type=int, metavar="R", help="this host's place among several; default: in order of joining")
     add("--secret-file", type=Path, metavar="FILE", help="what all hosts know: only those that do can join")
+    tls.add_options(add)
     add("--engine", choices=["local"], default="local", help="where nodes come from")
     add("-m", "--module", action="store_true", help="SCRIPT is a module's name")
     add("--no-zygote", action="store_true", help="start workers by exec, not by fork from a process with torch")
@@ -95,18 +103,21 @@ def _config(chosen: argparse.Namespace, nodes: int, *, hosts: bool) -> JobConfig
     from ftrain_launcher.events import JobConfig
     from ftrain_launcher.messages import Work
 
+    workers = checks.workers(chosen.nproc_per_node)
     work = Work(
         job=_new_name(Path(chosen.script).stem) if chosen.name is None else checks.job_name(chosen.name),
         argv=(chosen.script if chosen.module else checks.script(chosen.script), *chosen.arguments),
         kind="module" if chosen.module else "script",
         folder=os.getcwd(),
         log_folder="",
-        nproc_per_node=checks.workers(chosen.nproc_per_node),
-        snapshot_every=checks.at_least("--snapshot-every", chosen.snapshot_every, 1),
+        nproc_per_node=workers,
+        snapshot_every=checks.snapshot_every(chosen.snapshot_every),
         parity=checks.parity(chosen.parity, nodes),
-        codec=chosen.codec,
+        codec=checks.codec(chosen.codec),
         protect_bytes_per_second=checks.bytes_per_second("--protect-bandwidth", chosen.protect_bandwidth),
         max_restarts=checks.at_least("--max-restarts", chosen.max_restarts, 0),
+        demote_after_nan=chosen.demote_after_nan,
+        durable=durable.durable(chosen, nodes * workers),
         zygote=not chosen.no_zygote,
     )
     config = JobConfig(
@@ -178,6 +189,7 @@ def _lead(
         salt=salt,
         open=config.hosts and shared_secret is None,
         failure_domains=domains,
+        tls=tls.files(chosen),
     )
     folder = JobFolder.create(record, None if shared_secret is None else job_secret(shared_secret, salt))
     shape = f"{config.nodes} nodes x {work.nproc_per_node} workers, {config.spares} spares, parity {work.parity}"
@@ -203,8 +215,11 @@ def _join(
     from ftrain_launcher.joining import ask_to_join
     from ftrain_launcher.terminal import announce
 
+    tls_files = tls.files(chosen)
     joined = ask_to_join(Endpoint(*place, None), offer, shared_secret, chosen.join_timeout_seconds)
     theirs = joined.record
+    tls.check_same(theirs.tls, tls_files)
+    checks.codec(theirs.config.work.codec)
     arena = checks.arena(chosen.arena_dir, f"{theirs.name}-{os.getpid()}")
     record = msgspec.structs.replace(
         theirs,
@@ -213,6 +228,7 @@ def _join(
         arena_folder=str(arena),
         host=joined.address,
         failure_domains=domains,
+        tls=tls_files,
     )
     folder = JobFolder.place(record)
     logs = (chosen.log_dir or folder.path / "logs").absolute()

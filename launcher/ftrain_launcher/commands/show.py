@@ -1,21 +1,22 @@
-"""``ftrain status``, ``incidents`` and ``snapshots``: what a job is doing, what happened to it, what it holds."""
+"""``ftrain status`` and ``incidents``: what a job is doing, and what happened to it."""
 
 from __future__ import annotations
 
 import argparse
+import time
 from typing import Any
 
 from ftrain_launcher.commands.options import Commands, add_command, add_job_options, print_json
+from ftrain_launcher.commands.text import print_line, print_table
 from ftrain_launcher.errors import ControllerAway
 from ftrain_launcher.jobs import JobFolder
 
 
 def add_to(commands: Commands) -> None:
-    """Add the three commands."""
+    """Add both commands."""
     for name, command, about in (
         ("status", status, "Show a job's nodes, ranks, pids, steps, snapshot levels and generation."),
         ("incidents", incidents, "Show each fault: kind, suspects, timeline, steps lost."),
-        ("snapshots", snapshots, "Show the versions in memory: levels, bytes per node, where the parity lies."),
     ):
         add_job_options(add_command(commands, name, command, about))
 
@@ -29,11 +30,15 @@ def status(chosen: argparse.Namespace) -> int:
         print_json(answer)
         return 0
     levels = answer["snapshots"]
-    _print(
+    print_line(
         f"job {answer['job']}: {answer['state']}, generation {answer['generation']}, "
         f"{answer['incidents']} incidents; snapshots: sealed {levels['sealed']}, protected {levels['protected']}, "
         f"durable {levels['durable']} (taken {levels['taken']}, skipped {levels['skipped']})"
     )
+    print_line(f"last snapshot: {_volume(answer['volume']['last'])}; all: {_volume(answer['volume']['total'])}")
+    print_line(_exposure(levels))
+    if (durable := answer.get("durable")) is not None:
+        print_line(_durable(durable))
     rows = []
     for node in answer["nodes"]:
         ranks = node["ranks"] or [{"rank": "-", "pid": "-", "state": "-", "step": "-"}]
@@ -44,19 +49,20 @@ def status(chosen: argparse.Namespace) -> int:
                     node["state"],
                     node["agent_pid"],
                     node["daemon_pid"],
+                    _share(node["daemon_cpu_share"]),
                     rank["rank"],
                     rank["pid"],
                     rank["state"],
                     rank["step"],
                 ]
             )
-    _table(["node", "state", "agent", "daemon", "rank", "pid", "worker", "step"], rows)
+    print_table(["node", "state", "agent", "daemon", "cpu", "rank", "pid", "worker", "step"], rows)
     return 0
 
 
 def incidents(chosen: argparse.Namespace) -> int:
     """Print the incidents."""
-    answer = _ask_or_replay(JobFolder.find(chosen.job), "incidents")
+    answer = ask_or_replay(JobFolder.find(chosen.job), "incidents")
     if chosen.json:
         print_json(answer)
         return 0
@@ -69,34 +75,11 @@ def incidents(chosen: argparse.Namespace) -> int:
             [incident["number"], incident["kind"], suspects, *phases, incident["steps_lost"], incident["resumed_from"]]
         )
     heads = ["#", "kind", "suspects", "decided", "formed", "restored", "first step", "steps lost", "resumed after step"]
-    _table(heads, rows)
+    print_table(heads, rows)
     return 0
 
 
-def snapshots(chosen: argparse.Namespace) -> int:
-    """Print the snapshots."""
-    answer = _ask_or_replay(JobFolder.find(chosen.job), "snapshots")
-    if chosen.json:
-        print_json(answer)
-        return 0
-    rows = []
-    for snapshot in answer["snapshots"]:
-        for node in snapshot["nodes"]:
-            rows.append(
-                [
-                    snapshot["version"],
-                    snapshot["level"],
-                    snapshot["slot"],
-                    node["node"],
-                    _bytes(node["data_bytes"], node["data"]),
-                    _bytes(node["parity_bytes"], node["parity"]),
-                ]
-            )
-    _table(["version", "level", "slot", "node", "own bytes", "parity bytes"], rows)
-    return 0
-
-
-def _ask_or_replay(folder: JobFolder, what: str) -> Any:
+def ask_or_replay(folder: JobFolder, what: str) -> Any:
     """Ask the controller; of a job that has ended, or whose controller is away, replay the journal."""
     from ftrain_launcher import query
 
@@ -111,7 +94,24 @@ def _ask_or_replay(folder: JobFolder, what: str) -> Any:
     if not folder.journal.exists():
         raise ControllerAway(f"job {folder.record().name!r} has not begun yet: try again")
     coordinator = replay(folder.journal)
-    return views.incidents(coordinator) if what == "incidents" else views.snapshots(coordinator, {})
+    return views.incidents(coordinator) if what == "incidents" else views.snapshots(coordinator, {}, time.time())
+
+
+def _volume(volume: dict[str, int]) -> str:
+    copied, coded, sent = (f"{volume[f'{word}_bytes'] / 1e6:,.1f}" for word in ("copied", "coded", "sent"))
+    return f"{copied} of {volume['captured_bytes'] / 1e6:,.1f} MB copied, {coded} coded, {sent} sent"
+
+
+def _exposure(levels: dict[str, Any]) -> str:
+    """For how long one more lost node than is covered would have been fatal, or have cost a step."""
+    if levels["exposed_seconds"]:
+        return f"exposed for {levels['exposed_seconds']:.1f} s: one more loss now could be fatal"
+    last = levels["exposed_last_seconds"]
+    return "not exposed" + (f"; the last time, for {last:.2f} s" if last else " so far")
+
+
+def _share(share: float | None) -> str | None:
+    return None if share is None else f"{100 * share:.0f} %"
 
 
 def _after(timeline: dict[str, float | None], name: str) -> str:
@@ -119,27 +119,13 @@ def _after(timeline: dict[str, float | None], name: str) -> str:
     return "-" if moment is None or detected is None else f"+{moment - detected:.3f} s"
 
 
+def _durable(durable: dict[str, Any]) -> str:
+    newest, writing, failure = durable["newest"], durable["writing"], durable["failure"]
+    text = "nothing written yet" if newest is None else f"newest checkpoint after step {newest}"
+    text += "" if writing is None else f", writing that of step {writing}"
+    text += "" if failure is None else f"; last failure: {failure}"
+    return f"durable {durable['url']}: {text}"
+
+
 def _suspect(suspect: dict[str, Any]) -> str:
     return suspect["node"] if suspect["rank"] is None else f"rank {suspect['rank']} ({suspect['node']})"
-
-
-def _bytes(count: int, there: bool) -> str:
-    return f"{count:,}" if there else "-"
-
-
-def _print(text: str) -> None:
-    from rich.console import Console
-
-    Console(highlight=False, soft_wrap=True).print(text, markup=False)
-
-
-def _table(heads: list[str], rows: list[list[Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for head in heads:
-        table.add_column(head, no_wrap=True)
-    for row in rows:
-        table.add_row(*("-" if cell is None else str(cell) for cell in row))
-    Console(highlight=False, soft_wrap=True).print(table)

@@ -109,9 +109,10 @@ class Engine(ABC):
 
     async def _daemon_lives(self, node: str) -> bool:
         known = self._record(node)
-        if known is None or known.daemon_pid is None:
+        if known is None or known.daemon_pid is None or await _gone_within(known.daemon_pid, _DAEMON_FOLLOWS_SECONDS):
             return False
-        return not await _gone_within(known.daemon_pid, _DAEMON_FOLLOWS_SECONDS)
+        # On a busy machine the dead take longer. With the folder the node's memory is gone, whatever still runs of it.
+        return NodeFile(self._arena / node).read() is not None
 
     def _record(self, node: str) -> NodeRecord | None:
         return NodeFile(self._arena / node).read() or self._known.get(node)

@@ -1,0 +1,99 @@
+"""A manifest read again: believed only as far as it holds together.
+
+Its checksum says that these are the bytes that a worker wrote. Whether that worker was right is another question, of
+its version or its faults: a tensor that is said to lie a byte beside its place would be filled from, or written over,
+what is not its own. So everything by which memory is addressed is looked at before any is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from math import prod
+from typing import Any
+
+import msgspec
+import torch
+
+from ftrain.capture import FORMAT, Manifest
+from ftrain.encoding import unpack
+from ftrain.errors import StateMismatch
+from ftrain.layout import REGION_ORDER, Layout, TensorSpec, fills
+from ftrain_snapshot.errors import ProtocolError
+from ftrain_snapshot.frames import decode
+
+_MANIFEST: msgspec.msgpack.Decoder[Manifest] = msgspec.msgpack.Decoder(Manifest)
+_LAYOUT: msgspec.msgpack.Decoder[Layout] = msgspec.msgpack.Decoder(Layout)
+_BYTES_MAX = 1 << 56
+_NO_TREE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, SyntaxError)
+"""What torch, numpy and Python say to values that are none; deep nesting is a RuntimeError, too."""
+
+
+def read_manifest(manifest: bytes, rank: int, world_size: int, data_bytes: int) -> tuple[Manifest, Layout, Layout]:
+    """(content, layout, layout of the tail) of a region with so much data.
+
+    Raises StateMismatch if it is of another format, rank or world size, or contradicts itself.
+    """
+    try:
+        content = decode(_MANIFEST, manifest)
+        layout, tail = decode(_LAYOUT, content.layout), decode(_LAYOUT, content.tail)
+    except ProtocolError as error:
+        raise StateMismatch(f"the snapshot's manifest cannot be read: {error}") from error
+    if (content.format, content.rank, layout.world_size) != (FORMAT, rank, world_size):
+        raise StateMismatch(
+            f"the snapshot in this region is of rank {content.rank} of {layout.world_size} (format {content.format}), "
+            f"this is rank {rank} of {world_size} (format {FORMAT})"
+        )
+    for one in (layout, tail):
+        _check_places(one)
+    if tail.world_size != 1 or layout.region_bytes(rank) + tail.region_bytes(0) > data_bytes:
+        raise StateMismatch(f"the snapshot's manifest speaks of more than the {data_bytes} bytes in this region")
+    return content, layout, tail
+
+
+def read_tree(packed: Any, tensors: Sequence[Any]) -> dict[str, Any]:
+    """The tree with ``tensors`` in their places. Raises StateMismatch if it is none."""
+    try:
+        tree = unpack(packed, tensors)
+    except _NO_TREE as error:
+        raise StateMismatch(f"the snapshot's values cannot be read: {error!r}") from error
+    return part_of({"values": tree}, "values")
+
+
+def part_of(tree: Any, name: str) -> dict[str, Any]:
+    """The dict that ``tree``, a dict, has under that name. Raises StateMismatch if it has none."""
+    part = tree.get(name) if isinstance(tree, dict) else None
+    if not isinstance(part, dict):
+        raise StateMismatch(f"the snapshot's values lack {name!r}, or it is of another kind")
+    return part
+
+
+def _check_places(layout: Layout) -> None:
+    """Each tensor is one, and lies behind the one before it in its space."""
+    for spec in layout.specs:
+        if not _is_tensor(spec):
+            raise StateMismatch(f"the snapshot's manifest describes no tensor: {spec}")
+    for kind in REGION_ORDER:
+        lain = [spec for spec in layout.specs if spec.kind == kind and spec.size_bytes]
+        if any(before.offset + before.size_bytes > spec.offset for before, spec in pairwise(lain)):
+            raise StateMismatch("the snapshot's manifest lays tensors over each other")
+
+
+def _is_tensor(spec: TensorSpec) -> bool:
+    dtype = getattr(torch, spec.dtype, None)
+    numbers = (spec.offset, spec.size_bytes, *spec.shape, *spec.strides)
+    if not isinstance(dtype, torch.dtype) or not all(0 <= number <= _BYTES_MAX for number in numbers):
+        return False
+    if spec.size_bytes != prod(spec.shape) * dtype.itemsize or not _is_device(spec.device):
+        return False
+    if not spec.size_bytes:
+        return len(spec.shape) == len(spec.strides) and prod(max(1, n) for n in spec.shape) <= _BYTES_MAX
+    return fills(spec.shape, spec.strides)
+
+
+def _is_device(name: str) -> bool:
+    try:
+        torch.device(name)
+    except RuntimeError:
+        return False
+    return True

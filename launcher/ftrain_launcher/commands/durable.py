@@ -1,0 +1,60 @@
+"""What users write about durable checkpoints on the command line of ``ftrain run``, checked, the storage included."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ftrain_launcher.commands import checks
+from ftrain_launcher.errors import UsageError
+
+if TYPE_CHECKING:
+    from ftrain_launcher.messages import Durable
+
+_EVERY = 100
+_KEEP = 2
+
+
+def add_options(add: Callable[..., object]) -> None:
+    """The three options."""
+    add("--durable", metavar="URL", help="checkpoints on storage: a folder, s3://, gs://, ...; resumes from the newest")
+    add("--durable-every", type=int, metavar="N", help=f"steps between them; default {_EVERY}")
+    add("--durable-keep", type=int, metavar="K", help=f"how many complete ones stay; default {_KEEP}")
+
+
+def durable(chosen: argparse.Namespace, ranks: int) -> Durable | None:
+    """What was asked for; None: nothing.
+
+    Raises UsageError, also where the storage does not take a file, or holds what another number of ranks wrote.
+    """
+    from ftrain_launcher.durable_search import search
+    from ftrain_launcher.messages import Durable
+
+    for flag, value in (("--durable-every", chosen.durable_every), ("--durable-keep", chosen.durable_keep)):
+        if value is not None:
+            checks.at_least(flag, value, 1)
+            if chosen.durable is None:
+                raise UsageError(f"{flag} {value}: say with --durable URL where checkpoints go")
+    if chosen.durable is None:
+        return None
+    url = absolute(chosen.durable)
+    found = search(url, probe=True)
+    if found.failure:
+        raise UsageError(found.failure)
+    if found.newest is not None and found.newest.ranks not in (0, ranks):
+        raise UsageError(
+            f"--durable {url}: {found.newest.path} was written by {found.newest.ranks} ranks, this job has {ranks}: "
+            "resuming needs as many; to begin anew, give another URL"
+        )
+    return Durable(url=url, every=chosen.durable_every or _EVERY, keep=chosen.durable_keep or _KEEP)
+
+
+def absolute(url: str) -> str:
+    """A URL, or a path made absolute, since agents and writers run elsewhere."""
+    if not url.strip():
+        raise UsageError("--durable: give a folder or a URL like s3://bucket/folder")
+    if "://" in url or "::" in url:
+        return url.rstrip("/")
+    return os.path.abspath(os.path.expanduser(url))

@@ -1,0 +1,69 @@
+"""A loss that is not finite: training goes on from a snapshot before the poison, or ends with a report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from jobs import Job
+
+STEPS = 30
+POISONED = 15
+FLAGS = ("--local-nodes", "2")
+ARGUMENTS = ("--steps", str(STEPS))
+
+StartJob = Callable[..., Job]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[StartJob]:
+    jobs: list[Job] = []
+
+    def start_job(*more: str, flags: tuple[str, ...] = FLAGS) -> Job:
+        jobs.append(Job(tmp_path / str(len(jobs)), *flags, program="poisoned.py", arguments=(*ARGUMENTS, *more)))
+        return jobs[-1]
+
+    yield start_job
+    for job in jobs:
+        job.close()
+
+
+def test_infinity_in_the_newest_snapshot_is_left_behind(start: StartJob) -> None:
+    undisturbed = start()
+    assert undisturbed.wait() == 0, undisturbed.tail()
+    job = start("--poison-after", str(POISONED))
+    assert job.wait() == 0, job.tail()
+
+    assert all((job.out / f"poisoned-{rank}").exists() for rank in range(2))
+    (incident,) = job.ask("incidents")["incidents"]
+    assert "LossNotFinite: the loss of steps 16, 17 was not finite" in incident["reason"]
+    assert incident["demoted"] == POISONED
+    assert incident["resumed_from"] < POISONED
+    assert incident["steps_lost"] >= 1
+    assert f"(that of step {POISONED} is demoted: the loss was not finite after it)" in job.tail()
+    assert job.ends() == undisturbed.ends()
+    for rank in range(2):
+        mine, theirs = job.steps(rank), undisturbed.steps(rank)
+        assert {s: e["loss"] for s, e in mine.items()} == {s: e["loss"] for s, e in theirs.items()}
+
+
+def test_a_loss_that_is_never_finite_again_ends_the_job_with_rank_and_step(start: StartJob) -> None:
+    job = start("--nan-from", "10")
+    assert job.wait() == 1
+    first, second = job.ask("incidents")["incidents"]
+    assert first["demoted"] is not None
+    assert first["resumed_from"] < first["demoted"] < 10
+    assert second["reason"] == first["reason"] or "the loss of steps 10, 11" in second["reason"]
+    (error,) = [line for line in job.tail().splitlines() if "error:" in line]
+    assert "rank 1 on node-1 raised" in error
+    assert "the loss of steps 10, 11 was not finite" in error
+    assert "twice in the same way" in error
+
+
+def test_who_wants_to_go_on_with_such_a_loss_can(start: StartJob) -> None:
+    job = start("--nan-from", "10", flags=(*FLAGS, "--no-demote-after-nan"))
+    assert job.wait() == 0, job.tail()
+    assert job.ask("incidents")["incidents"] == []
+    assert "loss=nan" in job.log.read_text()
+    assert len(job.ends()) == 2

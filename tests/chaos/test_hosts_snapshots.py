@@ -1,0 +1,205 @@
+"""What networks, power failures and full memory do to snapshots, on hosts of namespaces.
+
+Each test sees to it that its fault happens at the stage that it names, by what daemon and log say at that moment;
+and the job ends as one without a fault, to the last bit, or says honestly why it cannot.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable
+
+from heavy_jobs import HeavyHostJob, go
+from hosts import Lab
+from snapshot_nodes import wait_until
+from stages import WAIT_SECONDS
+
+NODES = 4
+HEARTBEAT_TIMEOUT_SECONDS = 3.0
+SHORT_SECONDS = HEARTBEAT_TIMEOUT_SECONDS / 2
+MIB = 2**20
+FLAGS = (
+    *("--nnodes", str(NODES)),
+    *("--heartbeat-timeout-seconds", str(HEARTBEAT_TIMEOUT_SECONDS)),
+    *("--agent-grace-seconds", "1"),
+    *("--controller-grace-seconds", "3"),
+)
+
+PAIR_FLAGS = ("--nnodes", "2", *FLAGS[2:])
+FLIPPED_EVERY_FRAMES = 60
+"""About one in four chunks of 1 MiB."""
+
+MakeLab = Callable[..., Lab]
+Start = Callable[..., HeavyHostJob]
+Ends = Callable[[int], list[str]]
+
+
+def cut_for_a_moment(lab: Lab, host: int) -> None:
+    """For less than the heartbeat timeout."""
+    lab.cut(host)
+    time.sleep(SHORT_SECONDS)  # the fault's own length
+    lab.heal(host)
+
+
+def fill(lab: Lab, host: int, size_bytes: int | None = None) -> None:
+    """Have somebody else take so much of a host's shared memory; None: to the last byte."""
+    count = [] if size_bytes is None else [f"count={size_bytes // MIB}"]
+    lab.run(host, ["dd", "if=/dev/zero", "of=/dev/shm/others", "bs=1M", *count])
+    if size_bytes is None:
+        assert os.statvfs(lab.root(host) / "dev" / "shm").f_bavail == 0
+
+
+def assert_same(job: HeavyHostJob, ends: list[str], *hosts: int) -> None:
+    """The hosts' launchers end well, and all ranks hold what they would without a fault."""
+    assert job.wait_all(*hosts) == dict.fromkeys(hosts, 0), job.tail()
+    assert job.ends() == ends
+
+
+def test_a_link_cut_while_protecting(make_lab: MakeLab, on_hosts: Start, ends_without_a_fault: Ends) -> None:
+    """Shorter than the heartbeat timeout: it is protected all the same. Longer: the job resumes from the one before."""
+    lab = make_lab(5)
+    job = on_hosts(lab, *FLAGS, "--spares", "1", "--protect-bandwidth", "4M", hold=(10, 20))
+    job.start_all(1, 2, 3, 4, 5, nodes=NODES)
+    gate = job.folder_on(1)
+    assert gate.wait_sealed(9).protected is None
+    cut_for_a_moment(lab, 3)
+    assert gate.levels().protected is None, "the cut came too late"
+    gate.wait_protected(9)
+    assert job.status()["generation"] == 1
+
+    gate.wait_gate_open()
+    go(job, 10)
+    assert gate.wait_sealed(19).protected == 9
+    lab.cut(3)
+    job.wait_recovered(1)
+    go(job, 20)
+
+    assert_same(job, ends_without_a_fault(NODES), 1, 2, 4, 5)
+    assert "event=protected version=19 " not in gate.log.partition("event=configure generation=2 ")[0]
+    (incident,) = job.incidents()
+    assert (incident["kind"], incident["resumed_from"], incident["steps_lost"]) == ("node_lost", 9, 1)
+
+
+def test_sources_cut_while_a_spare_rebuilds(make_lab: MakeLab, on_hosts: Start, ends_without_a_fault: Ends) -> None:
+    """Parity 2, a host without power. A source cut for a moment: the rebuilding goes on. For longer: a second spare
+    rebuilds that one's bytes, too."""
+    lab = make_lab(6)
+    job = on_hosts(lab, *FLAGS, "--spares", "2", "--parity", "2", hold=(10,))
+    job.start_all(1, 2, 3, 4, 5, 6, nodes=NODES)
+    gate, spares = job.folder_on(1), {host: job.folder_on(host) for host in (5, 6)}
+    gate.wait_protected(9)
+    for host in spares:
+        lab.slow(host, 6 * MIB)
+    lab.crash(3)
+    wait_until(lambda: any("event=repair " in s.log for s in spares.values()), WAIT_SECONDS, "a spare that rebuilds")
+    (spare,) = (s for s in spares.values() if "event=repair " in s.log)
+    cut_for_a_moment(lab, 2)
+    assert "event=restored" not in spare.log, "the cut came too late"
+    assert "event=configure generation=3 " not in gate.log
+    lab.cut(4)
+    assert "event=restored" not in spare.log, "the cut came too late"
+    gate.wait_logged("event=configure generation=3 ")
+    for host in spares:
+        lab.slow(host, 1000 * MIB)
+    go(job, 10)
+
+    assert_same(job, ends_without_a_fault(NODES), 1, 2, 5, 6)
+    assert all("event=restored version=9 " in s.log for s in spares.values())
+    assert [i["kind"] for i in job.incidents()] == ["node_lost"] * 2
+    assert job.incidents()[-1]["resumed_from"] == 9
+
+
+def test_a_rack_without_power(make_lab: MakeLab, on_hosts: Start, ends_without_a_fault: Ends) -> None:
+    """Two racks of two hosts: each group has one of either, so parity 1 makes up for both hosts at once."""
+    lab = make_lab(6)
+    job = on_hosts(lab, *FLAGS, "--spares", "2", "--parity", "1", hold=(10,))
+    for rank, (host, rack) in enumerate([(1, "east"), (2, "east"), (3, "west"), (4, "west")]):
+        job.start(host, "--node-rank", str(rank), "--failure-domain", rack)
+    job.wait_for(lambda s: len(s["nodes"]) == NODES, "the first hosts")
+    for host in (5, 6):
+        job.start(host, "--failure-domain", "south")
+    job.folder_on(1).wait_protected(9)
+    assert job.ask("snapshots")["groups"] == [[0, 2], [1, 3]]
+    for host in (5, 6):
+        job.folder_on(host)  # it is there, to take over
+    for host in (3, 4):
+        lab.crash(host)
+    go(job, 10)
+
+    assert_same(job, ends_without_a_fault(NODES), 1, 2, 5, 6)
+    assert {i["kind"] for i in job.incidents()} == {"node_lost"}
+    assert {(i["resumed_from"], i["steps_lost"]) for i in job.incidents()} == {(9, 0)}
+
+
+def test_bits_flipped_on_the_wire(make_lab: MakeLab, on_hosts: Start, ends_without_a_fault: Ends) -> None:
+    """While a snapshot is protected, and while a spare rebuilds the bytes of a host without power."""
+    lab = make_lab(3)
+    job = on_hosts(lab, *PAIR_FLAGS, "--spares", "1", hold=(10, 20))
+    job.start_all(1, 2, 3, nodes=2)
+    gate, spare = job.folder_on(1), job.folder_on(3)
+    gate.wait_protected(9)
+    lab.flip(FLIPPED_EVERY_FRAMES, job.daemon_ports())
+    gate.wait_gate_open()
+    go(job, 10)
+    gate.wait_protected(19)
+    assert "event=chunk_damaged version=19 " in gate.log + job.folder_on(2).log
+    flipped = lab.flipped
+    lab.crash(2)
+    spare.wait_logged("event=restored version=19 ")
+    assert lab.flipped > flipped
+    go(job, 20)
+
+    assert_same(job, ends_without_a_fault(2), 1, 3)
+    (incident,) = job.incidents()
+    assert (incident["resumed_from"], incident["steps_lost"]) == (19, 0)
+
+
+def test_a_full_memory_is_said_before_training_starts(make_lab: MakeLab, on_hosts: Start) -> None:
+    """On one of two hosts. Almost nothing is free: its launcher says so. Too little: the job's line names the node."""
+    lab = make_lab(2, shm_bytes=256 * MIB)
+    job = on_hosts(lab, *PAIR_FLAGS)
+    job.start(1, "--node-rank", "0")
+    fill(lab, 2, 255 * MIB)
+    job.start(2, "--node-rank", "1")
+    assert job.wait_all(2) == {2: 2}
+    said = r"error: too little shared memory in /dev/shm: at least 8 MiB are needed, \d MiB are free"
+    assert re.search(said, job.log_of(2).read_text())
+
+    fill(lab, 2, 200 * MIB)
+    job.start(2, "--node-rank", "1")
+    assert job.wait_all() == {1: 2, 2: 2}
+    said = r"error: too little shared memory on node-\d: the snapshots need \d+ MiB, \d+ MiB are free"
+    for host in (1, 2):
+        assert re.search(said, job.log_of(host).read_text().splitlines()[-1])
+    assert not list(job.out.iterdir())
+
+
+def test_a_memory_that_fills_up_while_training(make_lab: MakeLab, on_hosts: Start, ends_without_a_fault: Ends) -> None:
+    """Somebody takes the last byte of a host's /dev/shm: nothing dies of it, and what was reserved goes on serving."""
+    lab = make_lab(2, shm_bytes=256 * MIB)
+    job = on_hosts(lab, *PAIR_FLAGS, hold=(10, 20, 30))
+    job.start_all(1, 2, nodes=2)
+    gate, full = job.folder_on(1), job.folder_on(2)
+    gate.wait_protected(9)
+    daemon = full.daemon_pid
+    fill(lab, 2)
+    gate.wait_gate_open()
+    go(job, 10)
+    gate.wait_protected(19)
+    (worker,) = job.node_on(2)["ranks"]
+    lab.run(2, ["kill", "-KILL", str(worker["pid"])])
+    gate.wait_logged("event=configure generation=2 ")
+    gate.wait_gate_open()
+    go(job, 20)
+    gate.wait_protected(29)
+    assert os.statvfs(lab.root(2) / "dev" / "shm").f_bavail == 0
+    assert full.daemon_pid == daemon
+    go(job, 30)
+
+    assert_same(job, ends_without_a_fault(2), 1, 2)
+    assert "Traceback" not in full.log
+    assert "peer_lost" not in gate.log.partition("event=configure generation=2 ")[0]
+    (incident,) = job.incidents()
+    assert (incident["kind"], incident["resumed_from"], incident["steps_lost"]) == ("worker_exit", 19, 0)

@@ -1,0 +1,227 @@
+"""Daemons killed at every stage, bits flipped in their memory, more nodes lost than one: full jobs on emulated nodes.
+
+Each test sees to it that its fault happens at the stage that it names, by what arena, daemon and log say at that
+moment; and the job ends as one without a fault, to the last bit, or says honestly why it cannot.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from heavy_jobs import EmulatedJob, go
+from jobs import Job, ranks_of
+from needs import require_root
+from snapshot_nodes import wait_until
+from stages import WAIT_SECONDS, NodeFolder
+
+NODES = 4
+FLAGS = ("--local-nodes", str(NODES))
+SLOW = ("--protect-bandwidth", "6M")
+"""A node's 16 MiB take 2.5 s to be protected."""
+
+Start = Callable[..., EmulatedJob]
+Ends = Callable[[int], list[str]]
+
+
+def kill_daemon(node: NodeFolder) -> None:
+    """SIGKILL, and wait until another one has taken over."""
+    pid = node.daemon_pid
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: node.daemon_pid not in (0, pid), WAIT_SECONDS, f"a new daemon in {node.folder.name}")
+
+
+def stop(pid: int) -> None:
+    """SIGSTOP, and wait until it stands still."""
+    os.kill(pid, signal.SIGSTOP)
+    stat = Path(f"/proc/{pid}/stat")
+    wait_until(lambda: stat.read_text().rsplit(")", 1)[1].split()[0] == "T", WAIT_SECONDS, f"{pid} to stand still")
+
+
+def pids_of(job: Job) -> dict[int, int]:
+    return {rank: entry["pid"] for rank, entry in ranks_of(job.status()).items()}
+
+
+def assert_same(job: Job, ends: list[str]) -> None:
+    """The job ends well, and all ranks hold what they would without a fault."""
+    assert job.wait() == 0, job.tail()
+    assert job.ends() == ends
+
+
+def assert_protected_again(job: EmulatedJob, step: int, pids: dict[int, int]) -> None:
+    """Go on from a hold: the next snapshot is protected, and training has gone on in the same processes."""
+    gate = job.node("node-0")
+    gate.wait_gate_open()
+    go(job, step)
+    gate.wait_protected(step + 9)
+    assert (job.status()["generation"], pids_of(job)) == (1, pids)
+
+
+def test_daemons_killed_before_anything_is_protected(emulated: Start, ends_without_a_fault: Ends) -> None:
+    """One while it allocates the arena, one while the parity of the very first snapshot comes in."""
+    job = emulated(*FLAGS, *SLOW, hold=(10, 20))
+    node = job.node("node-1")
+    wait_until((node.folder / "slot0.lane0").exists, WAIT_SECONDS, "the first bytes of the arena")
+    stop(node.daemon_pid)
+    assert not list(node.folder.glob("slot2.parity0.*")), "all was reserved"
+    kill_daemon(node)
+
+    node = job.node("node-2")
+    wait_until(node.parity_has_begun, WAIT_SECONDS, "parity")
+    kill_daemon(node)
+    assert "event=protected" not in node.log
+    assert_protected_again(job, 10, pids_of(job))
+    go(job, 20)
+
+    assert_same(job, ends_without_a_fault(NODES))
+    assert [i["kind"] for i in job.ask("incidents")["incidents"]] == ["daemon_exit"] * 2
+
+
+def test_daemons_killed_around_a_snapshot(emulated: Start, ends_without_a_fault: Ends) -> None:
+    """While all is protected, in the middle of a capture, and when it is sealed and not protected (the gate's own)."""
+    job = emulated(*FLAGS, *SLOW, hold=(10, 20, 30, 40))
+    gate, node = job.node("node-0"), job.node("node-1")
+    gate.wait_protected(9)
+    pids, levels = pids_of(job), gate.levels()
+    assert levels.sealed == 9
+    kill_daemon(job.node("node-3"))
+    wait_until(lambda: gate.levels() == levels, WAIT_SECONDS, "what was protected")
+
+    gate.wait_gate_open()
+    with node.regions() as regions:
+        go(job, 10)
+        wait_until(lambda: any(map(node.is_capturing, regions)), WAIT_SECONDS, "a capture")
+        os.kill(pids[1], signal.SIGSTOP)
+        try:
+            assert any(map(node.is_capturing, regions)), "the capture was over"
+            kill_daemon(node)
+            assert any(map(node.is_capturing, regions)), "the capture was over"
+        finally:
+            os.kill(pids[1], signal.SIGCONT)
+    gate.wait_sealed(19)
+
+    gate.wait_gate_open()
+    go(job, 20)
+    assert (gate.wait_sealed(29).protected or 0) < 29
+    kill_daemon(gate)
+    assert "event=protected version=29 " not in gate.log
+    assert_protected_again(job, 30, pids)
+    go(job, 40)
+
+    assert_same(job, ends_without_a_fault(NODES))
+    assert [i["kind"] for i in job.ask("incidents")["incidents"]] == ["daemon_exit"] * 3
+
+
+def test_a_spares_daemon_killed_while_it_rebuilds(emulated: Start, ends_without_a_fault: Ends) -> None:
+    job = emulated(*FLAGS, "--spares", "1", hold=(10,))
+    job.node("node-0").wait_protected(9)
+    job.kill_node("node-1")
+    spare = job.node("node-4")
+    spare.wait_logged("event=repair ")
+    stop(spare.daemon_pid)
+    assert "event=restored" not in spare.log, "all was rebuilt"
+    kill_daemon(spare)
+    go(job, 10)
+
+    assert_same(job, ends_without_a_fault(NODES))
+    assert "event=restored version=9 " in spare.log
+    lost, killed = job.ask("incidents")["incidents"]
+    assert (lost["kind"], lost["resumed_from"], killed["kind"]) == ("node_lost", 9, "daemon_exit")
+
+
+def test_bits_flipped_in_two_nodes_of_which_one_is_lost(emulated: Start, ends_without_a_fault: Ends) -> None:
+    """One is found by a check on request, the other when the job resumes; parity 2 makes up for both and the loss."""
+    job = emulated(*FLAGS, "--spares", "1", "--parity", "2", hold=(10,))
+    job.node("node-0").wait_protected(9)
+    checked, restored = job.node("node-3"), job.node("node-2")
+    checked.flip(9, 0)
+    report = checked.verify()
+    assert sum(lane.damaged for lane in report.lanes) == sum(lane.repaired for lane in report.lanes) == 1, report
+    restored.flip(9, 3)
+    job.kill_node("node-1")
+    go(job, 10)
+
+    assert_same(job, ends_without_a_fault(NODES))
+    assert "event=chunk_repaired version=9 " in checked.log
+    assert "event=chunk_damaged version=9 " in restored.log
+    assert "event=chunk_repaired version=9 " in restored.log
+    (incident,) = job.ask("incidents")["incidents"]
+    assert (incident["resumed_from"], incident["steps_lost"]) == (9, 0)
+
+
+def test_a_version_with_more_damage_than_parity_is_not_used(emulated: Start, ends_without_a_fault: Ends) -> None:
+    """A flipped bit and a lost node, parity 1: the job goes back to the version before."""
+    job = emulated(*FLAGS, "--spares", "1", hold=(10, 20))
+    job.node("node-0").wait_protected(9)
+    go(job, 10)
+    job.node("node-0").wait_protected(19)
+    damaged = job.node("node-2")
+    damaged.flip(19, 2)
+    job.kill_node("node-1")
+    go(job, 20)
+
+    assert_same(job, ends_without_a_fault(NODES))
+    assert "event=chunk_damaged version=19 " in damaged.log
+    incident = job.ask("incidents")["incidents"][-1]
+    assert (incident["resumed_from"], incident["steps_lost"]) == (9, 1)
+
+
+def test_two_nodes_lost_at_once_with_two_parities(emulated: Start, ends_without_a_fault: Ends) -> None:
+    job = emulated(*FLAGS, "--spares", "2", "--parity", "2", hold=(10,))
+    job.node("node-0").wait_protected(9)
+    for name in ("node-1", "node-2"):
+        job.kill_node(name)
+    go(job, 10)
+
+    assert_same(job, ends_without_a_fault(NODES))
+    assert {i["resumed_from"] for i in job.ask("incidents")["incidents"]} == {9}
+    assert all(i["kind"] == "node_lost" and i["steps_lost"] == 0 for i in job.ask("incidents")["incidents"])
+
+
+def test_three_nodes_lost_at_once_with_two_parities_end_the_job_honestly(emulated: Start) -> None:
+    job = emulated(*FLAGS, "--spares", "1", "--parity", "2", hold=(10,))
+    job.node("node-0").wait_protected(9)
+    for name in ("node-1", "node-2", "node-3"):
+        job.kill_node(name)
+    assert job.wait() == 3
+    last = job.tail(1)
+    assert "error: the job's state is lost" in last
+    assert "Lost: node-1 (position 1), node-2 (position 2), node-3 (position 3)." in last
+    assert "parity 2 replaces at most 2 lost nodes of a group" in last
+    assert "It would be complete with position 1, 2 or 3 back." in last
+    assert not job.ends()
+    assert max(job.steps(0)) == 9
+
+
+def test_labels_that_make_the_protection_impossible_are_refused(emulated: Start) -> None:
+    job = emulated(*FLAGS, "--failure-domain", "a,a,a,b")
+    assert job.wait() == 2
+    last = job.tail(1)
+    assert "parity 1 cannot make up for the loss of failure domain 'a': it has 3 of 4 nodes" in last
+    assert "use --parity" in last
+    assert not list(job.out.iterdir())
+
+
+def test_a_state_that_outgrows_its_memory_is_said_and_no_daemon_dies(emulated: Start, tmp_path: Path) -> None:
+    """There was enough at the start; then a tensor of 64 MiB is added, and the arena cannot grow."""
+    require_root()
+    arena = tmp_path / "arena"
+    arena.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", str(arena)], check=True, timeout=10)
+    try:
+        flags = ("--local-nodes", "2", "--arena-dir", str(arena))
+        job = emulated(*flags, arguments=("--grow-at", "15"))
+        assert job.wait() == 2
+        last = job.tail(1)
+        assert re.search(r"too little shared memory on node-\d: the snapshots need \d+ MiB, \d+ MiB are free", last)
+        assert max(job.steps(0)) >= 19
+        for name in ("node-0", "node-1"):
+            log = job.node(name).log
+            assert log.count("event=configure") == 1
+            assert "Traceback" not in log
+    finally:
+        subprocess.run(["umount", str(arena)], check=True, timeout=10)

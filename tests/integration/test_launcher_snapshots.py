@@ -1,0 +1,137 @@
+"""``ftrain snapshots --verify`` on a real job: bits flipped in its memory are found, named and repaired."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jobs import Job
+
+from ftrain_snapshot import arena
+from ftrain_snapshot.manifest import CHUNK_BYTES
+
+HELD = 4
+STEPS = 6
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Iterator[Job]:
+    """Three nodes, three chunks and more each, that wait before step 4 with step 3 protected."""
+    job = Job(
+        tmp_path / "job",
+        *("--local-nodes", "3"),
+        program="heavy.py",
+        arguments=("--steps", str(STEPS), "--mib", "3", "--hold", *map(str, range(1, HELD + 1))),
+    )
+    for step in range(1, HELD):
+        wait_protected(job, step - 1)
+        (job.out / f"go-{step}").touch()
+    wait_protected(job, HELD - 1)
+    yield job
+    job.close()
+
+
+def wait_protected(job: Job, version: int) -> None:
+    job.wait_for(lambda s: s["snapshots"]["protected"] == version, f"step {version} protected")
+
+
+def verify(job: Job) -> tuple[int, dict[str, Any]]:
+    code, text = command(job, "--json")
+    return code, json.loads(text)
+
+
+def command(job: Job, *more: str) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "ftrain_launcher.cli", "snapshots", "--job", job.name, "--verify", *more],
+        capture_output=True,
+        text=True,
+        env=job.environment,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, done.stdout
+
+
+def flip(path: Path, offset: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 1]))
+
+
+def flip_data(folder: Path, version: int, chunk: int) -> None:
+    lane = arena.Lane(folder, 0)
+    headers = [(region, region.header()[1]) for region in lane.regions]
+    (region,) = [r for r, header in headers if header is not None and header.snapshot.version == version]
+    home = region.home(chunk)
+    lane.close()
+    flip(arena.home_path(folder, home, 0), chunk * CHUNK_BYTES + 77)
+
+
+def test_flipped_bits_are_named_and_repaired(job: Job) -> None:
+    code, report = verify(job)
+    assert (code, report["sound"]) == (0, True), report
+    assert [n["damaged"] for n in report["nodes"]] == [0, 0, 0]
+    assert all(n["checked"] >= 6 for n in report["nodes"])
+
+    flip_data(job.arena / "node-1", HELD - 1, 1)
+    parity = [p for p in (job.arena / "node-2").glob("slot*.parity0.*") if p.stat().st_size > CHUNK_BYTES]
+    for path in parity:  # whichever of them is in use; of another stripe than the chunk
+        flip(path, CHUNK_BYTES + 5)
+    assert parity
+
+    code, report = verify(job)
+    assert (code, report["sound"]) == (0, True), report
+    by_node = {n["node"]: n for n in report["nodes"]}
+    assert by_node["node-0"]["damaged"] == 0
+    assert by_node["node-1"]["damaged"] == by_node["node-1"]["repaired"] >= 1
+    assert by_node["node-2"]["damaged"] == by_node["node-2"]["repaired"] >= 1
+    damage = {
+        (node, lane["version"], lane["lane"], place["kind"], place["chunk"])
+        for node, found in by_node.items()
+        for lane in found["lanes"]
+        for place in lane["damage"]
+    }
+    assert ("node-1", HELD - 1, 0, "data", 1) in damage
+    assert {place[3] for place in damage if place[0] == "node-2"} == {"parity"}
+
+    code, text = command(job)
+    assert code == 0
+    assert "chunks are sound\n" in text
+    assert "repaired from parity" not in text
+
+    job.wait_for(lambda s: s["incidents"] == 2, "the incidents")
+    (job.out / f"go-{HELD}").touch()
+    assert job.wait() == 0, job.tail()
+    incidents = job.ask("incidents")["incidents"]
+    assert {i["kind"] for i in incidents} == {"chunks_damaged"}
+    assert "node-1 found damaged chunks of its snapshots" in job.log.read_text()
+    code, text = command(job)
+    assert (code, text) == (2, "")
+
+
+def test_what_parity_cannot_bring_back_is_said_to_be_lost(job: Job) -> None:
+    stripe = arena_stripe_of_two(job)
+    for node, chunk in stripe:
+        flip_data(job.arena / node, HELD - 1, chunk)
+    code, report = verify(job)
+    assert (code, report["sound"]) == (1, False), report
+    assert {n["node"] for n in report["nodes"] if n["damaged"] > n["repaired"]} == {node for node, _ in stripe}
+    code, report = verify(job)
+    assert code == 0, "the job has given that snapshot up, and has older ones"
+    assert HELD - 1 not in {lane["version"] for n in report["nodes"] for lane in n["lanes"]}
+
+
+def arena_stripe_of_two(job: Job) -> list[tuple[str, int]]:
+    """Two data chunks of one stripe: one more than parity 1 makes up for."""
+    from ftrain_snapshot.placement import group_of
+
+    group = group_of(0, 3, 1)
+    first, second = group.data_members(0)
+    return [(f"node-{p}", group.data_rotations(p).index(0)) for p in (first, second)]

@@ -1,0 +1,90 @@
+"""Light steps and a heavy state: each rank has weights of its own, like a stage of a pipeline, and all of them change.
+
+With ``--hold`` all ranks wait before these steps until the test lets them go on (a file ``go-STEP``), so that it
+knows which snapshot is the newest. ``--grow-at``: a list that is tracked gets a large tensor after that step.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel as DDP
+
+import ftrain
+
+HOLD_SECONDS_MAX = 120.0
+
+
+class Notes:
+    """Tensors that come to be in the course of training."""
+
+    def __init__(self) -> None:
+        self.tensors: list[torch.Tensor] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"tensors": list(self.tensors)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.tensors = list(state["tensors"])
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--mib", type=int, default=16, help="each rank's own weights")
+    parser.add_argument("--hold", type=int, nargs="*", default=[])
+    parser.add_argument("--grow-at", type=int, default=-1)
+    parser.add_argument("--grow-mib", type=int, default=64)
+    return parser.parse_args()
+
+
+def hold(args: argparse.Namespace, step: int) -> None:
+    deadline = time.monotonic() + HOLD_SECONDS_MAX
+    while step in args.hold and not (args.out / f"go-{step}").exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"nobody let step {step} begin")
+        time.sleep(0.005)
+
+
+@ftrain.resilient
+def train(ctx: ftrain.Context) -> None:
+    args = parse()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = DDP(nn.Linear(16, 16))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    torch.manual_seed(1 + ctx.rank)
+    weights = nn.Parameter(torch.randn(args.mib << 18))
+    own = torch.optim.SGD([weights], lr=0.1)
+    notes = Notes()
+    ctx.track(model=model, optimizer=optimizer, weights=nn.ParameterList([weights]), own=own, notes=notes)
+    log = args.out / f"rank-{ctx.rank}.jsonl"
+    for step in ctx.steps(args.steps):
+        hold(args, step)
+        loss = model(torch.randn(8, 16)).square().mean()
+        loss.backward()
+        weights.grad = weights.detach() * loss.item()
+        for each in (optimizer, own):
+            each.step()
+            each.zero_grad()
+        if step == args.grow_at:
+            notes.tensors.append(torch.full((args.grow_mib << 18,), float(ctx.rank)))
+        with log.open("a") as file:
+            file.write(json.dumps({"generation": ctx.generation, "step": step, "loss": loss.item().hex()}) + "\n")
+    digest = hashlib.sha256(torch.get_rng_state().numpy().tobytes())
+    for tensor in (*model.state_dict().values(), weights.detach(), *notes.tensors):
+        digest.update(tensor.contiguous().numpy().tobytes())
+    part = args.out / f"end-{ctx.rank}.part"
+    part.write_text(digest.hexdigest())
+    os.replace(part, args.out / f"end-{ctx.rank}")
+
+
+if __name__ == "__main__":
+    train()
