@@ -9,9 +9,9 @@ from hosts.job import HostJob
 from jobs import Job
 from stages import NodeFolder
 
-STEPS = 45
+STEPS = 55
 EVERY = 10
-"""Steps between snapshots: of the steps 9, 19, 29 and 39, if the gate is open then."""
+"""Steps between snapshots: of the steps 9, 19, 29 ..., if the gate is open then."""
 
 
 class EmulatedJob(Job):

@@ -51,8 +51,6 @@ from ftrain_snapshot.messages import Inventory, Membership
 _STORE_TIMEOUT_SECONDS = 8.0
 _ROOT_ZYGOTE_TIMEOUT_SECONDS = 60.0
 _ROOT_ZYGOTE_POLL_SECONDS = 0.02
-_LINES_REPORTED = 20
-_RESTORE_ERRORS = ("SnapshotIncomplete", "ChecksumMismatch")
 _logger = logging.getLogger(__name__)
 
 

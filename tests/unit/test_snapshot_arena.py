@@ -1,5 +1,7 @@
 """Lanes and the control page: what a reader sees at every point of a writer's life."""
 
+import errno
+import os
 from random import Random
 
 import pytest
@@ -133,10 +135,48 @@ def test_a_lane_grows_in_place_and_keeps_its_bytes(lane, tmp_path):
     old.release()
 
 
+def test_an_outlined_home_is_mapped_written_and_filled_with_its_bytes_kept(tmp_path):
+    size = arena.home_bytes(3 * CHUNK_BYTES)
+    for index in range(SLOTS):
+        arena.outline(arena.home_path(tmp_path, index, 0), size)
+        arena.extend(arena.table_path(tmp_path, index, 0), arena.table_bytes(size))
+    assert all(arena.allocated(arena.home_path(tmp_path, index, 0)) == 0 for index in range(HOMES))
+    lane = Lane(tmp_path, 0)
+    assert lane.capacity >= 3 * CHUNK_BYTES
+    lane.homes[0].write(CHUNK_BYTES, memoryview(b"written"))
+    write(lane.regions[1], ID, b"captured")
+    for home in range(HOMES):
+        for _ in arena.fill(lane.homes[home].path):
+            pass
+        assert arena.allocated(lane.homes[home].path) == size
+    assert bytes(lane.homes[0].view[CHUNK_BYTES : CHUNK_BYTES + 7]) == b"written"
+    assert content(lane.regions[1], ID) == b"captured"
+    lane.close()
+
+
+def test_a_full_file_system_is_said_when_an_outlined_home_is_written_or_filled(tmp_path, monkeypatch):
+    path = arena.home_path(tmp_path, 0, 0)
+    arena.outline(path, 8192)
+    home = arena.Mapping(path)
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with pytest.raises(ArenaTooSmall):
+        home.write(0, memoryview(b"x"))
+    with pytest.raises(ArenaTooSmall):
+        next(arena.fill(path))
+    home.close()
+
+
 def test_files_never_shrink(tmp_path):
     path = arena.home_path(tmp_path, 0, 0)
     assert arena.extend(path, 8192) == 8192
     assert arena.extend(path, 4096) == 8192
+    arena.outline(path, 4096)
+    assert path.stat().st_size == 8192
 
 
 def test_too_little_space_is_said_with_both_numbers_and_nothing_is_allocated(tmp_path, monkeypatch):

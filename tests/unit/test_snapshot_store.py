@@ -1,5 +1,7 @@
 """The store: parity that moves between homes, damage that is noted chunk by chunk, and what a restart finds."""
 
+import errno
+import os
 from pathlib import Path
 from random import Random
 
@@ -8,7 +10,7 @@ from snapshot_nodes import capture, content, read
 
 from ftrain_snapshot import arena
 from ftrain_snapshot.errors import ArenaTooSmall
-from ftrain_snapshot.manifest import CHUNK_BYTES, checksum
+from ftrain_snapshot.manifest import CHUNK_BYTES, UnitDescriptor, checksum, chunk_bytes
 from ftrain_snapshot.messages import Damage, Membership, Peer, SnapshotId
 from ftrain_snapshot.store import Store, damages
 
@@ -213,6 +215,68 @@ def test_a_lost_unit_is_put_back_without_touching_other_slots(tmp_path):
         assert not target.damaged
         assert read(target.node_dir, 0, IDS[1])[0] == states[1]
     assert read(store.node_dir, 0, IDS[0])[0] == states[0]
+
+
+def spare_with(store: Store, folder: Path) -> tuple[Store, UnitDescriptor]:
+    """A store without memory, told to take over what ``store`` has of the first snapshot."""
+    write(store, IDS[0], content(0, 1, 0, SIZE))
+    unit = store.describe(0, IDS[0])
+    assert unit is not None
+    folder.mkdir()
+    spare = Store(folder)
+    spare.remember(Membership(1, 1, 1, 1, PEERS))
+    return spare, unit
+
+
+def put_all(spare: Store, unit: UnitDescriptor, store: Store) -> None:
+    lane = store.lane(0)
+    assert lane is not None
+    for place in run(spare.prepare(unit)):
+        chunk = spare.group.chunk_of(1, place[1], place[2])
+        spare.put_data(unit, chunk, lane.regions[0].chunk(chunk, chunk_bytes(unit.header.unit_bytes, chunk)))
+        spare.mark_repaired(IDS[0], place)
+    spare.seal_unit(unit)
+
+
+def test_a_spare_gives_memory_to_what_it_gets_and_to_the_rest_when_it_is_reserved(tmp_path, monkeypatch):
+    monkeypatch.setattr(Store, "_fill_ahead", lambda *_: None)
+    store = made(tmp_path / "node")
+    spare, unit = spare_with(store, tmp_path / "spare")
+    put_all(spare, unit, store)
+    homes = [arena.home_path(spare.node_dir, home, 0) for home in range(arena.HOMES)]
+    assert [arena.allocated(path) > 0 for path in homes] == [True, False, False]
+    assert read(spare.node_dir, 0, IDS[0])[0] == content(0, 1, 0, SIZE)
+    write(spare, IDS[1], content(1, 1, 0, SIZE))  # a worker that does not wait
+    run(spare.reserve(0, SIZE))
+    assert [arena.allocated(path) for path in homes] == [arena.home_bytes(SIZE)] * arena.HOMES
+    for version in range(2):
+        assert read(spare.node_dir, 0, IDS[version])[0] == content(version, 1, 0, SIZE)
+
+
+def test_too_little_memory_for_all_homes_is_said_before_a_spare_has_taken_anything(tmp_path, monkeypatch):
+    store = made(tmp_path / "node")
+    spare, unit = spare_with(store, tmp_path / "spare")
+    monkeypatch.setattr(arena, "available", lambda _: 2 * arena.home_bytes(SIZE))  # one home would fit
+    with pytest.raises(ArenaTooSmall):
+        run(spare.prepare(unit))
+    assert not list(spare.node_dir.glob("slot*"))
+
+
+def test_memory_that_others_have_taken_meanwhile_is_said_when_the_rest_is_reserved(tmp_path, monkeypatch):
+    monkeypatch.setattr(Store, "_fill_ahead", lambda *_: None)
+    store = made(tmp_path / "node")
+    spare, unit = spare_with(store, tmp_path / "spare")
+    put_all(spare, unit, store)
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "posix_fallocate", refuse)
+        with pytest.raises(ArenaTooSmall):
+            run(spare.reserve(0, SIZE))
+    assert read(spare.node_dir, 0, IDS[0])[0] == content(0, 1, 0, SIZE)
+    run(spare.reserve(0, SIZE))
 
 
 def test_a_membership_of_another_group_or_none_is_no_share(tmp_path):
