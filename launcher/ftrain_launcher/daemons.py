@@ -21,7 +21,6 @@ from ftrain_launcher.pidfds import PidHandle
 from ftrain_snapshot.client import DaemonClient
 from ftrain_snapshot.errors import DaemonLost, SnapshotError
 
-_READY_TIMEOUT_SECONDS = 10.0
 _CALL_TIMEOUT_SECONDS = 10.0
 _DEATH_SEEN_SECONDS = 0.05
 """A cut line is noticed before the death behind it: the time for the kernel to tell."""

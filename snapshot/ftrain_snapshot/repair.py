@@ -13,7 +13,7 @@ A lost connection cancels what hung on it; it is planned again with those that r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 
 from ftrain_snapshot.codec import Codec
 from ftrain_snapshot.errors import ArenaTooSmall
@@ -31,6 +31,8 @@ from ftrain_snapshot.wire import PeerMessage, PositionSealed, PositionStored, Re
 
 PEER_TIMEOUT_SECONDS = 15.0
 """How long to wait for the others of the group before saying that it cannot be done."""
+PART_BYTES = 1 << 20
+"""So many bytes of checksums are told in one message: those of 128 GiB."""
 
 
 class Repair:
@@ -223,7 +225,9 @@ class Repair:
             return
         units = () if position in self._introduced else tuple(catalog.units)
         self._introduced.add(position)
-        self._links[position].send(Restoring(self._snapshot, self._bad(catalog), units))
+        bad, parts = self._bad(catalog), _in_parts(units)
+        for number, part in enumerate(parts, start=1):
+            self._links[position].send(Restoring(self._snapshot, bad, part, more=number < len(parts)))
 
     def on_lost(self, position: int) -> None:
         """A member's connection is gone, and with it what it was sending."""
@@ -236,7 +240,8 @@ class Repair:
         catalog = self._store.catalog(self._snapshot)
         if state.snapshot != self._snapshot or catalog is None:
             return
-        self._heard.add(position)
+        if not state.more:
+            self._heard.add(position)
         self._rebuild.hear(position, state.bad)
         for unit in state.units:
             sound = unit.snapshot == self._snapshot and len(unit.sums) == 8 * unit.header.chunks
@@ -315,3 +320,16 @@ class Repair:
     def _spawn(self, work: Work) -> None:
         self._tasks = [task for task in self._tasks if not task.done]
         self._tasks.append(self._loop.spawn(work))
+
+
+def _in_parts(units: Sequence[UnitDescriptor]) -> list[tuple[UnitDescriptor, ...]]:
+    """As many at a time as go into a message; at least one part."""
+    parts: list[tuple[UnitDescriptor, ...]] = [()]
+    size = 0
+    for unit in units:
+        size += len(unit.sums)
+        if parts[-1] and size > PART_BYTES:
+            parts.append(())
+            size = len(unit.sums)
+        parts[-1] = (*parts[-1], unit)
+    return parts

@@ -123,7 +123,9 @@ class Restoring(msgspec.Struct, frozen=True, array_like=True, tag="restoring"):
     snapshot: SnapshotId
     bad: Damages
     units: Annotated[tuple[UnitDescriptor, ...], msgspec.Meta(max_length=UNITS_MAX)]
-    """All descriptors known here: a spare learns from them what its own bytes must be."""
+    """Descriptors known here: a spare learns from them what its own bytes must be."""
+    more: bool = False
+    """They do not all fit: others follow."""
 
 
 class Mismatch(msgspec.Struct, frozen=True, array_like=True, tag="mismatch"):
