@@ -97,13 +97,13 @@ def outline(path: Path, size: int) -> None:
         os.close(fd)
 
 
-def fill(path: Path, piece_bytes: int = TOUCH_BYTES) -> Iterator[None]:
+def fill(path: Path) -> Iterator[None]:
     """Give memory to all of an outlined file, a piece at a time; its bytes stay. Raises ArenaTooSmall."""
     size = path.stat().st_size
-    for start in range(0, size, piece_bytes):
+    for start in range(0, size, TOUCH_BYTES):
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
-            os.posix_fallocate(fd, start, min(piece_bytes, size - start))
+            os.posix_fallocate(fd, start, min(TOUCH_BYTES, size - start))
         except OSError as error:
             raise ArenaTooSmall(size - start, available(path.parent)) from error
         finally:

@@ -93,6 +93,11 @@ class Scrub:
             rebuild.forgive(position)
             rebuild.plan()
 
+    def on_describe(self, snapshot: SnapshotId) -> None:
+        """More is known of a snapshot: enough, maybe, to rebuild what was found damaged before it was protected."""
+        if (rebuild := self._rebuilds.get(snapshot)) is not None:
+            rebuild.plan()
+
     # In the background.
 
     def _next_slice(self) -> None:

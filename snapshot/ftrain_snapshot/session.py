@@ -274,6 +274,7 @@ class Session:
                 (self.fetches if message.attempt < 0 else self.repair.gather).on_chunk(position, message, body)
             case Describe() if position in self._group.members:
                 self.protect.on_describe(position, message.unit)
+                self.scrub.on_describe(message.unit.snapshot)
             case Restoring() if position in self._group.members:
                 self.repair.on_restoring(position, message)
             case Fetch() if position in self._group.members:

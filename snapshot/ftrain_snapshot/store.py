@@ -13,7 +13,6 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from itertools import groupby
 from pathlib import Path
-from threading import Thread
 
 import msgspec
 
@@ -231,7 +230,7 @@ class Store:
 
         Afterwards the region is sealed as described, or begun with that header. Raises ArenaTooSmall.
         """
-        self.grow_lane(unit.lane, unit.header.unit_bytes, unit.snapshot.slot)
+        self.grow_lane(unit.lane, unit.header.unit_bytes)
         bad = yield from self.bad_data(unit)
         self.mark_damaged(unit.snapshot, bad)
         region = self.region(unit.snapshot.slot, unit.lane)
@@ -276,8 +275,8 @@ class Store:
         except ArenaTooSmall as error:  # another node of this machine was faster
             raise ArenaTooSmall(needed, allocated + error.available_bytes) from error
 
-    def grow_lane(self, lane: int, unit_bytes: int, slot: int) -> None:
-        """Have room for such a unit in ``slot``, outlined: memory comes with its chunks, the rest when it is reserved.
+    def grow_lane(self, lane: int, unit_bytes: int) -> None:
+        """Have room for such a unit, outlined: memory comes with what is put there, the rest when it is reserved.
 
         Raises ArenaTooSmall if it is clear that there is not enough for all of it; nothing is changed then.
         """
@@ -294,22 +293,6 @@ class Store:
                     pass
             if known is not None:
                 known.refresh()
-            else:
-                self._fill_ahead(lane, slot)
-
-    def _fill_ahead(self, lane: int, slot: int) -> None:
-        """Have the home that a slot's chunks are about to be put into filled meanwhile: two thirds of what that costs.
-
-        By a thread, the only one, for there is nothing to agree on: whoever comes first at a page gives it memory.
-        """
-        path = arena.home_path(self.node_dir, slot, lane)
-
-        def fill() -> None:
-            with suppress(OSError, ArenaTooSmall):  # then whoever writes there says so
-                for _ in arena.fill(path, CHUNK_BYTES):
-                    pass
-
-        Thread(target=fill, daemon=True).start()
 
     def _grow_lane(self, lane: int, size: int) -> Work:
         known, fresh = self.lane(lane), set()

@@ -188,7 +188,7 @@ def test_a_unit_larger_than_all_memory_is_refused_before_anything_is_allocated(t
     store = made(tmp_path)
     sizes = {path: path.stat().st_size for path in tmp_path.iterdir()}
     with pytest.raises(ArenaTooSmall):
-        store.grow_lane(0, 1 << 56, 0)
+        store.grow_lane(0, 1 << 56)
     assert {path: path.stat().st_size for path in tmp_path.iterdir()} == sizes
 
 
@@ -238,8 +238,7 @@ def put_all(spare: Store, unit: UnitDescriptor, store: Store) -> None:
     spare.seal_unit(unit)
 
 
-def test_a_spare_gives_memory_to_what_it_gets_and_to_the_rest_when_it_is_reserved(tmp_path, monkeypatch):
-    monkeypatch.setattr(Store, "_fill_ahead", lambda *_: None)
+def test_a_spare_gives_memory_to_what_it_gets_and_to_the_rest_when_it_is_reserved(tmp_path):
     store = made(tmp_path / "node")
     spare, unit = spare_with(store, tmp_path / "spare")
     put_all(spare, unit, store)
@@ -263,7 +262,6 @@ def test_too_little_memory_for_all_homes_is_said_before_a_spare_has_taken_anythi
 
 
 def test_memory_that_others_have_taken_meanwhile_is_said_when_the_rest_is_reserved(tmp_path, monkeypatch):
-    monkeypatch.setattr(Store, "_fill_ahead", lambda *_: None)
     store = made(tmp_path / "node")
     spare, unit = spare_with(store, tmp_path / "spare")
     put_all(spare, unit, store)
