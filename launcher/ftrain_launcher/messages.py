@@ -31,9 +31,6 @@ class Durable(msgspec.Struct, frozen=True, kw_only=True):
     """How long the writing of one may take."""
 
 
-
-
-
 class DurableSearch(msgspec.Struct, frozen=True):
     """What a look at the storage brought."""
 
