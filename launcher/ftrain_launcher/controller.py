@@ -253,6 +253,8 @@ class Controller:
                     self._hear(join.node, _from_agent.decode(message.data))
         except msgspec.DecodeError as error:
             announce(f"a message of {join.node} cannot be read ({error}): its connection is closed")
+        except ConnectionError:  # while a ping was answered
+            pass
         finally:
             if self._connections.get(join.node) == connection:
                 del self._outboxes[join.node], self._connections[join.node]
@@ -325,6 +327,8 @@ class Controller:
                     self._hear_launcher(outbox, _from_engine.decode(message.data))
         except msgspec.DecodeError as error:
             announce(f"a message of a launcher cannot be read ({error}): its connection is closed")
+        except ConnectionError:  # while a ping was answered
+            pass
         finally:
             self._launchers.remove(outbox)
             await outbox.close()

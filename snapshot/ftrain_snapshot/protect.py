@@ -383,7 +383,7 @@ class Protect:
         assembly.catalog.put(unit)
         if self._codec is None or assembly.failed or assembly.stored:
             return
-        for part in self._parts(assembly):
+        for part in list(self._parts(assembly)):  # the last one to settle may complete it, and all are let go of
             known = all(assembly.catalog.unit(p, part.lane) is not None for p in part.columns)
             if part.lane == unit.lane and known and part.parity_bytes is None and not part.settling:
                 self._spawn(self._settle(assembly, part))

@@ -16,24 +16,20 @@ from pathlib import Path
 
 import msgspec
 
-from ftrain_snapshot import arena
+from ftrain_snapshot import arena, records
 from ftrain_snapshot.arena import SLOTS, Lane, Region
-from ftrain_snapshot.errors import ArenaTooSmall, SnapshotError
-from ftrain_snapshot.log import log
+from ftrain_snapshot.errors import ArenaTooSmall
 from ftrain_snapshot.loop import Work
 from ftrain_snapshot.manifest import (
     CHUNK_BYTES,
     Catalog,
     Header,
     ParityDescriptor,
-    Record,
     State,
     UnitDescriptor,
     checksum,
     chunk_bytes,
     chunk_count,
-    decode_record,
-    encode_record,
     sum_at,
 )
 from ftrain_snapshot.messages import DAMAGES_MAX, Damage, Holding, Membership, SnapshotId
@@ -84,12 +80,12 @@ class Store:
 
     def attach(self) -> Work:
         """Find what an earlier daemon kept. Bytes that are not as the catalogs say are noted as damaged."""
-        membership = self._kept(self.node_dir / "membership", _MEMBERSHIP)
+        membership = records.kept(self.node_dir / "membership", _MEMBERSHIP)
         if membership is None:
             return
         self._belong(membership)
         for slot in range(SLOTS):
-            catalog = self._kept(self._catalog_path(slot), _CATALOG)
+            catalog = records.kept(self._catalog_path(slot), _CATALOG)
             if catalog is not None:
                 self._catalogs[slot] = catalog
                 self._parities.load(slot, catalog.parity)
@@ -103,7 +99,7 @@ class Store:
     def remember(self, membership: Membership) -> None:
         """Serve it from now on, and keep it for a daemon that is started here after this one."""
         self._belong(membership)
-        self._keep(self.node_dir / "membership", membership)
+        records.keep(self.node_dir / "membership", membership)
 
     def _belong(self, membership: Membership) -> None:
         self._group = group_of(membership.position, membership.grouping, membership.parity)
@@ -386,7 +382,7 @@ class Store:
 
     def save(self, catalog: Catalog) -> None:
         """Keep the record for a daemon that is started here after this one."""
-        self._keep(self._catalog_path(catalog.snapshot.slot), catalog)
+        records.keep(self._catalog_path(catalog.snapshot.slot), catalog)
 
     def drop(self, snapshot: SnapshotId, lanes: int) -> None:
         """The job gave it up: it is not restored from here, also after a restart."""
@@ -454,20 +450,3 @@ class Store:
 
     def _catalog_path(self, slot: int) -> Path:
         return self.node_dir / f"slot{slot}.catalog"
-
-    @staticmethod
-    def _keep(path: Path, record: msgspec.Struct) -> None:
-        draft = path.with_name(path.name + ".new")
-        draft.write_bytes(encode_record(record))
-        draft.rename(path)
-
-    @staticmethod
-    def _kept(path: Path, decoder: msgspec.msgpack.Decoder[Record]) -> Record | None:
-        """What is in such a file; None if there is none, or it is damaged: then what it said is found out anew."""
-        try:
-            return decode_record(path.read_bytes(), decoder)
-        except FileNotFoundError:
-            return None
-        except (OSError, SnapshotError) as error:
-            log("record_damaged", file=path.name, reason=error)
-            return None

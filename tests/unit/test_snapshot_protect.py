@@ -188,6 +188,16 @@ def test_chunks_are_folded_before_the_seal_and_nothing_counts_until_all_is_descr
     world.check(snapshot)
 
 
+@pytest.mark.parametrize(("nodes", "parity"), [(4, 2), (4, 3), (5, 2)])
+def test_what_is_on_record_is_never_fetched_and_folded_again(tmp_path, nodes, parity):
+    world = World(tmp_path, nodes, parity)
+    asked: list[Fetch] = []
+    world.loses = lambda message: isinstance(message, Fetch) and asked.append(message) is not None
+    snapshot = world.take()
+    assert all(world.stored(snapshot))
+    assert asked == []
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_chunks_that_are_lost_or_damaged_on_the_way_are_fetched(tmp_path, seed):
     world, random = World(tmp_path, 4, 2), Random(seed)
