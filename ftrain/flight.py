@@ -18,8 +18,10 @@ large tensor. Before the next optimizer step everything has been copied and comp
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import count
 from typing import Any, Protocol
 
@@ -37,6 +39,8 @@ from ftrain_snapshot.messages import SnapshotId
 
 PUBLISH_BYTES = 8 << 20
 """The daemon is told of new chunks so often."""
+NICENESS = 19
+"""The background thread's: below training."""
 WAIT_SECONDS_MAX = 600.0
 """Copying takes a fraction of a second; a machine that swaps takes longer."""
 
@@ -337,6 +341,8 @@ class Crew:
             self._thread.join(WAIT_SECONDS_MAX)
 
     def _work(self) -> None:
+        with suppress(OSError):  # of this thread alone, on Linux; whoever waits for the copies makes them itself
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         run: Callable[[], None]
         while True:
             with self._wake:
