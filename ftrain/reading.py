@@ -29,8 +29,10 @@ _NO_TREE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError,
 """What torch, numpy and Python say to values that are none; deep nesting is a RuntimeError, too."""
 
 
-def read_manifest(manifest: bytes, rank: int, world_size: int, data_bytes: int) -> tuple[Manifest, Layout, Layout]:
-    """(content, layout, layout of the tail) of a region with so much data.
+def read_manifest(
+    manifest: bytes, rank: int, world_size: int, data_bytes: int | None = None
+) -> tuple[Manifest, Layout, Layout]:
+    """(content, layout, layout of the tail); ``data_bytes``: of the region that it describes, where it lies in one.
 
     Raises StateMismatch if it is of another format, rank or world size, or contradicts itself.
     """
@@ -38,15 +40,17 @@ def read_manifest(manifest: bytes, rank: int, world_size: int, data_bytes: int) 
         content = decode(_MANIFEST, manifest)
         layout, tail = decode(_LAYOUT, content.layout), decode(_LAYOUT, content.tail)
     except ProtocolError as error:
-        raise StateMismatch(f"the snapshot's manifest cannot be read: {error}") from error
+        raise StateMismatch(f"the manifest of rank {rank} cannot be read: {error}") from error
     if (content.format, content.rank, layout.world_size) != (FORMAT, rank, world_size):
         raise StateMismatch(
-            f"the snapshot in this region is of rank {content.rank} of {layout.world_size} (format {content.format}), "
-            f"this is rank {rank} of {world_size} (format {FORMAT})"
+            f"the snapshot is of rank {content.rank} of {layout.world_size} (format {content.format}), "
+            f"expected was rank {rank} of {world_size} (format {FORMAT})"
         )
     for one in (layout, tail):
         _check_places(one)
-    if tail.world_size != 1 or layout.region_bytes(rank) + tail.region_bytes(0) > data_bytes:
+    if tail.world_size != 1:
+        raise StateMismatch(f"the snapshot's manifest has a tail of {tail.world_size} ranks")
+    if data_bytes is not None and layout.region_bytes(rank) + tail.region_bytes(0) > data_bytes:
         raise StateMismatch(f"the snapshot's manifest speaks of more than the {data_bytes} bytes in this region")
     return content, layout, tail
 

@@ -15,15 +15,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-import msgspec
 import torch
 from torch.distributed.checkpoint._traverse import traverse_state_dict
 
-from ftrain.capture import FORMAT, Manifest
 from ftrain.durable.source import READ_BYTES, Source
 from ftrain.encoding import unpack
-from ftrain.errors import StateMismatch
 from ftrain.layout import Kind, Layout, TensorSpec
+from ftrain.reading import read_manifest
 from ftrain_snapshot.errors import SnapshotIncomplete
 
 Path = tuple[str | int, ...]
@@ -45,7 +43,7 @@ class RankContents:
     """One rank's manifest. Raises StateMismatch if it cannot be read."""
 
     def __init__(self, rank: int, world_size: int, manifest: bytes) -> None:
-        content, self.layout, self._tail = decode_manifest(manifest, rank, world_size)
+        content, self.layout, self._tail = read_manifest(manifest, rank, world_size)
         self.rank = rank
         self.manifest = manifest
         self.specs = specs_of(self.layout, self._tail)
@@ -170,22 +168,6 @@ class Stretch(NamedTuple):
     start: int
     end: int
     offset: int
-
-
-def decode_manifest(manifest: bytes, rank: int, world_size: int) -> tuple[Manifest, Layout, Layout]:
-    """(content, layout, layout of the tail). Raises StateMismatch if it is of another format, rank or world size."""
-    try:
-        content = msgspec.msgpack.decode(manifest, type=Manifest)
-        layout = msgspec.msgpack.decode(content.layout, type=Layout)
-        tail = msgspec.msgpack.decode(content.tail, type=Layout)
-    except msgspec.DecodeError as error:
-        raise StateMismatch(f"the manifest of rank {rank} cannot be read: {error}") from error
-    if (content.format, content.rank, layout.world_size) != (FORMAT, rank, world_size):
-        raise StateMismatch(
-            f"the manifest is of rank {content.rank} of {layout.world_size} (format {content.format}), "
-            f"expected was rank {rank} of {world_size} (format {FORMAT})"
-        )
-    return content, layout, tail
 
 
 def specs_of(layout: Layout, tail: Layout) -> list[TensorSpec]:

@@ -15,11 +15,11 @@ import torch
 import xxhash
 
 from ftrain.durable import metadata
-from ftrain.durable.contents import decode_manifest, specs_of
+from ftrain.durable.contents import specs_of
 from ftrain.durable.parts import FORMAT, INDEX_KEY, Index, RankRecord, manifest_key
-from ftrain.encoding import unpack
 from ftrain.errors import StateMismatch
 from ftrain.layout import TensorSpec
+from ftrain.reading import read_manifest, read_tree
 from ftrain_snapshot.storage import METADATA, Storage, folder_name, step_of
 
 T = TypeVar("T")
@@ -38,13 +38,12 @@ def read_state(path: str, rank: int, world_size: int) -> dict[str, Any]:
             "resuming needs as many"
         )
     record = _decoded(checkpoint.bytes_of(manifest_key(rank)), RankRecord, checkpoint.path)
-    content, layout, tail = decode_manifest(record.manifest, rank, world_size)
+    content, layout, tail = read_manifest(record.manifest, rank, world_size)
     specs = specs_of(layout, tail)
     if len(record.keys) != len(specs):
         raise StateMismatch(f"{checkpoint.path}: {manifest_key(rank)} does not fit its manifest")
     tensors = [checkpoint.tensor(key, spec) for key, spec in zip(record.keys, specs, strict=True)]
-    state: dict[str, Any] = unpack(content.tree, tensors)
-    return state
+    return read_tree(content.tree, tensors)
 
 
 class Checkpoint:

@@ -14,6 +14,7 @@ import torch
 import torch._dynamo  # the first optimizer would import it, for more than a second
 import torch.nn.functional as F
 from integration.worker_lane import Rank
+from integration.worker_states import assert_same
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -446,23 +447,6 @@ def extra_state() -> Case:
 
 def copied(objects: dict[str, Any]) -> dict[str, Any]:
     return {name: copy.deepcopy(state_of(tracked)) for name, tracked in objects.items()}
-
-
-def assert_same(left: Any, right: Any, path: str) -> None:
-    if isinstance(left, torch.Tensor):
-        assert (left.dtype, left.shape) == (right.dtype, right.shape), path
-        raw = [t.detach().resolve_conj().contiguous().reshape(-1).view(torch.uint8) for t in (left, right)]
-        assert torch.equal(*raw), path
-    elif isinstance(left, dict):
-        assert left.keys() == right.keys(), path
-        for key in left:
-            assert_same(left[key], right[key], f"{path}.{key}")
-    elif isinstance(left, list | tuple):
-        assert len(left) == len(right), path
-        for index, (a, b) in enumerate(zip(left, right, strict=True)):
-            assert_same(a, b, f"{path}[{index}]")
-    else:
-        assert left == right, path
 
 
 def fresh_like(make: Callable[[], Case], rank: Rank, states: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from integration.worker_node import Forker, Node
+from integration.worker_states import assert_same
 
 TRAIN = Path(__file__).with_name("worker_train.py")
 RANKS = 3
@@ -27,22 +28,6 @@ def forker() -> Iterator[Forker]:
 def losses(prefix: Path, rank: int) -> list[Any]:
     lines = [json.loads(line) for line in Path(f"{prefix}.losses.{rank}").read_text().splitlines()]
     return [line for _, line in sorted({step: [step, loss] for step, loss in lines}.items())]
-
-
-def assert_same(left: Any, right: Any, path: str = "") -> None:
-    if isinstance(left, torch.Tensor):
-        assert left.dtype == right.dtype, path
-        assert torch.equal(left, right), path
-    elif isinstance(left, dict):
-        assert left.keys() == right.keys(), path
-        for key in left:
-            assert_same(left[key], right[key], f"{path}.{key}")
-    elif isinstance(left, list | tuple):
-        assert len(left) == len(right), path
-        for index, (a, b) in enumerate(zip(left, right, strict=True)):
-            assert_same(a, b, f"{path}[{index}]")
-    else:
-        assert left == right, path
 
 
 def test_without_the_layout_of_the_buckets_it_is_not(forker: Forker, tmp_path: Path) -> None:
