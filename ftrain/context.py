@@ -154,7 +154,7 @@ class Context:
             assert self._environment.job is not None
             every = self._environment.job.snapshot_every
             due = None if every == 0 else (step + 1) % every == 0
-            self._session.commit(step, due=last or due, sound=not self._not_finite)
+            self._session.commit(step, due=due, last=last, sound=not self._not_finite)
         self._next_step = step + 1
 
 

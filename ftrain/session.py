@@ -33,6 +33,9 @@ from ftrain_snapshot.arena import ControlPage
 from ftrain_snapshot.manifest import unit_bytes
 from ftrain_snapshot.messages import SnapshotId
 
+LAST_PATIENCE_SECONDS = 30.0
+"""The last step's snapshot waits so long for the one before it; protecting takes a few seconds at most."""
+
 
 class Session:
     """One generation of one protected rank. All methods are called by all ranks, in the same order."""
@@ -91,18 +94,20 @@ class Session:
         self._restored = None
         self._announce()
 
-    def commit(self, step: int, *, due: bool | None, sound: bool = True) -> None:
+    def commit(self, step: int, *, due: bool | None, last: bool = False, sound: bool = True) -> None:
         """Step ``step`` is done: say so, and capture it if ``due``, unless this rank's state is not ``sound``.
 
-        ``due`` None: rank 0 decides, by what snapshots cost.
+        ``due`` None: rank 0 decides, by what snapshots cost. The ``last`` is due, and waits for its predecessor to be
+        protected.
 
         Raises NotTrackable, ArenaFull, PeerSilent.
         """
         self.begin()
         # A list: every reducer must be asked, since settling is a collective.
         settled = all([buckets.settle() for buckets in self._buckets.values()])
-        if due is not False:
-            self._snapshot(step, settled, sound, wanted=due or self._is_time())
+        if last or due is not False:
+            patience_seconds = LAST_PATIENCE_SECONDS if last else 0.0
+            self._snapshot(step, settled, sound, wanted=last or due or self._is_time(), patience_seconds=patience_seconds)
         self._control.set_progress(self._lane, step)
         if not self._stepped:
             self._stepped = True
@@ -127,9 +132,9 @@ class Session:
         """Only rank 0's word counts: the others look for what it publishes."""
         return self._rank != 0 or self._cadence.due(time.monotonic(), idle=self._control.gate()[1] >= 0)
 
-    def _snapshot(self, step: int, settled: bool, sound: bool, *, wanted: bool) -> None:
+    def _snapshot(self, step: int, settled: bool, sound: bool, *, wanted: bool, patience_seconds: float) -> None:
         self._capturer.finish()
-        slot = self._slots.choose(step, possible=settled and sound and wanted)
+        slot = self._slots.choose(step, possible=settled and sound and wanted, patience_seconds=patience_seconds)
         if slot is None:
             if self._rank == 0 and wanted:
                 self._arena.client.skipped(step)

@@ -56,29 +56,34 @@ class SlotChooser:
         self._last_ticket = -1
         self._published: deque[str] = deque()
 
-    def choose(self, version: int, *, possible: bool = True) -> int | None:
+    def choose(self, version: int, *, possible: bool = True, patience_seconds: float = 0.0) -> int | None:
         """The slot for this version; None: skip it. ``possible``: rank 0 can be captured at all.
 
-        Raises PeerSilent if rank 0 publishes nothing for ``timeout_seconds``.
+        Rank 0 waits for a closed gate up to ``patience_seconds``. Raises PeerSilent if it publishes nothing for
+        ``timeout_seconds``.
         """
         key = f"ftrain/snapshot/{version}"
         if self._gate is None:
             word = self._follow(key)
         else:
-            word = self._decide(possible)
+            word = self._decide(patience_seconds) if possible else _CLOSED
             self._store.set(key, word.decode())
             self._published.append(key)
             if len(self._published) > KEEP_KEYS:
                 self._store.delete_key(self._published.popleft())
         return None if word == _CLOSED else int(word)
 
-    def _decide(self, possible: bool) -> bytes:
+    def _decide(self, patience_seconds: float) -> bytes:
         assert self._gate is not None
-        ticket, slot = self._gate.gate()
-        if not possible or slot < 0 or ticket == self._last_ticket:
-            return _CLOSED
-        self._last_ticket = ticket
-        return str(slot).encode()
+        deadline = time.monotonic() + patience_seconds
+        while True:
+            ticket, slot = self._gate.gate()
+            if slot >= 0 and ticket != self._last_ticket:
+                self._last_ticket = ticket
+                return str(slot).encode()
+            if time.monotonic() >= deadline:
+                return _CLOSED
+            time.sleep(POLL_SECONDS_MAX)  # the gate is a word in shared memory, which nobody can be woken by
 
     def _follow(self, key: str) -> bytes:
         # Polled, not waited for: a wait inside the store cannot be interrupted by a signal, and complains when it

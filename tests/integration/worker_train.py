@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import time
 from contextlib import nullcontext
 
 import torch
@@ -66,6 +67,16 @@ class Net(nn.Module):
         return self.head(x)
 
 
+def await_gate(ctx: ftrain.Context) -> None:
+    """Return when the last commit is sealed and a slot is free: the next one is captured for certain."""
+    ctx._session._capturer.finish()
+    slots = ctx._session._slots
+    deadline = time.monotonic() + 30
+    while slots._gate is not None and slots._gate.gate()[0] == slots._last_ticket:
+        assert time.monotonic() < deadline, "the gate stays shut"
+        time.sleep(0.001)
+
+
 @ftrain.resilient
 def train(ctx: ftrain.Context, variant: str, total: int, prefix: str, die_after: int) -> None:
     torch.manual_seed(0)
@@ -90,6 +101,8 @@ def train(ctx: ftrain.Context, variant: str, total: int, prefix: str, die_after:
     every = 3 if variant == "accumulate" else 1
     log = open(f"{prefix}.losses.{ctx.rank}", "a", buffering=1)  # noqa: SIM115
     for step in ctx.steps(total):
+        if step == die_after:
+            await_gate(ctx)
         x = data[next(batches)]
         update = (step + 1) % every == 0
         with nullcontext() if update else models[0].no_sync():

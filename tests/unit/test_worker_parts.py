@@ -64,6 +64,21 @@ def test_all_ranks_follow_rank_0_and_a_ticket_is_taken_once() -> None:
     assert first.choose(10) == 1  # not taken by the version that could not be captured
 
 
+def test_with_patience_rank_0_waits_for_the_gate() -> None:
+    class Opening(FakeGate):
+        def gate(self) -> tuple[int, int]:
+            word, self.word = self.word, (2, 1)
+            return word
+
+    gate = Opening()
+    gate.word = (1, 0)
+    chooser = SlotChooser(FakeStore(), gate)
+    assert chooser.choose(0) == 0
+    gate.word = (1, 0)  # taken already
+    assert chooser.choose(1, patience_seconds=60.0) == 1
+    assert chooser.choose(2, patience_seconds=0.01) is None
+
+
 def test_published_slots_are_forgotten_in_time() -> None:
     store = FakeStore()
     chooser = SlotChooser(store, FakeGate())
