@@ -106,8 +106,8 @@ class Session:
         # A list: every reducer must be asked, since settling is a collective.
         settled = all([buckets.settle() for buckets in self._buckets.values()])
         if last or due is not False:
-            patience_seconds = LAST_PATIENCE_SECONDS if last else 0.0
-            self._snapshot(step, settled, sound, wanted=last or due or self._is_time(), patience_seconds=patience_seconds)
+            wanted = last or due or self._is_time()
+            self._snapshot(step, settled, sound, wanted, LAST_PATIENCE_SECONDS if last else 0.0)
         self._control.set_progress(self._lane, step)
         if not self._stepped:
             self._stepped = True
@@ -132,7 +132,7 @@ class Session:
         """Only rank 0's word counts: the others look for what it publishes."""
         return self._rank != 0 or self._cadence.due(time.monotonic(), idle=self._control.gate()[1] >= 0)
 
-    def _snapshot(self, step: int, settled: bool, sound: bool, *, wanted: bool, patience_seconds: float) -> None:
+    def _snapshot(self, step: int, settled: bool, sound: bool, wanted: bool, patience_seconds: float) -> None:
         self._capturer.finish()
         slot = self._slots.choose(step, possible=settled and sound and wanted, patience_seconds=patience_seconds)
         if slot is None:

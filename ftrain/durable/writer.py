@@ -25,9 +25,8 @@ from ftrain.errors import FtrainError
 from ftrain_snapshot.client import DaemonClient
 from ftrain_snapshot.errors import SnapshotError
 from ftrain_snapshot.messages import SnapshotId
+from ftrain_snapshot.priority import give_way
 from ftrain_snapshot.storage import StorageError
-
-NICENESS = 19
 
 
 class Exit(enum.IntEnum):
@@ -52,7 +51,7 @@ def main(
     except ValueError as error:
         _say(str(error))
         return 2
-    os.nice(NICENESS)
+    give_way()
     torch.set_num_threads(1)
     return run(job, lambda: (open_source or _open_node)(given))
 

@@ -18,11 +18,8 @@ from importlib import import_module
 from pathlib import Path
 
 from ftrain_snapshot.loop import Loop
+from ftrain_snapshot.priority import give_way
 from ftrain_snapshot.tls import Tls
-
-NICENESS = 19
-"""What training leaves over (scripts/bench/snapshot.py --only steps: 1.47 times the step with 5, 1.26 with 19).
-A restore does not suffer, since the workers sleep then."""
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -53,7 +50,7 @@ def _tls(arguments: argparse.Namespace) -> Tls | None:
 def _be_modest() -> None:
     """Files for this user only; less processor than training; as many sockets as a large job has nodes."""
     os.umask(0o077)
-    os.nice(NICENESS)
+    give_way()
     _, files_max = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files_max, files_max))
 
