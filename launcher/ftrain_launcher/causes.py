@@ -15,7 +15,10 @@ from enum import IntEnum
 
 import msgspec
 
-from ftrain_launcher.messages import Failure
+from ftrain_launcher.messages import Failure, WorkerExit
+
+HARMLESS = ("daemon_exit", "chunks_damaged")
+"""Kinds of `Trouble` that stop nobody."""
 
 
 class Sign(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +48,21 @@ class Sign(msgspec.Struct, frozen=True, kw_only=True):
             failure=self.failure or later.failure,
             step=later.step if self.step is None else self.step,
         )
+
+
+def sign_of_exit(event: WorkerExit, now: float) -> Sign:
+    """A worker raised, or ended without having finished."""
+    return Sign(
+        kind="worker_exit",
+        node=event.node,
+        time=now,
+        rank=event.rank,
+        pid=event.pid,
+        code=event.code,
+        signal=event.signal,
+        failure=event.failure,
+        step=event.step,
+    )
 
 
 class Suspect(msgspec.Struct, frozen=True):

@@ -34,7 +34,6 @@ from ftrain_launcher.events import (
     JobStarted,
     Joined,
     Left,
-    Progress,
     Send,
     Tick,
 )
@@ -53,7 +52,6 @@ from ftrain_launcher.messages import (
     Join,
     Knock,
     Offer,
-    RankState,
     ReapNode,
     StartNode,
     StopJob,
@@ -64,10 +62,10 @@ from ftrain_launcher.messages import (
 from ftrain_launcher.outbox import Outbox
 from ftrain_launcher.pidfds import PidHandle
 from ftrain_launcher.policy import EXIT_USAGE
+from ftrain_launcher.progress import ProgressFilter
 from ftrain_launcher.terminal import announce
 
 _STATUS_WRITE_SECONDS = 0.5
-_PROGRESS_JOURNAL_SECONDS = 10.0
 _GOODBYE_SECONDS = 2.0
 
 _from_agent = msgspec.msgpack.Decoder(FromAgent)
@@ -85,7 +83,7 @@ class Controller:
         self._connections: dict[str, int] = {}
         self._connections_made = int(time.time() * 1000)
         self._launchers = Launchers()
-        self._progress: tuple[int, bool, float] = (0, False, 0.0)
+        self._progress = ProgressFilter()
         self._timer: asyncio.TimerHandle | None = None
         self._ended = asyncio.Event()
         self.journal = Journal(folder.journal)
@@ -275,8 +273,7 @@ class Controller:
         if isinstance(message, Join):
             return
         if isinstance(message, WorkerExit):
-            gone = message.code is not None or message.signal is not None
-            seen.ranks = tuple(_without_pid(r) if gone and r.rank == message.rank else r for r in seen.ranks)
+            seen.take_exit(message)
         self.submit(message)
 
     def _take_heartbeat(self, seen: views.Observation, message: Heartbeat) -> None:
@@ -289,24 +286,10 @@ class Controller:
         status = message.daemon
         if status is None or not status.gate or status.generation != self.coordinator.generation:
             return
-        # Only the first of each kind in a generation changes a decision; the rest is for the record.
-        generation, protected, when = self._progress
-        first = generation != status.generation or (status.levels.protected is not None and not protected)
-        awaited = self.coordinator.durable.is_news(status.pinned)
-        if (status.levels.sealed is None and not awaited) or self.coordinator.phase is not Phase.RUNNING:
-            return
-        if first or awaited or time.time() - when > _PROGRESS_JOURNAL_SECONDS:
-            now_protected = status.levels.protected is not None
-            self._progress = (status.generation, now_protected, time.time())
-            self.submit(
-                Progress(
-                    generation=status.generation,
-                    sealed=status.levels.sealed,
-                    protected=status.levels.protected,
-                    pinned=status.pinned,
-                    in_flight=status.in_flight,
-                )
-            )
+        if self.coordinator.phase is Phase.RUNNING:
+            progress = self._progress.take(status, self.coordinator.durable, seen.seen)
+            if progress is not None:
+                self.submit(progress)
 
     # ---- launchers
 
@@ -365,27 +348,12 @@ class Controller:
             self._launchers.provides(None)
 
     def _refusal(self, offer: Offer) -> str | None:
-        work = self.record.config.work
-        job = Offer(
-            launcher="",
-            hostname=self.record.hostname,
-            job=work.job,
-            kind=work.kind,
-            argv=work.argv,
-            nodes=self.record.config.nodes,
-            nproc_per_node=work.nproc_per_node,
-            parity=work.parity,
-        )
         if not self.record.config.hosts:
-            return f"job {work.job} emulates its nodes on {job.hostname}: no host can join it"
+            return f"job {self.record.name} emulates its nodes on {self.record.hostname}: no host can join it"
         rank = offer.node_rank
         if rank is not None and any(n.meant_for == rank and not n.gone for n in self.coordinator.nodes.values()):
             return f"--node-rank {rank} was given to another host already"
-        return refusal(offer, job)
-
-
-def _without_pid(rank: RankState) -> RankState:
-    return RankState(rank.rank, rank.local_rank, None, "exited", rank.step)
+        return refusal(offer, self.record.config)
 
 
 def main() -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from ftrain_launcher.causes import Sign, classify
+from ftrain_launcher.causes import Sign, classify, describe
 from ftrain_launcher.demotion import Demotion, demotion_of
 from ftrain_launcher.formation import Start
 from ftrain_launcher.incidents import Incident, IncidentLog
@@ -76,3 +76,20 @@ class History:
             incident.steps_lost = start.steps_lost
             incident.resumed_from = start.version
             incident.demoted = start.demoted
+
+    def restored(self, when: float | None) -> None:
+        """All ranks have their state back."""
+        if self.log.open is not None:
+            self.log.open.timeline.restored = when
+
+    def settle(self, first_step: float | None) -> list[str]:
+        """All ranks have made a step, or had none left to make: the incident is over. What people are told."""
+        incident = self.log.close(first_step=first_step)
+        if incident is None or incident.seconds is None:
+            return []
+        again = f"training again after {incident.seconds:.2f} s, {incident.steps_lost} sealed steps lost"
+        return [f"incident {incident.number}: {again}"]
+
+    def take_harmless(self, sign: Sign, generation: int) -> list[str]:
+        """Something broke that stops nobody. What people are told, once."""
+        return [f"{describe(sign)}; training goes on"] if self.log.record_harmless(sign, generation) else []

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import asyncio
 
-from ftrain_launcher.messages import JobEnded, Offer, ReapNode, StartNode
+from ftrain_launcher.events import JobConfig
+from ftrain_launcher.messages import PROTOCOL_VERSION, JobEnded, Offer, ReapNode, StartNode
 from ftrain_launcher.outbox import Outbox
 
 
-def refusal(offer: Offer, job: Offer) -> str | None:
-    """Pure: why a host cannot take part in a job, in one line; None: it can. ``job``: as the controller has it."""
-    if offer.protocol != job.protocol:
-        return f"this ftrain speaks protocol {offer.protocol}, the controller's {job.protocol}: install one everywhere"
-    if offer.job not in ("", job.job):
-        return f"--name {offer.job}, but the job at this controller is {job.job}"
+def refusal(offer: Offer, config: JobConfig) -> str | None:
+    """Pure: why a host cannot take part in a job, in one line; None: it can."""
+    work = config.work
+    if offer.protocol != PROTOCOL_VERSION:
+        mine = f"the controller's {PROTOCOL_VERSION}"
+        return f"this ftrain speaks protocol {offer.protocol}, {mine}: install one everywhere"
+    if offer.job not in ("", work.job):
+        return f"--name {offer.job}, but the job at this controller is {work.job}"
     for what, here, there in (
-        ("the script", offer.argv[:1], job.argv[:1]),
-        ("its arguments", offer.argv[1:], job.argv[1:]),
-        ("-m", (offer.kind,), (job.kind,)),
-        ("--nnodes", (offer.nodes,), (job.nodes,)),
-        ("--nproc-per-node", (offer.nproc_per_node,), (job.nproc_per_node,)),
-        ("--parity", (offer.parity,), (job.parity,)),
+        ("the script", offer.argv[:1], work.argv[:1]),
+        ("its arguments", offer.argv[1:], work.argv[1:]),
+        ("-m", (offer.kind,), (work.kind,)),
+        ("--nnodes", (offer.nodes,), (config.nodes,)),
+        ("--nproc-per-node", (offer.nproc_per_node,), (work.nproc_per_node,)),
+        ("--parity", (offer.parity,), (work.parity,)),
     ):
         if here != there:
             return f"{what} must be the same on all hosts: {_said(here)} here, {_said(there)} at the controller's host"

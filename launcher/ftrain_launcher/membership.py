@@ -101,6 +101,17 @@ class Node(msgspec.Struct, kw_only=True):
         self.state = state
 
     @property
+    def overdue(self) -> str:
+        """What it failed to do, if its deadline has passed."""
+        match self.state:
+            case NodeState.STARTING:
+                return "it did not join in time"
+            case NodeState.AWAY:
+                return "its agent did not come back"
+            case _:
+                return "it did not stop its workers in time"
+
+    @property
     def gone(self) -> bool:
         """Nothing more is expected of it."""
         return self.state in (NodeState.LOST, NodeState.RELEASED)

@@ -43,12 +43,12 @@ from ftrain_launcher.messages import (
 )
 from ftrain_launcher.node_state import NodeFile, NodeRecord, kill_trees
 from ftrain_launcher.node_workers import NodeWorkers
-from ftrain_launcher.spawning import PRELOAD, Exited, Spawn
+from ftrain_launcher.spawning import PRELOAD, Exited
+from ftrain_launcher.store_host import StoreHost
 from ftrain_launcher.workers import WorkerHost
 from ftrain_launcher.zygote_line import ZygoteConfig
 from ftrain_snapshot.messages import Inventory, Membership
 
-_STORE_TIMEOUT_SECONDS = 8.0
 _ROOT_ZYGOTE_TIMEOUT_SECONDS = 60.0
 _ROOT_ZYGOTE_POLL_SECONDS = 0.02
 _logger = logging.getLogger(__name__)
@@ -79,8 +79,6 @@ class NodeRunner:
         self._stopped = 0
         self._form: Form | None = None
         self._all_started = False
-        self._store_id = ""
-        self._store_port: asyncio.Future[int] | None = None
         self._inventory: Inventory | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
@@ -116,6 +114,7 @@ class NodeRunner:
             owner_grace_seconds=grace,
         )
         self._host = WorkerHost(zygote, self._exited)
+        self._store = StoreHost(self.job, self.node, self.node_folder, self._host)
         self._workers = NodeWorkers(self.job, self.node, self._host, self._tell)
         self._writers = DurableWriters(self.job, self.node, self._host, self._tell)
         before = self._file.read()
@@ -135,7 +134,7 @@ class NodeRunner:
 
     async def _adopt_workers(self, before: NodeRecord | None) -> None:
         if before is not None and before.form is not None:
-            self._stopped, self._form, self._store_id = before.stopped, before.form, before.store_id
+            self._stopped, self._form, self._store.id = before.stopped, before.form, before.store_id
             self._all_started = True
             self._workers.adopt(before.form.generation, before.workers)
         await self._wait_for_root_zygote()
@@ -218,7 +217,7 @@ class NodeRunner:
             return
         if generation > self._stopped:
             self._stopped = generation
-            self._store_id, self._store_port = "", None
+            self._store.forget()
             await self._workers.stop()
             self._form, self._all_started = None, False
             self._said.clear()
@@ -232,38 +231,14 @@ class NodeRunner:
             Stopped(node=self.node, generation=generation, inventory=inventory, store_port=port, durable=durable)
         )
 
+    async def _host_store(self, message: Stop) -> int | None:
+        """The port of the new generation's store, if it is to be hosted here; None too if it does not start."""
+        return await self._store.port(message.generation) if message.host_store else None
+
     async def _search_durable(self, message: Stop) -> DurableSearch | None:
         """What is on storage, if that is to be known."""
         durable = self.job.config.work.durable
         return await asyncio.to_thread(search, durable.url) if durable is not None and message.search_durable else None
-
-    async def _host_store(self, message: Stop) -> int | None:
-        """The port of the new generation's store, if it is to be hosted here; None too if it does not start."""
-        if not message.host_store:
-            return None
-        if self._store_port is None:
-            self._store_port = asyncio.get_running_loop().create_future()
-            self._store_id = f"g{message.generation}-store"
-            log = Path(self.job.config.work.log_folder) / f"store-{self.node}.log"
-            spawn = Spawn(
-                id=self._store_id,
-                argv=("ftrain.store",),
-                kind="module",
-                env={"FTRAIN_NODE_DIR": str(self.node_folder), "FTRAIN_GENERATION": str(message.generation)},
-                cwd="/",
-                stdout_path=str(log),
-                stderr_path=str(log),
-                start=self.job.config.work.start,
-            )
-            try:
-                await self._host.spawn(spawn)
-            except (SpawnFailed, ZygoteFailed) as error:
-                _logger.error("event=store_not_started node=%s reason=%r", self.node, str(error))
-                return None
-        try:
-            return await asyncio.wait_for(asyncio.shield(self._store_port), _STORE_TIMEOUT_SECONDS)
-        except TimeoutError:
-            return None
 
     async def _take_inventory(self) -> Inventory | None:
         """What the daemon holds now; None if it does not say."""
@@ -336,7 +311,7 @@ class NodeRunner:
         """A process of ours ended. Those of a generation that was stopped were ended by us."""
         if self._closing:
             return
-        if exited.id == self._store_id:
+        if exited.id == self._store.id:
             reason = f"exit code {exited.code}, signal {exited.signal}"
             self._tell(Trouble(self.node, self._stopped, "store_lost", reason), ("trouble",))
         running = self._form if self.generation == self._stopped else None
@@ -346,10 +321,9 @@ class NodeRunner:
 
     def _hear_worker(self, hello: link.Hello, message: link.LinkMessage) -> None:
         if isinstance(message, link.StoreReady):
-            if self._store_port is not None and message.generation == self._stopped and not self._store_port.done():
-                self._store_port.set_result(message.port)
-            return
-        self._workers.hear(hello, message)
+            self._store.hear_port(message.generation, message.port)
+        else:
+            self._workers.hear(hello, message)
 
     def _daemon_died(self) -> None:
         if not self._closing:
@@ -409,6 +383,6 @@ class NodeRunner:
             stopped=self._stopped,
             form=self._form,
             workers=self._workers.records(),
-            store_id=self._store_id,
+            store_id=self._store.id,
         )
         self._file.write(record)

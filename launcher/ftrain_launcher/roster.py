@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from ftrain_launcher.membership import Node, NodeState
+from ftrain_launcher.messages import Join, Stopped
 
 
 class Roster:
@@ -119,6 +120,38 @@ class Roster:
             self.positions[node.position] = None
             self.vacant.add(node.position)
             self.waited_for.discard(node.position)
+
+    # ---- what is heard of a node
+
+    def arrive(self, node: Node, join: Join) -> None:
+        """A node's agent is there, for the first time or again."""
+        node.host, node.hostname, node.daemon_port = join.host, join.hostname, join.daemon_port
+        node.failure_domain = join.failure_domain
+        node.away_since = None
+        self.wait(node, None)
+        self.move(node, NodeState.IDLE if node.position is None else NodeState.ACTIVE)
+
+    def leave(self, node: Node, now: float, until: float) -> None:
+        """A node's agent is away; it may come back until then."""
+        node.connection = None
+        node.away_since = now if node.away_since is None else node.away_since
+        node.inventory = node.store_port = None
+        self.move(node, NodeState.AWAY)
+        self.wait(node, until)
+
+    def ask(self, node: Node, until: float) -> None:
+        """A member is to stop, and has until then to answer: what it said before counts no more."""
+        assert node.position is not None
+        node.inventory = node.store_port = node.durable = None
+        self.waited_for.add(node.position)
+        self.wait(node, until)
+
+    def answer(self, node: Node, stopped: Stopped) -> None:
+        """A member has stopped."""
+        assert node.position is not None
+        node.inventory, node.store_port, node.durable = stopped.inventory, stopped.store_port, stopped.durable
+        self.wait(node, None)
+        self.waited_for.discard(node.position)
 
     # ---- deadlines
 

@@ -15,7 +15,7 @@ from ftrain_launcher.coordinator import Coordinator
 from ftrain_launcher.durable import DurableTier
 from ftrain_launcher.incidents import Incident
 from ftrain_launcher.membership import Node, NodeState, Phase
-from ftrain_launcher.messages import RankState
+from ftrain_launcher.messages import RankState, WorkerExit
 from ftrain_snapshot.messages import DaemonStatus, Inventory, Levels, SnapshotId, Volume
 
 CPU_WINDOW_SECONDS = 5.0
@@ -39,6 +39,11 @@ class Observation(msgspec.Struct, kw_only=True):
     cpu_mark: tuple[int | None, float, float] | None = None
     """The daemon's pid, a time some seconds ago, and its processor seconds then."""
 
+    def take_exit(self, exited: WorkerExit) -> None:
+        """One of its workers raised, or is gone."""
+        if exited.code is not None or exited.signal is not None:
+            self.ranks = tuple(_gone(r) if r.rank == exited.rank else r for r in self.ranks)
+
     def take_inventory(self, inventory: Inventory, now: float) -> None:
         """What the node holds now."""
         self.inventory = inventory
@@ -53,6 +58,10 @@ class Observation(msgspec.Struct, kw_only=True):
             _, then, used = self.cpu_mark
             self.cpu_share = (status.cpu_seconds - used) / (now - then)
             self.cpu_mark = (pid, now, status.cpu_seconds)
+
+
+def _gone(rank: RankState) -> RankState:
+    return RankState(rank.rank, rank.local_rank, None, "exited", rank.step)
 
 
 Observations = Mapping[str, Observation]

@@ -15,10 +15,21 @@ from simulation.machines import Machine, Worker
 from simulation.training import decodable
 
 from ftrain_launcher.coordinator import Coordinator
+from ftrain_launcher.durable import DurableTier
+from ftrain_launcher.ending import Ending
 from ftrain_launcher.events import Command, EndJob, Event, Tick
+from ftrain_launcher.forming import Forming
+from ftrain_launcher.generation import Generation
+from ftrain_launcher.history import History
+from ftrain_launcher.incidents import IncidentLog
 from ftrain_launcher.membership import NodeState, Phase
 from ftrain_launcher.messages import ReapNode, StartNode
+from ftrain_launcher.orders import Orders
 from ftrain_launcher.policy import EXIT_LOST, EXIT_NODES, EXIT_PROGRAM, EXIT_USAGE
+from ftrain_launcher.ranks import Ranks
+from ftrain_launcher.recruiting import Recruiting
+from ftrain_launcher.roster import Roster
+from ftrain_launcher.running import Running
 from ftrain_snapshot.errors import PlacementImpossible
 from ftrain_snapshot.messages import SnapshotId
 from ftrain_snapshot.placement import Groups, groups
@@ -27,15 +38,16 @@ if TYPE_CHECKING:
     from simulation.cluster import Cluster
 
 
-def state_of(coordinator: Coordinator) -> dict[str, object]:
+_NODES = (Roster, Recruiting, Ending)
+_WORK = (Generation, Ranks, Running, Forming, DurableTier, History, IncidentLog)
+
+
+def state_of(thing: object) -> object:
     """All that a coordinator knows, to compare two."""
-    state = dict(vars(coordinator))
-    roster = dict(vars(state.pop("_roster")))
-    del roster["_alarms"]  # An index of the nodes' deadlines, cleared of old entries by whoever asks for the next.
-    ranks, history = vars(state.pop("_ranks")), dict(vars(state.pop("_history")))
-    log = vars(history.pop("log"))
-    durable = {f"durable{name}": value for name, value in vars(state.pop("durable")).items()}
-    return state | roster | ranks | history | log | durable
+    if not isinstance(thing, (Coordinator, Orders, *_NODES, *_WORK)):
+        return thing
+    # Alarms are an index of the nodes' deadlines, cleared of old entries by whoever asks for the next.
+    return {name: state_of(value) for name, value in vars(thing).items() if name != "_alarms"}
 
 
 class Checkers:
@@ -156,7 +168,7 @@ class Checkers:
         start = coordinator.restore
         assert len(coordinator.ranks) == nodes * nproc
         self._check_groups(coordinator.groups, [m.failure_domain for m in members])
-        durable = coordinator._form_sent.durable_start
+        durable = coordinator._formed.form.durable_start
         if durable is not None:
             assert start is None, "storage was preferred to memory"
             assert durable.step == max(self.cluster.storage.complete), "it is not the newest, or not complete"

@@ -6,12 +6,23 @@ from typing import Any
 
 import msgspec
 import pytest
+from unit.coordinator_job import config
 
 from ftrain_launcher.launchers import Launchers, refusal
 from ftrain_launcher.messages import JobEnded, Offer, ReapNode, StartNode
 
-JOB = Offer(
-    launcher="", hostname="h1", job="one", kind="script", argv=("/t.py", "-x", "1"), nodes=4, nproc_per_node=2, parity=1
+_PLAIN = config(nodes=4, nproc=2)
+JOB = msgspec.structs.replace(_PLAIN, work=msgspec.structs.replace(_PLAIN.work, job="one", argv=("/t.py", "-x", "1")))
+OFFER = Offer(
+    launcher="x",
+    hostname="h2",
+    job="one",
+    kind="script",
+    argv=("/t.py", "-x", "1"),
+    nodes=4,
+    nproc_per_node=2,
+    parity=1,
+    node_rank=1,
 )
 
 
@@ -39,14 +50,14 @@ class Box:
     ],
 )
 def test_a_host_that_was_asked_for_something_else_is_refused_in_one_line(change: dict[str, Any], says: str) -> None:
-    reason = refusal(msgspec.structs.replace(JOB, **change), JOB)
+    reason = refusal(msgspec.structs.replace(OFFER, **change), JOB)
     assert reason is not None
     assert says in reason
     assert "\n" not in reason
 
 
 def test_a_host_need_not_know_the_jobs_name() -> None:
-    assert refusal(msgspec.structs.replace(JOB, job="", launcher="x", hostname="h2", node_rank=1), JOB) is None
+    assert refusal(msgspec.structs.replace(OFFER, job=""), JOB) is None
 
 
 def test_each_host_hears_of_its_own_node_and_all_of_the_end() -> None:

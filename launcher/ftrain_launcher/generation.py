@@ -1,0 +1,73 @@
+"""Pure: the newest generation that was formed, what its gate said since, and what is left of it for the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from ftrain_launcher.demotion import Demotion
+from ftrain_launcher.formation import Past, Start, choose_start
+from ftrain_launcher.membership import Node
+from ftrain_launcher.messages import Form, Join
+from ftrain_launcher.ranks import Ranks
+from ftrain_snapshot.placement import Groups
+
+
+class Generation:
+    """Before the first one: number 0, without ranks."""
+
+    def __init__(self, start: Start | None = None, form: Form | None = None) -> None:
+        self.start = start or Start(None, 0)
+        self.levels = self.start.levels
+        """What its gate reported last."""
+        self.form = form
+        """What its first node was sent; the others' differ in the position alone."""
+        self.number = form.generation if form else 0
+        self.ranks = Ranks([peer.node for peer in form.peers], form.work.nproc_per_node) if form else Ranks()
+        self._judged: Start | None = None
+        """Where the next one could start, when last all that are left had answered."""
+
+    @property
+    def news(self) -> list[str]:
+        """What people are told when it begins."""
+        where = "from the beginning" if self.start.version is None else f"after step {self.start.version}"
+        size = f"{len(self.ranks.nodes)} nodes, {len(self.ranks.by_number)} ranks"
+        news = [f"generation {self.number}: {size}, {where}{self.start.note}"]
+        if self.start.durable is not None and self.number == 1:
+            news.append("to begin anew instead, give --durable another URL")
+        return news
+
+    def form_for(self, position: int | None) -> Form:
+        """The message for the node at a position."""
+        assert self.form is not None
+        return msgspec.structs.replace(self.form, position=position)
+
+    def lacks(self, position: int, join: Join) -> list[int]:
+        """The ranks that the node at a position should run, and does not, as its agent says that came back."""
+        here = {r.rank for r in join.ranks} if join.generation == self.number else set()
+        return [r.rank for r in self.ranks.of(position) if not r.finished and r.rank not in here]
+
+    def is_unknown_to(self, position: int, join: Join) -> bool:
+        """Whether the node at a position, whose agent came back, stopped for this generation but never got `Form`."""
+        ran = any(r.restored or r.stepped for r in self.ranks.of(position))
+        return join.stopped == self.number > join.generation and not ran
+
+    def next_start(
+        self, members: Sequence[Node], *, groups: Groups, parity: int, demotions: Sequence[Demotion]
+    ) -> Start:
+        """Where the next one starts, as far as memory is concerned; all of ``members`` have said what they hold."""
+        placed = [(n.position, n) for n in members if n.position is not None]
+        past = Past(
+            generation=self.number,
+            restore=self.start.restore,
+            levels=self.levels,
+            protected=self.start.protected,
+            nodes=self.ranks.nodes,
+            survivors=frozenset(p for p, n in placed if n.formed == self.number),
+            judged=self._judged,
+            demotions=demotions,
+        )
+        holdings = {p: n.inventory.holdings for p, n in placed if n.inventory is not None}
+        self._judged = choose_start(past, holdings, groups=groups, parity=parity)
+        return self._judged

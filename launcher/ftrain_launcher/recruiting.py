@@ -1,0 +1,106 @@
+"""How a job comes by its nodes: emulated ones are asked for, real hosts come by themselves and are waited for.
+
+Nodes that are lost again and again before they ran anything say that no more should be asked for.
+"""
+
+from __future__ import annotations
+
+from ftrain_launcher.events import HostCame, JobConfig
+from ftrain_launcher.membership import Node, NodeState
+from ftrain_launcher.orders import Orders
+from ftrain_launcher.policy import EXIT_NODES, Action
+from ftrain_launcher.roster import Roster
+
+_FAILURES_MIN = 3
+"""So many nodes may be lost in a row before they ran, or half as many as the job has."""
+
+
+class Recruiting:
+    """One job's; the roster is the coordinator's."""
+
+    def __init__(self, config: JobConfig, roster: Roster, orders: Orders) -> None:
+        self.deadline: float | None = None
+        """Until when to wait for hosts; None: enough are there, or on their way."""
+        self._failures = 0
+        """Nodes lost in a row before they ran."""
+        self._config = config
+        self._roster = roster
+        self._orders = orders
+
+    # ---- nodes that are asked for
+
+    def ask_for(self, wanted: int, now: float) -> None:
+        """See to it that so many nodes without a position are on their way. Real hosts come by themselves."""
+        if not self._config.hosts:
+            for _ in range(wanted - self._roster.expected()):
+                self._start(self._roster.add(self._roster.new_name()), now)
+
+    def replace_spares(self, now: float) -> None:
+        """Ask for new spares in place of those that were used or lost."""
+        if not self._hopeless():
+            self.ask_for(self._config.spares - self._roster.idle(), now)
+
+    def gathered(self) -> bool:
+        """Whether the first nodes are here: they are meant for the ranks; spares fill in for those that do not come."""
+        may_come = any(n.number < self._config.nodes for n in self._roster.in_state(NodeState.STARTING))
+        return self._roster.idle() >= self._config.nodes and not may_come
+
+    def take_failure(self, node: Node, reason: str) -> Action | None:
+        """A node was lost before it ran; how the job ends, if it is in vain to ask for more."""
+        self._failures += 1
+        if not self._hopeless():
+            return None
+        count = f"{self._failures} nodes in a row were lost before they could run"
+        return Action(False, f"{count}; the last: {node.name} ({reason})", EXIT_NODES)
+
+    def succeeded(self) -> None:
+        """The nodes that were lost so far count no more: the job ran."""
+        self._failures = 0
+
+    def _hopeless(self) -> bool:
+        return self._failures >= max(_FAILURES_MIN, self._config.nodes // 2)
+
+    # ---- hosts that come by themselves
+
+    def take_host(self, event: HostCame, now: float) -> None:
+        """A host has room for a node: a new one, unless it did not hear the last answer."""
+        node = self._roster.of_launcher(event.launcher)
+        if node is None:
+            node = self._roster.add(self._roster.new_name())
+            node.launcher, node.hostname, node.meant_for = event.launcher, event.hostname, event.position
+            self._start(node, now)
+        else:
+            self._orders.start(node)
+
+    def announce_host(self, node: Node) -> None:
+        """The agent of a host is there for the first time."""
+        if self._config.hosts:
+            missing = self._roster.missing() + self._roster.expected()
+            more = f"{missing} to come" if missing else "all are here"
+            self._orders.announce([f"{node.name} is {node.hostname} ({node.host}); {more}"])
+
+    def wait_for_hosts(self, now: float, *, wanted: bool, announce: bool) -> None:
+        """Where a position is vacant and no host is on its way to it, the job waits, but not for ever.
+
+        ``wanted``: vacant positions are to be filled now; ``announce``: people did not just start the job.
+        """
+        if not self._config.hosts or not wanted or not self._roster.missing():
+            self.deadline = None
+        elif self.deadline is None:
+            self.deadline = now + self._config.host_wait_seconds
+            if announce:
+                self._orders.announce([f"waiting for a host: {self._missing()} are missing"])
+
+    def tick(self, now: float) -> Action | None:
+        """The deadline may have come; how the job ends."""
+        if self.deadline is None or now < self.deadline:
+            return None
+        within = f"within {self._config.host_wait_seconds:g} s (--join-timeout-seconds)"
+        return Action(False, f"{self._missing()} hosts did not come {within}", EXIT_NODES)
+
+    def _missing(self) -> str:
+        return f"{self._roster.missing()} of {self._config.nodes}"
+
+    def _start(self, node: Node, now: float) -> None:
+        self._roster.wait(node, now + self._config.start_timeout_seconds)
+        self._orders.start(node)

@@ -1,0 +1,130 @@
+"""What is heard of the generation that runs: its workers, its gate, and those who write it to storage.
+
+Its agents go on telling of it while it is being stopped for the next one: then only what broke still counts.
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from ftrain_launcher.causes import Sign, sign_of_exit
+from ftrain_launcher.durable import DurableTier
+from ftrain_launcher.events import Progress
+from ftrain_launcher.generation import Generation
+from ftrain_launcher.history import History
+from ftrain_launcher.messages import (
+    ArenaShort,
+    DurableEnded,
+    RankRestored,
+    RankStepped,
+    Unpin,
+    WorkerExit,
+    WriteDurable,
+)
+from ftrain_launcher.orders import Orders
+from ftrain_launcher.policy import EXIT_USAGE, Action
+from ftrain_launcher.recruiting import Recruiting
+from ftrain_launcher.roster import Roster
+from ftrain_snapshot.messages import Levels
+
+Report = WorkerExit | RankRestored | RankStepped | ArenaShort | Progress | DurableEnded
+_FINISHED = Action(False, "training finished")
+
+
+class Running:
+    """One job's; all that it uses is the coordinator's."""
+
+    def __init__(
+        self, roster: Roster, recruiting: Recruiting, orders: Orders, durable: DurableTier, history: History
+    ) -> None:
+        self._roster = roster
+        self._recruiting = recruiting
+        self._orders = orders
+        self._durable = durable
+        self._history = history
+
+    def take(self, generation: Generation, report: Report, now: float, *, stopping: bool) -> Sign | Action | None:
+        """Take in what concerns this generation; what broke, or how the job ends.
+
+        ``stopping``: the next one is announced.
+        """
+        match report:
+            case WorkerExit():
+                return self._exit(generation, report, now, stopping=stopping)
+            case ArenaShort():
+                return _too_little_memory(report)
+            case Progress():
+                if report.sealed is not None:
+                    generation.levels = Levels(sealed=report.sealed, protected=report.protected)
+                return None if stopping else self._write_what_is_due(report, now)
+            case RankRestored() | RankStepped():
+                if not stopping:
+                    self._advance(generation, report, now)
+            case DurableEnded():
+                if not stopping:
+                    self._tell_of_write(self._durable.end(report, now))
+            case _:
+                assert_never(report)
+        return None
+
+    def tick(self, now: float) -> Action | None:
+        """A deadline of the durable tier may have come; how the job ends."""
+        self._tell_of_write(self._durable.tick(now))
+        if self._durable.is_overdue(now):
+            return Action(False, "training finished (whether its last checkpoint is to be written, nobody said)")
+        return None
+
+    # ---- workers
+
+    def _exit(self, generation: Generation, event: WorkerExit, now: float, *, stopping: bool) -> Sign | Action | None:
+        ranks, rank = generation.ranks, generation.ranks.by_number.get(event.rank)
+        if rank is None or rank.node != event.node or rank.finished:
+            return None
+        if not event.finished and (event.code != 0 or event.failure is not None):
+            return sign_of_exit(event, now)
+        if stopping:
+            return None
+        if ranks.finish(rank):
+            self._settle(generation, now)
+        if ranks.all_finished and not self._durable.finish(now):
+            return _FINISHED
+        self._tell_of_write(None)
+        return None
+
+    def _advance(self, generation: Generation, event: RankRestored | RankStepped, now: float) -> None:
+        """A rank has its state back, or made its first step; perhaps it was the last one."""
+        ranks, rank = generation.ranks, generation.ranks.by_number.get(event.rank)
+        if rank is None:
+            return
+        if isinstance(event, RankStepped):
+            if ranks.step(rank, event.time):
+                self._settle(generation, now)
+        elif ranks.restore(rank, event.time):
+            self._history.restored(ranks.restored_at)
+
+    def _settle(self, generation: Generation, now: float) -> None:
+        """All ranks have made a step, or had none left to make."""
+        self._orders.announce(self._history.settle(generation.ranks.stepped_at))
+        self._recruiting.replace_spares(now)
+
+    # ---- the durable tier
+
+    def _write_what_is_due(self, progress: Progress, now: float) -> Action | None:
+        self._tell_of_write(self._durable.report(progress, now))
+        return _FINISHED if self._durable.is_settled(progress) else None
+
+    def _tell_of_write(self, message: WriteDurable | Unpin | None) -> None:
+        """To all members; and people, how it went."""
+        if message is not None:
+            for node in self._roster.members():
+                self._orders.send(node, message)
+        self._orders.announce(self._durable.take_news())
+
+
+def _too_little_memory(event: ArenaShort) -> Action:
+    needed, available = event.needed_bytes / 2**20, event.available_bytes / 2**20
+    reason = (
+        f"too little shared memory on {event.node}: the snapshots need {needed:,.0f} MiB, "
+        f"{available:,.0f} MiB are free; make /dev/shm larger or give --arena-dir another tmpfs"
+    )
+    return Action(False, reason, EXIT_USAGE)
