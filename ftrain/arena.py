@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ftrain.errors import ArenaFull
-from ftrain_snapshot.arena import Lane, Region
 from ftrain_snapshot.client import DaemonClient
 from ftrain_snapshot.errors import ArenaTooSmall, DaemonLost
+from ftrain_snapshot.lane import Lane, Region
 from ftrain_snapshot.messages import SnapshotId
 
 RESTORE_TIMEOUT_SECONDS = 600.0

@@ -27,7 +27,7 @@ from ftrain.plan import Owned, Plan, Row, owned_by, rows_of
 from ftrain.samples import Samples
 from ftrain.sources import Source, source_of
 from ftrain.state import TensorKey, refuse_special, tensor_key, unique_parameters
-from ftrain_snapshot.arena import Lane
+from ftrain_snapshot.lane import Lane
 from ftrain_snapshot.manifest import NO_SNAPSHOT, Header, State, checksum
 from ftrain_snapshot.messages import SnapshotId
 

@@ -33,7 +33,7 @@ from ftrain.copier import Copier
 from ftrain.marks import Mark
 from ftrain.plan import Flags, Plan, Row
 from ftrain.samples import Samples
-from ftrain_snapshot.arena import Lane, Region
+from ftrain_snapshot.lane import Lane, Region
 from ftrain_snapshot.manifest import CHUNK_BYTES, Header, checksum, chunk_bytes
 from ftrain_snapshot.messages import SnapshotId
 

@@ -31,8 +31,8 @@ MODULES = (
     "ftrain.durable.source",
     "ftrain.sampler",
     "ftrain.store",
-    "ftrain_snapshot.arena",
     "ftrain_snapshot.client",
+    "ftrain_snapshot.lane",
 )
 
 for _name in MODULES:

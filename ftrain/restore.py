@@ -28,7 +28,7 @@ from ftrain.plan import Row, rows_of
 from ftrain.reading import part_of, read_manifest, read_tree
 from ftrain.state import own_tensors
 from ftrain_snapshot.arena import Mapping as Mapped
-from ftrain_snapshot.arena import Region
+from ftrain_snapshot.lane import Region
 from ftrain_snapshot.manifest import CHUNK_BYTES
 from ftrain_snapshot.messages import SnapshotId
 

@@ -29,7 +29,7 @@ from ftrain.restore import read_state
 from ftrain.rng import rng_state, set_rng_state
 from ftrain.slots import SlotChooser
 from ftrain.state import TensorKey, load_state, tensor_key, unique_parameters
-from ftrain_snapshot.arena import ControlPage
+from ftrain_snapshot.control import ControlPage
 from ftrain_snapshot.manifest import unit_bytes
 from ftrain_snapshot.messages import SnapshotId
 

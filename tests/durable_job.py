@@ -30,8 +30,8 @@ from ftrain.rng import rng_state
 from ftrain.sampler import ElasticSampler
 from ftrain.state import TensorKey, state_of, tensor_key, unique_parameters
 from ftrain_snapshot import arena, storage
-from ftrain_snapshot.arena import Lane
-from ftrain_snapshot.manifest import CHUNK_BYTES, Header, checksum, chunk_spans, unit_bytes
+from ftrain_snapshot.lane import Lane
+from ftrain_snapshot.manifest import CHUNK_BYTES, Header, checksum, unit_bytes
 from ftrain_snapshot.messages import SnapshotId
 
 
@@ -183,10 +183,11 @@ def seal(node_dir: Path, lane: int, rank: int, world_size: int, snapshot: Snapsh
     region.begin(header)
     whole = data.ljust(header.manifest_offset, b"\0") + manifest
     whole = whole.ljust(header.unit_bytes, b"\0")
-    for number, (offset, length) in enumerate(chunk_spans(header.unit_bytes)):
-        region.place(number)
-        region.put(offset, whole[offset : offset + length])
-        region.record(number, checksum(whole[offset : offset + length]))
+    for chunk in range(header.chunks):
+        piece = whole[chunk * CHUNK_BYTES : (chunk + 1) * CHUNK_BYTES]
+        region.place(chunk)
+        region.put(chunk * CHUNK_BYTES, piece)
+        region.record(chunk, checksum(piece))
     region.publish(header.chunks, header.unit_bytes)
     region.seal()
     mapped.close()

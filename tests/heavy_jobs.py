@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hosts import Lab
 from hosts.job import HostJob
-from jobs import Job
+from jobs import Job, holding
 from stages import NodeFolder
 
 STEPS = 55
@@ -40,10 +40,4 @@ def _flags(flags: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _arguments(hold: tuple[int, ...], more: tuple[str, ...]) -> tuple[str, ...]:
-    held = ("--hold", *map(str, hold)) if hold else ()
-    return "--steps", str(STEPS), *held, *more
-
-
-def go(job: Job, step: int) -> None:
-    """Let the ranks begin a step that they wait before."""
-    (job.out / f"go-{step}").touch()
+    return "--steps", str(STEPS), *holding(*hold), *more

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 PROGRAMS = Path(__file__).parent / "programs"
+ARGUMENTS = ("--steps", "120")
+"""Of ``train.py``, where it is compared with `undisturbed` jobs."""
 TIMEOUT_SECONDS = 90.0
 _POLL_SECONDS = 0.02
 
@@ -100,19 +103,22 @@ class Job:
         os.kill(pid, signal.SIGKILL)
         return int(pid)
 
-    def kill_node(self, name: str) -> None:
-        """SIGKILL a node's agent, daemon and workers, and take its memory."""
+    def kill_nodes(self, *names: str) -> None:
+        """SIGKILL these nodes' agents, daemons and workers, all at once, and take their memory."""
 
-        def pids_of(status: dict[str, Any]) -> list[int] | None:
-            (node,) = [n for n in status["nodes"] if n["name"] == name]
-            pids = [node["agent_pid"], node["daemon_pid"], *(r["pid"] for r in node["ranks"])]
-            return pids if pids[0] and pids[1] else None
+        def known(status: dict[str, Any]) -> list[dict[str, Any]] | None:
+            nodes = [n for n in status["nodes"] if n["name"] in names and n["agent_pid"] and n["daemon_pid"]]
+            return nodes if len(nodes) == len(names) else None
 
-        pids = self.wait_for(pids_of, f"the pids of {name}")
-        for pid in pids:
-            if pid:
+        for pid in processes_of(self.wait_for(known, f"the pids of {', '.join(names)}")):
+            with contextlib.suppress(ProcessLookupError):  # a worker, which ends with its agent
                 os.kill(pid, signal.SIGKILL)
-        shutil.rmtree(self.arena / name, ignore_errors=True)
+        for name in names:
+            shutil.rmtree(self.arena / name, ignore_errors=True)
+
+    def go(self, step: int) -> None:
+        """Let ranks that ``--hold`` this step begin it."""
+        (self.out / f"go-{step}").touch()
 
     # ---- the end
 
@@ -147,3 +153,29 @@ class Job:
 def ranks_of(status: dict[str, Any]) -> dict[int, dict[str, Any]]:
     """Rank to its entry in a status."""
     return {r["rank"]: r for n in status["nodes"] for r in n["ranks"]}
+
+
+def pids_of(status: dict[str, Any]) -> list[int]:
+    """All processes of a job that its status names."""
+    controller = status["controller"]["pid"]
+    return [*([controller] if controller else []), *processes_of(status["nodes"])]
+
+
+def processes_of(nodes: list[dict[str, Any]]) -> list[int]:
+    """Agents, daemons and workers of nodes of a status."""
+    pids = [pid for n in nodes for pid in (n["agent_pid"], n["daemon_pid"], *(r["pid"] for r in n["ranks"]))]
+    return [pid for pid in pids if pid is not None]
+
+
+def holding(*steps: int) -> tuple[str, ...]:
+    """Arguments of a program in ``programs``: its ranks wait before these steps, until `Job.go`."""
+    return ("--hold", *map(str, steps)) if steps else ()
+
+
+def exists(pid: int) -> bool:
+    """There is such a process, and it is no zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rsplit(")", 1)[1].split()[0] != "Z"

@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
-from ftrain_snapshot.arena import ControlPage, Lane
 from ftrain_snapshot.client import DaemonClient
-from ftrain_snapshot.ledger import newest_complete
+from ftrain_snapshot.control import ControlPage
+from ftrain_snapshot.holdings import newest_complete
+from ftrain_snapshot.lane import Lane
 from ftrain_snapshot.manifest import (
     CHUNK_BYTES,
     NO_SNAPSHOT,

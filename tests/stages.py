@@ -5,6 +5,8 @@ All of it is asked of the node itself, past the controller, whose status is half
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,9 +15,10 @@ from snapshot_nodes import wait_until
 
 from ftrain_launcher.node_state import NodeFile
 from ftrain_snapshot import arena
-from ftrain_snapshot.arena import ControlPage, Lane, Region
 from ftrain_snapshot.client import DaemonClient
+from ftrain_snapshot.control import ControlPage
 from ftrain_snapshot.errors import SnapshotError
+from ftrain_snapshot.lane import Lane, Region
 from ftrain_snapshot.manifest import CHUNK_BYTES, State
 from ftrain_snapshot.messages import Levels, VerifyReport
 
@@ -109,6 +112,13 @@ class NodeFolder:
     def parity_has_begun(self) -> bool:
         """Parity of a job's first snapshot has come: until then all of it is zeros."""
         return any(b.strip(b"\0") for path in self.folder.glob("slot*.parity*") for b in [path.read_bytes()[:4096]])
+
+
+def stop(pid: int) -> None:
+    """SIGSTOP, and wait until it stands still."""
+    os.kill(pid, signal.SIGSTOP)
+    stat = Path(f"/proc/{pid}/stat")
+    wait_until(lambda: stat.read_text().rsplit(")", 1)[1].split()[0] in "TZ", WAIT_SECONDS, f"{pid} to stand still")
 
 
 def _version(found) -> int:

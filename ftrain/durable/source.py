@@ -11,8 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from ftrain_snapshot.arena import Lane
 from ftrain_snapshot.errors import ChecksumMismatch, SnapshotError, SnapshotIncomplete
+from ftrain_snapshot.lane import Lane
 from ftrain_snapshot.manifest import CHUNK_BYTES, State, checksum, chunk_bytes
 from ftrain_snapshot.messages import SnapshotId, UnitInfo
 

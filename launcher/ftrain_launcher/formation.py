@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from ftrain_launcher.demotion import Demotion
-from ftrain_snapshot.ledger import explain, newest_complete
+from ftrain_snapshot.holdings import explain, newest_complete
 from ftrain_snapshot.messages import Holding, Levels, SnapshotId
 from ftrain_snapshot.placement import Groups
 from ftrain_snapshot.storage import DurableId

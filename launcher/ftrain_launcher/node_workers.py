@@ -33,7 +33,7 @@ from ftrain_launcher.output import OutputTail, last_lines, log_path
 from ftrain_launcher.processes import has_ended
 from ftrain_launcher.spawning import Exited, Spawn
 from ftrain_launcher.workers import WorkerHost
-from ftrain_snapshot.arena import ControlPage
+from ftrain_snapshot.control import ControlPage
 
 _LINES_REPORTED = 20
 _RESTORE_ERRORS = ("SnapshotIncomplete", "ChecksumMismatch", "StorageError")

@@ -10,9 +10,9 @@ request is at most 4 MiB, so whoever reads much (the durable tier, a spare, anot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
-from ftrain_snapshot.codec import Codec
+from ftrain_snapshot.damage import Place, damages
 from ftrain_snapshot.errors import SnapshotIncomplete
 from ftrain_snapshot.gather import Gather, Order
 from ftrain_snapshot.manifest import CHUNK_BYTES, Catalog, UnitDescriptor, checksum, chunk_bytes, sum_at
@@ -20,17 +20,14 @@ from ftrain_snapshot.messages import (
     Bytes,
     Damage,
     Incomplete,
-    Membership,
     Read,
     Refused,
     Reply,
     SnapshotId,
     UnitInfo,
 )
-from ftrain_snapshot.placement import Group
+from ftrain_snapshot.node import Node
 from ftrain_snapshot.rebuild_plan import Piece, Shape, Sight, Stuck, pieces
-from ftrain_snapshot.store import Place, Store, damages
-from ftrain_snapshot.transport import Connection
 
 READ_BYTES_MAX = 4 << 20
 """Longest read."""
@@ -41,25 +38,13 @@ STRIKES_MAX = 8
 class Reads:
     """All reads of one generation, on one node."""
 
-    def __init__(
-        self,
-        store: Store,
-        membership: Membership,
-        group: Group,
-        codec: Codec | None,
-        links: Mapping[int, Connection],
-        gather: Gather,
-        on_damage: Callable[[SnapshotId, Place], None],
-    ) -> None:
+    def __init__(self, node: Node, gather: Gather, on_damage: Callable[[SnapshotId, Place], None]) -> None:
         """``on_damage``: a chunk of this node itself was found damaged."""
-        self.store = store
-        self.position = membership.position
-        self.group = group
-        self.codec = codec
+        self.group, self.position = node.group, node.position
         self.gather = gather
         self.on_damage = on_damage
-        self._links = links
-        self._lanes = membership.lanes
+        self._node, self._store, self._codec = node, node.store, node.codec
+        self._lanes = node.membership.lanes
 
     def units(self, snapshot: SnapshotId) -> tuple[UnitInfo, ...]:
         """The units of the group. Raises SnapshotIncomplete if this node does not know all of them."""
@@ -110,36 +95,36 @@ class Reads:
         catalog = self._catalog(snapshot)
         unit = catalog.unit(position, lane)
         if unit is None and position == self.position:
-            unit = self.store.describe(lane, snapshot)
+            unit = self._store.describe(lane, snapshot)
         if unit is None:
             which = f"position {position}, lane {lane}, of snapshot {snapshot.version}"
             raise SnapshotIncomplete(f"the unit of {which} is not known on position {self.position}")
         return unit
 
     def _catalog(self, snapshot: SnapshotId) -> Catalog:
-        catalog = self.store.catalog(snapshot)
+        catalog = self._store.catalog(snapshot)
         if catalog is None or catalog.dropped:
             raise SnapshotIncomplete(f"snapshot {snapshot.version} is not kept on position {self.position}")
         return catalog
 
     def sight(self, unit: UnitDescriptor, distrusted: dict[int, list[Damage]]) -> Sight:
         """Who can be asked; whoever turned out not to have something is left out there."""
-        catalog = self.store.catalog(unit.snapshot)
+        catalog = self._store.catalog(unit.snapshot)
         units = {u.position: u for u in catalog.units if u.lane == unit.lane} if catalog is not None else {}
         lengths = {p: units[p].header.unit_bytes for p in self.group.members if p in units}
         lengths[unit.position] = unit.header.unit_bytes
-        able = {self.position, *self._links}.intersection(self.group.members)
+        able = {self.position, *self._node.linked}
         if len(lengths) < len(self.group.members):  # too little is known to decode: only the owner can help
             able &= {unit.position}
             lengths |= {p: unit.header.unit_bytes for p in self.group.members if p not in lengths}
         bad: dict[int, tuple[Damage, ...]] = {p: tuple(each) for p, each in distrusted.items()}
-        bad[self.position] = (*bad.get(self.position, ()), *damages(self.store.damaged.get(unit.snapshot, ())))
-        generator = self.codec.generator if self.codec is not None else "none"
+        bad[self.position] = (*bad.get(self.position, ()), *damages(self._store.damaged.get(unit.snapshot, ())))
+        generator = self._codec.generator if self._codec is not None else "none"
         return Sight(generator, {unit.lane: Shape(self.group, lengths)}, bad, able)
 
     def expected(self, snapshot: SnapshotId, position: int, lane: int, rotation: int, stripe: int) -> int | None:
         """The checksum of a member's data chunk; None for parity."""
-        catalog = self.store.catalog(snapshot)
+        catalog = self._store.catalog(snapshot)
         unit = catalog.unit(position, lane) if catalog is not None else None
         if unit is None or position not in self.group.data_members(rotation):
             return None

@@ -7,15 +7,15 @@ connection is made for it; who reads much from other groups (a change of layout)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from ftrain_snapshot.degraded import Reads
 from ftrain_snapshot.errors import SnapshotIncomplete
-from ftrain_snapshot.loop import Loop, Timer
+from ftrain_snapshot.loop import Timer
 from ftrain_snapshot.manifest import CHUNK_BYTES, checksum
-from ftrain_snapshot.messages import Bytes, Incomplete, Membership, Read, Refused, Reply, SnapshotId, UnitInfo, Units
+from ftrain_snapshot.messages import Bytes, Incomplete, Read, Refused, Reply, SnapshotId, UnitInfo, Units
+from ftrain_snapshot.node import Node
 from ftrain_snapshot.placement import Groups, groups
-from ftrain_snapshot.transport import Connection
 from ftrain_snapshot.wire import FarAnswer, FarFailed, FarRead
 
 ANSWER_TIMEOUT_SECONDS = 10.0
@@ -29,15 +29,13 @@ OnFailed = Callable[[str], None]
 class FarReads:
     """Any unit of the job, for clients of this daemon; and the part of it that others ask this daemon for."""
 
-    def __init__(
-        self, loop: Loop, membership: Membership, gate: int, links: Mapping[int, Connection], reads: Reads
-    ) -> None:
-        self._loop = loop
+    def __init__(self, node: Node, gate: int, reads: Reads) -> None:
+        self._loop, self._links = node.loop, node.links
         self._gate = gate
-        self._links = links
         self._reads = reads
-        self._groups: Groups = membership.groups or groups(len(membership.peers), membership.parity)
-        self._is_gate = membership.position == gate
+        m = node.membership
+        self._groups: Groups = m.groups or groups(len(m.peers), m.parity)
+        self._is_gate = node.position == gate
         self._attempt = 0
         self._asked: dict[int, tuple[int, Timer, OnAnswer, OnFailed]] = {}
 

@@ -7,11 +7,10 @@ positive ones are those of who rebuilds (gather.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
-from ftrain_snapshot.messages import Membership, SnapshotId
-from ftrain_snapshot.store import Store
-from ftrain_snapshot.transport import Connection
+from ftrain_snapshot.messages import SnapshotId
+from ftrain_snapshot.node import Node
 from ftrain_snapshot.wire import Chunk, Fetch, FetchFailed
 
 OnChunk = Callable[[int, Chunk, memoryview], None]
@@ -23,9 +22,9 @@ OnFailed = Callable[[int, str], None]
 class Fetches:
     """The questions under way in one generation, on one node."""
 
-    def __init__(self, store: Store, membership: Membership, links: Mapping[int, Connection]) -> None:
-        self._store, self._links = store, links
-        self._position, self._restore = membership.position, membership.restore
+    def __init__(self, node: Node) -> None:
+        self._store, self._links = node.store, node.links
+        self._position, self._restore = node.position, node.membership.restore
         self._asked: dict[int, tuple[int, OnChunk, OnFailed]] = {}
         self._attempt = 0
 

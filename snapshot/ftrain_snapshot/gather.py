@@ -1,6 +1,6 @@
 """Fetches the sources of lost stripes and sums them up into what was lost, chunk by chunk as they arrive.
 
-    order (one piece of a plan) ──> Fetch to each source, or this node's own memory
+    order (one piece of a plan) ──> Fetch to each source, or to one for the sum of all; this node's own memory
     chunks, in order from each source ──> checksum, if the result has none ──> times its coefficient, into scratch
     stripe with all its sources ──> whoever ordered it ──> … the last one: done
 
@@ -10,33 +10,38 @@ as they complete. What fails is said with the source that failed, and the order 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
-from ftrain_snapshot.codec import Codec
 from ftrain_snapshot.log import log
-from ftrain_snapshot.loop import Loop, Timer
+from ftrain_snapshot.loop import Timer
 from ftrain_snapshot.manifest import CHUNK_BYTES, checksum
 from ftrain_snapshot.messages import SnapshotId
-from ftrain_snapshot.rebuild_plan import Piece
-from ftrain_snapshot.transport import Connection
+from ftrain_snapshot.node import Node
+from ftrain_snapshot.rebuild_plan import Piece, Source
 from ftrain_snapshot.wire import Chunk, Fetch, FetchFailed, Mismatch
 
 SOURCE_TIMEOUT_SECONDS = 10.0
 """A source that has not sent what was asked for by then counts as one that cannot."""
 
-Part = tuple[memoryview, int]
-"""A chunk in place, and its checksum on record."""
-
 
 class Order:
     """One piece that is being fetched, as whoever wants it sees it. Subclasses say what becomes of it."""
 
-    def __init__(self, snapshot: SnapshotId, piece: Piece, *, urgent: bool, checked: bool = True) -> None:
-        """``checked``: sources are compared with their checksums; else whoever ordered proves the result."""
+    keeps = False
+    """It keeps what `on_stripe` is given, and gives it back (`Gather.give_back`)."""
+
+    def __init__(
+        self, snapshot: SnapshotId, piece: Piece, *, urgent: bool, checked: bool = True, relayed: bool = False
+    ) -> None:
+        """``checked``: sources are compared with their checksums; else whoever ordered proves the result.
+
+        ``relayed``: the sources sum their parts up among themselves (relay.py); never together with ``checked``.
+        """
         self.snapshot = snapshot
         self.piece = piece
         self.urgent = urgent
         self.checked = checked
+        self.relayed = relayed
 
     def length(self, stripe: int) -> int:
         """How long what is wanted of that stripe is; what sources send beyond it is not needed."""
@@ -59,35 +64,36 @@ class Order:
         raise NotImplementedError
 
 
+class _Question(NamedTuple):
+    """What one member is asked for, and what its answers are multiplied with."""
+
+    coefficient: int
+    shares: tuple[Source, ...] = ()
+    """The sum of these, rather than its part."""
+
+
 class _Open:
     """An order under way."""
 
-    def __init__(self, order: Order, timer: Timer) -> None:
+    def __init__(self, order: Order, timer: Timer, here: int) -> None:
         self.order = order
         self.timer = timer
-        self.received = {source.position: order.piece.first for source in order.piece.sources}
+        self.questions = _questions(order, here)
+        self.received = dict.fromkeys(self.questions, order.piece.first)
         self.scratch: dict[int, tuple[bytearray, int]] = {}
-        """By stripe: the sum so far, and how many sources are in it."""
+        """By stripe: the sum so far, and how many answers are in it."""
+        self.mine: dict[int, memoryview] = {}
+        """By stripe: this node's own part, where it is in no sum yet."""
         self.left = order.piece.stop - order.piece.first
 
 
 class Gather:
     """All fetching of one generation, on one node."""
 
-    def __init__(
-        self,
-        loop: Loop,
-        codec: Codec | None,
-        position: int,
-        links: Mapping[int, Connection],
-        part: Callable[[SnapshotId, int, int, int], Part | None],
-    ) -> None:
-        """``part(snapshot, lane, rotation, stripe)`` is what this node itself holds."""
-        self._loop = loop
-        self._codec = codec
-        self._position = position
-        self._links = links
-        self._part = part
+    def __init__(self, node: Node) -> None:
+        self._loop, self._links, self._position = node.loop, node.links, node.position
+        self._codec = node.codec
+        self._my_part = node.store.my_part
         self._attempt = 0
         self._open: dict[int, _Open] = {}
         self._spare: list[bytearray] = []
@@ -103,23 +109,28 @@ class Gather:
         self._attempt += 1
         attempt, piece = self._attempt, order.piece
         timer = self._loop.later(SOURCE_TIMEOUT_SECONDS, lambda: self._too_late(attempt))
-        self._open[attempt] = each = _Open(order, timer)
-        if not piece.sources:
+        self._open[attempt] = each = _Open(order, timer, self._position)
+        if not each.questions:
             for stripe in range(piece.first, piece.stop):
                 if attempt in self._open:
                     self._finish_stripe(attempt, each, stripe, bytearray(order.length(stripe)))
             return
-        for source in piece.sources:
-            if source.position != self._position and source.position not in self._links:
-                reason = f"position {source.position} is not connected"
-                self._fail(attempt, source.position, reason, silent=True)
+        for position in each.questions:
+            if position != self._position and position not in self._links:
+                self._fail(attempt, position, f"position {position} is not connected", silent=True)
                 return
-        for source in piece.sources:
-            if source.position != self._position:
+        for position, question in each.questions.items():
+            if position != self._position:
                 stripes = (piece.lane, piece.rotation, piece.first, piece.stop)
-                self._links[source.position].send(Fetch(order.snapshot, *stripes, attempt, order.urgent))
-        if any(source.position == self._position for source in piece.sources):
+                fetch = Fetch(order.snapshot, *stripes, attempt, order.urgent, question.shares)
+                self._links[position].send(fetch)
+        if self._position in each.questions:
             self._read_here(attempt, each)
+
+    def give_back(self, data: memoryview) -> None:
+        """What an order kept is not needed any more."""
+        if self._open and isinstance(data.obj, bytearray):
+            self._spare.append(data.obj)
 
     def cancel(self, order: Order) -> None:
         """Nobody wants it any more."""
@@ -132,9 +143,11 @@ class Gather:
         for stripe in range(piece.first, piece.stop):
             if attempt not in self._open:
                 return
-            part = self._part(order.snapshot, piece.lane, piece.rotation, stripe)
+            part = self._my_part(order.snapshot, piece.lane, piece.rotation, stripe)
             if part is None:
                 self._fail(attempt, self._position, f"position {self._position} does not have it")
+            elif order.relayed and len(each.questions) > 1:
+                each.mine[stripe] = part[0]
             else:
                 self._take(attempt, each, self._position, stripe, *part)
 
@@ -181,17 +194,37 @@ class Gather:
             return
         each.received[position] = stripe + 1
         length = order.length(stripe)
+        if len(each.questions) == 1 and each.questions[position].coefficient == 1 and len(body) >= length:
+            self._hand_over(attempt, each, stripe, body[:length])
+            return
         scratch, count = each.scratch.pop(stripe, (None, 0))
         if scratch is None:
             scratch = self._spare.pop() if self._spare else bytearray(CHUNK_BYTES)
-        self._add(each, position, body[:length], memoryview(scratch)[:length], first=count == 0)
-        if count + 1 < len(piece.sources):
-            each.scratch[stripe] = scratch, count + 1
+        total = memoryview(scratch)[:length]
+        if (mine := each.mine.pop(stripe, None)) is not None:
+            count = self._begin_with_mine(each, position, mine, body, total)
+        else:
+            self._add(each, position, body[:length], total, first=count == 0)
+            count += 1
+        if count < len(each.questions):
+            each.scratch[stripe] = scratch, count
         else:
             self._finish_stripe(attempt, each, stripe, scratch)
 
+    def _begin_with_mine(
+        self, each: _Open, position: int, mine: memoryview, body: memoryview, total: memoryview
+    ) -> int:
+        """This node's own part and another one: in one go, if both are whole."""
+        if self._codec is not None and len(mine) == len(body) == len(total):
+            row = (each.questions[self._position].coefficient, each.questions[position].coefficient)
+            self._codec.combine((row,), (mine, body), (total,))
+        else:
+            self._add(each, self._position, mine[: len(total)], total, first=True)
+            self._add(each, position, body[: len(total)], total, first=False)
+        return 2
+
     def _add(self, each: _Open, position: int, body: memoryview, total: memoryview, *, first: bool) -> None:
-        coefficient = next(s.coefficient for s in each.order.piece.sources if s.position == position)
+        coefficient = each.questions[position].coefficient
         head = total[: len(body)]
         if first and coefficient == 1:
             head[:] = body
@@ -205,9 +238,12 @@ class Gather:
             total[len(body) :] = bytes(len(total) - len(body))
 
     def _finish_stripe(self, attempt: int, each: _Open, stripe: int, scratch: bytearray) -> None:
-        each.order.on_stripe(stripe, memoryview(scratch)[: each.order.length(stripe)])
-        if len(scratch) == CHUNK_BYTES:
+        self._hand_over(attempt, each, stripe, memoryview(scratch)[: each.order.length(stripe)])
+        if len(scratch) == CHUNK_BYTES and not each.order.keeps:
             self._spare.append(scratch)
+
+    def _hand_over(self, attempt: int, each: _Open, stripe: int, data: memoryview) -> None:
+        each.order.on_stripe(stripe, data)
         each.left -= 1
         if not each.left and attempt in self._open:
             self._end(attempt)
@@ -227,6 +263,16 @@ class Gather:
         self._end(attempt)
         log("gather_failed", version=order.snapshot.version, lane=order.piece.lane, source=source, reason=reason)
         order.on_failed(source, damaged, silent=silent)
+
+
+def _questions(order: Order, here: int) -> dict[int, _Question]:
+    """Who is asked for what: each source for its part, or if they relay, one of them for the others' sum."""
+    sources = order.piece.sources
+    others = tuple(source for source in sources if source.position != here)
+    if not order.relayed or len(others) < 2:
+        return {source.position: _Question(source.coefficient) for source in sources}
+    mine = {source.position: _Question(source.coefficient) for source in sources if source not in others}
+    return mine | {others[0].position: _Question(1, others)}
 
 
 def _is_sound(order: Order, position: int, stripe: int, body: memoryview, recorded: int) -> bool:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Iterator
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -32,7 +31,7 @@ _STATE = struct.Struct("<I")
 _STATE_OFFSET = len(_MAGIC)
 _FIELDS = struct.Struct("<qqqiiQQQQqqq")
 _FIELDS_OFFSET = 64
-"""Past the words that change while a snapshot is being captured (arena.py)."""
+"""Past the words that change while a snapshot is being captured (lane.py)."""
 _CHECKSUM = struct.Struct("<Q")
 Word = Annotated[int, msgspec.Meta(ge=0)]
 """64 bits: a checksum or a digest."""
@@ -158,7 +157,7 @@ class ParityDescriptor(msgspec.Struct, frozen=True):
     sums: bytes
     """u64 each, little endian, one per stripe."""
     homes: bytes
-    """Where each stripe's chunk lies (arena.py); one byte each."""
+    """Where each stripe's chunk lies (parities.py); one byte each."""
 
 
 class Catalog(msgspec.Struct):
@@ -206,9 +205,3 @@ def decode_record(data: bytes, decoder: msgspec.msgpack.Decoder[Record]) -> Reco
 def sum_at(sums: bytes, chunk: int) -> int:
     """One checksum out of a packed row of them."""
     return int.from_bytes(sums[8 * chunk : 8 * chunk + 8], "little")
-
-
-def chunk_spans(length: int) -> Iterator[tuple[int, int]]:
-    """(offset, length) of each chunk of ``length`` bytes."""
-    for offset in range(0, length, CHUNK_BYTES):
-        yield offset, min(CHUNK_BYTES, length - offset)

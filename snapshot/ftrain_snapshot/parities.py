@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ftrain_snapshot import arena
-from ftrain_snapshot.arena import HOMES, PAGE_BYTES, SLOTS, TOUCH_BYTES, Mapping
+from ftrain_snapshot.arena import HOMES, PAGE_BYTES, SLOTS, Mapping, touched
 from ftrain_snapshot.errors import ArenaTooSmall
 from ftrain_snapshot.loop import Work
 from ftrain_snapshot.manifest import CHUNK_BYTES, ParityDescriptor
@@ -121,10 +121,3 @@ class Parities:
             with suppress(OSError, ValueError):
                 known = self._mappings[home, kind] = Mapping(arena.parity_path(self._node_dir, home, *kind))
         return known
-
-
-def touched(mapping: Mapping, start: int) -> Work:
-    """Populate what a mapping gained, a piece at a time."""
-    for offset in range(start // PAGE_BYTES * PAGE_BYTES, mapping.size, TOUCH_BYTES):
-        mapping.touch(offset, TOUCH_BYTES)
-        yield

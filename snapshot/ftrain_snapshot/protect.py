@@ -13,28 +13,20 @@ state, as views.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 
-from ftrain_snapshot.codec import Codec
+from ftrain_snapshot.assembly import Assembly, Part
+from ftrain_snapshot.damage import damages
 from ftrain_snapshot.errors import ArenaTooSmall, ChecksumMismatch, ProtocolError
 from ftrain_snapshot.fetch import Fetches
-from ftrain_snapshot.fold import Fold
 from ftrain_snapshot.log import log
-from ftrain_snapshot.loop import Loop, Task, Work
-from ftrain_snapshot.manifest import (
-    Catalog,
-    UnitDescriptor,
-    checksum,
-    chunk_bytes,
-    chunk_count,
-    sum_at,
-)
-from ftrain_snapshot.messages import Membership, SnapshotId, Volume
-from ftrain_snapshot.placement import Group
+from ftrain_snapshot.loop import Task, Work
+from ftrain_snapshot.manifest import UnitDescriptor, checksum, chunk_count, sum_at
+from ftrain_snapshot.messages import SnapshotId, Volume
+from ftrain_snapshot.node import Node
 from ftrain_snapshot.rebuild_plan import Shape
-from ftrain_snapshot.store import Store, damages
 from ftrain_snapshot.stream import Stream, Streams
-from ftrain_snapshot.transport import Connection
+from ftrain_snapshot.unchanged import Unchanged
 from ftrain_snapshot.wire import Abandon, Chunk, Describe, Mismatch, PeerMessage, PositionSealed, PositionStored
 
 SLICE_STRIPES = 64
@@ -43,67 +35,20 @@ DAMAGED_MAX = 3
 """How many damaged chunks are asked for again before the snapshot's protection is given up."""
 
 
-class Part:
-    """The parity of one lane in one rotation, being made here."""
-
-    def __init__(self, lane: int, rotation: int, members: tuple[int, ...], row: tuple[int, ...], codec: Codec) -> None:
-        self.lane, self.rotation = lane, rotation
-        self.columns = {position: column for column, position in enumerate(members)}
-        self.row = row
-        self.fold = Fold(codec)
-        self.done: set[int] = set()
-        """Stripes whose parity is there, with its checksum."""
-        self.parity_bytes: int | None = None
-        """Its length, once all its sources are described."""
-        self.settling = False
-        self.missing: dict[int, int] = {}
-        """Of stripes that are being fetched: how many columns are still to come."""
-        self.attempts: set[int] = set()
-        """Questions under way (fetch.py)."""
-
-    @property
-    def is_complete(self) -> bool:
-        """All its stripes are there."""
-        return self.parity_bytes is not None and len(self.done) == chunk_count(self.parity_bytes)
-
-
-class Assembly:
-    """What this node collects of one snapshot."""
-
-    def __init__(self, catalog: Catalog) -> None:
-        self.catalog = catalog
-        self.parts: dict[tuple[int, int], Part] = {}
-        self.digests: dict[int, int] = {}
-        self.stored = bool(catalog.parity)  # a restarted daemon had it complete already
-        self.failed = False
-        self.damaged = 0
-        """Chunks that were asked for and came damaged."""
-        self.volume = Volume()
-
-
 class Protect:
     """One generation's protecting, on one node."""
 
-    def __init__(
-        self,
-        loop: Loop,
-        store: Store,
-        membership: Membership,
-        group: Group,
-        codec: Codec | None,
-        links: Mapping[int, Connection],
-        fetches: Fetches,
-        tell_gate: Callable[[PeerMessage], None],
-    ) -> None:
+    def __init__(self, node: Node, fetches: Fetches) -> None:
         self.last, self.total = Volume(), Volume()
         """Of snapshots protected here in this generation."""
-        self._loop, self._store = loop, store
-        self._generation, self._lanes, self._position = membership.generation, membership.lanes, membership.position
-        self._group, self._codec = group, codec
-        self._links, self._fetches, self._tell_gate = links, fetches, tell_gate
+        m = node.membership
+        self._node, self._fetches = node, fetches
+        self._loop, self._store, self._links, self._tell_gate = node.loop, node.store, node.links, node.tell_gate
+        self._generation, self._lanes, self._position = m.generation, m.lanes, m.position
+        self._group, self._codec = node.group, node.codec
         self._assemblies: dict[int, Assembly] = {}
         self._tasks: list[Task] = []
-        self._streams = Streams(loop, store, membership, group, links, self._is_open, self._on_described)
+        self._streams = Streams(node.loop, node.store, m, node.group, node.links, self._is_open, self._on_described)
 
     @property
     def under_way(self) -> bool:
@@ -237,7 +182,7 @@ class Protect:
         part.settling = True
         units = {p: u for p in part.columns if (u := assembly.catalog.unit(p, part.lane)) is not None}
         shape = Shape(self._group, {p: u.header.unit_bytes for p, u in units.items()})
-        length, references = shape.parity_bytes(part.rotation), self._references(assembly, part)
+        length, unchanged = shape.parity_bytes(part.rotation), Unchanged(self._node, assembly.catalog, part, units)
         wanted: dict[int, list[int]] = {}
         for stripe in range(chunk_count(length)):
             if stripe % SLICE_STRIPES == SLICE_STRIPES - 1:
@@ -251,7 +196,7 @@ class Protect:
             if not absent:
                 place = self._store.place_parity(assembly.catalog.snapshot, part.lane, part.rotation, stripe)
                 self._close_stripe(assembly, part, stripe, place)
-            elif self._keep(assembly, part, stripe, units, references):
+            elif unchanged.keep(stripe):
                 assembly.volume.kept_chunks += 1
                 part.done.add(stripe)
             else:
@@ -264,34 +209,6 @@ class Protect:
                 self._ask(assembly, part, position, damage.first, damage.stop)
         part.settling = False
         self._finish_if_complete(assembly)
-
-    def _references(self, assembly: Assembly, part: Part) -> list[tuple[SnapshotId, dict[int, UnitDescriptor]]]:
-        """Other snapshots whose parity is on record here, newest first, with the units that it was made of."""
-        found = []
-        for catalog in self._store.catalogs():
-            parity = catalog.parity_of(part.lane, part.rotation)
-            units = {p: u for p in part.columns if (u := catalog.unit(p, part.lane)) is not None}
-            same = parity is not None and self._codec is not None and parity.generator == self._codec.generator
-            if catalog is not assembly.catalog and same and len(units) == len(part.columns):
-                found.append((catalog.snapshot, units))
-        return found
-
-    def _keep(
-        self,
-        assembly: Assembly,
-        part: Part,
-        stripe: int,
-        units: dict[int, UnitDescriptor],
-        references: list[tuple[SnapshotId, dict[int, UnitDescriptor]]],
-    ) -> bool:
-        """Take over the parity of a snapshot in which all sources of the stripe were the same, if there is one."""
-        chunks = {p: self._group.chunk_of(p, part.rotation, stripe) for p in part.columns}
-        for reference, theirs in references:
-            if all(_is_same(units[p], theirs[p], chunk) for p, chunk in chunks.items()) and self._store.keep_parity(
-                assembly.catalog.snapshot, part.lane, part.rotation, stripe, reference
-            ):
-                return True
-        return False
 
     def _ask(self, assembly: Assembly, part: Part, source: int, first: int, stop: int) -> None:
         def on_chunk(position: int, chunk: Chunk, body: memoryview) -> None:
@@ -424,10 +341,3 @@ def _streamed(message: PeerMessage) -> SnapshotId | None:
         case Describe():
             return message.unit.snapshot
     return None
-
-
-def _is_same(unit: UnitDescriptor, other: UnitDescriptor, chunk: int) -> bool:
-    length = chunk_bytes(unit.header.unit_bytes, chunk)
-    if length != chunk_bytes(other.header.unit_bytes, chunk):
-        return False
-    return length == 0 or unit.sums[8 * chunk : 8 * chunk + 8] == other.sums[8 * chunk : 8 * chunk + 8]

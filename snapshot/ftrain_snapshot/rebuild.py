@@ -12,18 +12,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 
-from ftrain_snapshot.codec import Codec
+import msgspec
+
+from ftrain_snapshot.damage import Place, damages
 from ftrain_snapshot.errors import ArenaTooSmall
 from ftrain_snapshot.gather import Gather, Order
 from ftrain_snapshot.log import log
-from ftrain_snapshot.loop import Loop, Timer
-from ftrain_snapshot.manifest import Catalog, UnitDescriptor, checksum, sum_at
+from ftrain_snapshot.loop import Timer
+from ftrain_snapshot.manifest import CHUNK_BYTES, Catalog, UnitDescriptor, checksum, sum_at
 from ftrain_snapshot.messages import Damage, SnapshotId
-from ftrain_snapshot.placement import Group
+from ftrain_snapshot.node import Node
 from ftrain_snapshot.rebuild_plan import Piece, Shape, Sight, Stuck, impossible, pieces
-from ftrain_snapshot.store import Place, Store, damages
+from ftrain_snapshot.relay import PIECE_STRIPES_MAX
 
-PIECE_STRIPES = 4
+PIECE_STRIPES = PIECE_STRIPES_MAX
 ORDERS_MAX = 4
 """Pieces in flight: together 16 MiB from each source, and as much scratch."""
 SILENCE_SECONDS = 5.0
@@ -37,11 +39,7 @@ class Rebuild:
 
     def __init__(
         self,
-        loop: Loop,
-        store: Store,
-        group: Group,
-        position: int,
-        codec: Codec | None,
+        node: Node,
         gather: Gather,
         snapshot: SnapshotId,
         able: Callable[[], Collection[int]],
@@ -60,11 +58,8 @@ class Rebuild:
         """Why the last rebuilt bytes were wrong; empty if none were."""
         self.full = ""
         """Why there was no room for the last rebuilt bytes; empty if there was."""
-        self._loop = loop
-        self._store = store
-        self._group = group
-        self._position = position
-        self._codec = codec
+        self._loop, self._store = node.loop, node.store
+        self._group, self._position, self._codec = node.group, node.position, node.codec
         self._gather = gather
         self._snapshot = snapshot
         self._able = able
@@ -76,6 +71,8 @@ class Rebuild:
         self._strikes: Counter[tuple[int, int, int, int]] = Counter()
         self._doubtful: set[tuple[int, int]] = set()
         """(lane, rotation) of data that came out wrong: which source is damaged is found out from then on."""
+        self._relays = True
+        """Until a chain fails."""
         self._orders: set[_Stripes] = set()
         self._left: Counter[tuple[int, int]] = Counter()
         """Chunks that are not back yet, by (lane, rotation), as of the last plan and what was repaired since."""
@@ -198,10 +195,12 @@ class Rebuild:
             self._unload(piece)
             return
         is_data = self._is_data(piece.rotation)
+        checked = not is_data or (piece.lane, piece.rotation) in self._doubtful
+        is_long = shape.length(self._position, piece.rotation, piece.first) == CHUNK_BYTES  # sums are whole chunks
+        relayed = self._relays and is_long and not checked
         order = _Stripes(
-            self, self._snapshot, piece, shape, self._units(piece.lane), self._position,
-            urgent=self._urgent and is_data,
-            checked=not is_data or (piece.lane, piece.rotation) in self._doubtful,
+            self, self._snapshot, _turned(piece) if relayed else piece, shape, self._units(piece.lane), self._position,
+            urgent=self._urgent and is_data, checked=checked, relayed=relayed,
         )  # fmt: skip
         self._orders.add(order)
         self._gather.begin(order)
@@ -295,7 +294,9 @@ class Rebuild:
         """The order is over; plan anew without its source, or once more with it."""
         self._orders.discard(order)
         self._unload(order.piece)
-        if damaged is not None:
+        if order.relayed:  # which link of the chain it was is not known here: ask each for its part
+            self._relays = False
+        elif damaged is not None:
             self._strike(order.piece, source, damaged)
         elif silent:
             self._silent.add(source)
@@ -368,8 +369,9 @@ class _Stripes(Order):
         *,
         urgent: bool,
         checked: bool,
+        relayed: bool,
     ) -> None:
-        super().__init__(snapshot, piece, urgent=urgent, checked=checked)
+        super().__init__(snapshot, piece, urgent=urgent, checked=checked, relayed=relayed)
         self.units = units
         self._rebuild = rebuild
         self._shape = shape
@@ -395,3 +397,9 @@ class _Stripes(Order):
 
     def on_failed(self, source: int, damaged: int | None, *, silent: bool) -> None:
         self._rebuild.failed(self, source, damaged, silent=silent)
+
+
+def _turned(piece: Piece) -> Piece:
+    """The same with another source first: each piece in turn has another one send what all have summed up."""
+    turn = (piece.first // PIECE_STRIPES + piece.rotation) % max(1, len(piece.sources))
+    return msgspec.structs.replace(piece, sources=piece.sources[turn:] + piece.sources[:turn])

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
+from typing import Annotated
 
 import msgspec
 
 from ftrain_snapshot.codec.generator import decode_rows
 from ftrain_snapshot.manifest import CHUNK_BYTES, chunk_bytes, chunk_count
-from ftrain_snapshot.messages import Damage
+from ftrain_snapshot.messages import Count, Damage
 from ftrain_snapshot.placement import Group
 
 STRIPES_MAX = 1 << 40
@@ -51,11 +52,11 @@ class Shape(msgspec.Struct, frozen=True):
         return last * CHUNK_BYTES + longest if last >= 0 else 0
 
 
-class Source(msgspec.Struct, frozen=True):
+class Source(msgspec.Struct, frozen=True, array_like=True):
     """A member's part, and what it is multiplied with."""
 
-    position: int
-    coefficient: int
+    position: Count
+    coefficient: Annotated[int, msgspec.Meta(ge=0, le=255)]
 
 
 class Piece(msgspec.Struct, frozen=True):
@@ -89,19 +90,6 @@ class Sight(msgspec.Struct, frozen=True):
     """What each position lacks."""
     able: Collection[int]
     """Positions that can be asked (this node itself included)."""
-
-
-def ranges(lane: int, rotation: int, stripes: Iterable[int]) -> Iterator[Damage]:
-    """The stripes as few ranges, ascending."""
-    first = stop = -1
-    for stripe in sorted(stripes):
-        if stripe != stop:
-            if stop > first:
-                yield Damage(lane, rotation, first, stop)
-            first = stripe
-        stop = stripe + 1
-    if stop > first:
-        yield Damage(lane, rotation, first, stop)
 
 
 def pieces(

@@ -13,21 +13,19 @@ A lost connection cancels what hung on it; it is planned again with those that r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 
-from ftrain_snapshot.codec import Codec
+from ftrain_snapshot.damage import Place, bad_parity, damages
 from ftrain_snapshot.errors import ArenaTooSmall
 from ftrain_snapshot.gather import Gather
 from ftrain_snapshot.log import log
-from ftrain_snapshot.loop import Loop, Task, Timer, Work
-from ftrain_snapshot.manifest import Catalog, UnitDescriptor
-from ftrain_snapshot.messages import DAMAGES_MAX, Damage, Membership, SnapshotId
-from ftrain_snapshot.placement import Group
+from ftrain_snapshot.loop import Task, Timer, Work
+from ftrain_snapshot.manifest import NO_SNAPSHOT, Catalog, UnitDescriptor
+from ftrain_snapshot.messages import DAMAGES_MAX, Damage
+from ftrain_snapshot.node import Node
 from ftrain_snapshot.rebuild import Rebuild
 from ftrain_snapshot.rebuild_plan import STRIPES_MAX
-from ftrain_snapshot.store import Place, Store, damages
-from ftrain_snapshot.transport import Connection
-from ftrain_snapshot.wire import PeerMessage, PositionSealed, PositionStored, Restoring
+from ftrain_snapshot.wire import PositionSealed, PositionStored, Restoring
 
 PEER_TIMEOUT_SECONDS = 15.0
 """How long to wait for the others of the group before saying that it cannot be done."""
@@ -38,31 +36,16 @@ PART_BYTES = 1 << 20
 class Repair:
     """One generation's restoring, on one node."""
 
-    def __init__(
-        self,
-        loop: Loop,
-        store: Store,
-        membership: Membership,
-        group: Group,
-        codec: Codec | None,
-        links: Mapping[int, Connection],
-        tell_gate: Callable[[PeerMessage], None],
-        changed: Callable[[], None],
-    ) -> None:
+    def __init__(self, node: Node, changed: Callable[[], None]) -> None:
         self.restored = False
         """All own data is in place; training may go on."""
         self.stored = False
         """The parity kept here is in place, too: this position is as good as before."""
         self.failure = ""
-        self._loop = loop
-        self._store = store
-        self._membership = membership
-        self._snapshot = membership.restore or SnapshotId(-1, -1, -1)
-        self._position = membership.position
-        self._group = group
-        self._codec = codec
-        self._links = links
-        self._tell_gate = tell_gate
+        self._loop, self._store, self._links, self._tell_gate = node.loop, node.store, node.links, node.tell_gate
+        self._group, self._position, self._codec = node.group, node.position, node.codec
+        self._membership = node.membership
+        self._snapshot = node.membership.restore or NO_SNAPSHOT
         self._changed = changed
         self._told = False  # what is here is known well enough to be told
         self._checked = False  # all own data that is here has been read
@@ -74,11 +57,9 @@ class Repair:
         self._introduced: set[int] = set()
         self._tasks: list[Task] = []
         self._timer: Timer | None = None
-        self.gather = Gather(loop, codec, self._position, links, store.my_part)
+        self.gather = Gather(node)
         """All fetching of what is lost: for this, for the scrub and for degraded reads."""
-        self._rebuild = Rebuild(
-            loop, store, group, self._position, codec, self.gather, self._snapshot, self._able, self._on_progress
-        )
+        self._rebuild = Rebuild(node, self.gather, self._snapshot, self._able, self._on_progress)
 
     @property
     def under_way(self) -> bool:
@@ -174,7 +155,7 @@ class Repair:
 
     def _check_parity(self, catalog: Catalog) -> Generator[None, None, bool]:
         """Note what is damaged of the parity on record; whether there is none."""
-        bad = yield from self._store.bad_parity(catalog)
+        bad = yield from bad_parity(catalog, self._store.parity)
         self._rebuild.single |= bad
         self._store.mark_damaged(self._snapshot, bad)
         self._rebuild.claimed |= {(lane, rotation) for lane, rotation, _ in bad}

@@ -10,20 +10,18 @@ back.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator
 
-from ftrain_snapshot.codec import Codec
+from ftrain_snapshot.damage import SLICE_CHUNKS, Place, damages
 from ftrain_snapshot.gather import Gather
 from ftrain_snapshot.ledger import SLOTS
 from ftrain_snapshot.log import log
-from ftrain_snapshot.loop import Loop, Task, Timer, Work
+from ftrain_snapshot.loop import Task, Timer, Work
 from ftrain_snapshot.manifest import Catalog, checksum, chunk_count
-from ftrain_snapshot.messages import DAMAGES_MAX, LaneReport, Membership, SnapshotId, VerifyReport
-from ftrain_snapshot.placement import Group
+from ftrain_snapshot.messages import DAMAGES_MAX, LaneReport, SnapshotId, VerifyReport
+from ftrain_snapshot.node import Node
 from ftrain_snapshot.rebuild import Rebuild
-from ftrain_snapshot.store import SLICE_CHUNKS, Place, Store, damages
-from ftrain_snapshot.transport import Connection
-from ftrain_snapshot.wire import Mismatch, PeerMessage, SkipNotice
+from ftrain_snapshot.wire import Mismatch, SkipNotice
 
 REST_FACTOR = 99
 """How long to rest after a slice, in times of what it took."""
@@ -39,29 +37,13 @@ REPAIR_SECONDS_MAX = 20.0
 class Scrub:
     """One generation's checking, on one node."""
 
-    def __init__(
-        self,
-        loop: Loop,
-        store: Store,
-        membership: Membership,
-        group: Group,
-        codec: Codec | None,
-        links: Mapping[int, Connection],
-        gather: Gather,
-        tell_gate: Callable[[PeerMessage], None],
-        is_busy: Callable[[], bool],
-    ) -> None:
-        self.checked_bytes = self.damaged = self.repaired = 0
-        """Since this generation began; the latter two in chunks."""
-        self._loop = loop
-        self._store = store
-        self._membership = membership
-        self._position = membership.position
-        self._group = group
-        self._codec = codec
-        self._links = links
+    def __init__(self, node: Node, gather: Gather, is_busy: Callable[[], bool]) -> None:
+        """``is_busy``: whether something more urgent is under way."""
+        self.damaged = self.repaired = 0
+        """Chunks, since this generation began."""
+        self._node, self._loop, self._store = node, node.loop, node.store
+        self._membership, self._group, self._position = node.membership, node.group, node.position
         self._gather = gather
-        self._tell_gate = tell_gate
         self._is_busy = is_busy
         self._rebuilds: dict[SnapshotId, Rebuild] = {}
         self._lost: dict[SnapshotId, set[Place]] = {}
@@ -203,7 +185,6 @@ class Scrub:
         if part is None or not part[0]:
             return None
         body, sum_ = part
-        self.checked_bytes += len(body)
         if checksum(body) == sum_:
             return False
         again = self._store.my_part(snapshot, *place)  # its slot may have been given to another just now
@@ -222,13 +203,16 @@ class Scrub:
         rebuild = self._rebuilds.get(snapshot)
         if rebuild is None:
             rebuild = self._rebuilds[snapshot] = Rebuild(
-                self._loop, self._store, self._group, self._position, self._codec, self._gather, snapshot,
-                lambda: set(self._links).intersection(self._group.members), lambda: self._on_progress(snapshot),
+                self._node,
+                self._gather,
+                snapshot,
+                lambda: self._node.linked,
+                lambda: self._on_progress(snapshot),
                 urgent=False,
-            )  # fmt: skip
+            )
         rebuild.single |= set(places)
         rebuild.plan()
-        if self._codec is None:
+        if self._node.codec is None:
             self._on_progress(snapshot)
 
     def _on_progress(self, snapshot: SnapshotId) -> None:
@@ -248,7 +232,7 @@ class Scrub:
         """What nobody can bring back is lost, and its snapshot with it: the job must not restore it."""
         log("chunk_lost", version=snapshot.version, position=self._position, reason=reason)
         if snapshot.generation == self._membership.generation:
-            self._tell_gate(SkipNotice(snapshot))
+            self._node.tell_gate(SkipNotice(snapshot))
 
     def drop(self, snapshot: SnapshotId) -> None:
         """The job gives this snapshot up, and the store is about to forget it: what is damaged of it is lost."""

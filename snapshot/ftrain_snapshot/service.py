@@ -17,8 +17,8 @@ from pathlib import Path
 import msgspec
 
 from ftrain_snapshot import messages as m
-from ftrain_snapshot.arena import ControlPage
 from ftrain_snapshot.client import SOCKET_NAME
+from ftrain_snapshot.control import ControlPage
 from ftrain_snapshot.errors import ArenaTooSmall, ProtocolError, SnapshotError
 from ftrain_snapshot.frames import FrameBuffer, bind_unix, decode, encode_frame, is_same_user
 from ftrain_snapshot.lines import Lines

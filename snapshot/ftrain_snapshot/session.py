@@ -10,8 +10,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from ftrain_snapshot.arena import ControlPage
 from ftrain_snapshot.codec import codec_for
+from ftrain_snapshot.control import ControlPage
 from ftrain_snapshot.degraded import Reads
 from ftrain_snapshot.errors import ProtocolError
 from ftrain_snapshot.far_reads import FarReads
@@ -21,9 +21,11 @@ from ftrain_snapshot.lines import Lines
 from ftrain_snapshot.log import log
 from ftrain_snapshot.loop import Loop, Timer
 from ftrain_snapshot.messages import Levels, Membership, Peer, SnapshotId
+from ftrain_snapshot.node import Node
 from ftrain_snapshot.pin import Pin
 from ftrain_snapshot.placement import group_of
 from ftrain_snapshot.protect import Protect
+from ftrain_snapshot.relay import Relays
 from ftrain_snapshot.repair import Repair
 from ftrain_snapshot.scrub import Scrub
 from ftrain_snapshot.store import Store
@@ -86,15 +88,21 @@ class Session:
         codec = codec_for(membership.parity, membership.codec) if membership.parity else None
         if codec is not None:
             codec.rows(self._group.data)
-        self.fetches = Fetches(store, membership, self.links)
-        self.protect = Protect(loop, store, membership, self._group, codec, self.links, self.fetches, self._tell_gate)
-        self.repair = Repair(loop, store, membership, self._group, codec, self.links, self._tell_gate, changed)
-        gather = self.repair.gather
-        self.scrub = Scrub(
-            loop, store, membership, self._group, codec, self.links, gather, self._tell_gate, self._is_busy
+        node = Node(
+            loop=loop,
+            store=store,
+            membership=membership,
+            group=self._group,
+            codec=codec,
+            links=self.links,
+            tell_gate=self._tell_gate,
         )
-        reads = Reads(store, membership, self._group, codec, self.links, gather, self.scrub.look_at)
-        self.far_reads = FarReads(loop, membership, GATE, self.links, reads)
+        self.fetches = Fetches(node)
+        self.protect = Protect(node, self.fetches)
+        self.repair = Repair(node, changed)
+        self.relays = Relays(node, self.repair.gather)
+        self.scrub = Scrub(node, self.repair.gather, self._is_busy)
+        self.far_reads = FarReads(node, GATE, Reads(node, self.repair.gather, self.scrub.look_at))
 
     # Life.
 
@@ -278,7 +286,7 @@ class Session:
             case Restoring() if position in self._group.members:
                 self.repair.on_restoring(position, message)
             case Fetch() if position in self._group.members:
-                self.fetches.answer(position, message)
+                (self.relays if message.shares else self.fetches).answer(position, message)
             case FetchFailed() if position in self._group.members:
                 (self.fetches if message.attempt < 0 else self.repair.gather).on_fetch_failed(position, message)
             case Mismatch() if position in self._group.members:

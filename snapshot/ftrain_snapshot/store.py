@@ -10,15 +10,16 @@ share the bytes are.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import suppress
-from itertools import groupby
 from pathlib import Path
 
 import msgspec
 
 from ftrain_snapshot import arena, records
-from ftrain_snapshot.arena import SLOTS, Lane, Region
+from ftrain_snapshot.arena import SLOTS
+from ftrain_snapshot.damage import Place, bad_data, bad_parity, damages
 from ftrain_snapshot.errors import ArenaTooSmall
+from ftrain_snapshot.lane import Lane, Region
+from ftrain_snapshot.lanes import Lanes
 from ftrain_snapshot.loop import Work
 from ftrain_snapshot.manifest import (
     CHUNK_BYTES,
@@ -27,32 +28,16 @@ from ftrain_snapshot.manifest import (
     ParityDescriptor,
     State,
     UnitDescriptor,
-    checksum,
     chunk_bytes,
     chunk_count,
     sum_at,
 )
-from ftrain_snapshot.messages import DAMAGES_MAX, Damage, Holding, Membership, SnapshotId
-from ftrain_snapshot.parities import Parities, touched
+from ftrain_snapshot.messages import DAMAGES_MAX, Holding, Membership, SnapshotId
+from ftrain_snapshot.parities import Parities
 from ftrain_snapshot.placement import Group, group_of
 
-SLICE_CHUNKS = 8
-"""Chunks to checksum before others get their turn (well under a millisecond)."""
 _CATALOG: msgspec.msgpack.Decoder[Catalog] = msgspec.msgpack.Decoder(Catalog)
 _MEMBERSHIP: msgspec.msgpack.Decoder[Membership] = msgspec.msgpack.Decoder(Membership)
-
-Place = tuple[int, int, int]
-"""(lane, rotation, stripe): one chunk of this node, data or parity as the rotation says."""
-
-
-def damages(places: Iterable[Place]) -> tuple[Damage, ...]:
-    """The same, in ranges of neighbouring stripes."""
-    found = []
-    numbered = enumerate(sorted(places))
-    for (lane, rotation, _), run in groupby(numbered, key=lambda item: (*item[1][:2], item[1][2] - item[0])):
-        stripes = [place[2] for _, place in run]
-        found.append(Damage(lane, rotation, stripes[0], stripes[-1] + 1))
-    return tuple(found)
 
 
 class Store:
@@ -64,7 +49,7 @@ class Store:
         self.damaged: dict[SnapshotId, set[Place]] = {}
         """Chunks that were found missing or damaged, and are not repaired yet."""
         self._group: Group | None = None
-        self._lanes: dict[int, Lane] = {}
+        self._lanes = Lanes(node_dir)
         self._parities = Parities(node_dir)
         self._catalogs: dict[int, Catalog] = {}
         self._reserved: dict[int, int] = {}
@@ -90,11 +75,11 @@ class Store:
                 self._catalogs[slot] = catalog
                 self._parities.load(slot, catalog.parity)
         for catalog in list(self._catalogs.values()):
-            self.mark_damaged(catalog.snapshot, (yield from self.bad_parity(catalog)))
+            self.mark_damaged(catalog.snapshot, (yield from bad_parity(catalog, self.parity)))
             for lane in range(catalog.lanes):
                 unit = catalog.unit(membership.position, lane)
                 if unit is not None and self.sealed(lane, catalog.snapshot):
-                    self.mark_damaged(catalog.snapshot, (yield from self.bad_data(unit)))
+                    self.mark_damaged(catalog.snapshot, (yield from bad_data(unit, self.lane(lane), self.group)))
 
     def remember(self, membership: Membership) -> None:
         """Serve it from now on, and keep it for a daemon that is started here after this one."""
@@ -114,16 +99,11 @@ class Store:
 
     def lane(self, lane: int) -> Lane | None:
         """The lane's memory, or None if none has been allocated."""
-        known = self._lanes.get(lane)
-        if known is not None:
-            return known
-        with suppress(OSError, ValueError):
-            return self._lanes.setdefault(lane, Lane(self.node_dir, lane))
-        return None
+        return self._lanes.get(lane)
 
     def region(self, slot: int, lane: int) -> Region | None:
         """One slot of it."""
-        known = self.lane(lane)
+        known = self._lanes.get(lane)
         return known.regions[slot] if known is not None and 0 <= slot < SLOTS else None
 
     def header(self, slot: int, lane: int) -> tuple[State, Header | None]:
@@ -151,35 +131,7 @@ class Store:
             return None
         return UnitDescriptor(self._position, lane, header, region.sums(header.chunks))
 
-    # Checking.
-
-    def bad_data(self, unit: UnitDescriptor) -> Generator[None, None, set[Place]]:
-        """Chunks of an own unit whose bytes are missing or not those described; its header is not asked."""
-        lane, length = self.lane(unit.lane), unit.header.unit_bytes
-        bad = set()
-        for chunk in range(unit.header.chunks):
-            place = (unit.lane, self.group.rotation_of(self._position, chunk), self.group.stripe_of(chunk))
-            if lane is None or lane.capacity < length:
-                bad.add(place)
-                continue
-            region, sum_ = lane.regions[unit.snapshot.slot], sum_at(unit.sums, chunk)
-            if region.sum(chunk) != sum_ or checksum(region.chunk(chunk, chunk_bytes(length, chunk))) != sum_:
-                bad.add(place)  # where the record says something else (a spare's says nothing), nothing need be read
-            if chunk % SLICE_CHUNKS == SLICE_CHUNKS - 1:
-                yield
-        return bad
-
-    def bad_parity(self, catalog: Catalog) -> Generator[None, None, set[Place]]:
-        """Chunks of the parity on record whose bytes are missing or not as described."""
-        bad = set()
-        for parity in catalog.parity:
-            for stripe in range(chunk_count(parity.parity_bytes)):
-                view = self.parity(catalog.snapshot, parity.lane, parity.rotation, stripe)
-                if view is None or checksum(view) != sum_at(parity.sums, stripe):
-                    bad.add((parity.lane, parity.rotation, stripe))
-                if stripe % SLICE_CHUNKS == SLICE_CHUNKS - 1:
-                    yield
-        return bad
+    # What is damaged.
 
     def mark_damaged(self, snapshot: SnapshotId, places: Iterable[Place]) -> None:
         """These chunks must not be used."""
@@ -226,8 +178,8 @@ class Store:
 
         Afterwards the region is sealed as described, or begun with that header. Raises ArenaTooSmall.
         """
-        self.grow_lane(unit.lane, unit.header.unit_bytes)
-        bad = yield from self.bad_data(unit)
+        self._lanes.outline(unit.lane, unit.header.unit_bytes)
+        bad = yield from bad_data(unit, self.lane(unit.lane), self.group)
         self.mark_damaged(unit.snapshot, bad)
         region = self.region(unit.snapshot.slot, unit.lane)
         if region is not None and self.sealed(unit.lane, unit.snapshot) != unit.header:
@@ -235,23 +187,22 @@ class Store:
         return bad
 
     def put_data(self, unit: UnitDescriptor, chunk: int, data: memoryview) -> None:
-        """Write a prepared unit's chunk: where it was, unless another slot keeps bytes there. Raises ArenaTooSmall."""
-        lane = self._lanes[unit.lane]
-        region, sum_ = lane.regions[unit.snapshot.slot], sum_at(unit.sums, chunk)
-        others = [other for other in lane.regions if other is not region]
-        if any(other.home(chunk) == region.home(chunk) and other.sum(chunk) != sum_ for other in others):
-            region.place(chunk)
-        lane.homes[region.home(chunk)].write(chunk * CHUNK_BYTES, data)
-        region.record(chunk, sum_)
+        """Write a prepared unit's chunk. Raises ArenaTooSmall."""
+        self._prepared(unit).mend(chunk, sum_at(unit.sums, chunk), data)
 
     def seal_unit(self, unit: UnitDescriptor) -> None:
         """All chunks of a prepared unit are right: it counts as sealed here."""
-        region = self._lanes[unit.lane].regions[unit.snapshot.slot]
+        region = self._prepared(unit)
         for chunk in range(unit.header.chunks):
             region.record(chunk, sum_at(unit.sums, chunk))
         if self.sealed(unit.lane, unit.snapshot) is None:
             region.publish(unit.header.chunks, unit.header.unit_bytes)
             region.seal()
+
+    def _prepared(self, unit: UnitDescriptor) -> Region:
+        region = self.region(unit.snapshot.slot, unit.lane)
+        assert region is not None
+        return region
 
     # Memory.
 
@@ -265,55 +216,11 @@ class Store:
             raise ArenaTooSmall(needed, there)
         self._reserved = wanted
         try:
-            yield from self._grow_lane(lane, size)
+            yield from self._lanes.allocate(lane, size)
             for rotation in self.group.parity_rotations(self._position):
                 yield from self._parities.grow((lane, rotation), arena.parity_bytes(size, self.group.data))
         except ArenaTooSmall as error:  # another node of this machine was faster
             raise ArenaTooSmall(needed, allocated + error.available_bytes) from error
-
-    def grow_lane(self, lane: int, unit_bytes: int) -> None:
-        """Have room for such a unit, outlined: memory comes with what is put there, the rest when it is reserved.
-
-        Raises ArenaTooSmall if it is clear that there is not enough for all of it; nothing is changed then.
-        """
-        known, size = self.lane(lane), arena.home_bytes(unit_bytes)
-        if known is None or known.capacity < unit_bytes:
-            needed = arena.required({lane: size}, self.group.data, 0)
-            allocated = sum(arena.allocated(path) for path in self._files(f"lane{lane}", f"table{lane}"))
-            if needed > (there := allocated + arena.available(self.node_dir)):
-                raise ArenaTooSmall(needed, there)
-            for index in range(SLOTS):
-                arena.outline(arena.home_path(self.node_dir, index, lane), size)
-                table, wanted = arena.table_path(self.node_dir, index, lane), arena.table_bytes(size)
-                while arena.extend(table, wanted) < wanted:
-                    pass
-            if known is not None:
-                known.refresh()
-
-    def _grow_lane(self, lane: int, size: int) -> Work:
-        known, fresh = self.lane(lane), set()
-        for home in known.homes if known is not None else ():
-            if arena.allocated(home.path) < home.size:
-                fresh.add(home.path)
-                for _ in arena.fill(home.path):
-                    yield
-        for index in range(SLOTS):
-            for path, wanted in (
-                (arena.home_path(self.node_dir, index, lane), size),
-                (arena.table_path(self.node_dir, index, lane), arena.table_bytes(size)),
-            ):
-                while arena.extend(path, wanted) < wanted:
-                    yield
-        if known is not None:
-            for mapping, old_size in known.refresh():
-                yield from touched(mapping, old_size)
-            for home in known.homes:
-                if home.path in fresh:
-                    yield from touched(home, 0)
-            return
-        known = self._lanes[lane] = Lane(self.node_dir, lane)
-        for mapping in (*known.homes, *(region.mapping for region in known.regions)):
-            yield from touched(mapping, 0)
 
     # Parity.
 

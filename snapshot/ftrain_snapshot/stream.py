@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from ftrain_snapshot.arena import Region
+from ftrain_snapshot.lane import Region
 from ftrain_snapshot.loop import Loop, Task, Work
 from ftrain_snapshot.manifest import Header, UnitDescriptor, chunk_bytes
 from ftrain_snapshot.messages import Membership, SnapshotId

@@ -60,6 +60,8 @@ _PADDING = bytes(ALIGNMENT_BYTES)
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER: msgspec.msgpack.Decoder[PeerMessage] = msgspec.msgpack.Decoder(PeerMessage)
 
+_Bulk = tuple[PeerMessage, memoryview, Callable[[], None] | None]
+
 
 class Stream(Protocol):
     """Bytes over a connected, non-blocking socket; implemented plainly and by ``tls.TlsStream``."""
@@ -119,8 +121,9 @@ class Connection:
         self._stream: Stream | None = None
         self._out: deque[memoryview] = deque()
         self._unread_bytes = 0
-        self._urgent: deque[tuple[PeerMessage, memoryview]] = deque()
-        self._bulk: deque[tuple[PeerMessage, memoryview]] = deque()
+        self._urgent: deque[_Bulk] = deque()
+        self._bulk: deque[_Bulk] = deque()
+        self._on_sent: Callable[[], None] | None = None
         self._waits_to_write = dialled  # until it is connected
         self._buffer: mmap.mmap | bytearray = bytearray(256)
         self._view = memoryview(self._buffer)
@@ -147,18 +150,28 @@ class Connection:
         if self._unread_bytes > UNREAD_BYTES_MAX:
             self.close("it does not read what it is told")
 
-    def send_bulk(self, message: PeerMessage, body: memoryview, *, urgent: bool = False) -> None:
-        """Bytes from shared memory, which must stay as they are until sent (else the checksum tells)."""
+    def send_bulk(
+        self,
+        message: PeerMessage,
+        body: memoryview,
+        *,
+        urgent: bool = False,
+        on_sent: Callable[[], None] | None = None,
+    ) -> None:
+        """Bytes from shared memory, which must stay as they are until sent (else the checksum tells).
+
+        ``on_sent`` is called when they are not needed any more; never, if they are dropped.
+        """
         if self.closed:
             return
         if len(self._urgent) + len(self._bulk) >= QUEUED_MAX:
             self.close("it asks for more than it takes")
             return
         if urgent:
-            self._urgent.append((message, body))
+            self._urgent.append((message, body, on_sent))
             self._lines.set_urgent(self._wake, True)
         else:
-            self._bulk.append((message, body))
+            self._bulk.append((message, body, on_sent))
         if not self._waits_to_write:
             self._flush()
 
@@ -240,14 +253,17 @@ class Connection:
     def _next_chunk(self) -> bool:
         """Take the chunk that goes next out of its queue; False if there is none, or it is not its turn."""
         self._unread_bytes = 0  # all is sent that was said
+        if (on_sent := self._on_sent) is not None:
+            self._on_sent = None
+            on_sent()
         if not self.proved:
             return False
         if self._urgent:
-            (message, body), traffic = self._urgent.popleft(), Traffic.RESTORE
+            (message, body, self._on_sent), traffic = self._urgent.popleft(), Traffic.RESTORE
             if not self._urgent:
                 self._lines.set_urgent(self._wake, False)
         elif self._bulk and self._lines.may_send(self._wake, len(self._bulk[0][1])):
-            (message, body), traffic = self._bulk.popleft(), Traffic.PROTECT
+            (message, body, self._on_sent), traffic = self._bulk.popleft(), Traffic.PROTECT
         else:
             return False
         self._out += [view for view in (encode_message(message, len(body), traffic), body, _padding(len(body))) if view]

@@ -10,13 +10,16 @@ from typing import Annotated
 
 import msgspec
 
-from ftrain_snapshot.arena import ControlPage
+from ftrain_snapshot.control import ControlPage
 from ftrain_snapshot.manifest import UnitDescriptor, Word
 from ftrain_snapshot.messages import Count, Damages, Holdings, Name, Number, Reason, SnapshotId, UnitInfo
+from ftrain_snapshot.rebuild_plan import Source
 
 Attempt = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 """The number of a question; negative ones are of fetch.py."""
 SKIPPED_MAX = 16
+SHARES_MAX = 256
+"""Members of a group: elements of GF(256)."""
 UNITS_MAX = 4096
 """A group's units: its nodes times their lanes."""
 
@@ -92,6 +95,7 @@ class Chunk(msgspec.Struct, frozen=True, array_like=True, tag="chunk"):
     rotation: Count
     stripe: Count
     checksum: Word
+    """0 for a sum of parts: its asker proves what it makes of it."""
     attempt: Attempt
     """Which fetch it answers; 0: nobody asked, it is to be protected."""
 
@@ -108,6 +112,8 @@ class Fetch(msgspec.Struct, frozen=True, array_like=True, tag="fetch"):
     attempt: Attempt
     urgent: bool = True
     """Somebody cannot go on without them; else they queue with what is being protected."""
+    shares: Annotated[tuple[Source, ...], msgspec.Meta(max_length=SHARES_MAX)] = ()
+    """Not your part alone, but the sum of these members' parts, yours the first (relay.py)."""
 
 
 class FetchFailed(msgspec.Struct, frozen=True, array_like=True, tag="fetch_failed"):

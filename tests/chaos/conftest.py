@@ -1,4 +1,4 @@
-"""Heavy jobs on emulated nodes and on hosts, and how they end without a fault."""
+"""Jobs on emulated nodes and on hosts, and how they end without a fault."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from heavy_jobs import EmulatedJob, HeavyHostJob
 from hosts import Lab
+from jobs import ARGUMENTS, Job
 from needs import require_lab
 
 
@@ -52,6 +53,25 @@ def make_lab() -> Iterator[Callable[..., Lab]]:
     yield make
     for lab in labs:
         lab.close()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Job]:
+    """The training of so many nodes, without a fault, spares or storage: jobs with the same `ARGUMENTS` end alike."""
+    known: dict[int, Job] = {}
+
+    def job_of(nodes: int) -> Job:
+        if nodes not in known:
+            folder = tmp_path_factory.mktemp(f"undisturbed-{nodes}")
+            job = known[nodes] = Job(folder, "--local-nodes", str(nodes), arguments=ARGUMENTS)
+            try:
+                assert job.wait() == 0, job.tail()
+            finally:
+                job.close()
+            assert len(job.ends()) == nodes
+        return known[nodes]
+
+    return job_of
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from jobs import Job
 STEPS = 30
 POISONED = 15
 FLAGS = ("--local-nodes", "2")
-ARGUMENTS = ("--steps", str(STEPS))
+ARGUMENTS = ("--steps", str(STEPS), "--log")
 
 StartJob = Callable[..., Job]
 
@@ -21,7 +21,7 @@ def start(tmp_path: Path) -> Iterator[StartJob]:
     jobs: list[Job] = []
 
     def start_job(*more: str, flags: tuple[str, ...] = FLAGS) -> Job:
-        jobs.append(Job(tmp_path / str(len(jobs)), *flags, program="poisoned.py", arguments=(*ARGUMENTS, *more)))
+        jobs.append(Job(tmp_path / str(len(jobs)), *flags, arguments=(*ARGUMENTS, *more)))
         return jobs[-1]
 
     yield start_job

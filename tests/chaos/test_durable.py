@@ -1,4 +1,8 @@
-"""Checkpoints on storage in full jobs: written beside the training, and what is left when memory is gone."""
+"""Checkpoints on storage in full jobs: written beside the training, and what is left when memory is gone.
+
+Ranks wait before some steps (``--hold``): so that it is known what is in memory and what on storage, and that no job is
+over before its faults have come.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +18,21 @@ from typing import Any
 
 import psutil
 import pytest
-from jobs import PROGRAMS, Job, ranks_of
+from heavy_jobs import EmulatedJob
+from jobs import ARGUMENTS, PROGRAMS, Job, exists, holding, pids_of, ranks_of
+from stages import stop
 
 from ftrain_snapshot.storage import newest
 
-STEPS = 150
-EVERY = 20
-NODES = 4
-ARGUMENTS = ("--steps", str(STEPS))
+FLAGS = ("--local-nodes", "2", "--durable-every", "20")
+EVERY_SNAPSHOT = ("--local-nodes", "2", "--durable-every", "10")
+"""Of heavy jobs, which take one right before each of the steps HELD."""
+HELD = (10, 20, 30, 40, 50)
 
 StartJob = Callable[..., Job]
+StartHeavy = Callable[..., EmulatedJob]
+Undisturbed = Callable[[int], Job]
+Ends = Callable[[int], list[str]]
 
 
 @pytest.fixture
@@ -36,27 +45,14 @@ def start(tmp_path: Path, url: str) -> Iterator[StartJob]:
     """Starts jobs that write to one URL; at the test's end nothing of them may be left."""
     jobs: list[Job] = []
 
-    def start_job(nodes: int = NODES, arguments: tuple[str, ...] = ARGUMENTS, program: str = "train.py") -> Job:
-        flags = ("--local-nodes", str(nodes), "--durable", url, "--durable-every", str(EVERY))
-        jobs.append(Job(tmp_path / str(len(jobs)), *flags, program=program, arguments=arguments))
+    def start_job(*flags: str, arguments: tuple[str, ...] = ARGUMENTS, **options: str) -> Job:
+        flags = (*(flags or FLAGS), "--durable", url)
+        jobs.append(Job(tmp_path / str(len(jobs)), *flags, arguments=arguments, **options))
         return jobs[-1]
 
     yield start_job
     for job in jobs:
         job.close()
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[str]]:
-    """How the same training ends without a fault and without storage, by number of nodes."""
-    ends = {}
-    for nodes in (2, NODES):
-        folder = tmp_path_factory.mktemp(f"undisturbed-{nodes}")
-        job = Job(folder, "--local-nodes", str(nodes), arguments=ARGUMENTS)
-        assert job.wait() == 0, job.tail()
-        job.close()
-        ends[nodes] = job.ends()
-    return ends
 
 
 def wait_durable(job: Job, least: int = 0) -> int:
@@ -69,24 +65,27 @@ def wait_durable(job: Job, least: int = 0) -> int:
     return int(job.wait_for(written, f"a durable checkpoint from step {least} on"))
 
 
-def wait_writer(job: Job, node: str) -> psutil.Process:
+def wait_writer(job: Job, position: int) -> psutil.Process:
     """A node's writer, as soon as it has begun: its name is that of a forked process, its output has the node's."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         for process in psutil.Process(job.process.pid).children(recursive=True):
             with contextlib.suppress(OSError):
                 name = Path(f"/proc/{process.pid}/comm").read_text()
-                if "-durable-" in name and os.readlink(f"/proc/{process.pid}/fd/2").endswith(f"durable-{node}.log"):
+                output = os.readlink(f"/proc/{process.pid}/fd/2")
+                if "-durable-" in name and output.endswith(f"durable-node-{position}.log"):
                     return process
         time.sleep(0.002)
-    raise AssertionError(f"no writer on {node}\n{job.tail()}")
+    raise AssertionError(f"no writer on node-{position}\n{job.tail()}")
 
 
-def kill_a_writer(job: Job, url: str, position: int) -> int:
-    """SIGKILL a node's writer once it has claimed its place in the folder; the step that was not written."""
-    node = f"node-{position}"
+def kill_a_writer(job: Job, url: str, position: int, held: Iterator[int]) -> int:
+    """SIGKILL a node's writer once it has claimed its place in the folder; the step that was not written.
+
+    If it was done before, the next snapshot's writer is tried.
+    """
     while True:
-        writer = wait_writer(job, node)
+        writer = wait_writer(job, position)
         while writer.is_running() and not list(Path(url).glob(f"step-*/ftrain.part{position}.*")):
             time.sleep(0.001)
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -96,6 +95,20 @@ def kill_a_writer(job: Job, url: str, position: int) -> int:
         )
         if "killed by signal 9" in failure:
             return int(failure.split()[1].rstrip(":"))
+        job.go(next(held))
+
+
+def hold_a_writer(job: Job, url: str, position: int, held: Iterator[int]) -> psutil.Process:
+    """Stop a node's writer before its part is written; if it was done before, the next snapshot's writer is tried."""
+    while True:
+        writer = wait_writer(job, position)
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            stop(writer.pid)
+            parts = sorted(Path(url).glob(f"step-*/ftrain.part{position}.*"))
+            if not parts or b'"file":"_' not in parts[-1].read_bytes():
+                return writer
+            writer.resume()
+        job.go(next(held))
 
 
 def assert_same(job: Job, ends: list[str]) -> None:
@@ -106,11 +119,13 @@ def assert_same(job: Job, ends: list[str]) -> None:
 def test_what_a_job_writes_is_read_by_plain_dcp_and_is_what_it_trained(
     start: StartJob, url: str, tmp_path: Path
 ) -> None:
-    job = start(2, program="states.py")
+    job = start(program="states.py", arguments=("--steps", "40", *holding(20)))
+    assert wait_durable(job) == 19
+    job.go(20)
     assert job.wait() == 0, job.tail()
     found = newest(url)
     assert found is not None
-    assert found.step >= STEPS - EVERY - 1
+    assert found.step == 39
     assert len(list(Path(url).iterdir())) == 2
     command = [sys.executable, PROGRAMS / "read_with_dcp.py", found.path, job.out / f"step-{found.step}.pt"]
     done = subprocess.run(
@@ -119,87 +134,102 @@ def test_what_a_job_writes_is_read_by_plain_dcp_and_is_what_it_trained(
     assert done.stdout == "same\n", done.stderr
 
 
-@pytest.mark.parametrize("position", [0, 1])
 def test_a_killed_writer_costs_one_checkpoint_and_training_goes_on(
-    start: StartJob, url: str, undisturbed: dict[int, list[str]], position: int
+    emulated: StartHeavy, url: str, ends_without_a_fault: Ends
 ) -> None:
-    job = start(2)
+    """First that of position 0, which completes the checkpoint; then another."""
+    job = emulated(*EVERY_SNAPSHOT, "--durable", url, hold=HELD)
     pids = {r["rank"]: r["pid"] for r in ranks_of(job.wait_step(0)).values()}
-    lost = kill_a_writer(job, url, position)
-    assert all(found is None or found.step != lost for found in [newest(url)])
-    assert f"the durable checkpoint of step {lost} is not written: node-{position}" in job.tail()
-    later = wait_durable(job, lost + 1)
-    assert newest(url).step >= later
+    held = iter(HELD)
+    for position in (0, 1):
+        lost = kill_a_writer(job, url, position, held)
+        assert all(found is None or found.step != lost for found in [newest(url)])
+        assert f"the durable checkpoint of step {lost} is not written: node-{position}" in job.tail()
+        job.go(next(held))
+        later = wait_durable(job, lost + 1)
+        assert newest(url).step >= later
     status = job.status()
-    assert {r["rank"]: r["pid"] for r in ranks_of(status).values() if r["pid"]}.items() <= pids.items()
+    assert {r["rank"]: r["pid"] for r in ranks_of(status).values()} == pids
     assert (status["generation"], status["incidents"]) == (1, 0)
     assert status["durable"]["failure"] is None
-    assert_same(job, undisturbed[2])
+    for step in held:
+        job.go(step)
+    assert_same(job, ends_without_a_fault(2))
 
 
-def test_training_does_not_wait_for_a_writer_that_hangs(start: StartJob, undisturbed: dict[int, list[str]]) -> None:
-    job = start(2)
-    writer = wait_writer(job, "node-1")
-    writer.suspend()
-    protected = job.status()["snapshots"]["protected"]
-    status = job.wait_for(lambda s: s if s["snapshots"]["protected"] > protected + EVERY + 5 else None, "snapshots")
-    assert status["durable"]["writing"] is not None
-    assert status["durable"]["newest"] is None
-    writer.kill()
-    wait_durable(job)
-    assert_same(job, undisturbed[2])
-
-
-def test_two_nodes_lost_at_once_go_on_from_storage(start: StartJob, undisturbed: dict[int, list[str]]) -> None:
-    job = start()
-    step = wait_durable(job)
-    job.wait_step(step + 5)
-    job.kill_node("node-1")
-    job.kill_node("node-3")
-    job.wait_for(lambda s: s["generation"] > 1 and s["state"] == "running", "the recovery")
-    assert_same(job, undisturbed[NODES])
-    incident = job.ask("incidents")["incidents"][0]
-    assert incident["kind"] == "node_lost"
-    assert incident["resumed_from"] >= step
-    assert incident["steps_lost"] >= 1
-    assert incident["seconds"] is not None
-    assert f"after step {incident['resumed_from']}, from " in job.tail()
-
-
-def test_all_nodes_lost_at_once_go_on_from_storage(start: StartJob, undisturbed: dict[int, list[str]]) -> None:
-    job = start(2)
-    step = wait_durable(job)
-    job.kill_node("node-0")
-    job.kill_node("node-1")
-    assert_same(job, undisturbed[2])
-    assert job.ask("incidents")["incidents"][0]["resumed_from"] >= step
-
-
-def test_a_job_that_was_killed_goes_on_when_it_is_started_again(
-    start: StartJob, undisturbed: dict[int, list[str]]
+def test_training_does_not_wait_for_a_writer_and_a_write_outlives_agents_and_controller(
+    emulated: StartHeavy, url: str, ends_without_a_fault: Ends
 ) -> None:
-    first = start(2)
-    step = wait_durable(first)
+    """The writer is held still until all of them are back: whoever was told what, the checkpoint gets written."""
+    job = emulated(*EVERY_SNAPSHOT, "--durable", url, hold=HELD)
+    held = iter(HELD)
+    writer = hold_a_writer(job, url, 1, held)
+    before = newest(url)
+    step, first = job.wait_for(lambda s: (s["durable"]["writing"], s) if s["durable"]["writing"] else None, "a write")
+    protected = first["snapshots"]["protected"]
+    for _ in range(2):
+        job.go(next(held))
+    job.wait_for(lambda s: s["snapshots"]["protected"] >= protected + 20, "two more snapshots")
+    status = job.status()
+    assert status["durable"]["writing"] == step
+    assert status["durable"]["newest"] == (before and before.step)
+
+    killed = {status["controller"]["pid"], *(n["agent_pid"] for n in status["nodes"])}
+    for pid in killed:
+        os.kill(pid, signal.SIGKILL)
+
+    def all_back(now: dict[str, Any]) -> bool:
+        there = {now["controller"]["pid"], *(n["agent_pid"] for n in now["nodes"])}
+        return None not in there and not there & killed
+
+    job.wait_for(all_back, "agents and controller")
+    writer.resume()
+    wait_durable(job, step)
+    assert f"the durable checkpoint of step {step} is written" in job.tail()
+    assert newest(url).step >= step
+    assert (job.status()["generation"], job.status()["incidents"]) == (1, 0)
+    for held_step in held:
+        job.go(held_step)
+    assert_same(job, ends_without_a_fault(2))
+
+
+def test_all_nodes_lost_at_once_go_on_from_storage(start: StartJob, undisturbed: Undisturbed) -> None:
+    """Some, but more than parity replaces: see test_snapshot_stages."""
+    job = start(arguments=(*ARGUMENTS, *holding(20, 30)))
+    assert wait_durable(job) == 19
+    job.go(20)
+    job.wait_step(29)
+    job.kill_nodes("node-0", "node-1")
+    job.go(30)
+    assert_same(job, undisturbed(2).ends())
+    (incident,) = job.ask("incidents")["incidents"]
+    assert (incident["kind"], incident["resumed_from"]) == ("node_lost", 19)
+    assert incident["seconds"] is not None
+    assert "after step 19, from " in job.tail()
+
+
+def test_a_job_that_was_killed_goes_on_when_it_is_started_again(start: StartJob, undisturbed: Undisturbed) -> None:
+    first = start(arguments=(*ARGUMENTS, *holding(20)))
+    assert wait_durable(first) == 19
+    processes = pids_of(first.status())
     first.process.send_signal(signal.SIGTERM)
     assert first.wait() == 143
+    assert not any(map(exists, processes))
     assert not first.ends()
 
-    second = start(2)
-    assert_same(second, undisturbed[2])
-    assert min(second.steps(0)) > step - EVERY
-    assert min(second.steps(0)) > 0
-    assert f"after step {min(second.steps(0)) - 1}, from " in second.tail()
+    second = start()
+    assert_same(second, undisturbed(2).ends())
+    assert min(second.steps(0)) == 20
+    assert "after step 19, from " in second.tail()
 
-    third = start(2)  # of a job that has finished, little or nothing is left to be done again
-    assert_same(third, undisturbed[2])
+    third = start()  # of a job that has finished, little or nothing is left to be done again
+    assert_same(third, undisturbed(2).ends())
     assert "to begin anew instead, give --durable another URL" in third.tail()
 
-
-def test_another_number_of_ranks_is_refused_before_anything_starts(start: StartJob) -> None:
-    assert start(1, arguments=("--steps", "25")).wait() == 0
-    job = start(2)
-    assert job.wait() == 2
-    assert "was written by 1 ranks, this job has 2: resuming needs as many" in job.tail(1)
+    other = start("--local-nodes", "1")
+    assert other.wait() == 2
+    assert "was written by 2 ranks, this job has 1: resuming needs as many" in other.tail(1)
+    assert not list(other.out.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -219,28 +249,3 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, flags: tuple[str,
     assert job.wait() == 2
     assert job.tail() == f"ftrain: error: {said}"
     job.close()
-
-
-def test_a_write_outlives_the_agents_and_the_controller(
-    start: StartJob, url: str, undisturbed: dict[int, list[str]]
-) -> None:
-    """The writer is held still until all of them are back: whoever was told what, the checkpoint gets written."""
-    job = start(2)
-    writer = wait_writer(job, "node-1")
-    writer.suspend()
-    step = job.wait_for(lambda s: s["durable"]["writing"], "a write under way")
-    status = job.status()
-    killed = {status["controller"]["pid"], *(n["agent_pid"] for n in status["nodes"])}
-    for pid in killed:
-        os.kill(pid, signal.SIGKILL)
-
-    def all_back(now: dict[str, Any]) -> bool:
-        there = {now["controller"]["pid"], *(n["agent_pid"] for n in now["nodes"])}
-        return None not in there and not there & killed
-
-    job.wait_for(all_back, "agents and controller")
-    writer.resume()
-    assert wait_durable(job) == step
-    assert newest(url).step >= step
-    assert (job.status()["generation"], job.status()["incidents"]) == (1, 0)
-    assert_same(job, undisturbed[2])

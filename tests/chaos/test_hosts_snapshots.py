@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable
 
-from heavy_jobs import HeavyHostJob, go
+from heavy_jobs import HeavyHostJob
 from hosts import Lab
 from snapshot_nodes import wait_until
 from stages import WAIT_SECONDS
@@ -71,11 +71,11 @@ def test_a_link_cut_while_protecting(make_lab: MakeLab, on_hosts: Start, ends_wi
     assert job.status()["generation"] == 1
 
     gate.wait_gate_open()
-    go(job, 10)
+    job.go(10)
     assert gate.wait_sealed(19).protected == 9
     lab.cut(3)
     job.wait_recovered(1)
-    go(job, 20)
+    job.go(20)
 
     assert_same(job, ends_without_a_fault(NODES), 1, 2, 4, 5)
     assert "event=protected version=19 " not in gate.log.partition("event=configure generation=2 ")[0]
@@ -104,7 +104,7 @@ def test_sources_cut_while_a_spare_rebuilds(make_lab: MakeLab, on_hosts: Start, 
     gate.wait_logged("event=configure generation=3 ")
     for host in spares:
         lab.slow(host, 1000 * MIB)
-    go(job, 10)
+    job.go(10)
 
     assert_same(job, ends_without_a_fault(NODES), 1, 2, 5, 6)
     assert all("event=restored version=9 " in s.log for s in spares.values())
@@ -127,7 +127,7 @@ def test_a_rack_without_power(make_lab: MakeLab, on_hosts: Start, ends_without_a
         job.folder_on(host)  # it is there, to take over
     for host in (3, 4):
         lab.crash(host)
-    go(job, 10)
+    job.go(10)
 
     assert_same(job, ends_without_a_fault(NODES), 1, 2, 5, 6)
     assert {i["kind"] for i in job.incidents()} == {"node_lost"}
@@ -143,14 +143,14 @@ def test_bits_flipped_on_the_wire(make_lab: MakeLab, on_hosts: Start, ends_witho
     gate.wait_protected(9)
     lab.flip(FLIPPED_EVERY_FRAMES, job.daemon_ports())
     gate.wait_gate_open()
-    go(job, 10)
+    job.go(10)
     gate.wait_protected(19)
     assert "event=chunk_damaged version=19 " in gate.log + job.folder_on(2).log
     flipped = lab.flipped
     lab.crash(2)
     spare.wait_logged("event=restored version=19 ")
     assert lab.flipped > flipped
-    go(job, 20)
+    job.go(20)
 
     assert_same(job, ends_without_a_fault(2), 1, 3)
     (incident,) = job.incidents()
@@ -187,17 +187,17 @@ def test_a_memory_that_fills_up_while_training(make_lab: MakeLab, on_hosts: Star
     daemon = full.daemon_pid
     fill(lab, 2)
     gate.wait_gate_open()
-    go(job, 10)
+    job.go(10)
     gate.wait_protected(19)
     (worker,) = job.node_on(2)["ranks"]
     lab.run(2, ["kill", "-KILL", str(worker["pid"])])
     gate.wait_logged("event=configure generation=2 ")
     gate.wait_gate_open()
-    go(job, 20)
+    job.go(20)
     gate.wait_protected(29)
     assert os.statvfs(lab.root(2) / "dev" / "shm").f_bavail == 0
     assert full.daemon_pid == daemon
-    go(job, 30)
+    job.go(30)
 
     assert_same(job, ends_without_a_fault(2), 1, 2)
     assert "Traceback" not in full.log

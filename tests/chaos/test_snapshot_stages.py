@@ -13,11 +13,11 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from heavy_jobs import EVERY, EmulatedJob, go
+from heavy_jobs import EVERY, EmulatedJob
 from jobs import Job, ranks_of
 from needs import require_root
 from snapshot_nodes import wait_until
-from stages import WAIT_SECONDS, NodeFolder
+from stages import WAIT_SECONDS, NodeFolder, stop
 
 NODES = 4
 FLAGS = ("--local-nodes", str(NODES))
@@ -33,13 +33,6 @@ def kill_daemon(node: NodeFolder) -> None:
     pid = node.daemon_pid
     os.kill(pid, signal.SIGKILL)
     wait_until(lambda: node.daemon_pid not in (0, pid), WAIT_SECONDS, f"a new daemon in {node.folder.name}")
-
-
-def stop(pid: int) -> None:
-    """SIGSTOP, and wait until it stands still."""
-    os.kill(pid, signal.SIGSTOP)
-    stat = Path(f"/proc/{pid}/stat")
-    wait_until(lambda: stat.read_text().rsplit(")", 1)[1].split()[0] == "T", WAIT_SECONDS, f"{pid} to stand still")
 
 
 def pids_of(job: Job) -> dict[int, int]:
@@ -59,23 +52,23 @@ def test_daemons_killed_at_every_stage_of_a_snapshot(emulated: Start, ends_witho
     kill_while_the_first_parity_comes(job.node("node-2"))
     gate, pids = job.node("node-0"), pids_of(job)
     gate.wait_gate_open()
-    go(job, 10)
+    job.go(10)
     gate.wait_protected(19)
     kill_while_all_is_protected(job.node("node-3"), gate)
     gate.wait_gate_open()
-    go(job, 20)
+    job.go(20)
     kill_while_capturing(job.node("node-1"), pids[1])
     gate.wait_sealed(29)
     gate.wait_gate_open()
-    go(job, 30)
+    job.go(30)
     assert (gate.wait_sealed(39).protected or 0) < 39
     kill_daemon(gate)
     assert "event=protected version=39 " not in gate.log
     gate.wait_gate_open()
-    go(job, 40)
+    job.go(40)
     gate.wait_protected(49)
     assert (job.status()["generation"], pids_of(job)) == (1, pids)
-    go(job, 50)
+    job.go(50)
 
     assert_same(job, ends_without_a_fault(NODES))
     assert [i["kind"] for i in job.ask("incidents")["incidents"]] == ["daemon_exit"] * 5
@@ -114,80 +107,82 @@ def kill_while_capturing(node: NodeFolder, worker: int) -> None:
             os.kill(worker, signal.SIGCONT)
 
 
-def test_a_spares_daemon_killed_while_it_rebuilds(emulated: Start, ends_without_a_fault: Ends) -> None:
-    job = emulated(*FLAGS, "--spares", "1", hold=(10,))
-    job.node("node-0").wait_protected(9)
-    job.kill_node("node-1")
+def lost_nodes(job: Job) -> list[tuple[int, int]]:
+    """(resumed from, steps lost) of each incident of a lost node; of nodes lost at once, which may be two, once."""
+    incidents = [i for i in job.ask("incidents")["incidents"] if i["kind"] == "node_lost"]
+    return list(dict.fromkeys((i["resumed_from"], i["steps_lost"]) for i in incidents))
+
+
+def test_one_parity(emulated: Start, ends_without_a_fault: Ends) -> None:
+    """A spare's daemon is killed while it rebuilds. Then a flipped bit and a lost node: that version is not used."""
+    job = emulated(*FLAGS, "--spares", "1", hold=(10, 20))
+    gate = job.node("node-0")
+    gate.wait_protected(9)
+    job.kill_nodes("node-1")
     spare = job.node("node-4")
     spare.wait_logged("event=repair ")
     stop(spare.daemon_pid)
     assert "event=restored" not in spare.log, "all was rebuilt"
     kill_daemon(spare)
-    go(job, 10)
+    spare.wait_logged("event=restored version=9 ")
+    job.go(10)
+
+    gate.wait_protected(19)
+    damaged = job.node("node-2")
+    damaged.flip(19, 2)
+    job.kill_nodes("node-3")
+    job.go(20)
 
     assert_same(job, ends_without_a_fault(NODES))
-    assert "event=restored version=9 " in spare.log
-    lost, killed = job.ask("incidents")["incidents"]
-    assert (lost["kind"], lost["resumed_from"], killed["kind"]) == ("node_lost", 9, "daemon_exit")
+    assert "event=chunk_damaged version=19 " in damaged.log
+    assert lost_nodes(job) == [(9, 0), (9, 1)]
+    # Damage is in the daemon's log; the controller hears of it if the generation is the same at the next heartbeat.
+    assert {i["kind"] for i in job.ask("incidents")["incidents"]} - {"chunks_damaged"} == {"node_lost", "daemon_exit"}
 
 
-def test_bits_flipped_in_two_nodes_of_which_one_is_lost(emulated: Start, ends_without_a_fault: Ends) -> None:
-    """One is found by a check on request, the other when the job resumes; parity 2 makes up for both and the loss."""
-    job = emulated(*FLAGS, "--spares", "1", "--parity", "2", hold=(10,))
-    job.node("node-0").wait_protected(9)
+def test_two_parities(emulated: Start, ends_without_a_fault: Ends, tmp_path: Path) -> None:
+    """Bits flipped in two nodes and a third one lost; two nodes lost at once; three, for which storage is needed."""
+    durable = ("--durable", str(tmp_path / "durable"), "--durable-every", str(2 * EVERY))
+    job = emulated(*FLAGS, *durable, "--spares", "2", "--parity", "2", hold=(10, 20, 30))
+    gate = job.node("node-0")
+    gate.wait_protected(9)
+    lose_one_of_three_that_are_harmed(job)
+    job.go(10)
+
+    job.wait_for(lambda s: s["snapshots"]["durable"] == 19, "a durable checkpoint")
+    job.kill_nodes("node-2", "node-3")
+    job.wait_for(lambda s: s["generation"] > 2 and s["state"] == "running", "the recovery")
+    assert ", from " not in job.tail(), "memory was enough"
+    job.go(20)
+
+    gate.wait_protected(29)
+    nodes = job.wait_for(lambda s: s["nodes"] if s["state"] == "running" else None, "the nodes")
+    job.kill_nodes(*(n["name"] for n in nodes if n["position"] and n["state"] == "active"))
+    job.go(30)
+
+    assert_same(job, ends_without_a_fault(NODES))
+    assert lost_nodes(job) == [(9, 0), (19, 0), (19, 10)]
+    assert {i["kind"] for i in job.ask("incidents")["incidents"]} <= {"chunks_damaged", "node_lost"}
+    assert "after step 19, from " in job.tail()
+
+
+def lose_one_of_three_that_are_harmed(job: EmulatedJob) -> None:
+    """One flipped bit is found by a check on request, the other when the job resumes."""
     checked, restored = job.node("node-3"), job.node("node-2")
     checked.flip(9, 0)
     report = checked.verify()
     assert sum(lane.damaged for lane in report.lanes) == sum(lane.repaired for lane in report.lanes) == 1, report
     restored.flip(9, 3)
-    job.kill_node("node-1")
-    go(job, 10)
-
-    assert_same(job, ends_without_a_fault(NODES))
-    assert "event=chunk_repaired version=9 " in checked.log
+    job.kill_nodes("node-1")
+    restored.wait_logged("event=chunk_repaired version=9 ")
     assert "event=chunk_damaged version=9 " in restored.log
-    assert "event=chunk_repaired version=9 " in restored.log
-    incidents = job.ask("incidents")["incidents"]
-    # The daemon's log has all damage; the controller hears of it with the next heartbeat of the same generation.
-    assert {i["kind"] for i in incidents} <= {"chunks_damaged", "node_lost"}
-    (lost,) = (i for i in incidents if i["kind"] == "node_lost")
-    assert (lost["resumed_from"], lost["steps_lost"]) == (9, 0)
-
-
-def test_a_version_with_more_damage_than_parity_is_not_used(emulated: Start, ends_without_a_fault: Ends) -> None:
-    """A flipped bit and a lost node, parity 1: the job goes back to the version before."""
-    job = emulated(*FLAGS, "--spares", "1", hold=(10, 20))
-    job.node("node-0").wait_protected(9)
-    go(job, 10)
-    job.node("node-0").wait_protected(19)
-    damaged = job.node("node-2")
-    damaged.flip(19, 2)
-    job.kill_node("node-1")
-    go(job, 20)
-
-    assert_same(job, ends_without_a_fault(NODES))
-    assert "event=chunk_damaged version=19 " in damaged.log
-    *_, last = (i for i in job.ask("incidents")["incidents"] if i["kind"] != "chunks_damaged")
-    assert (last["resumed_from"], last["steps_lost"]) == (9, 1)
-
-
-def test_two_nodes_lost_at_once_with_two_parities(emulated: Start, ends_without_a_fault: Ends) -> None:
-    job = emulated(*FLAGS, "--spares", "2", "--parity", "2", hold=(10,))
-    job.node("node-0").wait_protected(9)
-    for name in ("node-1", "node-2"):
-        job.kill_node(name)
-    go(job, 10)
-
-    assert_same(job, ends_without_a_fault(NODES))
-    assert {i["resumed_from"] for i in job.ask("incidents")["incidents"]} == {9}
-    assert all(i["kind"] == "node_lost" and i["steps_lost"] == 0 for i in job.ask("incidents")["incidents"])
+    assert "event=chunk_repaired version=9 " in checked.log
 
 
 def test_three_nodes_lost_at_once_with_two_parities_end_the_job_honestly(emulated: Start) -> None:
     job = emulated(*FLAGS, "--spares", "1", "--parity", "2", hold=(10,))
     job.node("node-0").wait_protected(9)
-    for name in ("node-1", "node-2", "node-3"):
-        job.kill_node(name)
+    job.kill_nodes("node-1", "node-2", "node-3")
     assert job.wait() == 3
     last = job.tail(1)
     assert "error: the job's state is lost" in last
@@ -196,22 +191,6 @@ def test_three_nodes_lost_at_once_with_two_parities_end_the_job_honestly(emulate
     assert "It would be complete with position 1, 2 or 3 back." in last
     assert not job.ends()
     assert max(job.steps(0)) == 9
-
-
-def test_three_nodes_lost_at_once_resume_from_storage(
-    emulated: Start, ends_without_a_fault: Ends, tmp_path: Path
-) -> None:
-    """The same loss; but the version before was written to storage."""
-    durable = ("--durable", str(tmp_path / "durable"), "--durable-every", str(EVERY))
-    job = emulated(*FLAGS, *durable, "--parity", "2", hold=(10,))
-    job.wait_for(lambda s: s["snapshots"]["durable"] == 9, "a durable checkpoint")
-    for name in ("node-1", "node-2", "node-3"):
-        job.kill_node(name)
-    go(job, 10)
-
-    assert_same(job, ends_without_a_fault(NODES))
-    (incident,) = job.ask("incidents")["incidents"]
-    assert (incident["kind"], incident["resumed_from"], incident["steps_lost"]) == ("node_lost", 9, 0)
 
 
 def test_labels_that_make_the_protection_impossible_are_refused(emulated: Start) -> None:

@@ -13,6 +13,7 @@ import pytest
 from jobs import Job
 
 from ftrain_snapshot import arena
+from ftrain_snapshot.lane import Lane
 from ftrain_snapshot.manifest import CHUNK_BYTES
 
 HELD = 4
@@ -66,7 +67,7 @@ def flip(path: Path, offset: int) -> None:
 
 
 def flip_data(folder: Path, version: int, chunk: int) -> None:
-    lane = arena.Lane(folder, 0)
+    lane = Lane(folder, 0)
     headers = [(region, region.header()[1]) for region in lane.regions]
     (region,) = [r for r, header in headers if header is not None and header.snapshot.version == version]
     home = region.home(chunk)
@@ -123,6 +124,7 @@ def test_what_parity_cannot_bring_back_is_said_to_be_lost(job: Job) -> None:
     code, report = verify(job)
     assert (code, report["sound"]) == (1, False), report
     assert {n["node"] for n in report["nodes"] if n["damaged"] > n["repaired"]} == {node for node, _ in stripe}
+    job.wait_for(lambda s: s["snapshots"]["protected"] == HELD - 2, "the snapshot given up")
     code, report = verify(job)
     assert code == 0, "the job has given that snapshot up, and has older ones"
     assert HELD - 1 not in {lane["version"] for n in report["nodes"] for lane in n["lanes"]}

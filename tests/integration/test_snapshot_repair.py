@@ -13,6 +13,7 @@ from snapshot_nodes import Cluster, Node, cluster_root, wait_until
 
 from ftrain_snapshot import arena
 from ftrain_snapshot.errors import SnapshotError, SnapshotIncomplete
+from ftrain_snapshot.lane import Lane
 from ftrain_snapshot.manifest import CHUNK_BYTES
 from ftrain_snapshot.messages import Membership, Peer, SnapshotId
 
@@ -98,7 +99,7 @@ def flip(path: Path, offset: int) -> None:
 
 def home_of(cluster: Cluster, position: int, snapshot: SnapshotId, chunk: int, lane: int = 0) -> Path:
     """The file in which the chunk lies."""
-    mapped = arena.Lane(cluster.nodes[position].dir, lane)
+    mapped = Lane(cluster.nodes[position].dir, lane)
     home = mapped.regions[snapshot.slot].home(chunk)
     mapped.close()
     return arena.home_path(cluster.nodes[position].dir, home, lane)
@@ -248,7 +249,7 @@ def test_bits_flipped_on_the_wire_never_get_in(cluster):
             cluster.restore(second)
         cluster.check(second, 0, data_of(1))
         for node in cluster.nodes:
-            assert all(lane.damaged == 0 for lane in node.agent.verify().lanes)
+            assert [lane for lane in node.agent.verify().lanes if lane.damaged] == []
 
 
 @pytest.mark.parametrize("cluster", [(4, 1), (5, 2)], indirect=True, ids=str)

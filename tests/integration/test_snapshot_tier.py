@@ -12,12 +12,13 @@ import pytest
 from snapshot_nodes import Cluster, Node, capture, cluster_root, content, edited, read, wait_until
 
 from ftrain_snapshot import arena
-from ftrain_snapshot.arena import ControlPage, Lane
 from ftrain_snapshot.client import DaemonClient
+from ftrain_snapshot.control import ControlPage
 from ftrain_snapshot.errors import ArenaTooSmall, DaemonLost, SnapshotError, SnapshotIncomplete
 from ftrain_snapshot.frames import connect_unix
 from ftrain_snapshot.handshake import PREFIX
-from ftrain_snapshot.ledger import explain
+from ftrain_snapshot.holdings import explain
+from ftrain_snapshot.lane import Lane
 from ftrain_snapshot.manifest import CHUNK_BYTES
 from ftrain_snapshot.messages import Membership, Peer, SnapshotId
 

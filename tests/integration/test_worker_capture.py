@@ -21,7 +21,7 @@ from torch.nn.utils import parametrizations
 from ftrain import flight, plan, restore, samples
 from ftrain.capture import SnapshotDropped
 from ftrain.state import state_of
-from ftrain_snapshot import arena, manifest
+from ftrain_snapshot import arena, lane, manifest
 
 STEPS = 7
 WIDTH = 24
@@ -470,7 +470,7 @@ def fresh_like(make: Callable[[], Case], rank: Rank, states: dict[str, Any]) -> 
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks and buffers so small that what counts for large models counts for small ones."""
-    for module in (arena, manifest, plan, flight, samples, restore):
+    for module in (arena, lane, manifest, plan, flight, samples, restore):
         monkeypatch.setattr(module, "CHUNK_BYTES", 512)
     monkeypatch.setattr(plan, "SMALL_BYTES", 1 << 10)
 

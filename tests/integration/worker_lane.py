@@ -11,7 +11,8 @@ from ftrain.gradients import live_gradients, watch_optimizer
 from ftrain.restore import read_state
 from ftrain.rng import rng_state
 from ftrain.state import load_state
-from ftrain_snapshot.arena import SLOTS, Lane, Region, extend, home_bytes, home_path, table_bytes, table_path
+from ftrain_snapshot.arena import SLOTS, extend, home_bytes, home_path, table_bytes, table_path
+from ftrain_snapshot.lane import Lane, Region
 from ftrain_snapshot.manifest import unit_bytes
 from ftrain_snapshot.messages import SnapshotId
 

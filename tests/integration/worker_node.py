@@ -21,7 +21,8 @@ from integration.worker_lane import allocate
 
 from ftrain.link import LinkMessage
 from ftrain_snapshot import messages as m
-from ftrain_snapshot.arena import SLOTS, ControlPage
+from ftrain_snapshot.arena import SLOTS
+from ftrain_snapshot.control import ControlPage
 from ftrain_snapshot.errors import ArenaTooSmall
 from ftrain_snapshot.frames import bind_unix, recv_frame, send_frame
 

@@ -1,24 +1,21 @@
 """Light steps and a heavy state: each rank has weights of its own, like a stage of a pipeline, and all of them change.
 
-With ``--hold`` all ranks wait before these steps until the test lets them go on (a file ``go-STEP``), so that it
-knows which snapshot is the newest. ``--grow-at``: a list that is tracked gets a large tensor after that step.
+``--hold``: see `holding`. ``--grow-at``: a list that is tracked gets a large tensor after that step.
 """
 
 import argparse
 import hashlib
 import json
 import os
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from holding import add_argument, hold
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import ftrain
-
-HOLD_SECONDS_MAX = 120.0
 
 
 class Notes:
@@ -39,18 +36,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--mib", type=int, default=16, help="each rank's own weights")
-    parser.add_argument("--hold", type=int, nargs="*", default=[])
+    add_argument(parser)
     parser.add_argument("--grow-at", type=int, default=-1)
     parser.add_argument("--grow-mib", type=int, default=64)
     return parser.parse_args()
-
-
-def hold(args: argparse.Namespace, step: int) -> None:
-    deadline = time.monotonic() + HOLD_SECONDS_MAX
-    while step in args.hold and not (args.out / f"go-{step}").exists():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"nobody let step {step} begin")
-        time.sleep(0.005)
 
 
 @ftrain.resilient

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from holding import add_argument, hold
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.utils.data import DataLoader, Dataset
@@ -69,6 +70,7 @@ def train(ctx: ftrain.Context, args: argparse.Namespace) -> None:
     loader = iter(DataLoader(Points(), batch_sampler=sampler, num_workers=1))  # draws from torch's generator
     log = args.out / f"rank-{ctx.rank}.jsonl"
     for step in range(ctx.start_step, args.steps):
+        hold(args, step)
         indices, inputs, targets = next(loader)
         predicted = wrapped(inputs)
         loss = nn.functional.mse_loss(predicted, targets)
@@ -111,4 +113,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=60)
+    add_argument(parser)
     train(parser.parse_args())

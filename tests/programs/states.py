@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import torch
+from holding import add_argument, hold
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import ftrain
@@ -15,6 +16,7 @@ def train(ctx: ftrain.Context) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, required=True)
+    add_argument(parser)
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -25,6 +27,7 @@ def train(ctx: ftrain.Context) -> None:
     batches = iter(sampler)
     data = torch.randn(64, 8, generator=torch.Generator().manual_seed(1))
     for step in ctx.steps(args.steps):
+        hold(args, step)
         model(data[next(batches)]).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()

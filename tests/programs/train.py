@@ -2,7 +2,8 @@
 
 DDP with small buckets and layers in another order than they run, BatchNorm, dropout, a scheduler, gradient
 accumulation, AdamW or SGD with momentum. Every rank appends a line a step (step, loss to the last bit, samples);
-at the end it writes the hash of all that it holds.
+at the end it writes the hash of all that it holds. Options make it go wrong: it raises, exits, or computes what is no
+number.
 """
 
 import argparse
@@ -11,16 +12,19 @@ import hashlib
 import json
 import os
 import random
+import time
 from pathlib import Path
 
 import numpy
 import torch
+from holding import add_argument, hold
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import ftrain
 
 SAMPLES = 96
+GATE_TIMEOUT_SECONDS = 30.0
 
 
 class Net(nn.Module):
@@ -41,12 +45,16 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=40)
+    add_argument(parser)
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--batch", type=int, default=24)
     parser.add_argument("--accumulate", type=int, default=2)
     parser.add_argument("--optimizer", choices=["adamw", "sgd"], default="adamw")
     parser.add_argument("--raise-at", type=int, default=-1, help="every rank 1 raises at this step, every time")
     parser.add_argument("--exit-at", type=int, default=-1, help="rank 1 exits with code 3 at this step, every time")
+    parser.add_argument("--poison-after", type=int, default=-1, help="write infinity into a weight after it, once")
+    parser.add_argument("--nan-from", type=int, default=-1, help="rank 1's loss is no number from this step on")
+    parser.add_argument("--log", action="store_true", help="say each step's loss")
     return parser.parse_args()
 
 
@@ -71,6 +79,7 @@ def train(ctx: ftrain.Context) -> None:
     batches = iter(sampler)
     log = args.out / f"rank-{ctx.rank}.jsonl"
     for step in ctx.steps(args.steps):
+        hold(args, step)
         if ctx.rank == 1 and step == args.raise_at:
             raise ValueError("this training cannot go on")
         if ctx.rank == 1 and step == args.exit_at:
@@ -83,6 +92,8 @@ def train(ctx: ftrain.Context) -> None:
             last = number == len(pieces) - 1
             with contextlib.nullcontext() if last else model.no_sync():
                 loss = nn.functional.mse_loss(model(data[piece] + 0.01 * noise), target[piece]) / len(pieces)
+                if ctx.rank == 1 and 0 <= args.nan_from <= step:
+                    loss = loss * float("nan")
                 loss.backward()
             total += loss.item()
         optimizer.step()
@@ -91,7 +102,34 @@ def train(ctx: ftrain.Context) -> None:
         line = {"generation": ctx.generation, "step": step, "loss": total.hex(), "samples": indices}
         with log.open("a") as file:
             file.write(json.dumps(line) + "\n")
+        if args.log:
+            ctx.log(loss=total)
+        if step == args.poison_after:
+            poison(args.out / f"poisoned-{ctx.rank}", ctx, model)
     finish(args, ctx, model, optimizer, scheduler)
+
+
+def poison(marker: Path, ctx: ftrain.Context, model: nn.Module) -> None:
+    """Once, and not before the gate is open: the state with the infinity is captured, and must not be gone on from."""
+    if marker.exists():
+        return
+    if ctx.rank == 0:
+        wait_for_gate(ctx)
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] = float("inf")
+    marker.touch()
+
+
+def wait_for_gate(ctx: ftrain.Context) -> None:
+    """Until the next commit will be captured."""
+    slots = ctx._session._slots
+    deadline = time.monotonic() + GATE_TIMEOUT_SECONDS
+    while time.monotonic() < deadline:
+        ticket, slot = slots._gate.gate()
+        if slot >= 0 and ticket != slots._last_ticket:
+            return
+        time.sleep(0.001)
+    raise TimeoutError("the gate stays closed")
 
 
 def finish(args, ctx, model, optimizer, scheduler) -> None:

@@ -9,7 +9,8 @@ from random import Random
 
 import pytest
 
-from ftrain_snapshot.ledger import SLOTS, Gate, Word, newest_complete
+from ftrain_snapshot.holdings import newest_complete
+from ftrain_snapshot.ledger import SLOTS, Gate, Word
 from ftrain_snapshot.messages import Holding, SnapshotId
 from ftrain_snapshot.pin import Pin
 

@@ -12,6 +12,7 @@ from ftrain_snapshot.fetch import Fetches
 from ftrain_snapshot.loop import Task
 from ftrain_snapshot.manifest import CHUNK_BYTES
 from ftrain_snapshot.messages import Membership, Peer, SnapshotId
+from ftrain_snapshot.node import Node as Member
 from ftrain_snapshot.placement import group_of
 from ftrain_snapshot.protect import Protect
 from ftrain_snapshot.store import Store
@@ -58,11 +59,17 @@ class Node:
         self.told: list[object] = []
         self.links: dict[int, Link] = {p: Link() for p in range(nodes) if p != position}
         self.codec = codec_for(parity, "numpy")
-        group = group_of(position, nodes, parity)
-        self.fetches = Fetches(self.store, membership, self.links)
-        self.protect = Protect(
-            AtOnce(), self.store, membership, group, self.codec, self.links, self.fetches, self.told.append
+        member = Member(
+            loop=AtOnce(),
+            store=self.store,
+            membership=membership,
+            group=group_of(position, nodes, parity),
+            codec=self.codec,
+            links=self.links,
+            tell_gate=self.told.append,
         )
+        self.fetches = Fetches(member)
+        self.protect = Protect(member, self.fetches)
 
     def get(self, source: int, message: object, body: memoryview) -> None:
         match message:

@@ -9,10 +9,12 @@ import pytest
 from snapshot_nodes import capture, content, read
 
 from ftrain_snapshot import arena
+from ftrain_snapshot.damage import damages
 from ftrain_snapshot.errors import ArenaTooSmall
+from ftrain_snapshot.lanes import Lanes
 from ftrain_snapshot.manifest import CHUNK_BYTES, UnitDescriptor, checksum, chunk_bytes
 from ftrain_snapshot.messages import Damage, Membership, Peer, SnapshotId
-from ftrain_snapshot.store import Store, damages
+from ftrain_snapshot.store import Store
 
 NODES = 4
 SIZE = 2 * CHUNK_BYTES + 1000
@@ -185,10 +187,10 @@ def test_a_damaged_membership_is_none(tmp_path):
 
 
 def test_a_unit_larger_than_all_memory_is_refused_before_anything_is_allocated(tmp_path):
-    store = made(tmp_path)
+    made(tmp_path)
     sizes = {path: path.stat().st_size for path in tmp_path.iterdir()}
     with pytest.raises(ArenaTooSmall):
-        store.grow_lane(0, 1 << 56)
+        Lanes(tmp_path).outline(0, 1 << 56)
     assert {path: path.stat().st_size for path in tmp_path.iterdir()} == sizes
 
 

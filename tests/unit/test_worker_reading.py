@@ -17,7 +17,8 @@ from torch import nn
 from ftrain.capture import Capturer
 from ftrain.errors import StateMismatch
 from ftrain.restore import read_state
-from ftrain_snapshot.arena import SLOTS, Lane, Region, extend, home_bytes, home_path, table_bytes, table_path
+from ftrain_snapshot.arena import SLOTS, extend, home_bytes, home_path, table_bytes, table_path
+from ftrain_snapshot.lane import Lane, Region
 from ftrain_snapshot.manifest import Header, unit_bytes
 from ftrain_snapshot.messages import SnapshotId
 

@@ -16,7 +16,8 @@ from ftrain.errors import NotTrackable, StateMismatch
 from ftrain.gradients import live_gradients, load_gradients, watch_optimizer
 from ftrain.restore import read_state
 from ftrain.state import check_trackable, collect, load_state, state_of, unique_parameters
-from ftrain_snapshot.arena import SLOTS, Lane, extend, home_bytes, home_path, table_bytes, table_path
+from ftrain_snapshot.arena import SLOTS, extend, home_bytes, home_path, table_bytes, table_path
+from ftrain_snapshot.lane import Lane
 from ftrain_snapshot.manifest import unit_bytes
 from ftrain_snapshot.messages import SnapshotId
 

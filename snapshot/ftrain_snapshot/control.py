@@ -1,0 +1,81 @@
+"""The node's page of control words, shared by its daemon and its workers."""
+
+from __future__ import annotations
+
+import struct
+import time
+from pathlib import Path
+
+from ftrain_snapshot.arena import Mapping
+
+
+class ControlPage:
+    """The gate, written by the gate's daemon, and each lane's progress.
+
+    Words are aligned and written whole; the gate word of two is guarded by the order of writing (slot to -1,
+    ticket, slot), and read ticket, slot, ticket.
+    """
+
+    BYTES = 4096
+    LANES_MAX = 48
+    _TICKET, _SLOT, _PENDING, _FLOOR = 0, 1, 2, 3
+    _PROGRESS, _STRIDE = 128, 8
+
+    def __init__(self, node_dir: str | Path, *, create: bool = False) -> None:
+        path = Path(node_dir) / "control"
+        fresh = create and (not path.exists() or path.stat().st_size != self.BYTES)
+        if fresh:
+            words = [0] * (self.BYTES // 8)
+            words[self._SLOT] = words[self._PENDING] = -1
+            for lane in range(self.LANES_MAX):
+                words[self._PROGRESS + self._STRIDE * lane] = -1
+            draft = path.with_name("control.new")
+            draft.write_bytes(struct.pack(f"<{len(words)}q", *words))
+            draft.chmod(0o600)
+            draft.rename(path)
+        self._mapping = Mapping(path)
+        self._words = self._mapping.view.cast("q")
+        self._times = self._mapping.view.cast("d")
+
+    def gate(self) -> tuple[int, int]:
+        """(ticket, slot); slot -1: closed."""
+        while True:
+            ticket, slot = self._words[self._TICKET], self._words[self._SLOT]
+            if ticket == self._words[self._TICKET]:
+                return ticket, slot
+
+    def pending(self) -> tuple[int, int, int]:
+        """(ticket, slot, floor) of the last opening, shown or not; slot -1: its snapshot has been seen."""
+        return self._words[self._TICKET], self._words[self._PENDING], self._words[self._FLOOR]
+
+    def open_gate(self, ticket: int, slot: int, floor: int = -1) -> None:
+        """Let rank 0 take ``ticket`` for ``slot``; ``floor`` is a note for the gate's own restart."""
+        self._words[self._SLOT] = -1
+        self._words[self._TICKET] = ticket
+        self._words[self._PENDING] = -1
+        self._words[self._FLOOR] = floor
+        self._words[self._PENDING] = slot
+        self._words[self._SLOT] = slot
+
+    def close_gate(self, *, spent: bool = False) -> None:
+        """Nobody may take a ticket. ``spent``: the last one has been used, or is void."""
+        self._words[self._SLOT] = -1
+        if spent:
+            self._words[self._PENDING] = -1
+
+    def progress(self, lane: int) -> tuple[int, float]:
+        """(last committed step, time.time() of its commit) of a lane; step -1: none."""
+        at = self._PROGRESS + self._STRIDE * lane
+        return self._words[at], self._times[at + 1]
+
+    def set_progress(self, lane: int, step: int) -> None:
+        """The lane has committed ``step`` now."""
+        at = self._PROGRESS + self._STRIDE * lane
+        self._times[at + 1] = time.time()
+        self._words[at] = step
+
+    def close(self) -> None:
+        """Unmap."""
+        self._words.release()
+        self._times.release()
+        self._mapping.close()

@@ -1,0 +1,83 @@
+"""The lanes of one node, as its daemon sees them: found again, outlined, or given memory as their units grow.
+
+The parity of these lanes' like is in parities.py.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+from ftrain_snapshot import arena
+from ftrain_snapshot.arena import HOMES, SLOTS, touched
+from ftrain_snapshot.errors import ArenaTooSmall
+from ftrain_snapshot.lane import Lane
+from ftrain_snapshot.loop import Work
+
+
+class Lanes:
+    """All lanes of one node."""
+
+    def __init__(self, node_dir: Path) -> None:
+        self._node_dir = node_dir
+        self._known: dict[int, Lane] = {}
+
+    def get(self, lane: int) -> Lane | None:
+        """The lane's memory, or None if none has been allocated."""
+        known = self._known.get(lane)
+        if known is not None:
+            return known
+        with suppress(OSError, ValueError):
+            return self._known.setdefault(lane, Lane(self._node_dir, lane))
+        return None
+
+    def outline(self, lane: int, unit_bytes: int) -> None:
+        """Have room for such a unit: memory comes with what is put there, the rest when it is allocated.
+
+        Raises ArenaTooSmall if it is clear that there is not enough for all of it; nothing is changed then.
+        """
+        known, size = self.get(lane), arena.home_bytes(unit_bytes)
+        if known is not None and known.capacity >= unit_bytes:
+            return
+        homes, tables = self._homes(lane), self._tables(lane)
+        needed = arena.required({lane: size}, 1, 0)
+        allocated = sum(arena.allocated(path) for path in (*homes, *tables) if path.exists())
+        if needed > (there := allocated + arena.available(self._node_dir)):
+            raise ArenaTooSmall(needed, there)
+        for home in homes:
+            arena.outline(home, size)
+        for table in tables:
+            while arena.extend(table, arena.table_bytes(size)) < arena.table_bytes(size):
+                pass
+        if known is not None:
+            known.refresh()
+
+    def allocate(self, lane: int, size: int) -> Work:
+        """Give memory to homes of at least ``size``, and to their tables, and touch it. Raises ArenaTooSmall."""
+        known, fresh = self.get(lane), set()
+        for home in known.homes if known is not None else ():
+            if arena.allocated(home.path) < home.size:
+                fresh.add(home.path)
+                for _ in arena.fill(home.path):
+                    yield
+        wanted = {path: size for path in self._homes(lane)}
+        wanted |= {path: arena.table_bytes(size) for path in self._tables(lane)}
+        for path, length in wanted.items():
+            while arena.extend(path, length) < length:
+                yield
+        if known is None:
+            known = self._known[lane] = Lane(self._node_dir, lane)
+            for mapping in (*known.homes, *(region.mapping for region in known.regions)):
+                yield from touched(mapping, 0)
+            return
+        for mapping, old_size in known.refresh():
+            yield from touched(mapping, old_size)
+        for home in known.homes:
+            if home.path in fresh:
+                yield from touched(home, 0)
+
+    def _homes(self, lane: int) -> list[Path]:
+        return [arena.home_path(self._node_dir, home, lane) for home in range(HOMES)]
+
+    def _tables(self, lane: int) -> list[Path]:
+        return [arena.table_path(self._node_dir, slot, lane) for slot in range(SLOTS)]
