@@ -94,6 +94,8 @@ class Gather:
         self._loop, self._links, self._position = node.loop, node.links, node.position
         self._codec = node.codec
         self._my_part = node.store.my_part
+        self.received_bytes = 0
+        """Of what was asked for, from other nodes."""
         self._attempt = 0
         self._open: dict[int, _Open] = {}
         self._spare: list[bytearray] = []
@@ -163,6 +165,7 @@ class Gather:
         if (chunk.snapshot, chunk.lane, chunk.rotation, chunk.stripe) != due or chunk.stripe >= piece.stop:
             self._fail(chunk.attempt, position, f"position {position} sent stripe {chunk.stripe} where {due} was due")
             return
+        self.received_bytes += len(body)
         self._take(chunk.attempt, each, position, chunk.stripe, body, chunk.checksum)
 
     def on_fetch_failed(self, position: int, failed: FetchFailed) -> None:

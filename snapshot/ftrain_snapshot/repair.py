@@ -260,7 +260,8 @@ class Repair:
             return
         if not self.restored and not self._unknown and not self._rebuild.data_places():
             self.restored, self.failure = True, ""
-            log("restored", version=self._snapshot.version, generation=self._membership.generation)
+            received_bytes, generation = self.gather.received_bytes, self._membership.generation
+            log("restored", version=self._snapshot.version, generation=generation, received_bytes=received_bytes)
             self._tell_gate(PositionSealed(self._snapshot, ()))
             self._tell()
             self._changed()

@@ -123,7 +123,9 @@ class Scrub:
         deadline = self._loop.now() + REPAIR_SECONDS_MAX
 
         def report() -> None:
-            if self._rebuilds and self._loop.now() < deadline:
+            left = any(places & self._store.damaged.get(snapshot, set()) for snapshot, places in found.items())
+            waits = self._rebuilds or (left and self._is_busy())  # the generation's own repair brings back some of it
+            if waits and self._loop.now() < deadline:
                 self._later(0.02, report)
             else:
                 answer(self._report(checked, found))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import ExitStack
 from itertools import combinations
 from pathlib import Path
@@ -129,6 +130,35 @@ def test_every_pattern_of_lost_nodes_is_rebuilt_and_protected_again(cluster):
         cluster.wait_protected(0)
 
 
+def received_bytes(cluster: Nodes, position: int) -> int:
+    """What the node had received of what it had lost when it was restored."""
+    found = re.findall(r"event=restored .*received_bytes=(\d+)", cluster.log(position))
+    return int(found[-1])
+
+
+@pytest.mark.parametrize("cluster", [(4, 1), (5, 2), (6, 2)], indirect=True, ids=str)
+def test_a_lost_node_receives_its_bytes_once_however_many_others_they_are_made_of(cluster):
+    data = {position: Random(position).randbytes(SIZE) for position in range(len(cluster.nodes))}
+    second = cluster.snapshot(1, 0, data=lambda position, _: data[position])
+    cluster.wait_protected(1)
+    for position in (1, 3):
+        cluster.swap(position)
+        cluster.restore(second)
+        assert 3 * CHUNK_BYTES < received_bytes(cluster, position) < 1.5 * SIZE  # its end, no whole chunk, comes in parts
+        cluster.check(second, 0, lambda position, _: data[position])
+        cluster.wait_protected(1)
+
+
+@pytest.mark.parametrize("cluster", [(5, 2)], indirect=True, ids=str)
+def test_a_sum_that_holds_damaged_bytes_is_found_out_and_made_without_them(cluster):
+    flip_chunk(cluster, 2, cluster.first, 1)
+    cluster.swap(0)
+    cluster.restore(cluster.first)
+    cluster.check(cluster.first, 0, data_of(0))
+    cluster.wait_protected(0)
+    assert "event=chunk_repaired" in cluster.log(2)
+
+
 @pytest.mark.parametrize("cluster", [(4, 1), (5, 2)], indirect=True, ids=str)
 def test_bits_flipped_in_data_and_parity_are_found_at_a_restore_and_repaired(cluster):
     flip_chunk(cluster, 0, cluster.first, 0)
@@ -247,6 +277,7 @@ def test_bits_flipped_on_the_wire_never_get_in(cluster):
         if cluster.protected() == 1:
             cluster.swap(2)
             cluster.restore(second)
+            cluster.wait_protected(1)
         cluster.check(second, 0, data_of(1))
         for node in cluster.nodes:
             assert [lane for lane in node.agent.verify().lanes if lane.damaged] == []
