@@ -144,7 +144,7 @@ def test_a_lost_node_receives_its_bytes_once_however_many_others_they_are_made_o
     for position in (1, 3):
         cluster.swap(position)
         cluster.restore(second)
-        assert 3 * CHUNK_BYTES < received_bytes(cluster, position) < 1.5 * SIZE  # its end, no whole chunk, comes in parts
+        assert 3 * CHUNK_BYTES < received_bytes(cluster, position) < 1.5 * SIZE  # its end comes in parts
         cluster.check(second, 0, lambda position, _: data[position])
         cluster.wait_protected(1)
 
