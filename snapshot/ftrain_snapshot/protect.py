@@ -48,7 +48,7 @@ class Protect:
         self._group, self._codec = node.group, node.codec
         self._assemblies: dict[int, Assembly] = {}
         self._tasks: list[Task] = []
-        self._streams = Streams(node.loop, node.store, m, node.group, node.links, self._is_open, self._on_described)
+        self._streams = Streams(node, self._is_open, self._on_described)
 
     @property
     def under_way(self) -> bool:

@@ -7,15 +7,13 @@ lane's table; the bytes are not looked at here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from ftrain_snapshot.lane import Region
-from ftrain_snapshot.loop import Loop, Task, Work
+from ftrain_snapshot.loop import Task, Work
 from ftrain_snapshot.manifest import Header, UnitDescriptor, chunk_bytes
-from ftrain_snapshot.messages import Membership, SnapshotId
-from ftrain_snapshot.placement import Group
-from ftrain_snapshot.store import Store
-from ftrain_snapshot.transport import Connection
+from ftrain_snapshot.messages import SnapshotId
+from ftrain_snapshot.node import Node
 from ftrain_snapshot.wire import Chunk, Describe
 
 SLICE_CHUNKS = 64
@@ -29,6 +27,7 @@ class Stream:
     def __init__(self, lane: int, header: Header, region: Region, reference: Region | None) -> None:
         self.lane = lane
         self.header = header
+        self.unit_bytes = header.unit_bytes
         self.region = region
         self.reference = reference
         """Chunks that lie where its chunks lie need not be sent."""
@@ -54,11 +53,7 @@ class Streams:
 
     def __init__(
         self,
-        loop: Loop,
-        store: Store,
-        membership: Membership,
-        group: Group,
-        links: Mapping[int, Connection],
+        node: Node,
         is_open: Callable[[SnapshotId], bool],
         described: Callable[[Stream, UnitDescriptor], None],
     ) -> None:
@@ -66,11 +61,11 @@ class Streams:
         self.taken = 0
         """Snapshots begun in this generation."""
         self._newest_taken = -1
-        self._loop, self._store, self._group, self._links = loop, store, group, links
-        self._generation, self._lanes = membership.generation, membership.lanes
+        self._loop, self._store, self._group, self._links = node.loop, node.store, node.group, node.links
+        self._generation, self._lanes = node.membership.generation, node.membership.lanes
         self._is_open, self._described = is_open, described
-        rotations = group.data_rotations(membership.position)
-        self._ways = [(rotation, group.parity_members(rotation)) for rotation in rotations]
+        rotations = self._group.data_rotations(node.position)
+        self._ways = [(rotation, self._group.parity_members(rotation)) for rotation in rotations]
         """For chunks in turn: their rotation, and who holds its parity."""
         self._streams: dict[int, Stream] = {}
         self._tasks: list[Task] = []
@@ -134,13 +129,13 @@ class Streams:
 
     def _push(self, stream: Stream) -> Work:
         stream.busy = True
-        region, header = stream.region, stream.header
-        while self._is_current(stream) and stream.next < min(region.published, header.chunks):
-            chunk = stream.next
-            stream.next += 1
-            if not stream.is_kept(chunk):
-                self._send(stream, chunk)
-            if stream.next % SLICE_CHUNKS == 0:
+        chunks = stream.header.chunks
+        while self._is_current(stream) and stream.next < (published := min(stream.region.published, chunks)):
+            for chunk in range(stream.next, min(stream.next + SLICE_CHUNKS, published)):
+                stream.next = chunk + 1
+                if not stream.is_kept(chunk):
+                    self._send(stream, chunk)
+            if stream.next < published:
                 yield
         stream.busy = False
         if self._is_current(stream):
@@ -149,7 +144,7 @@ class Streams:
     def _send(self, stream: Stream, chunk: int) -> None:
         stripe, turn = divmod(chunk, len(self._ways))
         rotation, holders = self._ways[turn]
-        body = stream.region.chunk(chunk, chunk_bytes(stream.header.unit_bytes, chunk))
+        body = stream.region.chunk(chunk, chunk_bytes(stream.unit_bytes, chunk))
         head = Chunk(stream.snapshot, stream.lane, rotation, stripe, stream.region.sum(chunk), 0)
         for holder in holders:
             if (link := self._links.get(holder)) is not None:

@@ -22,12 +22,14 @@ from heavy_jobs import EmulatedJob
 from jobs import ARGUMENTS, PROGRAMS, Job, exists, holding, pids_of, ranks_of
 from stages import stop
 
+from ftrain_launcher import cli
 from ftrain_snapshot.storage import newest
 
-FLAGS = ("--local-nodes", "2", "--durable-every", "20")
-EVERY_SNAPSHOT = ("--local-nodes", "2", "--durable-every", "10")
-"""Of heavy jobs, which take one right before each of the steps HELD."""
+FLAGS = ("--local-nodes", "2", "--snapshot-every", "10", "--durable-every", "10")
+"""Training is done with the next snapshot sooner than the one before is protected; so the first one, of step 9, is the
+only one that is sure to be taken if nobody waits in between."""
 HELD = (10, 20, 30, 40, 50)
+"""Where ranks of heavy jobs wait: right after each snapshot."""
 
 StartJob = Callable[..., Job]
 StartHeavy = Callable[..., EmulatedJob]
@@ -79,12 +81,23 @@ def wait_writer(job: Job, position: int) -> psutil.Process:
     raise AssertionError(f"no writer on node-{position}\n{job.tail()}")
 
 
-def kill_a_writer(job: Job, url: str, position: int, held: Iterator[int]) -> int:
+def go_on(job: EmulatedJob, held: Iterator[int]) -> int:
+    """Let the ranks go on to the next step that they wait before, with a snapshot taken; its version."""
+    gate = job.node("node-0")
+    gate.wait_gate_open()
+    step = next(held)
+    job.go(step)
+    gate.wait_protected(step + 9)
+    return step + 9
+
+
+def kill_a_writer(job: EmulatedJob, url: str, position: int, held: Iterator[int]) -> int:
     """SIGKILL a node's writer once it has claimed its place in the folder; the step that was not written.
 
     If it was done before, the next snapshot's writer is tried.
     """
     while True:
+        go_on(job, held)
         writer = wait_writer(job, position)
         while writer.is_running() and not list(Path(url).glob(f"step-*/ftrain.part{position}.*")):
             time.sleep(0.001)
@@ -95,12 +108,12 @@ def kill_a_writer(job: Job, url: str, position: int, held: Iterator[int]) -> int
         )
         if "killed by signal 9" in failure:
             return int(failure.split()[1].rstrip(":"))
-        job.go(next(held))
 
 
-def hold_a_writer(job: Job, url: str, position: int, held: Iterator[int]) -> psutil.Process:
+def hold_a_writer(job: EmulatedJob, url: str, position: int, held: Iterator[int]) -> psutil.Process:
     """Stop a node's writer before its part is written; if it was done before, the next snapshot's writer is tried."""
     while True:
+        go_on(job, held)
         writer = wait_writer(job, position)
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             stop(writer.pid)
@@ -108,7 +121,6 @@ def hold_a_writer(job: Job, url: str, position: int, held: Iterator[int]) -> psu
             if not parts or b'"file":"_' not in parts[-1].read_bytes():
                 return writer
             writer.resume()
-        job.go(next(held))
 
 
 def assert_same(job: Job, ends: list[str]) -> None:
@@ -119,13 +131,13 @@ def assert_same(job: Job, ends: list[str]) -> None:
 def test_what_a_job_writes_is_read_by_plain_dcp_and_is_what_it_trained(
     start: StartJob, url: str, tmp_path: Path
 ) -> None:
-    job = start(program="states.py", arguments=("--steps", "40", *holding(20)))
-    assert wait_durable(job) == 19
-    job.go(20)
+    job = start(program="states.py", arguments=("--steps", "20", *holding(10)))
+    assert wait_durable(job) == 9
+    job.go(10)
     assert job.wait() == 0, job.tail()
     found = newest(url)
     assert found is not None
-    assert found.step == 39
+    assert found.step == 19
     assert len(list(Path(url).iterdir())) == 2
     command = [sys.executable, PROGRAMS / "read_with_dcp.py", found.path, job.out / f"step-{found.step}.pt"]
     done = subprocess.run(
@@ -138,14 +150,14 @@ def test_a_killed_writer_costs_one_checkpoint_and_training_goes_on(
     emulated: StartHeavy, url: str, ends_without_a_fault: Ends
 ) -> None:
     """First that of position 0, which completes the checkpoint; then another."""
-    job = emulated(*EVERY_SNAPSHOT, "--durable", url, hold=HELD)
+    job = emulated(*FLAGS, "--durable", url, hold=HELD)
     pids = {r["rank"]: r["pid"] for r in ranks_of(job.wait_step(0)).values()}
-    held = iter(HELD)
+    held = iter((0, *HELD))
     for position in (0, 1):
         lost = kill_a_writer(job, url, position, held)
         assert all(found is None or found.step != lost for found in [newest(url)])
         assert f"the durable checkpoint of step {lost} is not written: node-{position}" in job.tail()
-        job.go(next(held))
+        go_on(job, held)
         later = wait_durable(job, lost + 1)
         assert newest(url).step >= later
     status = job.status()
@@ -161,15 +173,14 @@ def test_training_does_not_wait_for_a_writer_and_a_write_outlives_agents_and_con
     emulated: StartHeavy, url: str, ends_without_a_fault: Ends
 ) -> None:
     """The writer is held still until all of them are back: whoever was told what, the checkpoint gets written."""
-    job = emulated(*EVERY_SNAPSHOT, "--durable", url, hold=HELD)
-    held = iter(HELD)
+    job = emulated(*FLAGS, "--durable", url, hold=HELD)
+    job.wait_step(0)
+    held = iter((0, *HELD))
     writer = hold_a_writer(job, url, 1, held)
     before = newest(url)
-    step, first = job.wait_for(lambda s: (s["durable"]["writing"], s) if s["durable"]["writing"] else None, "a write")
-    protected = first["snapshots"]["protected"]
+    step = job.wait_for(lambda s: s["durable"]["writing"], "a write under way")
     for _ in range(2):
-        job.go(next(held))
-    job.wait_for(lambda s: s["snapshots"]["protected"] >= protected + 20, "two more snapshots")
+        assert go_on(job, held) > step
     status = job.status()
     assert status["durable"]["writing"] == step
     assert status["durable"]["newest"] == (before and before.step)
@@ -195,22 +206,22 @@ def test_training_does_not_wait_for_a_writer_and_a_write_outlives_agents_and_con
 
 def test_all_nodes_lost_at_once_go_on_from_storage(start: StartJob, undisturbed: Undisturbed) -> None:
     """Some, but more than parity replaces: see test_snapshot_stages."""
-    job = start(arguments=(*ARGUMENTS, *holding(20, 30)))
-    assert wait_durable(job) == 19
-    job.go(20)
-    job.wait_step(29)
+    job = start(arguments=(*ARGUMENTS, *holding(10, 15)))
+    assert wait_durable(job) == 9
+    job.go(10)
+    job.wait_step(14)
     job.kill_nodes("node-0", "node-1")
-    job.go(30)
+    job.go(15)
     assert_same(job, undisturbed(2).ends())
-    (incident,) = job.ask("incidents")["incidents"]
-    assert (incident["kind"], incident["resumed_from"]) == ("node_lost", 19)
+    incident = job.ask("incidents")["incidents"][0]
+    assert (incident["kind"], incident["resumed_from"]) == ("node_lost", 9)
     assert incident["seconds"] is not None
-    assert "after step 19, from " in job.tail()
+    assert "after step 9, from " in job.tail()
 
 
 def test_a_job_that_was_killed_goes_on_when_it_is_started_again(start: StartJob, undisturbed: Undisturbed) -> None:
-    first = start(arguments=(*ARGUMENTS, *holding(20)))
-    assert wait_durable(first) == 19
+    first = start(arguments=(*ARGUMENTS, *holding(10)))
+    assert wait_durable(first) == 9
     processes = pids_of(first.status())
     first.process.send_signal(signal.SIGTERM)
     assert first.wait() == 143
@@ -219,8 +230,8 @@ def test_a_job_that_was_killed_goes_on_when_it_is_started_again(start: StartJob,
 
     second = start()
     assert_same(second, undisturbed(2).ends())
-    assert min(second.steps(0)) == 20
-    assert "after step 19, from " in second.tail()
+    assert min(second.steps(0)) == 10
+    assert "after step 9, from " in second.tail()
 
     third = start()  # of a job that has finished, little or nothing is left to be done again
     assert_same(third, undisturbed(2).ends())
@@ -244,8 +255,9 @@ def test_a_job_that_was_killed_goes_on_when_it_is_started_again(start: StartJob,
         (("--durable", " "), "--durable: give a folder or a URL like s3://bucket/folder"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, flags: tuple[str, ...], said: str) -> None:
-    job = Job(tmp_path / "job", *flags)
-    assert job.wait() == 2
-    assert job.tail() == f"ftrain: error: {said}"
-    job.close()
+def test_bad_input_is_one_line_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], said: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["run", *flags, str(PROGRAMS / "train.py")])
+    assert (ended.value.code, *capsys.readouterr()) == (2, "", f"ftrain: error: {said}\n")

@@ -55,7 +55,7 @@ def assert_same(job: Job, undisturbed: Job, ranks: int = NODES) -> None:
 
 
 def recovered(job: Job, incidents: int) -> dict:
-    """Wait until the job has had so many incidents, and trains."""
+    """Wait until the job has had so many incidents, and has done a step since."""
     return job.wait_for(
         lambda s: s if s["incidents"] == incidents and s["state"] == "running" else None, f"recovery {incidents}"
     )
@@ -63,16 +63,17 @@ def recovered(job: Job, incidents: int) -> dict:
 
 def test_a_killed_worker_and_a_node_without_a_spare(start: StartJob, undisturbed: Undisturbed) -> None:
     """The worker costs no sealed step. Position 0, where store and gate are, is no special node: it is replaced."""
-    job = start(*ALONE, arguments=(*ARGUMENTS, *holding(40, 80)))
+    job = start(*ALONE, arguments=(*ARGUMENTS, *holding(40, 80, 119)))
     job.wait_step(10)
     before = job.wait_for(lambda s: s["snapshots"]["sealed"], "a sealed snapshot")
     pid = job.kill_rank(2)
-    recovered(job, 1)
     job.go(40)
+    recovered(job, 1)
     job.wait_step(50)
     job.kill_nodes("node-0")
-    status = recovered(job, 2)
     job.go(80)
+    status = recovered(job, 2)
+    job.go(119)
     assert {n["position"]: n["name"] for n in status["nodes"] if n["state"] == "active"}[0] == "node-4"
 
     assert_same(job, undisturbed(NODES))
@@ -90,7 +91,7 @@ def test_training_goes_on_without_controller_agent_and_daemon_and_a_spare_takes_
     start: StartJob, undisturbed: Undisturbed
 ) -> None:
     """First all that is no worker is killed, and no worker notices. Then a node is lost, and the spare replaces it."""
-    job = start(arguments=(*ARGUMENTS, *holding(40, 80)))
+    job = start(arguments=(*ARGUMENTS, *holding(40, 80, 119)))
     status = job.wait_step(10)
     pids = {r["rank"]: r["pid"] for r in ranks_of(status).values()}
     killed = {status["controller"]["pid"], status["nodes"][1]["agent_pid"], status["nodes"][2]["daemon_pid"]}
@@ -109,8 +110,9 @@ def test_training_goes_on_without_controller_agent_and_daemon_and_a_spare_takes_
     assert after["generation"] == 1
 
     job.kill_nodes("node-1")
-    status = recovered(job, 2)
     job.go(80)
+    status = recovered(job, 2)
+    job.go(119)
     assert {n["name"]: n["state"] for n in status["nodes"]}["node-1"] == "lost"
     assert {n["name"]: n["position"] for n in status["nodes"]}["node-4"] == 1
 
@@ -153,11 +155,10 @@ def test_a_loop_of_ones_own_resumes_to_the_last_bit(start: StartJob) -> None:
     undisturbed = start(*flags, program="own_loop.py", arguments=arguments)
     assert undisturbed.wait() == 0, undisturbed.tail()
     job = start(*flags, program="own_loop.py", arguments=(*arguments, *holding(10, 20, 30)))
-    for incident, (step, rank) in enumerate(((4, 3), (14, 0), (24, 2)), 1):
+    for step, rank, held in ((4, 3, 10), (14, 0, 20), (24, 2, 30)):
         job.wait_step(step)
         job.kill_rank(rank)
-        recovered(job, incident)
-        job.go(10 * incident)
+        job.go(held)
     assert_same(job, undisturbed)
     assert job.status()["incidents"] == 3
 

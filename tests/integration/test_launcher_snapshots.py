@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import Job
+from heavy_jobs import EmulatedJob
 
 from ftrain_snapshot import arena
 from ftrain_snapshot.lane import Lane
@@ -21,32 +21,32 @@ STEPS = 6
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Iterator[Job]:
+def job(tmp_path: Path) -> Iterator[EmulatedJob]:
     """Three nodes, three chunks and more each, that wait before step 4 with step 3 protected."""
-    job = Job(
+    job = EmulatedJob(
         tmp_path / "job",
-        *("--local-nodes", "3"),
-        program="heavy.py",
-        arguments=("--steps", str(STEPS), "--mib", "3", "--hold", *map(str, range(1, HELD + 1))),
+        *("--local-nodes", "3", "--snapshot-every", "1"),
+        hold=tuple(range(1, HELD + 1)),
+        arguments=("--steps", str(STEPS), "--mib", "3"),
     )
-    for step in range(1, HELD):
-        wait_protected(job, step - 1)
-        (job.out / f"go-{step}").touch()
-    wait_protected(job, HELD - 1)
-    yield job
-    job.close()
+    try:
+        gate = job.node("node-0")
+        for step in range(1, HELD):
+            gate.wait_protected(step - 1)
+            gate.wait_gate_open()
+            job.go(step)
+        gate.wait_protected(HELD - 1)
+        yield job
+    finally:
+        job.close()
 
 
-def wait_protected(job: Job, version: int) -> None:
-    job.wait_for(lambda s: s["snapshots"]["protected"] == version, f"step {version} protected")
-
-
-def verify(job: Job) -> tuple[int, dict[str, Any]]:
+def verify(job: EmulatedJob) -> tuple[int, dict[str, Any]]:
     code, text = command(job, "--json")
     return code, json.loads(text)
 
 
-def command(job: Job, *more: str) -> tuple[int, str]:
+def command(job: EmulatedJob, *more: str) -> tuple[int, str]:
     done = subprocess.run(
         [sys.executable, "-m", "ftrain_launcher.cli", "snapshots", "--job", job.name, "--verify", *more],
         capture_output=True,
@@ -75,7 +75,7 @@ def flip_data(folder: Path, version: int, chunk: int) -> None:
     flip(arena.home_path(folder, home, 0), chunk * CHUNK_BYTES + 77)
 
 
-def test_flipped_bits_are_named_and_repaired(job: Job) -> None:
+def check_that_flipped_bits_are_named_and_repaired(job: EmulatedJob) -> None:
     code, report = verify(job)
     assert (code, report["sound"]) == (0, True), report
     assert [n["damaged"] for n in report["nodes"]] == [0, 0, 0]
@@ -106,31 +106,35 @@ def test_flipped_bits_are_named_and_repaired(job: Job) -> None:
     assert code == 0
     assert "chunks are sound\n" in text
     assert "repaired from parity" not in text
-
     job.wait_for(lambda s: s["incidents"] == 2, "the incidents")
-    (job.out / f"go-{HELD}").touch()
-    assert job.wait() == 0, job.tail()
-    incidents = job.ask("incidents")["incidents"]
-    assert {i["kind"] for i in incidents} == {"chunks_damaged"}
-    assert "node-1 found damaged chunks of its snapshots" in job.log.read_text()
-    code, text = command(job)
-    assert (code, text) == (2, "")
 
 
-def test_what_parity_cannot_bring_back_is_said_to_be_lost(job: Job) -> None:
+def check_that_what_parity_cannot_bring_back_is_lost(job: EmulatedJob) -> None:
     stripe = arena_stripe_of_two(job)
     for node, chunk in stripe:
         flip_data(job.arena / node, HELD - 1, chunk)
     code, report = verify(job)
     assert (code, report["sound"]) == (1, False), report
     assert {n["node"] for n in report["nodes"] if n["damaged"] > n["repaired"]} == {node for node, _ in stripe}
-    job.wait_for(lambda s: s["snapshots"]["protected"] == HELD - 2, "the snapshot given up")
+    for number in range(3):
+        job.node(f"node-{number}").wait_logged(f"event=snapshot_dropped version={HELD - 1} ")
     code, report = verify(job)
     assert code == 0, "the job has given that snapshot up, and has older ones"
     assert HELD - 1 not in {lane["version"] for n in report["nodes"] for lane in n["lanes"]}
 
 
-def arena_stripe_of_two(job: Job) -> list[tuple[str, int]]:
+def test_flipped_bits_are_named_and_repaired_or_their_snapshot_is_given_up(job: EmulatedJob) -> None:
+    check_that_flipped_bits_are_named_and_repaired(job)
+    check_that_what_parity_cannot_bring_back_is_lost(job)
+    job.go(HELD)
+    assert job.wait() == 0, job.tail()
+    incidents = job.ask("incidents")["incidents"]
+    assert {i["kind"] for i in incidents} == {"chunks_damaged"}
+    assert "node-1 found damaged chunks of its snapshots" in job.log.read_text()
+    assert command(job) == (2, "")
+
+
+def arena_stripe_of_two(job: EmulatedJob) -> list[tuple[str, int]]:
     """Two data chunks of one stripe: one more than parity 1 makes up for."""
     from ftrain_snapshot.placement import group_of
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from jobs import Job, ranks_of
+from jobs import Job, holding, ranks_of
 
 from ftrain_snapshot.handshake import PREFIX, Handshake
 from ftrain_snapshot.manifest import CHUNK_BYTES
@@ -27,9 +27,10 @@ from ftrain_snapshot.usage import Traffic
 from ftrain_snapshot.wire import PeerHello
 
 FLAGS = ("--local-nodes", "2")
-ARGUMENTS = ("--steps", "450")
-QUIET_STEPS = 60
-ROUNDS = 12
+STEPS = 240
+ARGUMENTS = ("--steps", str(STEPS))
+QUIET_STEPS = 40
+ROUNDS_MIN, ROUNDS_MAX = 3, 12
 GROWTH_BYTES_MAX = 16 << 20
 PACE_MIN = 0.5
 """Of the pace before: the attackers need processor time of the same two cores."""
@@ -169,18 +170,25 @@ class Attack:
 
 @pytest.fixture
 def jobs(tmp_path: Path) -> Iterator[list[Job]]:
-    made = [Job(tmp_path / name, *FLAGS, arguments=ARGUMENTS) for name in ("undisturbed",)]
-    assert made[0].wait() == 0, made[0].tail()
-    made.append(Job(tmp_path / "scanned", *FLAGS, arguments=ARGUMENTS))
-    yield made
-    for job in made:
-        job.close()
+    made = [Job(tmp_path / "undisturbed", *FLAGS, arguments=ARGUMENTS)]
+    try:
+        assert made[0].wait() == 0, made[0].tail()
+        made.append(Job(tmp_path / "scanned", *FLAGS, arguments=(*ARGUMENTS, *holding(STEPS - 1))))
+        yield made
+    finally:
+        for job in made:
+            job.close()
+
+
+def slowest(status: dict) -> int:
+    """The step that all ranks have committed."""
+    return min(rank["step"] for rank in ranks_of(status).values())
 
 
 def pace(job: Job, steps: int) -> float:
     """Steps a second, over so many."""
     status = job.wait_step(0)
-    first, start = min(rank["step"] for rank in ranks_of(status).values()), time.monotonic()
+    first, start = slowest(status), time.monotonic()
     job.wait_step(first + steps)
     return steps / (time.monotonic() - start)
 
@@ -196,20 +204,21 @@ def test_a_job_trains_on_while_its_daemons_are_scanned(jobs: list[Job]) -> None:
     targets = [Target(node["daemon_pid"]) for node in status["nodes"]]
     attack = Attack(targets)
     with attack.held:
-        start, first = time.monotonic(), job.wait_step(0)
-        for _ in range(ROUNDS):
+        start, first, rounds = time.monotonic(), slowest(job.wait_step(0)), 0
+        while rounds < ROUNDS_MAX and slowest(status) < STEPS - 20:  # then it is about to wait
             attack.round()
             for position, target in enumerate(targets):
                 attack.old_generation(target, 1, 1 - position)
-        status = job.wait_step(0)
-        steps = [min(r["step"] for r in ranks_of(s).values()) for s in (first, status)]
-        busy = (steps[1] - steps[0]) / (time.monotonic() - start)
-        assert attack.turned_away > 10 * ROUNDS
+            rounds, status = rounds + 1, job.wait_step(0)
+            busy = (slowest(status) - first) / (time.monotonic() - start)
+        assert rounds >= ROUNDS_MIN
+        assert attack.turned_away > 10 * rounds
         for target in targets:
-            assert target.open_files() < 2 * UNPROVED_MAX + 8 * ROUNDS, "they are not turned away"
+            assert target.open_files() < 2 * UNPROVED_MAX + 8 * rounds, "they are not turned away"
             assert target.memory() - target.memory_bytes < GROWTH_BYTES_MAX
         assert busy > PACE_MIN * quiet, f"{busy:.0f} steps a second, {quiet:.0f} before"
         job.wait_for(lambda s: (s["snapshots"]["protected"] or 0) > protected + 20, "snapshots protected meanwhile")
+    job.go(STEPS - 1)
     assert job.wait() == 0, job.tail()
     assert job.ends() == undisturbed.ends()
     assert [node["daemon_pid"] for node in status["nodes"]] == [target.pid for target in targets]
