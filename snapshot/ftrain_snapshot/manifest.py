@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import enum
 import struct
+from functools import lru_cache
 from typing import Annotated, TypeVar
 
 import msgspec
@@ -120,7 +121,11 @@ def write_header(page: memoryview, header: Header) -> None:
 
 def read_header(page: memoryview) -> tuple[State, Header | None]:
     """State, and the header if it is whole. Never raises: another process may be writing it."""
-    raw = bytes(page[:_HEADER_END])
+    return _parse_header(bytes(page[:_HEADER_END]))
+
+
+@lru_cache(maxsize=256)  # asked for each chunk that comes; it changes with each capture
+def _parse_header(raw: bytes) -> tuple[State, Header | None]:
     if len(raw) < _HEADER_END or not raw.startswith(_MAGIC):
         return State.EMPTY, None
     word = _STATE.unpack_from(raw, _STATE_OFFSET)[0]
