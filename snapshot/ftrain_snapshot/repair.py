@@ -237,11 +237,11 @@ class Repair:
     def _learn(self, catalog: Catalog) -> None:
         """What can be noted as missing now that more units are known."""
         self._claim_parity(catalog)
-        for lane in sorted(self._unknown):
-            unit = catalog.unit(self._position, lane)
-            if unit is not None and lane not in self._preparing:
-                self._preparing.add(lane)
-                self._spawn(self._take_up(unit))
+        lanes = sorted(self._unknown - self._preparing)
+        learnt = [unit for lane in lanes if (unit := catalog.unit(self._position, lane)) is not None]
+        self._preparing.update(unit.lane for unit in learnt)  # all, before the first is taken up and judged by
+        for unit in learnt:
+            self._spawn(self._take_up(unit))
 
     def _take_up(self, unit: UnitDescriptor) -> Work:
         yield from self._prepare(unit, single=False)

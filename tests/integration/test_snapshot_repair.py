@@ -390,3 +390,20 @@ def test_other_groups_are_read_by_way_of_the_gate(root):
             reader.read(snapshot, 2, 0, 0, 10)
     finally:
         cluster.stop()
+
+
+def test_a_lost_node_of_several_small_lanes_is_restored_at_the_first_try(root):
+    cluster = Cluster(root, 2, lanes=3)
+    cluster.configure()
+    cluster.reserve(CHUNK_BYTES)
+    first = cluster.snapshot(0, 700)
+    cluster.wait_protected(0)
+    for _ in range(8):
+        cluster.nodes[0].lose()
+        cluster.replace(0)
+        cluster.configure(first)
+        cluster.wait_restored()
+        cluster.check(first, 700)
+        cluster.wait_protected(0)
+        assert "repair_failed" not in (root / f"{cluster.nodes[0].name}.log").read_text()
+    cluster.stop()
