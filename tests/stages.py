@@ -60,7 +60,12 @@ class NodeFolder:
 
     def wait_protected(self, version: int, seconds: float = WAIT_SECONDS) -> None:
         """Wait until the gate, which must be here, has this version or a newer one protected."""
-        wait_until(lambda: (self.levels().protected or -1) >= version, seconds, f"version {version} protected")
+
+        def protected() -> bool:
+            found = self.levels().protected
+            return found is not None and found >= version
+
+        wait_until(protected, seconds, f"version {version} protected")
 
     def wait_sealed(self, version: int, seconds: float = WAIT_SECONDS) -> Levels:
         """Wait until the gate, which must be here, has this version sealed; the levels then."""

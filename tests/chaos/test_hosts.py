@@ -12,22 +12,12 @@ from pathlib import Path
 
 import pytest
 from hosts import Lab
-from hosts.job import HostJob
+from hosts.job import CONTROLLER_GRACE_SECONDS, SHORT_SECONDS, TIMEOUTS, HostJob
 from jobs import ARGUMENTS, Job, holding
 from needs import require_lab
 
 NODES = 4
-HEARTBEAT_TIMEOUT_SECONDS = 5.0
-"""Hosts that start at once on two cores are silent for longer than three."""
-SHORT_SECONDS = 1.0
-"""A cut for so long is over when TCP sends again for the third time, 1.4 s after it was first in vain."""
-CONTROLLER_GRACE_SECONDS = 4.0
-FLAGS = (
-    *("--nnodes", str(NODES)),
-    *("--heartbeat-timeout-seconds", str(HEARTBEAT_TIMEOUT_SECONDS)),
-    *("--agent-grace-seconds", "1"),
-    *("--controller-grace-seconds", str(CONTROLLER_GRACE_SECONDS)),
-)
+FLAGS = ("--nnodes", str(NODES), *TIMEOUTS)
 
 StartJob = Callable[..., HostJob]
 Undisturbed = Callable[[int], Job]

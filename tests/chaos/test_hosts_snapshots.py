@@ -13,23 +13,14 @@ from collections.abc import Callable
 
 from heavy_jobs import HeavyHostJob
 from hosts import Lab
+from hosts.job import SHORT_SECONDS, TIMEOUTS
 from snapshot_nodes import wait_until
 from stages import WAIT_SECONDS
 
 NODES = 4
-HEARTBEAT_TIMEOUT_SECONDS = 5.0
-"""Six hosts that start at once on two cores are silent for longer than three."""
-SHORT_SECONDS = 1.0
-"""A cut for so long is over when TCP sends again for the third time, 1.4 s after it was first in vain."""
 MIB = 2**20
-FLAGS = (
-    *("--nnodes", str(NODES)),
-    *("--heartbeat-timeout-seconds", str(HEARTBEAT_TIMEOUT_SECONDS)),
-    *("--agent-grace-seconds", "1"),
-    *("--controller-grace-seconds", "3"),
-)
-
-PAIR_FLAGS = ("--nnodes", "2", *FLAGS[2:])
+FLAGS = ("--nnodes", str(NODES), *TIMEOUTS)
+PAIR_FLAGS = ("--nnodes", "2", *TIMEOUTS)
 FLIPPED_EVERY_FRAMES = 150
 """About one in ten chunks of 1 MiB: of what is asked for again, hardly any is harmed again."""
 

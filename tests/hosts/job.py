@@ -17,6 +17,17 @@ from stages import NodeFolder
 from hosts.lab import Lab
 
 PORT = 29400
+CONTROLLER_GRACE_SECONDS = 8.0
+TIMEOUTS = (
+    *("--heartbeat-timeout-seconds", "6"),
+    *("--agent-grace-seconds", "2"),
+    *("--controller-grace-seconds", str(CONTROLLER_GRACE_SECONDS)),
+)
+"""Six hosts that start at once on two cores import torch for half a minute, and are silent for seconds on the way; a
+daemon whose agent does not come within both graces ends."""
+SHORT_SECONDS = 0.5
+"""A cut that nobody may notice: TCP sends again 0.6 s after it was first in vain, and the first of these timeouts, an
+agent's for the controller, is half of six seconds."""
 
 
 class HostJob(Job):

@@ -229,20 +229,20 @@ def test_a_client_may_ask_anything(daemon: Daemon, kind, data):
     daemon.check()
 
 
-@settings(few, max_examples=10)
-@given(
-    changes=st.lists(
-        st.sampled_from([f for f in m.Membership.__struct_fields__ if f != "resumed"]).flatmap(
-            lambda name: st.tuples(st.just(name), values(typing.get_type_hints(m.Membership)[name]))
-        ),
-        max_size=4,
-    ),
-    peers=st.integers(1, 4),
-)
-def test_an_agent_may_ask_for_any_job(tmp_path_factory, changes, peers):
+FIELDS = {name: kind for name, kind in typing.get_type_hints(m.Membership).items() if name != "resumed"}
+
+
+@pytest.mark.parametrize("field", FIELDS)
+@settings(few, max_examples=2)
+@given(data=st.data())
+def test_an_agent_may_ask_for_any_job(tmp_path_factory, field, data):
     daemon = Daemon(tmp_path_factory.mktemp("node"), 1, KNOWN)
-    asked = msgspec.structs.replace(daemon.membership, generation=2, peers=daemon.membership.peers[:peers])
-    daemon.asked(m.Configure(msgspec.structs.replace(asked, **dict(changes))))
+    asked = msgspec.structs.replace(
+        daemon.membership, generation=2, peers=daemon.membership.peers[: data.draw(st.integers(1, 4))]
+    )
+    others = data.draw(st.lists(st.sampled_from(list(FIELDS)), max_size=3))
+    changes = {name: data.draw(values(FIELDS[name])) for name in (*others, field)}
+    daemon.asked(m.Configure(msgspec.structs.replace(asked, **changes)))
     daemon.check()
     daemon.service._close()
 
