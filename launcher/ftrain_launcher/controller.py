@@ -115,7 +115,7 @@ class Controller:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            for outbox in self._outboxes.values():
+            for outbox in list(self._outboxes.values()):  # an agent may open a line meanwhile
                 await outbox.close()
             await self._launchers.close()
             await runner.cleanup()

@@ -36,6 +36,8 @@ CLIENTS_MAX = 256
 UNREAD_MAX = 8
 """Answers that may wait for a client to read them."""
 STRANGER_TIMEOUT_SECONDS = 30.0
+START_SECONDS = 20.0
+"""How much longer than a later one the first agent may take: on a busy machine it is still coming itself."""
 LANES_MAX = ControlPage.LANES_MAX
 _REQUEST: msgspec.msgpack.Decoder[m.Request] = msgspec.msgpack.Decoder(m.Request)
 
@@ -127,13 +129,13 @@ class Service:
         self._taken_before = 0
         self._total_before = m.Volume()
         self._skipped = 0
-        self._grace: Timer | None = None
+        self._grace: Timer | None
         self._forsaken_by_agent = False
         self._unix = bind_unix(node_dir / SOCKET_NAME)
         for sock, handler in ((self._tcp, self._on_tcp), (self._unix, self._on_unix)):
             sock.setblocking(False)
             self.loop.watch(sock, handler)
-        self._count_agents()
+        self._grace = self.loop.later(START_SECONDS + grace_seconds, self._forsaken)
 
     def run(self) -> None:
         """Serve until asked to end; then remove all files."""
