@@ -39,8 +39,9 @@ from ftrain_snapshot.messages import SnapshotId
 
 PUBLISH_BYTES = 8 << 20
 """The daemon is told of new chunks so often."""
-NICENESS = 19
-"""The background thread's: below training."""
+NICENESS = 13
+"""The background thread's: below training, yet with enough of busy cores to have copied before the next step (with
+19 it has not, and training makes the copy itself; scripts/bench/snapshot.py --only stall, steps)."""
 WAIT_SECONDS_MAX = 600.0
 """Copying takes a fraction of a second; a machine that swaps takes longer."""
 

@@ -279,6 +279,7 @@ def python(ctx: ftrain.Context, args: argparse.Namespace) -> list[Row]:
         optimizer.step()
         optimizer.zero_grad()
         dropped, newest = capturer.dropped, capturer.newest
+        dist.barrier()  # as after a step: nobody waits for rank 0 to get here
         start, cpu = time.perf_counter(), time.thread_time()
         ctx.commit(number)
         row = {"wall": time.perf_counter() - start, "cpu": time.thread_time() - cpu}
