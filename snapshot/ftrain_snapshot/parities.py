@@ -66,7 +66,10 @@ class Parities:
 
     def table(self, slot: int, kind: Kind) -> ParityTable:
         """The slot's table, made if there is none."""
-        return self.tables[slot].setdefault(kind, ParityTable())
+        tables = self.tables[slot]
+        if kind not in tables:
+            tables[kind] = ParityTable()
+        return tables[kind]
 
     def view(self, slot: int, kind: Kind, stripe: int) -> memoryview | None:
         """The stripe's place, as long as there is room; None if it has none."""
