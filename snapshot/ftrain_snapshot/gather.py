@@ -22,6 +22,8 @@ from ftrain_snapshot.wire import Chunk, Fetch, FetchFailed, Mismatch
 
 SOURCE_TIMEOUT_SECONDS = 10.0
 """A source that has not sent what was asked for by then counts as one that cannot."""
+SPARE_MAX = 16
+"""Chunks of scratch that are kept for the next order: fresh memory costs more than what is done in it."""
 
 
 class Order:
@@ -105,6 +107,7 @@ class Gather:
         for each in self._open.values():
             each.timer.cancel()
         self._open.clear()
+        self._spare.clear()
 
     def begin(self, order: Order) -> None:
         """Fetch it. Its methods may be called before this returns (nothing to fetch, or nobody to ask)."""
@@ -131,8 +134,12 @@ class Gather:
 
     def give_back(self, data: memoryview) -> None:
         """What an order kept is not needed any more."""
-        if self._open and isinstance(data.obj, bytearray):
-            self._spare.append(data.obj)
+        if isinstance(data.obj, bytearray):
+            self._keep(data.obj)
+
+    def _keep(self, scratch: bytearray) -> None:
+        if len(scratch) == CHUNK_BYTES and len(self._spare) < SPARE_MAX:
+            self._spare.append(scratch)
 
     def cancel(self, order: Order) -> None:
         """Nobody wants it any more."""
@@ -242,8 +249,8 @@ class Gather:
 
     def _finish_stripe(self, attempt: int, each: _Open, stripe: int, scratch: bytearray) -> None:
         self._hand_over(attempt, each, stripe, memoryview(scratch)[: each.order.length(stripe)])
-        if len(scratch) == CHUNK_BYTES and not each.order.keeps:
-            self._spare.append(scratch)
+        if not each.order.keeps:
+            self._keep(scratch)
 
     def _hand_over(self, attempt: int, each: _Open, stripe: int, data: memoryview) -> None:
         each.order.on_stripe(stripe, data)
@@ -255,9 +262,8 @@ class Gather:
     def _end(self, attempt: int) -> None:
         each = self._open.pop(attempt)
         each.timer.cancel()
-        self._spare += [scratch for scratch, _ in each.scratch.values()]
-        if not self._open:
-            self._spare.clear()
+        for scratch, _ in each.scratch.values():
+            self._keep(scratch)
 
     def _fail(
         self, attempt: int, source: int, reason: str, damaged: int | None = None, *, silent: bool = False

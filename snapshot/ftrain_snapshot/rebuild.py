@@ -30,6 +30,8 @@ ORDERS_MAX = 4
 """Pieces in flight: together 16 MiB from each source, and as much scratch."""
 SILENCE_SECONDS = 5.0
 """For how long a source that did not answer is not asked again."""
+RELAYS_PAUSE_SECONDS = 0.25
+"""For how long sources are asked one by one after a chain of them has failed; after one that was silent, for good."""
 STRIKES_MAX = 8
 """How often one chunk may come damaged from its source before that is left out there."""
 
@@ -58,6 +60,8 @@ class Rebuild:
         """Why the last rebuilt bytes were wrong; empty if none were."""
         self.full = ""
         """Why there was no room for the last rebuilt bytes; empty if there was."""
+        self.parity_waits = False
+        """Own data is missing of which it is not known yet what: it goes first."""
         self._loop, self._store = node.loop, node.store
         self._group, self._position, self._codec = node.group, node.position, node.codec
         self._gather = gather
@@ -72,7 +76,7 @@ class Rebuild:
         self._doubtful: set[tuple[int, int]] = set()
         """(lane, rotation) of data that came out wrong: which source is damaged is found out from then on."""
         self._relays = True
-        """Until a chain fails."""
+        """False for a while once a chain has failed."""
         self._orders: set[_Stripes] = set()
         self._left: Counter[tuple[int, int]] = Counter()
         """Chunks that are not back yet, by (lane, rotation), as of the last plan and what was repaired since."""
@@ -181,7 +185,7 @@ class Rebuild:
     def _fill(self) -> None:
         while len(self._orders) < ORDERS_MAX and not self._closed:
             piece = next(self._plan, None)
-            if piece is None and any(self._is_data(order.piece.rotation) for order in self._orders):
+            if piece is None and (self.parity_waits or any(self._is_data(o.piece.rotation) for o in self._orders)):
                 return
             piece = piece or next(self._plan_of_parity, None)
             if piece is None:
@@ -296,6 +300,8 @@ class Rebuild:
         self._unload(order.piece)
         if order.relayed:  # which link of the chain it was is not known here: ask each for its part
             self._relays = False
+            if not silent:  # its links may only be coming up
+                self._loop.later(RELAYS_PAUSE_SECONDS, self._relay_again)
         elif damaged is not None:
             self._strike(order.piece, source, damaged)
         elif silent:
@@ -305,6 +311,9 @@ class Rebuild:
             self._distrust(source, order.piece, order.piece.first, order.piece.stop)
         self.plan()
         self._changed()
+
+    def _relay_again(self) -> None:
+        self._relays = True
 
     def _ask_again(self, source: int) -> None:
         self._silent.discard(source)

@@ -105,6 +105,7 @@ class Repair:
             unit = catalog.unit(self._position, lane) or self._store.describe(lane, self._snapshot)
             if unit is None:
                 self._unknown.add(lane)
+                self._rebuild.parity_waits = True
                 continue
             catalog.put(unit)
             is_whole = self._store.sealed(lane, self._snapshot) == unit.header
@@ -152,6 +153,7 @@ class Repair:
             for lane, rotation, stripe in sorted(bad):
                 log("chunk_damaged", version=self._snapshot.version, lane=lane, rotation=rotation, stripe=stripe)
         self._unknown.discard(unit.lane)
+        self._rebuild.parity_waits = bool(self._unknown)
 
     def _check_parity(self, catalog: Catalog) -> Generator[None, None, bool]:
         """Note what is damaged of the parity on record; whether there is none."""
