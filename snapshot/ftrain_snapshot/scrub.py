@@ -238,6 +238,9 @@ class Scrub:
 
     def drop(self, snapshot: SnapshotId) -> None:
         """The job gives this snapshot up, and the store is about to forget it: what is damaged of it is lost."""
+        if (rebuild := self._rebuilds.pop(snapshot, None)) is not None:
+            self.repaired += rebuild.repaired
+            rebuild.close()
         self._lost[snapshot] = set(self._store.damaged.get(snapshot, ()))
         for oldest in sorted(self._lost)[:-SLOTS]:
             del self._lost[oldest]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from random import Random
@@ -17,6 +20,7 @@ from ftrain_snapshot.errors import SnapshotError, SnapshotIncomplete
 from ftrain_snapshot.lane import Lane
 from ftrain_snapshot.manifest import CHUNK_BYTES
 from ftrain_snapshot.messages import Membership, Peer, SnapshotId
+from ftrain_snapshot.placement import group_of
 
 root = pytest.fixture(cluster_root)
 SIZE = 3 * CHUNK_BYTES + 5000
@@ -407,3 +411,30 @@ def test_a_lost_node_of_several_small_lanes_is_restored_at_the_first_try(root):
         cluster.wait_protected(0)
         assert "repair_failed" not in (root / f"{cluster.nodes[0].name}.log").read_text()
     cluster.stop()
+
+
+def test_a_check_does_not_wait_for_what_was_given_up(root):
+    cluster = Cluster(root, 3)
+    cluster.configure()
+    cluster.reserve(4 * CHUNK_BYTES)
+    group = group_of(0, 3, 1)
+    for version in range(8):
+        snapshot = cluster.snapshot(version, 3 * CHUNK_BYTES + version)
+        cluster.wait_protected(version)
+        for position in group.data_members(0):  # one stripe, one chunk more than parity makes up for
+            flip_chunk(cluster, position, snapshot, group.data_rotations(position).index(0))
+        with ThreadPoolExecutor() as pool:  # all at the same time, as the command line has them look
+            reports = list(pool.map(lambda node: node.agent.verify(), cluster.nodes))
+        assert any(lane.damaged for report in reports for lane in report.lanes)
+        wait_until(partial(has_dropped, cluster, version), 10, f"version {version} given up")
+        start = time.monotonic()
+        for node in cluster.nodes:
+            assert not any(lane.damaged for lane in node.agent.verify().lanes)
+        assert time.monotonic() - start < 10.0
+    cluster.stop()
+
+
+def has_dropped(cluster: Cluster, version: int) -> bool:
+    """Every daemon has heard that the job gave the snapshot up."""
+    logs = [(cluster.root / f"{node.name}.log").read_text() for node in cluster.nodes]
+    return all(f"event=snapshot_dropped version={version} " in log for log in logs)
