@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,12 @@ class Writers:
         self.process.stdin.close()
         self.process.wait(10)
         self.process.stdout.close()
+
+
+def started_writers() -> Iterator[Writers]:
+    """What a module's fixture ``writers`` yields."""
+    with Writers() as found:
+        yield found
 
 
 class Memory:

@@ -10,10 +10,8 @@ from ftrain_snapshot.manifest import Catalog, UnitDescriptor, checksum, chunk_by
 from ftrain_snapshot.messages import Damage, SnapshotId
 from ftrain_snapshot.placement import Group
 
-SLICE_CHUNKS = 1
-"""Chunks to checksum before others get their turn: who is asked for lost bytes answers in between."""
 SLICE_UNREAD_CHUNKS = 4096
-"""The same, of chunks of which the record says enough."""
+"""Chunks to look up in the record before others get their turn."""
 
 Place = tuple[int, int, int]
 """(lane, rotation, stripe): one chunk of this node, data or parity as the rotation says."""
@@ -42,9 +40,8 @@ def bad_data(unit: UnitDescriptor, lane: Lane | None, group: Group) -> Generator
         on_record = region.sum(chunk) == sum_  # a spare's says nothing: then nothing need be read
         if not on_record or checksum(region.chunk(chunk, chunk_bytes(length, chunk))) != sum_:
             bad.add(place)
-        slice_chunks = SLICE_CHUNKS if on_record else SLICE_UNREAD_CHUNKS
-        if chunk % slice_chunks == slice_chunks - 1:
-            yield
+        if on_record or chunk % SLICE_UNREAD_CHUNKS == SLICE_UNREAD_CHUNKS - 1:
+            yield  # after each that was read: who is asked for lost bytes answers in between
     return bad
 
 
@@ -58,6 +55,5 @@ def bad_parity(
             view = parity(catalog.snapshot, described.lane, described.rotation, stripe)
             if view is None or checksum(view) != sum_at(described.sums, stripe):
                 bad.add((described.lane, described.rotation, stripe))
-            if stripe % SLICE_CHUNKS == SLICE_CHUNKS - 1:
-                yield
+            yield
     return bad

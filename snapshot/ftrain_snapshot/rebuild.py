@@ -25,7 +25,6 @@ from ftrain_snapshot.node import Node
 from ftrain_snapshot.rebuild_plan import Piece, Shape, Sight, Stuck, impossible, pieces
 from ftrain_snapshot.relay import PIECE_STRIPES_MAX
 
-PIECE_STRIPES = PIECE_STRIPES_MAX
 ORDERS_MAX = 4
 """Pieces in flight: together 16 MiB from each source, and as much scratch."""
 SILENCE_SECONDS = 5.0
@@ -176,7 +175,7 @@ class Rebuild:
                 self._position,
                 [d for d in damages(places - busy) if d.lane in sight.shapes],
                 self._load,
-                PIECE_STRIPES,
+                PIECE_STRIPES_MAX,
             )
             for places in (self.data_places(), self.parity_places())
         )
@@ -410,5 +409,5 @@ class _Stripes(Order):
 
 def _turned(piece: Piece) -> Piece:
     """The same with another source first: each piece in turn has another one send what all have summed up."""
-    turn = (piece.first // PIECE_STRIPES + piece.rotation) % max(1, len(piece.sources))
+    turn = (piece.first // PIECE_STRIPES_MAX + piece.rotation) % max(1, len(piece.sources))
     return msgspec.structs.replace(piece, sources=piece.sources[turn:] + piece.sources[:turn])

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 
-from ftrain_snapshot.damage import SLICE_CHUNKS, Place, damages
+from ftrain_snapshot.damage import Place, damages
 from ftrain_snapshot.gather import Gather
 from ftrain_snapshot.ledger import SLOTS
 from ftrain_snapshot.log import log
@@ -23,6 +23,8 @@ from ftrain_snapshot.node import Node
 from ftrain_snapshot.rebuild import Rebuild
 from ftrain_snapshot.wire import Mismatch, SkipNotice
 
+SLICE_CHUNKS = 8
+"""Chunks to checksum at a time; each is followed by a rest."""
 REST_FACTOR = 99
 """How long to rest after a slice, in times of what it took."""
 REST_SECONDS_MIN, REST_SECONDS_MAX = 0.05, 5.0
@@ -224,11 +226,15 @@ class Scrub:
         reason = rebuild.impossible() or rebuild.unknown()
         if not reason and snapshot in self._store.damaged:
             return
-        self.repaired += rebuild.repaired
-        del self._rebuilds[snapshot]
-        rebuild.close()
+        self._end_rebuild(snapshot)
         if reason:
             self._give_up(snapshot, reason)
+
+    def _end_rebuild(self, snapshot: SnapshotId) -> None:
+        """Nothing more is brought back of it: all is, or nobody can, or nobody wants it any more."""
+        if (rebuild := self._rebuilds.pop(snapshot, None)) is not None:
+            self.repaired += rebuild.repaired
+            rebuild.close()
 
     def _give_up(self, snapshot: SnapshotId, reason: str) -> None:
         """What nobody can bring back is lost, and its snapshot with it: the job must not restore it."""
@@ -238,9 +244,7 @@ class Scrub:
 
     def drop(self, snapshot: SnapshotId) -> None:
         """The job gives this snapshot up, and the store is about to forget it: what is damaged of it is lost."""
-        if (rebuild := self._rebuilds.pop(snapshot, None)) is not None:
-            self.repaired += rebuild.repaired
-            rebuild.close()
+        self._end_rebuild(snapshot)
         self._lost[snapshot] = set(self._store.damaged.get(snapshot, ()))
         for oldest in sorted(self._lost)[:-SLOTS]:
             del self._lost[oldest]

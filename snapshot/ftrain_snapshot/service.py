@@ -129,13 +129,12 @@ class Service:
         self._taken_before = 0
         self._total_before = m.Volume()
         self._skipped = 0
-        self._grace: Timer | None
         self._forsaken_by_agent = False
         self._unix = bind_unix(node_dir / SOCKET_NAME)
         for sock, handler in ((self._tcp, self._on_tcp), (self._unix, self._on_unix)):
             sock.setblocking(False)
             self.loop.watch(sock, handler)
-        self._grace = self.loop.later(START_SECONDS + grace_seconds, self._forsaken)
+        self._grace: Timer | None = self.loop.later(START_SECONDS + grace_seconds, self._forsaken)
 
     def run(self) -> None:
         """Serve until asked to end; then remove all files."""

@@ -13,7 +13,7 @@ import durable_job as job
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from durable_memory import Memory, Writers, assert_bits
+from durable_memory import Memory, Writers, assert_bits, started_writers
 from jobs import PROGRAMS
 from snapshot_nodes import Cluster, cluster_root
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader
@@ -32,10 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:Us
 READ_WITHOUT_FTRAIN = PROGRAMS / "read_with_dcp.py"
 
 
-@pytest.fixture(scope="module")
-def writers() -> Iterator[Writers]:
-    with Writers() as found:
-        yield found
+writers = pytest.fixture(scope="module")(started_writers)
 
 
 @pytest.fixture

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import durable_job as job
 import pytest
 import torch.distributed.checkpoint as dcp
-from durable_memory import Memory, Writers
+from durable_memory import Memory, Writers, started_writers
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecWriter
 
 from ftrain.durable.reader import read_state
@@ -21,10 +20,7 @@ from ftrain_snapshot.storage import Storage, StorageError, part_name
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 
 
-@pytest.fixture(scope="module")
-def writers() -> Iterator[Writers]:
-    with Writers() as found:
-        yield found
+writers = pytest.fixture(scope="module")(started_writers)
 
 
 @pytest.fixture
