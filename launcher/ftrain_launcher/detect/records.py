@@ -1,0 +1,157 @@
+"""What the detector is given: how far each rank is in each of its communicators, and how its last steps went.
+
+Agents make these from the rings of their workers (`ftrain.comm`) and send them to the controller. Clocks of
+different hosts are never compared: a moment is told as its age when the ring was read.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import msgspec
+
+
+class Op(IntEnum):
+    """An operation of `torch.distributed`, by its number in the ring."""
+
+    ALL_REDUCE = 1
+    ALL_REDUCE_COALESCED = 2
+    BROADCAST = 3
+    REDUCE = 4
+    ALL_GATHER = 5
+    ALL_GATHER_SINGLE = 6
+    ALL_GATHER_COALESCED = 7
+    ALL_GATHER_SINGLE_COALESCED = 8
+    GATHER = 9
+    SCATTER = 10
+    REDUCE_SCATTER = 11
+    REDUCE_SCATTER_SINGLE = 12
+    REDUCE_SCATTER_SINGLE_COALESCED = 13
+    ALL_TO_ALL_SINGLE = 14
+    ALL_TO_ALL = 15
+    BARRIER = 16
+    MONITORED_BARRIER = 17
+    SEND = 18
+    RECEIVE = 19
+    RECEIVE_ANY = 20
+
+
+class Communicator(msgspec.Struct, frozen=True, array_like=True):
+    """A process group. Disjoint groups may share a name; name and members together tell them apart."""
+
+    name: str
+    members: tuple[int, ...]
+    """Global ranks, in the group's own order."""
+
+
+class Operation(msgspec.Struct, frozen=True, array_like=True):
+    """One operation that a rank has entered."""
+
+    seq: int
+    """Its number among the communicator's collectives, or among the channel's sends or receives; the first is 1."""
+    op: int
+    """An `Op`."""
+    bytes: int
+    dtype: int
+    """torch's number of the scalar type; 65535: none."""
+    elements: int
+    root: int
+    """Of a broadcast, reduce, gather or scatter, a global rank; -1: none."""
+    age_seconds: float
+    """Since it was entered."""
+    gap_seconds: float
+    """How long the rank had been outside of all operations when it entered this one."""
+    usual_seconds: float | None = None
+    """The 99th percentile of how long operations of this class (communicator, op, size) took this rank so far; None: it
+    has seen too few of them to say."""
+
+
+class Collectives(msgspec.Struct, frozen=True, array_like=True):
+    """How far a rank is in the collectives of one communicator."""
+
+    communicator: int
+    """Index among the communicators of the report."""
+    entered: int
+    completed: int
+    pending: tuple[Operation, ...] = ()
+    """Those entered and not left, oldest first, at most ``PENDING_MAX``."""
+    last: Operation | None = None
+    """The newest that was entered, also if it has completed."""
+
+
+class Channel(msgspec.Struct, frozen=True, array_like=True):
+    """How far a rank is in the point-to-point operations with one peer of a communicator."""
+
+    communicator: int
+    peer: int
+    """Global rank."""
+    sends_entered: int
+    sends_completed: int
+    receives_entered: int
+    receives_completed: int
+    pending: tuple[Operation, ...] = ()
+    """Of both directions, oldest first."""
+
+
+class ProcessState(msgspec.Struct, frozen=True, array_like=True):
+    """What the kernel says of a worker's process."""
+
+    letter: str
+    """R, S, D, T (stopped), t (traced), Z (dead), or empty: it is gone."""
+    cpu_seconds: float
+    """Processor time of all its threads so far."""
+    main_thread: str = ""
+    """The letter of its main thread."""
+
+
+class RankRecord(msgspec.Struct, frozen=True, array_like=True):
+    """One rank, as its ring shows it."""
+
+    rank: int
+    step: int
+    """The newest mark of a step; -1: none yet."""
+    step_age_seconds: float
+    """Since that mark; without one, since the recorder started."""
+    collectives: tuple[Collectives, ...] = ()
+    channels: tuple[Channel, ...] = ()
+    process: ProcessState | None = None
+
+
+class CollectivesStep(msgspec.Struct, frozen=True, array_like=True):
+    """What one step of one rank spent in the collectives of one communicator."""
+
+    communicator: int
+    operations: int
+    bytes: int
+    seconds: float
+    """The sum of their durations, from entry to exit."""
+    least_seconds: float
+    """The shortest of those that carry the most bytes: near to what the network needs, since one member enters last."""
+
+
+class RankStep(msgspec.Struct, frozen=True, array_like=True):
+    """One complete step of one rank, from mark to mark."""
+
+    rank: int
+    step: int
+    seconds: float
+    outside_seconds: float
+    """Of these, in no operation at all."""
+    collectives: tuple[CollectivesStep, ...] = ()
+
+
+class NodeReport(msgspec.Struct, frozen=True, tag="comm", kw_only=True):
+    """All rings of one node, read once."""
+
+    node: str
+    generation: int
+    communicators: tuple[Communicator, ...]
+    """All that its ranks have used; a report's indices point here."""
+    ranks: tuple[RankRecord, ...]
+    steps: tuple[RankStep, ...] = ()
+    """Those that were completed since the last report."""
+    unrecorded: tuple[int, ...] = ()
+    """Ranks that run, and whose ring cannot be read: nothing is known of them."""
+
+
+PENDING_MAX = 8
