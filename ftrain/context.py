@@ -17,6 +17,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 import torch
 
 from ftrain import outcome
+from ftrain.comm import worker as recorder
 from ftrain.environment import JobEnvironment, WorkerEnvironment, read_environment
 from ftrain.errors import ArenaFull, FtrainError, LossNotFinite, StepOrder
 from ftrain.group import choose_device, process_group
@@ -155,6 +156,7 @@ class Context:
             every = self._environment.job.snapshot_every
             due = None if every == 0 else (step + 1) % every == 0
             self._session.commit(step, due=due, last=last, sound=not self._not_finite)
+            recorder.mark_step(step)
         self._next_step = step + 1
 
 
@@ -216,6 +218,7 @@ def _run_protected(
     try:
         with outcome.orderly_termination(), process_group(environment, device):
             session = Session(environment, job, link)
+            recorder.take_over_marks()
             context = Context(environment, device, session)
             try:
                 result = function(context)

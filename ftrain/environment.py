@@ -36,6 +36,12 @@ class JobEnvironment:
     """The checkpoint on storage to start from (None: there is a snapshot in memory, or nothing)."""
     demote_after_nan: bool = True
     """Two losses in a row that are not finite are a fault: training goes back to a snapshot before the newest."""
+    check_replicas: int = 100
+    """Steps between comparisons of what must be equal on several ranks; 0: never."""
+    collective_timeout_seconds: float | None = None
+    """How long an operation of a process group may take, where the script does not say; None: torch's default."""
+    recorder: bool = False
+    """This worker's communication is recorded (docs/recorder.md)."""
 
     @property
     def start(self) -> int | None:
@@ -115,6 +121,9 @@ def _read_job(variables: Mapping[str, str]) -> JobEnvironment:
         snapshot_every=max(0, _number(variables, "FTRAIN_SNAPSHOT_EVERY", 1)),
         durable=_durable(variables.get("FTRAIN_DURABLE", "")),
         demote_after_nan=_number(variables, "FTRAIN_DEMOTE_AFTER_NAN", 1) != 0,
+        check_replicas=max(0, _number(variables, "FTRAIN_CHECK_REPLICAS", 100)),
+        collective_timeout_seconds=_seconds(variables, "FTRAIN_COLLECTIVE_TIMEOUT_SECONDS"),
+        recorder=_number(variables, "FTRAIN_RECORDER", 0) != 0,
     )
 
 
@@ -135,6 +144,14 @@ def _durable(text: str) -> DurableId | None:
     if not colon or not step.isdigit():
         raise EnvironmentInvalid(f"FTRAIN_DURABLE={text!r} is not step:path")
     return DurableId(int(step), path)
+
+
+def _seconds(variables: Mapping[str, str], name: str) -> float | None:
+    text = variables.get(name, "")
+    try:
+        return float(text) if text else None
+    except ValueError:
+        raise EnvironmentInvalid(f"{name}={text!r} is not a number") from None
 
 
 def _number(variables: Mapping[str, str], name: str, default: int | None = None) -> int:

@@ -50,8 +50,12 @@ def process_group(environment: WorkerEnvironment, device: torch.device) -> Itera
     # Both backends where there are GPUs: restored bytes travel as CPU tensors.
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     if environment.job is not None:
+        seconds = environment.job.collective_timeout_seconds
+        timeout = None if seconds is None else timedelta(seconds=seconds)
         store = PrefixStore(f"ftrain/group/{environment.job.generation}", connect_store(environment))
-        dist.init_process_group(backend, store=store, rank=environment.rank, world_size=environment.world_size)
+        dist.init_process_group(
+            backend, store=store, timeout=timeout, rank=environment.rank, world_size=environment.world_size
+        )
     elif environment.launched:
         dist.init_process_group(backend)
     else:

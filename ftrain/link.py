@@ -70,7 +70,25 @@ class StoreReady(msgspec.Struct, frozen=True, tag="store_ready"):
     port: int
 
 
-LinkMessage = Hello | Restored | FirstStep | Failed | OutOfMemory | Finished | StoreReady
+class ReplicaDigest(msgspec.Struct, frozen=True, array_like=True):
+    """The digest of what a rank shares with others (`ftrain.replicas`)."""
+
+    replicas: str
+    """What, and among whom: the same on all ranks that share it."""
+    size: int
+    """How many ranks do."""
+    digest: int
+    """xxh3-64 of the bytes."""
+
+
+class Replicas(msgspec.Struct, frozen=True, tag="replicas"):
+    """What must be equal on several ranks, as it is on this one after ``step``."""
+
+    step: int
+    digests: tuple[ReplicaDigest, ...]
+
+
+LinkMessage = Hello | Restored | FirstStep | Failed | OutOfMemory | Finished | StoreReady | Replicas
 
 
 class AgentLink:

@@ -1,0 +1,156 @@
+// The layout of the ring, as ring.py tells it, and what is written into it as one.
+
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <ctime>
+
+namespace ftrain {
+
+using Word = std::atomic<uint64_t>;
+
+constexpr auto relaxed = std::memory_order_relaxed;
+constexpr auto acquire = std::memory_order_acquire;
+constexpr auto release = std::memory_order_release;
+
+inline uint64_t now_ns() {
+  timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return uint64_t(t.tv_sec) * 1000000000u + uint64_t(t.tv_nsec);
+}
+
+constexpr uint64_t PENDING = 1ull << 63, FAILED = 1ull << 62;
+constexpr uint32_t NONE = ~0u;
+constexpr uint32_t COMMUNICATORS_MAX = 128, CHANNELS_MAX = 256, MARKS_MAX = 512, RECENT = 8, RECORDS_MAX = 4096;
+constexpr uint16_t NO_DTYPE = 0xffff;
+
+struct Header {
+  char magic[8];
+  uint32_t version, kind, pid, rank, local_rank, world_size, generation;
+  uint32_t communicators_max, channels_max, marks_max, recent, records_max, members_max, unused;
+  uint64_t started_ns;
+  char unused_too[56];
+  Word head, marks, last_exit_ns;
+  std::atomic<int64_t> inside;
+  Word outside_ns, missed_communicators, missed_channels, missed_pending, missed_members, failed;
+  std::atomic<uint32_t> communicators, channels, members, closed;
+  char unused_rest[4096 - 128 - 10 * 8 - 4 * 4];
+};
+static_assert(sizeof(Header) == 4096 && offsetof(Header, started_ns) == 64 && offsetof(Header, head) == 128);
+
+struct Communicator {
+  char name[128], description[64];
+  uint32_t size, members_at, members_known, unused;
+  Word entered, completed, failed;
+  char unused_rest[24];
+};
+static_assert(sizeof(Communicator) == 256);
+
+struct Direction {
+  Word entered, completed;
+};
+
+struct Channel {
+  uint32_t communicator;
+  int32_t peer;
+  Direction directions[2];  // sends, receives
+  Word failed;
+  char unused[16];
+};
+static_assert(sizeof(Channel) == 64);
+
+struct Mark {
+  Word number;
+  int64_t step;
+  uint64_t at_ns, outside_ns, head;
+  char unused[24];
+};
+static_assert(sizeof(Mark) == 64);
+
+struct Facts {  // of one operation, all known at its entry
+  uint64_t bytes = 0, elements = 0;
+  int64_t step = -1;
+  uint64_t waited_ns = 0;
+  uint32_t communicator = NONE, channel = NONE;
+  uint16_t op = 0, dtype = NO_DTYPE;
+  int32_t root = -1, tag = 0;
+  uint32_t thread = 0;
+};
+
+struct Record {
+  Word id;
+  uint64_t seq, enter_ns;
+  Word exit;
+  uint64_t gap_ns;
+  Facts facts;
+  char unused[32];
+
+  void write(uint64_t new_id, uint64_t new_seq, uint64_t now, uint64_t gap, const Facts& new_facts) {
+    id.store(0, relaxed);
+    std::atomic_thread_fence(release);
+    exit.store(new_id | PENDING, relaxed);
+    seq = new_seq;
+    enter_ns = now;
+    gap_ns = gap;
+    facts = new_facts;
+    id.store(new_id, release);
+  }
+
+  // The word holds the id: an exit that comes after the slot was given to another operation changes nothing.
+  void leave(uint64_t its_id, uint64_t word) {
+    uint64_t expected = its_id | PENDING;
+    exit.compare_exchange_strong(expected, word, release, relaxed);
+  }
+
+  bool is_pending() const { return exit.load(relaxed) & PENDING; }
+};
+static_assert(sizeof(Record) == 128 && offsetof(Record, facts) == 40 && offsetof(Record, unused) == 96);
+
+struct Ring {
+  Header* header;
+  Communicator* communicators;
+  Channel* channels;
+  Mark* marks;
+  Record (*recent)[RECENT];
+  Record (*channels_recent)[RECENT];
+  Record* records;
+  uint32_t* members;
+
+  explicit Ring(char* at) : header(reinterpret_cast<Header*>(at)) {
+    at += sizeof(Header);
+    at = take(at, communicators, COMMUNICATORS_MAX);
+    at = take(at, channels, CHANNELS_MAX);
+    at = take(at, marks, MARKS_MAX);
+    at = take(at, recent, COMMUNICATORS_MAX);
+    at = take(at, channels_recent, CHANNELS_MAX);
+    at = take(at, records, RECORDS_MAX);
+    members = reinterpret_cast<uint32_t*>(at);
+  }
+
+  template <typename T>
+  static char* take(char* at, T*& table, size_t count) {
+    table = reinterpret_cast<T*>(at);
+    return at + count * sizeof(T);
+  }
+
+  // Returns for how long the process had been outside of all operations.
+  uint64_t go_inside(uint64_t now) {
+    if (header->inside.fetch_add(1) > 0) return 0;
+    const uint64_t left = header->last_exit_ns.load(relaxed);
+    const uint64_t gap = now > left ? now - left : 0;
+    header->outside_ns.fetch_add(gap, relaxed);
+    return gap;
+  }
+
+  void go_outside(uint64_t now) {
+    header->last_exit_ns.store(now, relaxed);
+    header->inside.fetch_sub(1);
+  }
+};
+
+inline std::atomic<Ring*> the_ring{nullptr};  // null: nothing is recorded
+inline std::atomic<int64_t> the_step{-1};
+
+}  // namespace ftrain

@@ -1,0 +1,70 @@
+"""The recorder's library, loaded by ctypes: what Python may ask of ``cpp/recorder.cpp``.
+
+It takes torch's symbols from the process, so torch must have been imported before.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+from ftrain.comm import library
+from ftrain.comm.ring import NATIVE, Identity, create_ring
+
+
+class NativeRecorder:
+    """The loaded library; there is one of it in a process."""
+
+    def __init__(self, functions: ctypes.CDLL) -> None:
+        self._functions = functions
+        functions.ftrain_recorder_mark.argtypes = [ctypes.c_int64]
+        functions.ftrain_recorder_watch_all.argtypes = [ctypes.c_int]
+
+    def install(self) -> None:
+        """Wrap torch's kernels: no thread, no file, nothing recorded yet. Raises Unavailable."""
+        if self._functions.ftrain_recorder_install() == 0:
+            raise library.Unavailable("torch's operators cannot be wrapped")
+
+    def uninstall(self) -> None:
+        """Put the bare kernels back; only while no operation is under way."""
+        self._functions.ftrain_recorder_uninstall()
+
+    def open(self, path: Path, identity: Identity) -> None:
+        """Record into a fresh ring from now on. Raises OSError."""
+        fd = create_ring(path, identity._replace(kind=NATIVE))
+        try:
+            error = self._functions.ftrain_recorder_open(fd)
+        finally:
+            os.close(fd)
+        if error != 0:
+            path.unlink(missing_ok=True)
+            raise OSError(error, os.strerror(error), str(path))
+
+    def mark(self, step: int) -> None:
+        """Step ``step`` is done."""
+        self._functions.ftrain_recorder_mark(step)
+
+    def close(self) -> None:
+        """The process ends in good order."""
+        self._functions.ftrain_recorder_close()
+
+    def watch_all(self, on: bool) -> None:
+        """For tests: treat every work as one on CUDA, whose end nothing tells."""
+        self._functions.ftrain_recorder_watch_all(on)
+
+
+def load_native(*, build: bool) -> NativeRecorder:
+    """Load the library.
+
+    Args:
+        build: build it first if it is not there, which takes a while.
+
+    Raises:
+        Unavailable: it is not there, cannot be built, or does not fit.
+    """
+    path = library.ensure() if build else library.cached()
+    try:
+        return NativeRecorder(ctypes.CDLL(str(path)))
+    except (OSError, AttributeError) as error:
+        raise library.Unavailable(f"{path} cannot be loaded: {error}") from error
