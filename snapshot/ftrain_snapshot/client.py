@@ -7,6 +7,7 @@ without an error: a restarted daemon finds what was sealed by scanning the heade
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from socket import socket
@@ -166,6 +167,24 @@ class DaemonClient:
         if isinstance(reply, m.Incomplete):
             raise SnapshotIncomplete(reply.reason)
         return reply
+
+    def probe(
+        self,
+        node: str,
+        peers: Sequence[m.Peer],
+        *,
+        burst_bytes: int = 0,
+        count: int = 5,
+        timeout_seconds: float = 1.0,
+    ) -> tuple[m.LinkFigure, ...]:
+        """Measure the links from this node, called ``node``, to these peers; one figure each, in their order.
+
+        Takes ``timeout_seconds`` at most for the round trips, of which there are ``count`` to each, all at once; then,
+        if ``burst_bytes`` are to be sent for the bandwidth, at most as long again for each peer, one after the other.
+        """
+        request = m.Probe(node, tuple(peers), count, burst_bytes, timeout_seconds)
+        wait_seconds = self._timeout_seconds + timeout_seconds * (1 + len(peers) * bool(burst_bytes))
+        return _expect(self._ask(request, wait_seconds), m.Probed).figures
 
     # The line.
 

@@ -48,9 +48,8 @@ def _tls(arguments: argparse.Namespace) -> Tls | None:
 
 
 def _be_modest() -> None:
-    """Files for this user only; less processor than training; as many sockets as a large job has nodes."""
+    """Files for this user only; as many sockets as a large job has nodes."""
     os.umask(0o077)
-    give_way()
     _, files_max = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (files_max, files_max))
 
@@ -90,6 +89,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     signals = _stop_on_signals(service.loop)
     print(f"ready {service.port}", flush=True)
     import_module("ftrain_snapshot.codec").choose()  # numpy and ISA-L, while nobody waits
+    give_way()  # from here on: until it is there, training may be waiting for it
     service.run()
     for end in signals:
         end.close()

@@ -40,6 +40,11 @@ class Lines:
         self._pace.limit(bytes_per_second)
         self._arrange()
 
+    @property
+    def urgent(self) -> bool:
+        """Whether any connection has urgent bulk queued."""
+        return bool(self._urgent)
+
     def set_urgent(self, connection: Wake, urgent: bool) -> None:
         """Whether this connection (known by what wakes it) has urgent bulk queued."""
         if urgent:

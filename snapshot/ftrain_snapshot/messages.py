@@ -19,6 +19,8 @@ Count = Annotated[int, msgspec.Meta(ge=0, le=1 << 56)]
 Rank = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Name = Annotated[str, msgspec.Meta(max_length=256)]
 Reason = Annotated[str, msgspec.Meta(max_length=1 << 16)]
+DESTINATIONS_MAX = 256
+"""Nodes that one request has probed."""
 DAMAGES_MAX = 1024
 """Ranges of damage that a node tells of one by one."""
 
@@ -274,6 +276,21 @@ class Read(msgspec.Struct, frozen=True, tag="read"):
     stop: Count
 
 
+class Probe(msgspec.Struct, frozen=True, tag="probe"):
+    """Measure the links to these nodes (probe.py). Answered by ``Probed``."""
+
+    node: Name
+    """This node's name: the others note whose probe they heard."""
+    peers: Annotated[tuple[Peer, ...], msgspec.Meta(max_length=DESTINATIONS_MAX)]
+    """Any nodes of the job, in a generation or not; their positions come back in the figures."""
+    count: Annotated[int, msgspec.Meta(ge=1, le=100)] = 5
+    """Round trips to each."""
+    burst_bytes: Annotated[int, msgspec.Meta(ge=0, le=16 << 20)] = 0
+    """What to send to each for its bandwidth; 0: nothing."""
+    timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=30)] = 1.0
+    """For all round trips together, and for each burst."""
+
+
 Request = (
     ClientHello
     | Configure
@@ -290,6 +307,7 @@ Request = (
     | Unpin
     | GetUnits
     | Read
+    | Probe
 )
 
 
@@ -375,4 +393,28 @@ class Bytes(msgspec.Struct, frozen=True, tag="bytes"):
     data: bytes
 
 
-Reply = Done | InventoryReply | StatusReply | TooSmall | Incomplete | Refused | VerifyReport | Units | Bytes
+class LinkFigure(msgspec.Struct, frozen=True, array_like=True):
+    """The link from this node to another, as it was just now."""
+
+    destination: Count
+    """Position, as in the request."""
+    rtt_seconds: float | None = None
+    """The median of the round trips; with what both daemons do beside it, a busy machine adds milliseconds."""
+    least_rtt_seconds: float | None = None
+    """The shortest of them: near to what the network needs, also where processors are busy."""
+    bytes_per_second: float | None = None
+    """Of the burst, until its last echo; None: there was none, or nothing got through."""
+    failure: str = ""
+    """Why the destination did not answer; empty: it did."""
+    heard_seconds: float | None = None
+    """How long ago the destination's own last probe came in here; None: none has. If that is recent and ``failure``
+    says that nothing came back, the link is cut from here to there."""
+
+
+class Probed(msgspec.Struct, frozen=True, tag="probed"):
+    """Answer to Probe, in the order of the request."""
+
+    figures: Annotated[tuple[LinkFigure, ...], msgspec.Meta(max_length=DESTINATIONS_MAX)]
+
+
+Reply = Done | InventoryReply | StatusReply | TooSmall | Incomplete | Refused | VerifyReport | Units | Bytes | Probed

@@ -29,7 +29,7 @@ ORDERS_MAX = 4
 """Pieces in flight: together 16 MiB from each source, and as much scratch."""
 SILENCE_SECONDS = 5.0
 """For how long a source that did not answer is not asked again."""
-RELAYS_PAUSE_SECONDS = 0.25
+RELAYS_PAUSE_SECONDS = 5.0
 """For how long sources are asked one by one after a chain of them has failed; after one that was silent, for good."""
 STRIKES_MAX = 8
 """How often one chunk may come damaged from its source before that is left out there."""
@@ -299,7 +299,7 @@ class Rebuild:
         self._unload(order.piece)
         if order.relayed:  # which link of the chain it was is not known here: ask each for its part
             self._relays = False
-            if not silent:  # its links may only be coming up
+            if not silent:  # two of them may have lost each other for a moment
                 self._loop.later(RELAYS_PAUSE_SECONDS, self._relay_again)
         elif damaged is not None:
             self._strike(order.piece, source, damaged)

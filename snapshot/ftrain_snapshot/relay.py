@@ -6,12 +6,14 @@ A node that lost its bytes would otherwise receive k parts for each of its own, 
 In a chain every link carries each byte once, and the sums are made where the parts lie (repair pipelining, R. Li et
 al., USENIX ATC '17). Whoever asks names the chain, first the member that it asks: that one asks the next for the rest.
 Only who asked can prove a sum, by the checksum of what was lost; if it is wrong, or a link of the chain fails, that
-one goes on without chains.
+one goes on without chains. A link that is only coming up has not failed: whoever asks may be connected to all of them
+before they are to each other, so a sum waits for its next link.
 """
 
 from __future__ import annotations
 
 from ftrain_snapshot.gather import Gather, Order
+from ftrain_snapshot.loop import Timer
 from ftrain_snapshot.manifest import CHUNK_BYTES
 from ftrain_snapshot.node import Node
 from ftrain_snapshot.rebuild_plan import Piece
@@ -22,6 +24,8 @@ PIECE_STRIPES_MAX = 4
 """Longest piece that is relayed; its stripes are in memory while they are summed up."""
 OPEN_MAX = 64
 """Sums under way for others at once: 256 MiB at most."""
+LINK_SECONDS_MAX = 1.0
+"""How long a sum waits for the link to the next of its chain, which takes milliseconds, or one dial more."""
 
 
 class Relays:
@@ -31,6 +35,19 @@ class Relays:
         self._node = node
         self._gather = gather
         self._open: set[_Sum] = set()
+        self._waiting: dict[_Sum, Timer] = {}
+        """Those whose next link is not there yet."""
+
+    def close(self) -> None:
+        """The generation is over."""
+        for timer in self._waiting.values():
+            timer.cancel()
+        self._waiting.clear()
+
+    def on_link(self, position: int) -> None:
+        """A member of the group is connected: what waited for it begins."""
+        for order in [each for each in self._waiting if each.next == position]:
+            self._begin(order)
 
     def answer(self, position: int, fetch: Fetch) -> None:
         """Send ``position`` the sums of ``fetch.shares``, or say why not."""
@@ -41,6 +58,12 @@ class Relays:
             return
         order = _Sum(fetch, link, self._gather, self._open, urgent=urgent)
         self._open.add(order)
+        self._waiting[order] = self._node.loop.later(LINK_SECONDS_MAX, lambda: self._begin(order))
+        if order.next in self._node.links:
+            self._begin(order)
+
+    def _begin(self, order: _Sum) -> None:
+        self._waiting.pop(order).cancel()
         self._gather.begin(order)
 
     def _objection(self, position: int, fetch: Fetch) -> str:
@@ -63,6 +86,7 @@ class _Sum(Order):
     def __init__(self, fetch: Fetch, link: Connection, gather: Gather, others: set[_Sum], *, urgent: bool) -> None:
         piece = Piece(fetch.lane, fetch.rotation, fetch.first, fetch.stop, fetch.shares)
         super().__init__(fetch.snapshot, piece, urgent=urgent, checked=False, relayed=True)
+        self.next = fetch.shares[1].position
         self._attempt = fetch.attempt
         self._link, self._gather, self._others = link, gather, others
 

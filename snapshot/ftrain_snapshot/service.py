@@ -25,12 +25,13 @@ from ftrain_snapshot.lines import Lines
 from ftrain_snapshot.log import log
 from ftrain_snapshot.loop import Loop, Timer, Work
 from ftrain_snapshot.placement import check_groups
+from ftrain_snapshot.probe import Probes
 from ftrain_snapshot.session import Session
 from ftrain_snapshot.store import Store
 from ftrain_snapshot.strangers import Door
 from ftrain_snapshot.tls import Tls
 from ftrain_snapshot.transport import Connection
-from ftrain_snapshot.wire import PeerHello, PeerMessage
+from ftrain_snapshot.wire import PeerHello, PeerMessage, Ping
 
 CLIENTS_MAX = 256
 UNREAD_MAX = 8
@@ -114,6 +115,7 @@ class Service:
     ) -> None:
         self.loop = Loop()
         self.lines = Lines(self.loop, secret, tls)
+        self._probes = Probes(self.loop, self.lines)
         self._node_dir, self._grace_seconds = node_dir, grace_seconds
         self._tcp = socket.create_server((host, port), backlog=128)
         self.port: int = self._tcp.getsockname()[1]
@@ -155,6 +157,7 @@ class Service:
     def _close(self) -> None:
         if self._session is not None:
             self._session.close()
+        self._probes.close()
         for connection in list(self._strangers):
             connection.close("the daemon ends")
         for client in list(self._clients):
@@ -245,6 +248,8 @@ class Service:
                 self._session.far_reads.answer_units(snapshot, client.answer)
             case m.Read() if self._session is not None:
                 self._session.far_reads.answer_read(request, client.answer)
+            case m.Probe():
+                self._probes.measure(request, client.answer)
             case m.Verify() | m.GetUnits() | m.Read():
                 client.answer(m.Refused("this daemon serves no generation yet"))
 
@@ -370,6 +375,10 @@ class Service:
             connection.close("its generation did not begin here in time")
 
     def _on_hello(self, connection: Connection, message: PeerMessage, body: memoryview) -> None:
+        if self._strangers.get(connection) is None and isinstance(message, Ping):
+            self._let_in(connection)
+            self._probes.adopt(connection, message)
+            return
         if not isinstance(message, PeerHello) or self._strangers.get(connection) is not None:
             raise ProtocolError("one hello was due")
         self._strangers[connection] = message
@@ -384,7 +393,10 @@ class Service:
             if hello.generation < generation:
                 raise ProtocolError(f"generation {hello.generation} is over")
             self._session.adopt(connection, hello)
-            self._strangers.pop(connection, None)
-            self._door.leave(connection)
+            self._let_in(connection)
         except ProtocolError as error:
             connection.close(str(error))
+
+    def _let_in(self, connection: Connection) -> None:
+        self._strangers.pop(connection, None)
+        self._door.leave(connection)

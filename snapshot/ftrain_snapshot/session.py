@@ -151,6 +151,7 @@ class Session:
             self._patience.cancel()
         self.far_reads.close()
         self.scrub.close()
+        self.relays.close()
         self.repair.close()
         self.protect.close()
         for timer in self._timers.values():
@@ -254,6 +255,7 @@ class Session:
         if position in self._group.members:
             self.protect.on_link(position)
             self.repair.on_link(position)
+            self.relays.on_link(position)
             self.scrub.on_link(position)
         self._announce()
 

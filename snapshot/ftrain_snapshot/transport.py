@@ -57,6 +57,7 @@ _LENGTHS = struct.Struct("<III")
 _SUMS = struct.Struct("<IQ")
 _PREFIX_BYTES = _LENGTHS.size + _SUMS.size
 _PADDING = bytes(ALIGNMENT_BYTES)
+_NOTHING = memoryview(b"")
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER: msgspec.msgpack.Decoder[PeerMessage] = msgspec.msgpack.Decoder(PeerMessage)
 
@@ -137,14 +138,16 @@ class Connection:
         if not dialled and self._open_stream() is not None:
             self._flush()
 
-    def send(self, message: PeerMessage) -> None:
-        """A small message, to a proved peer; it overtakes bulk."""
+    def send(self, message: PeerMessage, body: memoryview = _NOTHING) -> None:
+        """A small message, to a proved peer; it overtakes bulk. ``body``: of a probe, which is small, too."""
         if self.closed:
             return
         assert self.proved, "nothing is said to who may be a stranger"
-        frame = encode_message(message, 0, Traffic.MESSAGE)
-        self._unread_bytes += len(frame)
-        self._out.append(frame)
+        traffic = Traffic.PROBE if body else Traffic.MESSAGE
+        frame = encode_message(message, len(body), traffic)
+        self._unread_bytes += len(frame) + len(body)
+        self._out += [view for view in (frame, body, _padding(len(body))) if view]
+        self._lines.usage.sent_bytes[traffic] += len(body)
         if not self._waits_to_write:
             self._flush()
         if self._unread_bytes > UNREAD_BYTES_MAX:

@@ -14,6 +14,8 @@ class Traffic(enum.IntEnum):
     """Ordinary bulk: chunks on their way to the holders of their parity."""
     RESTORE = 2
     """Urgent bulk: answers to who restores or rebuilds."""
+    PROBE = 3
+    """What is sent to see how fast it gets there."""
 
 
 class Usage:

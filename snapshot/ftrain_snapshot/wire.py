@@ -172,6 +172,23 @@ class FarFailed(msgspec.Struct, frozen=True, array_like=True, tag="far_failed"):
     reason: Reason
 
 
+class Ping(msgspec.Struct, frozen=True, array_like=True, tag="ping"):
+    """First, and again and again, on a connection that carries nothing else (probe.py): answer with an Echo at once.
+
+    Bytes may follow, which nobody reads.
+    """
+
+    number: Count
+    node: Name
+    """Who asks."""
+
+
+class Echo(msgspec.Struct, frozen=True, array_like=True, tag="echo"):
+    """Answer to Ping, once all its bytes are here."""
+
+    number: Count
+
+
 PeerMessage = (
     PeerHello
     | PeerWelcome
@@ -190,4 +207,6 @@ PeerMessage = (
     | FarRead
     | FarAnswer
     | FarFailed
+    | Ping
+    | Echo
 )
