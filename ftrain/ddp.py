@@ -62,6 +62,13 @@ def replicated_parameters(ddp: DistributedDataParallel) -> list[nn.Parameter]:
     """The parameters that ``ddp`` keeps equal on all ranks of the job."""
     if dist.get_world_size(ddp.process_group) != dist.get_world_size():
         return []
+    return kept_equal(ddp)
+
+
+def kept_equal(ddp: DistributedDataParallel) -> list[nn.Parameter]:
+    """The parameters that ``ddp`` keeps equal on all ranks of its group, unless a hook lets replicas go apart."""
+    if any(getattr(hook, "__name__", "") == "post_localSGD_hook" for hook, _ in ddp._comm_hooks):
+        return []
     ignored = ddp.parameters_to_ignore
     return [parameter for name, parameter in ddp.module.named_parameters() if name not in ignored]
 

@@ -25,6 +25,7 @@ from ftrain.gradients import live_gradients, load_gradients, watch_optimizer
 from ftrain.group import connect_store
 from ftrain.link import AgentLink, FirstStep, Restored
 from ftrain.probe import foreseen_bytes
+from ftrain.replicas import ReplicaCheck
 from ftrain.restore import read_state
 from ftrain.rng import rng_state, set_rng_state
 from ftrain.slots import SlotChooser
@@ -54,6 +55,7 @@ class Session:
             environment.rank, environment.world_size, self._replicated, environment.local_rank, self._arena.client
         )
         self._world_size = environment.world_size
+        self._replicas = ReplicaCheck(job.check_replicas, link.send)
         self._objects: dict[str, Any] = {}
         self._buckets: dict[int, Buckets] = {}
         self._restored: dict[str, Any] | None = None
@@ -109,6 +111,9 @@ class Session:
             wanted = last or due or self._is_time()
             self._snapshot(step, settled, sound, wanted, LAST_PATIENCE_SECONDS if last else 0.0)
         self._control.set_progress(self._lane, step)
+        if self._replicas.due(step):
+            ddps = [buckets.ddp for buckets in self._buckets.values()]
+            self._replicas.check(step, unique_parameters(self._objects), ddps, self._optimizers())
         if not self._stepped:
             self._stepped = True
             self._link.send(FirstStep(step, time.time()))

@@ -1,7 +1,8 @@
 """What holds for the whole suite: it leaves nothing behind, touches nobody's state, and can be repeated.
 
 Every process that a test starts inherits FTRAIN_TEST_SESSION; when the session ends, no process may carry it and
-/dev/shm may hold no ftrain-* entry that was not there before. FTRAIN_HOME is a folder of the session's own.
+/dev/shm may hold no ftrain-* entry that was not there before. Each process that runs tests (`scripts/test` has two,
+of pytest-xdist) has an FTRAIN_HOME of its own.
 """
 
 from __future__ import annotations
@@ -12,25 +13,33 @@ import shutil
 import signal
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
 from leftovers import SHARED_MEMORY, marked_processes, shared_memory_entries, wait_until_clean
 
 MARK = "FTRAIN_TEST_SESSION"
-SEED = int(os.environ.get("FTRAIN_TEST_SEED") or random.SystemRandom().randrange(2**32))
+SEED = int(os.environ.setdefault("FTRAIN_TEST_SEED", str(random.SystemRandom().randrange(2**32))))
 LEFTOVER_TIMEOUT_SECONDS = 10.0
+BEFORE = pytest.StashKey[set[str]]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    os.environ[MARK] = uuid.uuid4().hex
+    if not is_worker(config):
+        os.environ[MARK] = uuid.uuid4().hex
+        config.stash[BEFORE] = shared_memory_entries()
     os.environ["FTRAIN_HOME"] = tempfile.mkdtemp(prefix="ftrain-test-home-")  # short: unix sockets may live in it
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the suite must do with two cores
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     shutil.rmtree(os.environ["FTRAIN_HOME"], ignore_errors=True)
+
+
+def is_worker(config: pytest.Config) -> bool:
+    """This process runs tests for another one, whose session it is."""
+    return hasattr(config, "workerinput")
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -43,19 +52,24 @@ def seed() -> int:
     return SEED
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _nothing_is_left() -> Iterator[None]:
-    """The last test of the session is reported as an error if anything that the session made outlives it."""
-    before = shared_memory_entries()
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None]:
+    """When all that run tests have ended: an error is added to theirs if anything that the session made outlives it."""
     yield
-    left = wait_until_clean(MARK, os.environ[MARK], before, LEFTOVER_TIMEOUT_SECONDS)
+    if is_worker(session.config):
+        return
+    left = wait_until_clean(MARK, os.environ[MARK], session.config.stash[BEFORE], LEFTOVER_TIMEOUT_SECONDS)
     for pid in marked_processes(MARK, os.environ[MARK]):
         os.kill(pid, signal.SIGKILL)  # reported below; not to disturb what runs next
     for line in left:
         if line.startswith("shared memory: "):
             _remove(Path(line.removeprefix("shared memory: ")))
     if left:
-        pytest.fail("the session left behind (some test, not always this one):\n" + "\n".join(left), pytrace=False)
+        said = "the session left behind (some test, not always the last one):\n" + "\n".join(left)
+        place = ("tests/conftest.py", None, "the session")
+        report = pytest.TestReport("the session", place, {}, "failed", said, "teardown")
+        session.config.hook.pytest_runtest_logreport(report=report)
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def _remove(path: Path) -> None:

@@ -18,15 +18,32 @@ PROGRAMS = Path(__file__).parent / "programs"
 ARGUMENTS = ("--steps", "120")
 """Of ``train.py``, where it is compared with `undisturbed` jobs."""
 TIMEOUT_SECONDS = 90.0
-_POLL_SECONDS = 0.02
+_POLL_SECONDS = 0.05
+"""A status costs this process and the controller some milliseconds each, of the cores that the job trains on."""
 
 
-class Job:
+class Outcome:
+    """What the ranks of a job wrote down, in its output folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.out = folder / "out"
+
+    def ends(self) -> list[str]:
+        """The hash of all that each rank held at its end, in order of rank."""
+        return [path.read_text() for path in sorted(self.out.glob("end-*"), key=lambda p: int(p.name[4:]))]
+
+    def steps(self, rank: int) -> dict[int, dict[str, Any]]:
+        """What a rank logged of each step; of a step that was run again, the last."""
+        lines = (self.out / f"rank-{rank}.jsonl").read_text().splitlines()
+        return {entry["step"]: entry for entry in map(json.loads, lines)}
+
+
+class Job(Outcome):
     """One `ftrain run` with a state folder and an output folder of its own."""
 
     def __init__(self, folder: Path, *flags: str, program: str = "train.py", arguments: tuple[str, ...] = ()) -> None:
-        self.folder = folder
-        self.out = folder / "out"
+        super().__init__(folder)
         self.out.mkdir(parents=True)
         self.name = f"t{os.getpid()}-{time.monotonic_ns() % 10**10}"
         self.environment = {**os.environ, "FTRAIN_HOME": str(folder / "home")}
@@ -139,15 +156,6 @@ class Job:
                 self.process.kill()
                 self.process.wait()
         assert not self.arena.exists(), f"{self.arena} is left"
-
-    def ends(self) -> list[str]:
-        """The hash of all that each rank held at its end, in order of rank."""
-        return [path.read_text() for path in sorted(self.out.glob("end-*"), key=lambda p: int(p.name[4:]))]
-
-    def steps(self, rank: int) -> dict[int, dict[str, Any]]:
-        """What a rank logged of each step; of a step that was run again, the last."""
-        lines = (self.out / f"rank-{rank}.jsonl").read_text().splitlines()
-        return {entry["step"]: entry for entry in map(json.loads, lines)}
 
 
 def ranks_of(status: dict[str, Any]) -> dict[int, dict[str, Any]]:

@@ -27,13 +27,18 @@ from ftrain_snapshot.manifest import (
 )
 from ftrain_snapshot.messages import DaemonStatus, Holding, Membership, Peer, SnapshotId
 
+WAIT_SECONDS = 30.0
+"""Milliseconds on a quiet machine; but the suite may share two cores with others."""
 
-def wait_until(condition: Callable[[], bool], seconds: float = 10.0, what: str = "") -> None:
-    """Look again every millisecond."""
+
+def wait_until(
+    condition: Callable[[], bool], seconds: float = WAIT_SECONDS, what: str = "", *, every_seconds: float = 0.001
+) -> None:
+    """Look again and again, by default every millisecond."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.001)
+        time.sleep(every_seconds)
 
 
 class Node:
@@ -126,7 +131,7 @@ class Cluster:
                 )
             )
 
-    def wait_restored(self, seconds: float = 10.0) -> None:
+    def wait_restored(self, seconds: float = WAIT_SECONDS) -> None:
         for node in self.nodes:
             node.agent.wait_restored(self.generation, seconds)
 
@@ -135,7 +140,7 @@ class Cluster:
             for lane in range(self.lanes):
                 node.agent.reserve(lane, data_bytes)
 
-    def take(self, version: int, seconds: float = 10.0) -> SnapshotId:
+    def take(self, version: int, seconds: float = WAIT_SECONDS) -> SnapshotId:
         """What rank 0 does at a commit: wait for an open gate, and use it once."""
         page = ControlPage(self.nodes[0].dir)
         wait_until(lambda: page.gate()[1] >= 0 and page.gate()[0] > self.ticket, seconds, f"gate for {version}")
@@ -167,7 +172,7 @@ class Cluster:
     def protected(self) -> int | None:
         return self.status().levels.protected
 
-    def wait_protected(self, version: int, seconds: float = 10.0) -> None:
+    def wait_protected(self, version: int, seconds: float = WAIT_SECONDS) -> None:
         wait_until(lambda: self.protected() == version, seconds, f"version {version} protected")
 
     def holdings(self) -> dict[int, tuple[Holding, ...]]:

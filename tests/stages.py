@@ -23,6 +23,8 @@ from ftrain_snapshot.manifest import CHUNK_BYTES, State
 from ftrain_snapshot.messages import Levels, VerifyReport
 
 WAIT_SECONDS = 60.0
+ASK_SECONDS = 0.01
+"""How often a daemon is asked: it takes part of a millisecond of one that has better to do."""
 
 
 class NodeFolder:
@@ -55,7 +57,7 @@ class NodeFolder:
         try:
             with DaemonClient(self.folder, role="agent") as client:
                 return client.status().levels
-        except SnapshotError:
+        except (SnapshotError, TimeoutError):
             return Levels()
 
     def wait_protected(self, version: int, seconds: float = WAIT_SECONDS) -> None:
@@ -65,7 +67,7 @@ class NodeFolder:
             found = self.levels().protected
             return found is not None and found >= version
 
-        wait_until(protected, seconds, f"version {version} protected")
+        wait_until(protected, seconds, f"version {version} protected", every_seconds=ASK_SECONDS)
 
     def wait_sealed(self, version: int, seconds: float = WAIT_SECONDS) -> Levels:
         """Wait until the gate, which must be here, has this version sealed; the levels then."""
@@ -75,7 +77,7 @@ class NodeFolder:
             found[0] = self.levels()
             return found[0].sealed == version
 
-        wait_until(sealed, seconds, f"version {version} sealed")
+        wait_until(sealed, seconds, f"version {version} sealed", every_seconds=ASK_SECONDS)
         return found[0]
 
     def wait_gate_open(self, seconds: float = WAIT_SECONDS) -> None:

@@ -23,9 +23,10 @@ import msgspec
 from ftrain_launcher.errors import SecretRefused
 from ftrain_launcher.jobs import JobFolder
 from ftrain_launcher.line import LINE_ERRORS, Socket, open_line
-from ftrain_launcher.messages import Form, FromAgent, Inject, Shutdown, Stop, ToAgent, Unpin, Verify, WriteDurable
+from ftrain_launcher.messages import Form, FromAgent, Inject, Shutdown, Stop, ToAgent, Unpin, WriteDurable
 from ftrain_launcher.node import NodeRunner
 from ftrain_launcher.pidfds import PidHandle
+from ftrain_launcher.questions import Question
 
 HEARTBEAT_SECONDS = 0.5
 _INVENTORY_EVERY = 2
@@ -144,8 +145,8 @@ class Agent:
                 wish = _decode(frame.data)
                 if isinstance(wish, Inject):
                     self._runner.inject(wish)
-                elif isinstance(wish, Verify):
-                    self._runner.verify(wish)
+                elif isinstance(wish, Question):
+                    self._runner.answering.take(wish)
                 else:
                     await self._wishes.put(wish)
         finally:

@@ -3,29 +3,45 @@
 One fault shows in many places: a killed worker makes its neighbours raise, a lost store makes everybody raise. So
 signs are gathered until the generation has stopped, and then the likely cause is named by rank of explanation: a
 lost node explains everything; then a worker that was killed; then a store or a restore that failed; then an
-exception of the user's own code; then an abort, with which libraries end a process whose peer is gone; and last
-the communication errors that all of these leave behind.
+exception of the user's own code; then what the detector says, a mismatch before a hang; then an abort, with which
+libraries end a process whose peer is gone; and last the communication errors that all of these leave behind. What
+was only meant to happen, like moving ranks to another node, explains nothing.
 """
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Sequence
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 
 import msgspec
 
+from ftrain_launcher.detect.verdict import Kind, Verdict
 from ftrain_launcher.messages import Failure, WorkerExit
 
 HARMLESS = ("daemon_exit", "chunks_damaged")
 """Kinds of `Trouble` that stop nobody."""
+DRAINED = "drained"
+"""The kind of an incident that is none: ranks were moved to another node."""
+HANGS = (Kind.HANG, Kind.COMMUNICATION_HANG)
+_IN_COMMUNICATION = (Kind.COMMUNICATION_HANG, Kind.COMMUNICATION_SLOW)
+_VERDICTS = frozenset(Kind) - {Kind.CRASH}
+
+
+class Suspect(msgspec.Struct, frozen=True):
+    """A rank or node at fault."""
+
+    node: str
+    rank: int | None = None
+    pid: int | None = None
 
 
 class Sign(msgspec.Struct, frozen=True, kw_only=True):
     """One thing that was seen to go wrong."""
 
     kind: str
-    """``node_lost``, ``agent_lost``, ``worker_exit``, or the kind of a `Trouble`."""
+    """``node_lost``, ``agent_lost``, ``worker_exit``, the kind of a `Trouble`, or that of a verdict."""
     node: str
     time: float
     """When it was first seen, in Unix seconds."""
@@ -37,6 +53,12 @@ class Sign(msgspec.Struct, frozen=True, kw_only=True):
     step: int | None = None
     """The last step that the rank committed."""
     reason: str = ""
+    suspects: tuple[Suspect, ...] = ()
+    """Where it names several, or none: the likeliest first."""
+    verdict: Verdict | None = None
+    """What the detector said."""
+    last_lines: tuple[str, ...] = ()
+    """Of the worker's log."""
 
     def merged(self, later: Sign) -> Sign:
         """This sign with what a later account of the same thing adds: a worker raises first, and exits after that."""
@@ -47,6 +69,7 @@ class Sign(msgspec.Struct, frozen=True, kw_only=True):
             signal=later.signal if self.signal is None else self.signal,
             failure=self.failure or later.failure,
             step=later.step if self.step is None else self.step,
+            last_lines=later.last_lines or self.last_lines,
         )
 
 
@@ -62,15 +85,46 @@ def sign_of_exit(event: WorkerExit, now: float) -> Sign:
         signal=event.signal,
         failure=event.failure,
         step=event.step,
+        last_lines=event.last_lines,
     )
 
 
-class Suspect(msgspec.Struct, frozen=True):
-    """A rank or node at fault."""
+def sign_of_verdict(verdict: Verdict, nodes: Sequence[str], nproc_per_node: int, now: float) -> Sign:
+    """The detector has found something; ``nodes`` are those of its generation, in order of position.
 
-    node: str
-    rank: int | None = None
-    pid: int | None = None
+    Where it is about communication, nodes and links are suspects, a link by both ends, and ranks only where it shows.
+    """
+    places = [(nodes[r // nproc_per_node], r) for r in verdict.ranks if 0 <= r // nproc_per_node < len(nodes)]
+    named = list(verdict.nodes)
+    for link in verdict.links if not named else ():
+        named += [nodes[p] for p in (link.source, link.destination) if 0 <= p < len(nodes)]
+    suspects = [Suspect(node, rank) for node, rank in places]
+    if named and (verdict.kind in _IN_COMMUNICATION or not suspects):
+        suspects = [Suspect(node) for node in dict.fromkeys(named)]
+    first = suspects[0] if suspects else Suspect("")
+    return Sign(
+        kind=str(verdict.kind),
+        node=first.node,
+        rank=first.rank,
+        time=now,
+        step=None if verdict.step is None or verdict.step < 0 else verdict.step,
+        reason=verdict.sentence,
+        suspects=tuple(suspects),
+        verdict=verdict,
+    )
+
+
+class Blame(StrEnum):
+    """What a cause says of its suspects' nodes; a program's own failure says nothing."""
+
+    LOST = "lost"
+    CRASHED = "crashed"
+    """A worker died of itself, and not by an exception."""
+    KILLED = "killed"
+    """Somebody killed a worker: the kernel, for want of memory, or a person."""
+    HUNG = "hung"
+    FAILED = "failed"
+    """It could not do its part: its store, its daemon or its zygote failed."""
 
 
 class Cause(msgspec.Struct, frozen=True):
@@ -83,6 +137,16 @@ class Cause(msgspec.Struct, frozen=True):
     """Equal for two failures of the program itself that are the same; empty if the program is not to blame."""
     traceback: str = ""
     """Of the exception that is the cause, if one is."""
+    step: int | None = None
+    """The last step before it."""
+    blame: Blame | None = None
+    """None: it is not for their nodes that the suspects are at fault."""
+    confidence: float = 1.0
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The suspects' nodes."""
+        return tuple(dict.fromkeys(s.node for s in self.suspects))
 
 
 class _Weight(IntEnum):
@@ -92,8 +156,11 @@ class _Weight(IntEnum):
     KILLED = 1
     INFRASTRUCTURE = 2
     PROGRAM = 3
-    ABORT = 4
-    CONSEQUENCE = 5
+    MISMATCH = 4
+    HANG = 5
+    ABORT = 6
+    CONSEQUENCE = 7
+    PLANNED = 8
 
 
 _FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
@@ -104,31 +171,63 @@ _SIGNAL_IN_CODE = 128
 
 def classify(signs: Sequence[Sign]) -> Cause:
     """Name the likely cause among an incident's signs, whatever the order in which they arrived."""
-    weight = min(map(_weight, signs))
-    causes = sorted((s for s in signs if _weight(s) is weight), key=lambda s: (s.time, s.node, s.rank or 0))
+    named = min((s.time for s in signs if s.verdict is not None), default=math.inf)
+    weights = [_weight(s, named) for s in signs]
+    weight = min(weights)
+    found = (s for s, of in zip(signs, weights, strict=True) if of is weight)
+    causes = sorted(found, key=lambda s: (s.time, s.node, s.rank or 0))
     if weight >= _Weight.PROGRAM:
         causes = causes[:1]  # Of workers that fail one after the other, the first has most likely pulled the rest down.
     first = causes[0]
     return Cause(
         kind=first.kind,
-        suspects=tuple(Suspect(s.node, s.rank, s.pid) for s in causes),
+        suspects=tuple(suspect for s in causes for suspect in _suspects(s)),
         reason="; ".join(describe(s) for s in causes),
-        signature=_signature(first) if weight in (_Weight.KILLED, _Weight.PROGRAM, _Weight.ABORT) else "",
+        signature=_signature(first) if weight in _OF_THE_PROGRAM else "",
         traceback=first.failure.traceback if first.failure else "",
+        step=first.step,
+        blame=_blame(first, weight),
+        confidence=1.0 if first.verdict is None else first.verdict.confidence,
     )
 
 
-def _weight(sign: Sign) -> _Weight:
+def _suspects(sign: Sign) -> Sequence[Suspect]:
+    return (Suspect(sign.node, sign.rank, sign.pid),) if sign.verdict is None else sign.suspects
+
+
+def _weight(sign: Sign, named: float = math.inf) -> _Weight:
+    """``named``: when the detector spoke. An exception after that comes of what it has found."""
     if sign.kind in ("node_lost", "agent_lost"):
         return _Weight.NODE
+    if sign.kind in _VERDICTS:
+        return _Weight.MISMATCH if sign.kind == Kind.MISMATCH else _Weight.HANG
+    if sign.kind == DRAINED:
+        return _Weight.PLANNED
     if sign.kind != "worker_exit":
         return _Weight.INFRASTRUCTURE
     if sign.failure is not None:
-        return _Weight.CONSEQUENCE if sign.failure.communication else _Weight.PROGRAM
+        return _Weight.CONSEQUENCE if sign.failure.communication or sign.time > named else _Weight.PROGRAM
     number = _signal_of(sign)
     if number is None:
         return _Weight.PROGRAM
     return _Weight.ABORT if number == signal.SIGABRT else _Weight.KILLED
+
+
+_OF_THE_PROGRAM = (_Weight.KILLED, _Weight.PROGRAM, _Weight.MISMATCH, _Weight.ABORT)
+"""These may be the program's own fault."""
+
+
+def _blame(sign: Sign, weight: _Weight) -> Blame | None:
+    match weight:
+        case _Weight.NODE:
+            return Blame.LOST
+        case _Weight.KILLED:
+            return Blame.KILLED if _signal_of(sign) in _FROM_OUTSIDE else Blame.CRASHED
+        case _Weight.HANG if sign.kind in HANGS:
+            return Blame.HUNG
+        case _Weight.INFRASTRUCTURE if sign.kind in ("store_lost", "form_failed"):
+            return Blame.FAILED
+    return None
 
 
 def _signal_of(sign: Sign) -> int | None:
@@ -144,6 +243,8 @@ def _signature(sign: Sign) -> str:
     The rank is left out: where all ranks raise, any of them may be heard first.
     """
     number = _signal_of(sign)
+    if sign.kind == Kind.MISMATCH:
+        return f"step {sign.step}: mismatch"
     if sign.failure is not None:
         step = sign.step if sign.failure.step is None else sign.failure.step
         return f"step {step}: {sign.failure.error.split(':')[0]}"
@@ -160,6 +261,7 @@ _WORDS = {
     "store_lost": "the store on {node} is gone",
     "form_failed": "{node} could not form the generation",
     "restore_failed": "{node} could not restore its state",
+    DRAINED: "{node} gives its ranks to another node",
 }
 
 
@@ -175,6 +277,8 @@ def describe(sign: Sign) -> str:
             return f"{where} was killed by {_signal_name(number)} {after}"
         how = "is gone" if sign.code is None else f"exited with code {sign.code}"
         return f"{where} {how} {after}"
+    if sign.verdict is not None:
+        return sign.reason
     text = _WORDS.get(sign.kind, f"{sign.kind} on {{node}}").format(node=sign.node)
     return f"{text} ({sign.reason})" if sign.reason else text
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ftrain_launcher.messages import Trouble, Verified, Verify
+from ftrain_launcher.messages import Trouble
+from ftrain_launcher.questions import Verified, Verify
 from ftrain_snapshot.client import DaemonClient
 from ftrain_snapshot.errors import SnapshotError
 from ftrain_snapshot.messages import DaemonStatus

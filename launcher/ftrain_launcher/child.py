@@ -22,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
 
+from ftrain.comm import STARTUP_FOLDER
 from ftrain_launcher import processes
 from ftrain_launcher.spawning import Spawn
 
@@ -111,6 +112,8 @@ def _execute(spawn: Spawn) -> None:
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)
     os.environ.setdefault("PYTHONUNBUFFERED", "1")  # a killed worker's last lines must be in its file
+    if _is_worker(spawn):
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(STARTUP_FOLDER), os.environ.get("PYTHONPATH"))))
     argv = {
         "script": (sys.executable, *spawn.argv),
         "module": (sys.executable, "-m", *spawn.argv),
@@ -125,6 +128,10 @@ def _execute(spawn: Spawn) -> None:
 def _run(spawn: Spawn) -> int:
     """Run the script or module as ``__main__`` and end the interpreter's work; returns the exit code."""
     _refresh(spawn)
+    if _is_worker(spawn):
+        from ftrain.comm import worker  # it takes numpy along, which not every zygote has
+
+        worker.start()
     code = _guarded(spawn)
     for step in (threading._shutdown, atexit._run_exitfuncs):  # type: ignore[attr-defined]
         try:
@@ -136,6 +143,11 @@ def _run(spawn: Spawn) -> int:
             stream.flush()
     processes.flush_c_output()
     return code
+
+
+def _is_worker(spawn: Spawn) -> bool:
+    """It is a rank's script; what else an agent starts lacks the variable, and other programs have no recorder."""
+    return spawn.kind != "exec" and "FTRAIN_RECORDER" in spawn.env
 
 
 def _refresh(spawn: Spawn) -> None:

@@ -24,8 +24,11 @@ from aiohttp import WSMsgType, web
 from ftrain_launcher import handshake, views
 from ftrain_launcher.api import Handler, OperatorApi
 from ftrain_launcher.coordinator import Coordinator
+from ftrain_launcher.detect.records import NodeReport
+from ftrain_launcher.detection import Detection
 from ftrain_launcher.events import (
     Announce,
+    CheckNodes,
     Command,
     ControllerRestarted,
     EndJob,
@@ -53,9 +56,9 @@ from ftrain_launcher.messages import (
     Knock,
     Offer,
     ReapNode,
+    ReplicaDigests,
     StartNode,
     StopJob,
-    Verified,
     Welcome,
     WorkerExit,
 )
@@ -63,6 +66,8 @@ from ftrain_launcher.outbox import Outbox
 from ftrain_launcher.pidfds import PidHandle
 from ftrain_launcher.policy import EXIT_USAGE
 from ftrain_launcher.progress import ProgressFilter
+from ftrain_launcher.questions import Reply
+from ftrain_launcher.requests import Requests
 from ftrain_launcher.terminal import announce
 
 _STATUS_WRITE_SECONDS = 0.5
@@ -89,7 +94,10 @@ class Controller:
         self.journal = Journal(folder.journal)
         self._resumed = folder.journal.stat().st_size > 0
         self.coordinator = replay(folder.journal) if self._resumed else Coordinator(self.record.config)
-        self._api = OperatorApi(self.coordinator, self.observations, self._outboxes)
+        self._requests = Requests(self._outboxes)
+        self._detection = Detection(self.coordinator, self._requests, self.submit)
+        self._checks: set[asyncio.Task[None]] = set()
+        self._api = OperatorApi(self.coordinator, self.observations, self._outboxes, self._requests, self.submit)
 
     # ---- life
 
@@ -112,9 +120,10 @@ class Controller:
             await self._ended.wait()
             await self._launchers.drain(_GOODBYE_SECONDS)
         finally:
-            for task in tasks:
+            for task in (*tasks, *self._checks):
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*tasks, *self._checks, return_exceptions=True)
+            await self._detection.close()
             for outbox in list(self._outboxes.values()):  # an agent may open a line meanwhile
                 await outbox.close()
             await self._launchers.close()
@@ -167,6 +176,10 @@ class Controller:
                 self._launchers.tell(command)
             case Announce(text):
                 announce(text)
+            case CheckNodes(names):
+                task = self._api.health.report(names, self.submit)
+                self._checks.add(task)
+                task.add_done_callback(self._checks.discard)
             case EndJob(exit_code, message):
                 self._write_status()
                 self.folder.write_result(Result(exit_code, message))
@@ -267,8 +280,13 @@ class Controller:
         if isinstance(message, Heartbeat):
             self._take_heartbeat(seen, message)
             return
-        if isinstance(message, Verified):
-            self._api.verification.take(message)
+        if isinstance(message, Reply):
+            self._requests.take(message)
+            return
+        if isinstance(message, NodeReport):
+            self._detection.take(message)
+            return
+        if isinstance(message, ReplicaDigests):
             return
         if isinstance(message, Join):
             return
@@ -287,7 +305,8 @@ class Controller:
         if status is None or not status.gate or status.generation != self.coordinator.generation:
             return
         if self.coordinator.phase is Phase.RUNNING:
-            progress = self._progress.take(status, self.coordinator.durable, seen.seen)
+            moves = self.coordinator.quarantine.moves
+            progress = self._progress.take(status, self.coordinator.durable, seen.seen, moves=moves)
             if progress is not None:
                 self.submit(progress)
 

@@ -12,7 +12,8 @@ commands are carried out, so replaying the journal rebuilds this object (`contro
 was not carried out is said again when agents and engine reconnect.
 
 Its parts: who is there (`roster.py`) and how more come (`recruiting.py`); what runs (`running.py`) and what will
-(`forming.py`); what is written to storage (`durable.py`), what broke (`history.py`), and how all end (`ending.py`).
+(`forming.py`); what is written to storage (`durable.py`), what broke (`history.py`), who is to be given no ranks
+(`quarantine.py`), and how all end (`ending.py`).
 """
 
 from __future__ import annotations
@@ -20,42 +21,34 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import assert_never
 
+from ftrain_launcher import messages as m
 from ftrain_launcher.causes import HARMLESS, Sign, describe
 from ftrain_launcher.durable import DurableTier
 from ftrain_launcher.ending import Ending
 from ftrain_launcher.events import (
     Command,
     ControllerRestarted,
+    CordonNode,
+    Diagnosed,
     Event,
     HostCame,
     JobConfig,
     JobStarted,
     Joined,
     Left,
-    Progress,
+    NodeChecked,
     Tick,
+    UncordonNode,
 )
 from ftrain_launcher.forming import Forming
 from ftrain_launcher.generation import Generation
 from ftrain_launcher.history import History
 from ftrain_launcher.incidents import Incident
 from ftrain_launcher.membership import Node, NodeState, Phase, Rank, check_phase
-from ftrain_launcher.messages import (
-    ArenaShort,
-    DurableEnded,
-    Join,
-    NodeGone,
-    RankRestored,
-    RankStepped,
-    Shutdown,
-    StopJob,
-    Stopped,
-    Trouble,
-    WorkerExit,
-    WriteDurable,
-)
 from ftrain_launcher.orders import Orders
 from ftrain_launcher.policy import Action
+from ftrain_launcher.preflight import Preflight
+from ftrain_launcher.quarantine import Quarantine
 from ftrain_launcher.recruiting import Recruiting
 from ftrain_launcher.roster import Roster
 from ftrain_launcher.running import Report, Running
@@ -77,8 +70,12 @@ class Coordinator:
         self._roster = Roster(config.nodes)
         self._history = History(config.work.max_restarts)
         self._recruiting = Recruiting(config, self._roster, self._orders)
-        self._running = Running(self._roster, self._recruiting, self._orders, self.durable, self._history)
-        self._forming = Forming(config, self._roster, self._orders, self.durable, self._history)
+        self._preflight = Preflight(config, self._roster, self._orders)
+        self.quarantine = Quarantine(config, self._roster, self._recruiting, self._orders, self._history)
+        """Which nodes are to be given no ranks."""
+        parts = (self._orders, self.durable, self._history, self.quarantine)
+        self._running = Running(config, self._roster, self._recruiting, *parts)
+        self._forming = Forming(config, self._roster, *parts)
         self._ending = Ending(config, self._roster, self._orders)
         self.nodes: Mapping[str, Node] = self._roster.nodes
         """All nodes by name."""
@@ -138,6 +135,7 @@ class Coordinator:
         """Take in one event; return what must be done, in order."""
         if self.phase is not Phase.ENDED:
             self._take_in(event, now)
+            self._move_if_due(now)
             forms = self.phase in (Phase.GATHERING, Phase.STOPPING)
             self._recruiting.wait_for_hosts(now, wanted=forms, announce=self.generation > 0)
         elif isinstance(event, ControllerRestarted):
@@ -146,13 +144,16 @@ class Coordinator:
 
     def next_deadline(self) -> float | None:
         """When `Tick` is due, if nothing else happens before."""
-        own = (self._ending.deadline, self._recruiting.deadline, self.durable.next_deadline())
+        own = (self._ending.deadline, self._recruiting.deadline, self.durable.next_deadline(), self.quarantine.deadline)
         deadlines = (self._roster.next_deadline(), *own)
         return min((d for d in deadlines if d is not None), default=None)
 
     # ---- events
 
     def _take_in(self, event: Event, now: float) -> None:
+        if isinstance(event, Report):
+            self._hear_of_work(event, now)
+            return
         match event:
             case JobStarted():
                 self._recruiting.ask_for(self.config.nodes + self.config.spares, now)
@@ -162,18 +163,21 @@ class Coordinator:
                 self._join(join, connection, now)
             case Left(name, connection):
                 self._leave(name, connection, now)
-            case NodeGone(name, reason):
+            case m.NodeGone(name, reason):
                 node = self.nodes.get(name)
                 if node is not None and not node.gone:
                     self._lose(node, reason, now)
-            case Stopped():
+            case m.Stopped():
                 if self.phase is Phase.STOPPING and self._forming.take(event):
                     self._form_if_ready(now)
-            case WorkerExit() | RankRestored() | RankStepped() | ArenaShort() | Progress() | DurableEnded():
-                self._hear_of_work(event, now)
-            case Trouble():
+            case m.Trouble():
                 self._trouble(event, now)
-            case StopJob(reason, exit_code):
+            case CordonNode() | UncordonNode():
+                self.quarantine.take(event, self._formed, now)
+                self._fill_positions(now)
+            case NodeChecked():
+                self._node_checked(event, now)
+            case m.StopJob(reason, exit_code):
                 self._end(Action(False, reason, exit_code), now)
             case ControllerRestarted():
                 self._resume(now)
@@ -184,21 +188,15 @@ class Coordinator:
 
     def _resume(self, now: float) -> None:
         """A new controller: nobody is connected to it yet, and nobody could reach the one before."""
-        grace = now + self.config.agent_grace_seconds
-        for node in self.nodes.values():
-            if node.state is NodeState.STARTING:
-                self._roster.wait(node, max(grace, node.deadline or 0.0))
-            elif not node.gone:
-                self._await_return(node, now)
+        self._preflight.forget_asked()
+        self._roster.leave_all(now, now + self.config.agent_grace_seconds)
         if self.phase is Phase.ENDING:
             self._ending.extend(now)
 
     def _tick(self, now: float) -> None:
         if self._ending.deadline is not None and now >= self._ending.deadline:
             self._finish()
-        action = self._running.tick(now) or self._recruiting.tick(now)
-        if action is not None:
-            self._end(action, now)
+        self._end(self._running.tick(now) or self._recruiting.tick(now), now)
         while (node := self._roster.overdue(now)) is not None:
             self._lose(node, node.overdue, now)
 
@@ -212,17 +210,18 @@ class Coordinator:
         if self.phase not in (Phase.ENDING, Phase.ENDED):
             self._recruiting.take_host(event, now)
 
-    def _join(self, join: Join, connection: int, now: float) -> None:
+    def _join(self, join: m.Join, connection: int, now: float) -> None:
         """An agent is there, for the first time or again, perhaps before its old connection is seen to be closed."""
         node = self.nodes.get(join.node) or self._roster.add(join.node)
         node.connection = connection
         if node.gone:
-            self._orders.send(node, Shutdown("the job goes on without this node", 0.0))
+            self._orders.send(node, m.Shutdown("the job goes on without this node", 0.0))
             return
         is_new = node.state is NodeState.STARTING
         self._roster.arrive(node, join)
         if is_new:
             self._recruiting.announce_host(node)
+        self.quarantine.arrived(node)
         if self.phase is Phase.ENDING:
             self._ending.ask(node)
         elif node.position is None:
@@ -231,18 +230,8 @@ class Coordinator:
             # Also if it has answered: its daemon or its store may have gone with its agent.
             self._forming.ask(node, now)
         else:
-            self._readopt(node, node.position, join, now)
-
-    def _readopt(self, node: Node, position: int, join: Join, now: float) -> None:
-        """A member is back while the job runs. If it runs what it should, nothing happens."""
-        missing = self._formed.lacks(position, join)
-        if missing and self._formed.is_unknown_to(position, join):
-            self._orders.send(node, self._formed.form_for(position))
-        elif missing:  # Nobody is left to tell what became of them.
-            reason = f"without rank {', '.join(map(str, missing))}"
-            self._fault(Sign(kind="agent_lost", node=node.name, time=now, reason=reason), now)
-        if self.phase is Phase.RUNNING and self.durable.writing is not None:
-            self._orders.send(node, WriteDurable(self.durable.writing))
+            if (sign := self._running.readopt(self._formed, node, node.position, join, now)) is not None:
+                self._fault(sign, now)
 
     def _leave(self, name: str, connection: int, now: float) -> None:
         """A connection closed; of no matter if the agent has made a newer one since."""
@@ -254,12 +243,7 @@ class Coordinator:
             self._roster.remove(node, NodeState.RELEASED)
             self._finish_if_all_left()
         else:
-            self._await_return(node, now)
-
-    def _await_return(self, node: Node, now: float) -> None:
-        if self.phase is Phase.STOPPING and node.position is not None:
-            self._roster.waited_for.add(node.position)
-        self._roster.leave(node, now, now + self.config.agent_grace_seconds)
+            self._roster.leave(node, now, now + self.config.agent_grace_seconds)
 
     def _lose(self, node: Node, reason: str, now: float) -> None:
         """Give a node up for good; a spare takes its position."""
@@ -274,11 +258,10 @@ class Coordinator:
             self._finish_without_checkpoint(f"{node.name} was lost", now)
             return
         runs = self.phase is Phase.RUNNING
-        if not node.formed and (was_starting or not runs):
+        if not node.formed and node.cordon is None and (was_starting or not runs):
             action = self._recruiting.take_failure(node, reason)
             if action is not None and not runs:
-                self._end(action, now)
-                return
+                return self._end(action, now)
         if node.position is None:
             self._recruiting.replace_spares(now) if runs else self._fill_positions(now)
         elif not (runs and all(r.finished for r in self._formed.ranks.of(node.position))):  # Else nobody misses it.
@@ -290,19 +273,30 @@ class Coordinator:
         if self.phase is Phase.GATHERING:
             if not self._recruiting.gathered():
                 self._recruiting.ask_for(self.config.nodes - self._roster.idle(), now)
-            else:
+            elif self._preflight.passed():
                 self._roster.fill(self.groups)
                 self._next_generation(now)
         elif self.phase is Phase.STOPPING:
-            for node in self._roster.fill(self.groups):
-                self._forming.ask(node, now)
+            self._forming.fill(now)
             self._recruiting.ask_for(len(self._roster.vacant), now)
+            if self.quarantine.readmit():
+                self._forming.fill(now)
             self._form_if_ready(now)
+
+    def _node_checked(self, event: NodeChecked, now: float) -> None:
+        """It may come back; before the first generation, one that failed is not wanted, and all may be known now."""
+        self.quarantine.checked(event, now)
+        if self.phase is Phase.GATHERING and self.config.preflight:
+            self._preflight.take(event, now)
+            self._end(self._preflight.verdict(), now)
+        self._fill_positions(now)
 
     # ---- what breaks
 
     def _hear_of_work(self, report: Report, now: float) -> None:
         if not self._concerns_formed(report.generation):
+            if isinstance(report, Diagnosed) and self.phase is not Phase.ENDING:
+                self._end(self._running.explain(self._formed, report, now), now)
             return
         match self._running.take(self._formed, report, now, stopping=self.phase is Phase.STOPPING):
             case Sign() as sign:
@@ -310,7 +304,7 @@ class Coordinator:
             case Action() as action:
                 self._end(action, now)
 
-    def _trouble(self, event: Trouble, now: float) -> None:
+    def _trouble(self, event: m.Trouble, now: float) -> None:
         node = self.nodes.get(event.node)
         if node is None or node.gone or self.phase not in (Phase.STOPPING, Phase.RUNNING):
             return
@@ -343,8 +337,8 @@ class Coordinator:
             self._recruiting.succeeded()
             self._begin_again(sign, now)
 
-    def _begin_again(self, sign: Sign, now: float) -> None:
-        self._history.take(sign, self.formed, again=True)
+    def _begin_again(self, sign: Sign, now: float, *, planned: bool = False) -> None:
+        self._history.take(sign, self.formed, again=not planned)
         self._next_generation(now)
 
     # ---- the next generation
@@ -354,6 +348,13 @@ class Coordinator:
         self.durable.abandon()
         self._forming.announce(now)
         self._fill_positions(now)
+
+    def _move_if_due(self, now: float) -> None:
+        """A generation for nothing but to have a cordoned node's ranks elsewhere."""
+        trains = self.phase is Phase.RUNNING and not self.durable.finishing
+        sign = self.quarantine.due(self._formed, now) if trains else None
+        if sign is not None:
+            self._begin_again(sign, now, planned=True)
 
     def _form_if_ready(self, now: float) -> None:
         match self._forming.decide(self._formed, now):
@@ -379,9 +380,9 @@ class Coordinator:
     def _finish_without_checkpoint(self, why: str, now: float) -> None:
         self._end(Action(False, f"training finished ({why} before the last checkpoint was written)"), now)
 
-    def _end(self, action: Action, now: float) -> None:
+    def _end(self, action: Action | None, now: float) -> None:
         """Ask everybody to end; nothing else is decided after this."""
-        if self.phase is Phase.ENDING:
+        if action is None or self.phase is Phase.ENDING:
             return
         self.phase = check_phase(self.phase, Phase.ENDING)
         self.durable.abandon()

@@ -43,6 +43,8 @@ def worker_environment(
     snapshot_every: int,
     max_restarts: int,
     demote_after_nan: bool = True,
+    check_replicas: int = 100,
+    collective_timeout_seconds: float | None = None,
     restore: SnapshotId | None = None,
     durable_start: DurableId | None = None,
     interface: str = "",
@@ -85,6 +87,9 @@ def worker_environment(
         "FTRAIN_DURABLE": "" if durable_start is None else f"{durable_start.step}:{durable_start.path}",
         "FTRAIN_SNAPSHOT_EVERY": str(snapshot_every),
         "FTRAIN_DEMOTE_AFTER_NAN": str(int(demote_after_nan)),
+        "FTRAIN_CHECK_REPLICAS": str(check_replicas),
+        "FTRAIN_COLLECTIVE_TIMEOUT_SECONDS": str(collective_timeout_seconds or ""),
+        "FTRAIN_RECORDER": {**os.environ, **(user or {})}.get("FTRAIN_RECORDER", "1"),
     }
 
 

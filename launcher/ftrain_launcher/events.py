@@ -6,8 +6,11 @@ to the state machine are events as they are; the rest are defined here.
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 import msgspec
 
+from ftrain_launcher.detect.verdict import Verdict
 from ftrain_launcher.messages import (
     ArenaShort,
     DurableEnded,
@@ -25,6 +28,16 @@ from ftrain_launcher.messages import (
     WorkerExit,
 )
 from ftrain_snapshot.messages import SnapshotId
+
+
+class Detect(StrEnum):
+    """What follows from the detector's verdicts (``--detect``)."""
+
+    ACT = "act"
+    WARN = "warn"
+    """People are told, and nothing else."""
+    OFF = "off"
+    """None are asked for."""
 
 
 class JobConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +62,11 @@ class JobConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How long a new node may take to join."""
     shutdown_grace_seconds: float = 5.0
     """How long workers get between SIGTERM and SIGKILL at the job's end."""
+    preflight: bool = False
+    """Check every node before the first generation is formed."""
+    detect: Detect = Detect.ACT
+    isolate_slow: bool = False
+    """A node that stays slow gives its ranks to another."""
 
 
 class JobStarted(msgspec.Struct, frozen=True, tag="job_started"):
@@ -93,6 +111,52 @@ class Progress(msgspec.Struct, frozen=True, tag="progress"):
     """A snapshot is being captured or protected."""
 
 
+class Diagnosed(msgspec.Struct, frozen=True, tag="diagnosed"):
+    """The detector has found something."""
+
+    verdict: Verdict
+
+    @property
+    def generation(self) -> int:
+        """The generation that it is about."""
+        return self.verdict.generation
+
+
+class Leave(StrEnum):
+    """When a cordoned node's ranks are moved to another node."""
+
+    AT_NEXT_FAULT = "at_next_fault"
+    SOON = "soon"
+    """Once the newest snapshot is protected, if that does not take long."""
+    NOW = "now"
+
+
+class CordonNode(msgspec.Struct, frozen=True, tag="cordon_node"):
+    """An operator wants a node to be given no ranks."""
+
+    node: str
+    reason: str
+    leave: Leave = Leave.AT_NEXT_FAULT
+
+
+class UncordonNode(msgspec.Struct, frozen=True, tag="uncordon_node"):
+    """An operator wants it back."""
+
+    node: str
+    force: bool = False
+    """Without a health check."""
+
+
+class NodeChecked(msgspec.Struct, frozen=True, tag="node_checked"):
+    """The health of a node was checked, as `CheckNodes` asked."""
+
+    node: str
+    ok: bool
+    """False: it is to hold no ranks."""
+    reason: str
+    """What was found, in words; empty: nothing."""
+
+
 class ControllerRestarted(msgspec.Struct, frozen=True, tag="controller_restarted"):
     """The journal was replayed by a new controller: no agent is connected yet."""
 
@@ -115,6 +179,10 @@ Event = (
     | DurableEnded
     | ArenaShort
     | Progress
+    | Diagnosed
+    | CordonNode
+    | UncordonNode
+    | NodeChecked
     | StopJob
     | ControllerRestarted
     | Tick
@@ -134,6 +202,12 @@ class Announce(msgspec.Struct, frozen=True, tag="announce"):
     text: str
 
 
+class CheckNodes(msgspec.Struct, frozen=True, tag="check_nodes"):
+    """Check the health of these nodes, against each other; each is answered by a `NodeChecked`."""
+
+    nodes: tuple[str, ...]
+
+
 class EndJob(msgspec.Struct, frozen=True, tag="end_job"):
     """All is over."""
 
@@ -141,4 +215,4 @@ class EndJob(msgspec.Struct, frozen=True, tag="end_job"):
     message: str
 
 
-Command = Send | StartNode | ReapNode | Announce | EndJob
+Command = Send | StartNode | ReapNode | Announce | CheckNodes | EndJob

@@ -5,6 +5,8 @@ What comes of it is for the coordinator to carry out: it begins, it is announced
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ftrain_launcher.causes import Sign
 from ftrain_launcher.durable import SEARCH_SECONDS_MAX, DurableTier
 from ftrain_launcher.events import JobConfig
@@ -15,6 +17,7 @@ from ftrain_launcher.membership import Node, NodeState
 from ftrain_launcher.messages import Form, Stop, Stopped
 from ftrain_launcher.orders import Orders
 from ftrain_launcher.policy import EXIT_USAGE, Action
+from ftrain_launcher.quarantine import Quarantine
 from ftrain_launcher.roster import Roster
 from ftrain_snapshot.errors import PlacementImpossible
 from ftrain_snapshot.messages import Peer
@@ -29,7 +32,13 @@ class Forming:
     """One job's; the roster, the durable tier and the history are the coordinator's."""
 
     def __init__(
-        self, config: JobConfig, roster: Roster, orders: Orders, durable: DurableTier, history: History
+        self,
+        config: JobConfig,
+        roster: Roster,
+        orders: Orders,
+        durable: DurableTier,
+        history: History,
+        quarantine: Quarantine,
     ) -> None:
         self.number = 0
         """The newest generation that was announced."""
@@ -41,6 +50,7 @@ class Forming:
         self._orders = orders
         self._durable = durable
         self._history = history
+        self._quarantine = quarantine
 
     # ---- who has stopped
 
@@ -57,6 +67,11 @@ class Forming:
         """Have a member stop, and say what it holds; ``search``: on storage as well."""
         self._roster.ask(node, now + self._config.stop_timeout_seconds + SEARCH_SECONDS_MAX * search)
         self._orders.send(node, Stop(self.number, host_store=node.position == 0, search_durable=search))
+
+    def fill(self, now: float) -> None:
+        """Give vacant positions to idle nodes; they have to say what they hold, too."""
+        for node in self._roster.fill(self.groups):
+            self.ask(node, now)
 
     def ask_again(self, now: float) -> None:
         """Ask those that have answered: what they hold may have grown."""
@@ -84,26 +99,38 @@ class Forming:
         if self._roster.waited_for:
             return None
         first = self._roster.members()[0] if not self._roster.vacant else None
-        start = self._durable.start(self._start_in_memory(formed), first.durable if first is not None else None)
+        in_memory = self._start_in_memory(formed)
+        start = self._durable.start(in_memory, first.durable if first is not None else None)
         judgement = self._history.judge(start, now)
         self._orders.announce(judgement.news)
         if not judgement.action.resume:
             return judgement.action
-        if first is None:
+        self._quarantine.judge(self._history.log.forming, now)
+        if first is None or self._moves(formed, in_memory, now):
             return None
         if start.undecided:
             self.ask(first, now, search=True)
             return None
         if first.store_port is None:
             return Sign(kind="form_failed", node=first.name, time=now, reason="its store did not start")
-        return self._form(start, first.host, first.store_port, now)
+        return self._form(start, formed.ranks.nodes, first.store_port, now)
 
-    def _start_in_memory(self, formed: Generation) -> Start:
+    def _start_in_memory(self, formed: Generation, without: Sequence[Node] = ()) -> Start:
+        """``without``: as it would be if these were not here."""
         grouping = self.groups or groups(self._config.nodes, self._parity)  # Nothing was coded yet.
-        members, demotions = self._roster.members(), self._history.demotions
-        return formed.next_start(members, groups=grouping, parity=self._parity, demotions=demotions)
+        members = [node for node in self._roster.members() if node not in without]
+        demotions, keep = self._history.demotions, not without
+        return formed.next_start(members, groups=grouping, parity=self._parity, demotions=demotions, keep=keep)
 
-    def _form(self, start: Start, store_host: str, store_port: int, now: float) -> Generation | Action:
+    def _moves(self, formed: Generation, start: Start, now: float) -> bool:
+        """Cordoned members, who have stopped, give their positions to idle nodes; whether any does."""
+        if not self._roster.cordoned or self._roster.vacant:
+            return False
+        left = self._quarantine.vacate(start, lambda nodes: self._start_in_memory(formed, nodes), now)
+        self.fill(now)
+        return bool(left)
+
+    def _form(self, start: Start, before: Sequence[str], store_port: int, now: float) -> Generation | Action:
         """Who is coded with whom is decided once, if the nodes' labels allow it."""
         members = self._roster.members()
         try:
@@ -111,12 +138,12 @@ class Forming:
         except PlacementImpossible as error:
             return Action(False, str(error), EXIT_USAGE)
         self._durable.started(start)
-        self._history.resumed(start, now)
+        self._history.resumed(start, now, _changes(before, [n.name for n in members]))
         form = Form(
             generation=self.number,
             position=0,
             peers=tuple(Peer(p, n.name, n.host, n.daemon_port) for p, n in enumerate(members)),
-            store_host=store_host,
+            store_host=members[0].host,
             store_port=store_port,
             restore=start.restore,
             groups=self.groups,
@@ -124,4 +151,10 @@ class Forming:
             durable_newest=self._durable.newest,
             work=self._config.work,
         )
-        return Generation(start, form)
+        return Generation(start, form, before)
+
+
+def _changes(before: Sequence[str], now: Sequence[str]) -> str:
+    """Who holds positions that others held in the generation before."""
+    moved = [(old, new) for old, new in zip(before, now, strict=False) if old != new]
+    return ", ".join(f"{new} takes over from {old}" for old, new in moved) or "all ranks restart on the same nodes"

@@ -11,18 +11,21 @@ from ftrain_launcher.formation import Past, Start, choose_start
 from ftrain_launcher.membership import Node
 from ftrain_launcher.messages import Form, Join
 from ftrain_launcher.ranks import Ranks
+from ftrain_snapshot.messages import Holding, Inventory
 from ftrain_snapshot.placement import Groups
 
 
 class Generation:
     """Before the first one: number 0, without ranks."""
 
-    def __init__(self, start: Start | None = None, form: Form | None = None) -> None:
+    def __init__(self, start: Start | None = None, form: Form | None = None, before: Sequence[str] = ()) -> None:
         self.start = start or Start(None, 0)
         self.levels = self.start.levels
         """What its gate reported last."""
         self.form = form
         """What its first node was sent; the others' differ in the position alone."""
+        self.before = tuple(before)
+        """The nodes of the generation that was formed before it, in order of position."""
         self.number = form.generation if form else 0
         self.ranks = Ranks([peer.node for peer in form.peers], form.work.nproc_per_node) if form else Ranks()
         self._judged: Start | None = None
@@ -54,9 +57,12 @@ class Generation:
         return join.stopped == self.number > join.generation and not ran
 
     def next_start(
-        self, members: Sequence[Node], *, groups: Groups, parity: int, demotions: Sequence[Demotion]
+        self, members: Sequence[Node], *, groups: Groups, parity: int, demotions: Sequence[Demotion], keep: bool = True
     ) -> Start:
-        """Where the next one starts, as far as memory is concerned; all of ``members`` have said what they hold."""
+        """Where the next one starts, as far as memory is concerned; all of ``members`` have said what they hold.
+
+        ``keep``: those are all that are left, and that they were will be remembered.
+        """
         placed = [(n.position, n) for n in members if n.position is not None]
         past = Past(
             generation=self.number,
@@ -68,6 +74,13 @@ class Generation:
             judged=self._judged,
             demotions=demotions,
         )
-        holdings = {p: n.inventory.holdings for p, n in placed if n.inventory is not None}
-        self._judged = choose_start(past, holdings, groups=groups, parity=parity)
-        return self._judged
+        holdings = {p: _of_position(n.inventory, p) for p, n in placed if n.inventory is not None}
+        start = choose_start(past, holdings, groups=groups, parity=parity)
+        if keep:
+            self._judged = start
+        return start
+
+
+def _of_position(inventory: Inventory, position: int) -> list[Holding]:
+    """A node that once gave its position away may still hold another one's share."""
+    return [held for held in inventory.holdings if held.position == position]

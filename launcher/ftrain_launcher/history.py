@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from ftrain_launcher.causes import Sign, classify, describe
+from ftrain_launcher.complaints import Complaint, Complaints
 from ftrain_launcher.demotion import Demotion, demotion_of
 from ftrain_launcher.formation import Start
 from ftrain_launcher.incidents import Incident, IncidentLog
@@ -27,6 +28,8 @@ class History:
 
     def __init__(self, max_restarts: int) -> None:
         self.log = IncidentLog()
+        self.complaints = Complaints(self.log)
+        """What slows the job, and stops nobody."""
         self._max_restarts = max_restarts
         self._faults_without_progress = 0
         self._newest_version = -1
@@ -60,7 +63,29 @@ class History:
             if cause.traceback and not (cause.signature and cause.signature == before):
                 news.append(cause.traceback.rstrip())
         incident.cause, incident.timeline.decided = cause, now
-        return decide(cause, before, self._faults_without_progress, self._max_restarts), news
+        action = decide(cause, before, self._faults_without_progress, self._max_restarts)
+        if not action.resume:
+            incident.decide(f"the job ends: {action.reason}")
+        return action, news
+
+    def amend(self, sign: Sign, generation: int) -> Judgement:
+        """The detector names the cause of an incident after the job was formed again.
+
+        A mismatch may show by an error at once, and be understood later; if it is not the first, that ends the job.
+        """
+        incident = self.log.of_generation(generation)
+        if incident is None or incident.timeline.formed is None:
+            return Judgement(Action(True, ""))
+        formed_at, decided_at = incident.timeline.formed, incident.timeline.decided
+        incident.add(sign)
+        action, news = self._judge_incident(incident, sign.time)
+        incident.timeline.formed, incident.timeline.decided = formed_at, decided_at
+        return Judgement(action, tuple(news))
+
+    def complain(self, sign: Sign, generation: int) -> tuple[Complaint, list[str]]:
+        """The detector says something that stops nobody. What people are told, once for as long as it goes on."""
+        complaint = self.complaints.take(sign, generation)
+        return complaint, [f"{describe(sign)}; training goes on"] if complaint.is_new else []
 
     @property
     def demotions(self) -> list[Demotion]:
@@ -68,10 +93,11 @@ class History:
         found = (demotion_of(i.signs, i.generation) for i in self.log.entries)
         return [d for d in found if d is not None]
 
-    def resumed(self, start: Start, now: float) -> None:
-        """The next generation was formed from ``start``."""
+    def resumed(self, start: Start, now: float, how: str) -> None:
+        """The next generation was formed from ``start``; ``how``: in words."""
         incident = self.log.forming
         if incident is not None:
+            incident.decide(how)
             incident.timeline.formed = now
             incident.steps_lost = start.steps_lost
             incident.resumed_from = start.version

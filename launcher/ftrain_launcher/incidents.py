@@ -1,7 +1,8 @@
 """An incident: one fault from its first sign to the first new training step, with its timeline; and the log of them.
 
 An incident takes in signs until its generation has been formed anew; what breaks after that is the next one. It is
-closed when all ranks have made a step, or had none left to make.
+closed when all ranks have made a step, or had none left to make. What stops nobody enters the log closed; what the
+detector says of one thing again and again is one incident, for as long as it goes on.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ from __future__ import annotations
 import msgspec
 
 from ftrain_launcher.causes import Cause, Sign, classify
+from ftrain_launcher.detect.verdict import Verdict
 
 INCIDENTS_KEPT = 1000
+VERDICTS_KEPT = 16
+"""Of one incident."""
 
 
 class Timeline(msgspec.Struct, kw_only=True):
@@ -18,6 +22,8 @@ class Timeline(msgspec.Struct, kw_only=True):
 
     detected: float
     """The first sign."""
+    named: float | None = None
+    """The detector's first verdict."""
     decided: float | None = None
     formed: float | None = None
     restored: float | None = None
@@ -34,22 +40,39 @@ class Incident(msgspec.Struct, kw_only=True):
     """The generation that it ended."""
     timeline: Timeline
     signs: list[Sign] = []
+    verdicts: list[Verdict] = []
+    """What the detector said, in order; of what it said again and again the first and the last."""
     cause: Cause | None = None
+    decision: str = ""
+    """What followed, and why."""
     steps_lost: int = 0
     """Sealed versions newer than the one that was resumed from."""
     resumed_from: int | None = None
     demoted: int | None = None
     """A newer version that was passed over, since the loss was not finite after it."""
     closed: bool = False
+    harmless: bool = False
+    """It stopped nobody."""
 
     def add(self, sign: Sign) -> None:
         """Take in one more sign; several accounts of one thing count once."""
         self.timeline.detected = min(self.timeline.detected, sign.time)
+        if sign.verdict is not None:
+            kept = self.verdicts[:1] if self.harmless else self.verdicts[: VERDICTS_KEPT - 1]
+            self.verdicts = [*kept, sign.verdict]
+            self.timeline.named = sign.time if self.timeline.named is None else self.timeline.named
         for index, known in enumerate(self.signs):
             if (known.kind, known.node, known.rank) == (sign.kind, sign.node, sign.rank):
                 self.signs[index] = known.merged(sign)
                 return
         self.signs.append(sign)
+
+    def decide(self, decision: str) -> bool:
+        """Note what follows; False: it was noted before."""
+        if decision in self.decision:
+            return False
+        self.decision += f"; {decision}" if self.decision else decision
+        return True
 
     @property
     def seconds(self) -> float | None:
@@ -86,11 +109,16 @@ class IncidentLog:
         told = ((s.kind, s.node, s.reason) for entry in self.entries for s in entry.signs)
         if (sign.kind, sign.node, sign.reason) in told:
             return False
+        self.append_harmless(sign, generation)
+        return True
+
+    def append_harmless(self, sign: Sign, generation: int) -> Incident:
+        """The same, whether or not it was told before."""
         incident = self._append(sign, generation)
         incident.add(sign)
-        incident.cause, incident.closed = classify([sign]), True
+        incident.cause, incident.closed, incident.harmless = classify([sign]), True, True
         incident.timeline.decided = sign.time
-        return True
+        return incident
 
     def close(self, *, first_step: float | None) -> Incident | None:
         """Close the open incident; ``first_step``: when all ranks had made a step again, None if they had not."""
@@ -99,6 +127,11 @@ class IncidentLog:
             incident.closed = True
             incident.timeline.first_step = first_step
         return incident
+
+    def of_generation(self, generation: int) -> Incident | None:
+        """The incident that ended a generation; the newest, if it took several attempts to form the next one."""
+        mine = (i for i in reversed(self.entries) if i.generation == generation and not i.harmless)
+        return next(mine, None)
 
     def signature_before(self, incident: Incident) -> str:
         """How the program failed the last time before this incident; empty: it never did.

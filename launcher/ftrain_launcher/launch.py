@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from ftrain.comm import library
 from ftrain_launcher import processes
 from ftrain_launcher.engine_line import EngineLine
 from ftrain_launcher.engines.base import Engine
@@ -153,6 +154,8 @@ class Launcher:
             log_path=Path(self.record.config.work.log_folder) / "zygote-root.log",
             owner_grace_seconds=self.record.controller_grace_seconds,
         )
+        if library.needs_building():
+            announce("the recorder is built first, which takes about 10 s, once on this machine (docs/recorder.md)")
         try:
             line = await exec_zygote(config)
         except ZygoteFailed as error:

@@ -16,6 +16,8 @@ class NodeState(StrEnum):
     STARTING = "starting"
     IDLE = "idle"
     """Joined, holds no ranks: a spare."""
+    CORDONED = "cordoned"
+    """Joined, holds no ranks, and is to be given none."""
     ACTIVE = "active"
     AWAY = "away"
     """Its agent is not connected; the grace time runs."""
@@ -25,10 +27,15 @@ class NodeState(StrEnum):
 
 
 _MOVES: dict[NodeState, frozenset[NodeState]] = {
-    NodeState.STARTING: frozenset({NodeState.IDLE, NodeState.LOST, NodeState.RELEASED}),
-    NodeState.IDLE: frozenset({NodeState.ACTIVE, NodeState.AWAY, NodeState.LOST, NodeState.RELEASED}),
-    NodeState.ACTIVE: frozenset({NodeState.AWAY, NodeState.LOST, NodeState.RELEASED}),
-    NodeState.AWAY: frozenset({NodeState.IDLE, NodeState.ACTIVE, NodeState.LOST, NodeState.RELEASED}),
+    NodeState.STARTING: frozenset({NodeState.IDLE, NodeState.CORDONED, NodeState.LOST, NodeState.RELEASED}),
+    NodeState.IDLE: frozenset(
+        {NodeState.CORDONED, NodeState.ACTIVE, NodeState.AWAY, NodeState.LOST, NodeState.RELEASED}
+    ),
+    NodeState.CORDONED: frozenset({NodeState.IDLE, NodeState.AWAY, NodeState.LOST, NodeState.RELEASED}),
+    NodeState.ACTIVE: frozenset({NodeState.CORDONED, NodeState.AWAY, NodeState.LOST, NodeState.RELEASED}),
+    NodeState.AWAY: frozenset(
+        {NodeState.IDLE, NodeState.CORDONED, NodeState.ACTIVE, NodeState.LOST, NodeState.RELEASED}
+    ),
     NodeState.LOST: frozenset(),
     NodeState.RELEASED: frozenset(),
 }
@@ -60,6 +67,29 @@ class IllegalMove(Exception):
     """A state machine was asked for a move that it does not have: a defect of ours, never of a user."""
 
 
+class Cordon(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a node is to be given no ranks. One that has some gives them away when a generation is formed."""
+
+    reason: str
+    since: float
+    quarantined: bool = False
+    """The policy said so, and not an operator."""
+    leave_by: float | None = None
+    """When its ranks are to be moved even if nothing else breaks, once another node can take over; None: never."""
+    leave_after: int | None = None
+    """If this version is protected, there is no need to wait so long."""
+    returning: bool = False
+    """It comes back if it passes its health check."""
+
+
+class Health(msgspec.Struct, frozen=True):
+    """How a node's last health check went."""
+
+    ok: bool
+    reason: str
+    time: float
+
+
 class Node(msgspec.Struct, kw_only=True):
     """One node, as the coordinator knows it."""
 
@@ -68,7 +98,7 @@ class Node(msgspec.Struct, kw_only=True):
     """Its place in the order in which nodes were asked for or came: the first ones get the first positions."""
     state: NodeState = NodeState.STARTING
     position: int | None = None
-    """Its place in the job, once it has held ranks or was chosen to; never changes after that."""
+    """Its place in the job, once it has held ranks or was chosen to, until it is lost or gives them away."""
     formed: int = 0
     """The newest generation whose ranks it was given; 0: none yet."""
     connection: int | None = None
@@ -91,6 +121,9 @@ class Node(msgspec.Struct, kw_only=True):
     """Where that generation's store listens, if this node hosts it."""
     durable: DurableSearch | None = None
     """What it found on storage, if it was asked to look."""
+    cordon: Cordon | None = None
+    """Of a host's node that is gone: also the next one of that host gets no ranks."""
+    health: Health | None = None
 
     def move(self, state: NodeState) -> None:
         """Change state, along the table of moves only."""

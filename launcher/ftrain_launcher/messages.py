@@ -10,7 +10,10 @@ from typing import Literal
 
 import msgspec
 
-from ftrain_snapshot.messages import DaemonStatus, Inventory, LaneReport, Peer, SnapshotId
+from ftrain.link import ReplicaDigest
+from ftrain_launcher.detect.records import NodeReport
+from ftrain_launcher.questions import Question, Reply
+from ftrain_snapshot.messages import DaemonStatus, Inventory, Peer, SnapshotId
 from ftrain_snapshot.storage import DurableId
 
 PROTOCOL_VERSION = 1
@@ -61,6 +64,10 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     max_restarts: int
     demote_after_nan: bool = True
     """After losses that are not finite, go on from a snapshot before the newest."""
+    check_replicas: int = 100
+    """Steps between comparisons of what must be equal on several ranks; 0: never."""
+    collective_timeout_seconds: float | None = None
+    """How long an operation of a process group may take, where the script does not say; None: torch's default."""
     durable: Durable | None = None
     """None: snapshots are kept in memory alone."""
     zygote: bool = True
@@ -203,16 +210,6 @@ class DurableEnded(msgspec.Struct, frozen=True, tag="durable_ended"):
     """Why not; empty: it is written, and if ``position`` is 0, the checkpoint exists."""
 
 
-class Verified(msgspec.Struct, frozen=True, tag="verified", kw_only=True):
-    """Answer to Verify."""
-
-    node: str
-    request: int
-    lanes: tuple[LaneReport, ...] = ()
-    failure: str = ""
-    """Why the node's daemon could not do it; empty: it did."""
-
-
 class ArenaShort(msgspec.Struct, frozen=True, tag="arena_short"):
     """The shared memory of a node cannot hold the snapshots."""
 
@@ -220,6 +217,16 @@ class ArenaShort(msgspec.Struct, frozen=True, tag="arena_short"):
     generation: int
     needed_bytes: int
     available_bytes: int
+
+
+class ReplicaDigests(msgspec.Struct, frozen=True, tag="replica_digests"):
+    """What a rank shares with others, as it was after a step (`detect.divergence`)."""
+
+    node: str
+    generation: int
+    rank: int
+    step: int
+    digests: tuple[ReplicaDigest, ...]
 
 
 FromAgent = (
@@ -231,8 +238,10 @@ FromAgent = (
     | RankStepped
     | Trouble
     | DurableEnded
-    | Verified
     | ArenaShort
+    | NodeReport
+    | Reply
+    | ReplicaDigests
 )
 
 # ---- controller -> agent
@@ -293,14 +302,7 @@ class Inject(msgspec.Struct, frozen=True, tag="inject"):
     rank: int | None = None
 
 
-class Verify(msgspec.Struct, frozen=True, tag="verify"):
-    """Have the daemon read all that it stores, compare it with its checksums, and repair what is wrong."""
-
-    request: int
-    """Comes back in the answer."""
-
-
-ToAgent = Stop | Form | WriteDurable | Unpin | Shutdown | Inject | Verify
+ToAgent = Stop | Form | WriteDurable | Unpin | Shutdown | Inject | Question
 
 # ---- launcher (its engine) <-> controller
 

@@ -16,15 +16,18 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 from ftrain import link
-from ftrain_launcher.checking import DamageWatch, verify
+from ftrain_launcher.answering import Answering
+from ftrain_launcher.checking import DamageWatch
+from ftrain_launcher.comm_watch import CommWatch
 from ftrain_launcher.daemons import DaemonFailed, DaemonKeeper
 from ftrain_launcher.durable_search import search
 from ftrain_launcher.durable_writers import DurableWriters
 from ftrain_launcher.errors import SpawnFailed, ZygoteFailed
+from ftrain_launcher.events import Detect
 from ftrain_launcher.jobs import JobFolder
 from ftrain_launcher.links import LinkServer
 from ftrain_launcher.messages import (
@@ -38,7 +41,6 @@ from ftrain_launcher.messages import (
     Stopped,
     Trouble,
     Unpin,
-    Verify,
     WriteDurable,
 )
 from ftrain_launcher.node_state import NodeFile, NodeRecord, kill_trees
@@ -117,11 +119,15 @@ class NodeRunner:
         self._store = StoreHost(self.job, self.node, self.node_folder, self._host)
         self._workers = NodeWorkers(self.job, self.node, self._host, self._tell)
         self._writers = DurableWriters(self.job, self.node, self._host, self._tell)
+        self._comm = CommWatch(self.node, self.node_folder, self._workers, self._tell_controller)
+        self.answering = Answering(self.job, self.node, self.node_folder, self._workers, self._tell_controller)
         before = self._file.read()
         await self._links.start()
         await asyncio.gather(self._start_daemon(before), self._adopt_workers(before))
         self._workers.open()
         self._write_down()
+        if self.job.config.detect is not Detect.OFF:
+            self._beside(self._comm.run())
 
     async def _start_daemon(self, before: NodeRecord | None) -> None:
         if before is not None and before.daemon_pid is not None:
@@ -155,6 +161,7 @@ class NodeRunner:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.answering.close()
         with contextlib.suppress(ZygoteFailed):
             await self._host.shutdown(grace_seconds)
         await self._daemon.stop(grace_seconds=2.0)
@@ -218,6 +225,7 @@ class NodeRunner:
         if generation > self._stopped:
             self._stopped = generation
             self._store.forget()
+            self._comm.tell_now()  # who waits for whom is of the past in a moment
             await self._workers.stop()
             self._form, self._all_started = None, False
             self._said.clear()
@@ -295,13 +303,8 @@ class NodeRunner:
                 shutil.rmtree(self.node_folder, ignore_errors=True)
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    def verify(self, message: Verify) -> None:
-        """Check all that is stored here, beside everything else; the answer may take minutes."""
-
-        async def answer() -> None:
-            self._tell_controller(await asyncio.to_thread(verify, self.node, self.node_folder, message))
-
-        task = asyncio.create_task(answer())
+    def _beside(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -316,6 +319,7 @@ class NodeRunner:
             self._tell(Trouble(self.node, self._stopped, "store_lost", reason), ("trouble",))
         running = self._form if self.generation == self._stopped else None
         if not self._writers.exited(running, exited):
+            self._comm.tell_now()  # what it did last may say why
             self._workers.exited(exited)
         self._write_down()
 
@@ -323,13 +327,13 @@ class NodeRunner:
         if isinstance(message, link.StoreReady):
             self._store.hear_port(message.generation, message.port)
         else:
+            if isinstance(message, link.Failed):
+                self._comm.tell_now()
             self._workers.hear(hello, message)
 
     def _daemon_died(self) -> None:
         if not self._closing:
-            task = asyncio.create_task(self._restart_daemon())
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._beside(self._restart_daemon())
 
     async def _restart_daemon(self) -> None:
         """Training goes on meanwhile: the workers write into memory that outlives the daemon."""

@@ -25,6 +25,7 @@ from ftrain_launcher.messages import (
     RankRestored,
     RankState,
     RankStepped,
+    ReplicaDigests,
     Trouble,
     WorkerExit,
 )
@@ -62,7 +63,8 @@ class NodeWorkers:
         self._folder = Path(job.arena_folder) / node
         self._output = OutputTail()
         self._workers: dict[str, _Worker] = {}
-        self._generation = 0
+        self.generation = 0
+        """The generation whose workers these are, or were."""
         self._control: ControlPage | None = None
 
     def open(self) -> None:
@@ -72,7 +74,7 @@ class NodeWorkers:
             step, moment = self._control.progress(worker.record.local_rank)
             if worker.pid is not None and _started(worker.pid) < moment:
                 worker.state = "running"
-                place = (self._node, self._generation, worker.record.rank)
+                place = (self._node, self.generation, worker.record.rank)
                 self._tell(RankRestored(*place, None, moment), ("restored", worker.record.rank))
                 self._tell(RankStepped(*place, step, moment), ("stepped", worker.record.rank))
 
@@ -83,6 +85,10 @@ class NodeWorkers:
     def records(self) -> tuple[WorkerRecord, ...]:
         """Those that have not ended, for an agent to come."""
         return tuple(w.record for w in self._workers.values() if w.pid is not None)
+
+    def running(self) -> list[tuple[int, int, int]]:
+        """Rank, local rank and pid of those that have not ended."""
+        return [(w.record.rank, w.record.local_rank, w.pid) for w in self._workers.values() if w.pid is not None]
 
     def states(self) -> tuple[RankState, ...]:
         """All of the generation, with the last step that each committed."""
@@ -99,7 +105,7 @@ class NodeWorkers:
 
     async def start(self, form: Form) -> None:
         """Start this generation's workers. Raises SpawnFailed, ZygoteFailed."""
-        self._generation = form.generation
+        self.generation = form.generation
         for lane in range(form.work.nproc_per_node):
             spawn = self._spawn(form, lane)
             rank = form.position * form.work.nproc_per_node + lane
@@ -131,6 +137,8 @@ class NodeWorkers:
                 snapshot_every=work.snapshot_every,
                 max_restarts=work.max_restarts,
                 demote_after_nan=work.demote_after_nan,
+                check_replicas=work.check_replicas,
+                collective_timeout_seconds=work.collective_timeout_seconds,
                 restore=form.restore,
                 durable_start=form.durable_start,
                 interface=interface_of(self._job.host),
@@ -144,7 +152,7 @@ class NodeWorkers:
 
     def adopt(self, generation: int, records: tuple[WorkerRecord, ...]) -> None:
         """Take over the workers that an agent before this one started."""
-        self._generation = generation
+        self.generation = generation
         for record in records:
             self._workers[record.id] = _Worker(record)
             self._output.follow(self._log(record.rank), f"[rank {record.rank}] ", from_end=True)
@@ -188,7 +196,7 @@ class NodeWorkers:
         rank = worker.record.rank
         message = WorkerExit(
             node=self._node,
-            generation=self._generation,
+            generation=self.generation,
             rank=rank,
             pid=worker.record.pid,
             code=code,
@@ -219,13 +227,15 @@ class NodeWorkers:
                 self._tell(ArenaShort(self._node, generation, needed, available), ("short",))
             case link.Failed():
                 self._hear_failure(worker, message)
+            case link.Replicas(step, digests):
+                self._tell(ReplicaDigests(self._node, generation, rank, step, digests), ("replicas", rank))
 
     def _hear_failure(self, worker: _Worker, message: link.Failed) -> None:
         """The worker waits for its end; its traceback goes beside its log, and the controller shows the cause's."""
         with contextlib.suppress(OSError):
             self._log(worker.record.rank).with_suffix(".traceback").write_text(message.traceback)
         if is_restore_failure(message.error):
-            trouble = Trouble(self._node, self._generation, "restore_failed", message.error)
+            trouble = Trouble(self._node, self.generation, "restore_failed", message.error)
             self._tell(trouble, ("trouble",))
             return
         worker.failure = Failure(
@@ -239,7 +249,7 @@ class NodeWorkers:
         self._report_end(worker, None, None)
 
     def _log(self, rank: int) -> Path:
-        return log_path(Path(self._job.config.work.log_folder), self._generation, rank)
+        return log_path(Path(self._job.config.work.log_folder), self.generation, rank)
 
 
 def is_restore_failure(error: str) -> bool:

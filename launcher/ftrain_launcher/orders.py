@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ftrain_launcher.events import Announce, Command, EndJob, Send
+from ftrain_launcher.events import Announce, CheckNodes, Command, EndJob, Send
 from ftrain_launcher.membership import Node
 from ftrain_launcher.messages import ReapNode, StartNode, ToAgent
 
@@ -30,6 +30,10 @@ class Orders:
     def reap(self, node: Node) -> None:
         """See to it that nothing of a node goes on running."""
         self._commands.append(ReapNode(node.name))
+
+    def check(self, names: Iterable[str]) -> None:
+        """Have the health of these nodes checked."""
+        self._commands.append(CheckNodes(tuple(names)))
 
     def end(self, exit_code: int, message: str) -> None:
         """All is over."""

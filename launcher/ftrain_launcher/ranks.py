@@ -60,6 +60,11 @@ class Ranks:
         return not self._unsettled
 
     @property
+    def in_training(self) -> bool:
+        """All have made a step, and none is done."""
+        return bool(self.by_number) and not self._unsettled and self._unfinished == len(self.by_number)
+
+    @property
     def all_finished(self) -> bool:
         """Nothing is left to do."""
         return not self._unfinished

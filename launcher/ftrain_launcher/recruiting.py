@@ -35,10 +35,10 @@ class Recruiting:
             for _ in range(wanted - self._roster.expected()):
                 self._start(self._roster.add(self._roster.new_name()), now)
 
-    def replace_spares(self, now: float) -> None:
-        """Ask for new spares in place of those that were used or lost."""
+    def replace_spares(self, now: float, wanted: int = 0) -> None:
+        """Ask for new spares in place of those that were used or lost; ``wanted``: so many are needed at least."""
         if not self._hopeless():
-            self.ask_for(self._config.spares - self._roster.idle(), now)
+            self.ask_for(max(self._config.spares, wanted) - self._roster.idle(), now)
 
     def gathered(self) -> bool:
         """Whether the first nodes are here: they are meant for the ranks; spares fill in for those that do not come."""
@@ -66,8 +66,11 @@ class Recruiting:
         """A host has room for a node: a new one, unless it did not hear the last answer."""
         node = self._roster.of_launcher(event.launcher)
         if node is None:
+            cordon = self._roster.cordon_of_host(event.hostname)
             node = self._roster.add(self._roster.new_name())
             node.launcher, node.hostname, node.meant_for = event.launcher, event.hostname, event.position
+            if cordon is not None:
+                self._roster.cordon(node, cordon)
             self._start(node, now)
         else:
             self._orders.start(node)

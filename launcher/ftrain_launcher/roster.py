@@ -11,8 +11,10 @@ import heapq
 from collections import Counter
 from collections.abc import Sequence
 
-from ftrain_launcher.membership import Node, NodeState
+from ftrain_launcher.membership import Cordon, Node, NodeState
 from ftrain_launcher.messages import Join, Stopped
+
+_ON_THEIR_WAY = (NodeState.STARTING, NodeState.AWAY)
 
 
 class Roster:
@@ -25,6 +27,8 @@ class Roster:
         """The node that holds each position; None: vacant."""
         self.vacant: set[int] = set(range(positions))
         self.waited_for: set[int] = set()
+        self.cordoned: dict[str, Node] = {}
+        """Those that are to be given no ranks, members that still have some included, and none that is gone."""
         self._by_state: dict[NodeState, dict[str, Node]] = {state: {} for state in NodeState}
         self._alarms: list[tuple[float, str]] = []
 
@@ -58,9 +62,10 @@ class Roster:
         return gone == len(self.nodes)
 
     def expected(self) -> int:
-        """How many nodes without a position may still come: they are starting, or away for a moment."""
-        away = sum(node.position is None for node in self._by_state[NodeState.AWAY].values())
-        return len(self._by_state[NodeState.STARTING]) + away
+        """How many nodes may still come and take a position: they are starting, or away for a moment."""
+        away = [node for node in self._by_state[NodeState.AWAY].values() if node.position is None]
+        cordoned = sum(node.position is None and node.state in _ON_THEIR_WAY for node in self.cordoned.values())
+        return len(self._by_state[NodeState.STARTING]) + len(away) - cordoned
 
     def of_launcher(self, launcher: str) -> Node | None:
         """The node that runs, or should, at this launcher's host."""
@@ -116,10 +121,44 @@ class Roster:
         """A node is lost or released; what it held becomes vacant."""
         self.move(node, state)
         self.wait(node, None)
+        self.cordoned.pop(node.name, None)
+        self._free(node)
+
+    def _free(self, node: Node) -> None:
         if node.position is not None:
             self.positions[node.position] = None
             self.vacant.add(node.position)
             self.waited_for.discard(node.position)
+
+    # ---- who is to be given no ranks
+
+    def cordon(self, node: Node, cordon: Cordon) -> None:
+        """A node is to be given no ranks; if it has some, it keeps them until it is vacated."""
+        node.cordon = cordon
+        if not node.gone:
+            self.cordoned[node.name] = node
+        if node.state is NodeState.IDLE:
+            self.move(node, NodeState.CORDONED)
+
+    def cordon_of_host(self, hostname: str) -> Cordon | None:
+        """Why a host's last node was to be given no ranks, if all that it was are gone."""
+        there = [node for node in self.nodes.values() if node.hostname == hostname]
+        return there[-1].cordon if there and all(node.gone for node in there) else None
+
+    def uncordon(self, node: Node) -> None:
+        """It may hold ranks again."""
+        node.cordon = None
+        self.cordoned.pop(node.name, None)
+        if node.state is NodeState.CORDONED:
+            self.move(node, NodeState.IDLE)
+
+    def vacate(self, node: Node) -> None:
+        """A cordoned member, whose workers are stopped, gives its position away."""
+        self.move(node, NodeState.CORDONED)
+        self.wait(node, None)
+        self._free(node)
+        node.position = node.inventory = node.store_port = node.durable = None
+        node.formed = 0
 
     # ---- what is heard of a node
 
@@ -129,15 +168,28 @@ class Roster:
         node.failure_domain = join.failure_domain
         node.away_since = None
         self.wait(node, None)
-        self.move(node, NodeState.IDLE if node.position is None else NodeState.ACTIVE)
+        if node.position is not None:
+            self.move(node, NodeState.ACTIVE)
+        else:
+            self.move(node, NodeState.IDLE if node.cordon is None else NodeState.CORDONED)
 
     def leave(self, node: Node, now: float, until: float) -> None:
-        """A node's agent is away; it may come back until then."""
+        """A node's agent is away; it may come back until then. No generation is formed without its answer."""
+        if node.position is not None:
+            self.waited_for.add(node.position)
         node.connection = None
         node.away_since = now if node.away_since is None else node.away_since
         node.inventory = node.store_port = None
         self.move(node, NodeState.AWAY)
         self.wait(node, until)
+
+    def leave_all(self, now: float, until: float) -> None:
+        """Nobody is connected any more; all have until then to come back, or to come."""
+        for node in self.nodes.values():
+            if node.state is NodeState.STARTING:
+                self.wait(node, max(until, node.deadline or 0.0))
+            elif not node.gone:
+                self.leave(node, now, until)
 
     def ask(self, node: Node, until: float) -> None:
         """A member is to stop, and has until then to answer: what it said before counts no more."""

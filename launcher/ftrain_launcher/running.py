@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from ftrain_launcher.causes import Sign, sign_of_exit
+from ftrain_launcher.causes import Sign, describe, sign_of_exit, sign_of_verdict
+from ftrain_launcher.detect.verdict import Kind
 from ftrain_launcher.durable import DurableTier
-from ftrain_launcher.events import Progress
+from ftrain_launcher.events import Diagnosed, JobConfig, Progress
 from ftrain_launcher.generation import Generation
 from ftrain_launcher.history import History
+from ftrain_launcher.membership import Node
 from ftrain_launcher.messages import (
     ArenaShort,
     DurableEnded,
+    Join,
     RankRestored,
     RankStepped,
     Unpin,
@@ -22,12 +25,13 @@ from ftrain_launcher.messages import (
     WriteDurable,
 )
 from ftrain_launcher.orders import Orders
-from ftrain_launcher.policy import EXIT_USAGE, Action
+from ftrain_launcher.policy import EXIT_USAGE, Action, Response, respond
+from ftrain_launcher.quarantine import Quarantine
 from ftrain_launcher.recruiting import Recruiting
 from ftrain_launcher.roster import Roster
 from ftrain_snapshot.messages import Levels
 
-Report = WorkerExit | RankRestored | RankStepped | ArenaShort | Progress | DurableEnded
+Report = WorkerExit | RankRestored | RankStepped | ArenaShort | Progress | DurableEnded | Diagnosed
 _FINISHED = Action(False, "training finished")
 
 
@@ -35,13 +39,22 @@ class Running:
     """One job's; all that it uses is the coordinator's."""
 
     def __init__(
-        self, roster: Roster, recruiting: Recruiting, orders: Orders, durable: DurableTier, history: History
+        self,
+        config: JobConfig,
+        roster: Roster,
+        recruiting: Recruiting,
+        orders: Orders,
+        durable: DurableTier,
+        history: History,
+        quarantine: Quarantine,
     ) -> None:
+        self._config = config
         self._roster = roster
         self._recruiting = recruiting
         self._orders = orders
         self._durable = durable
         self._history = history
+        self._quarantine = quarantine
 
     def take(self, generation: Generation, report: Report, now: float, *, stopping: bool) -> Sign | Action | None:
         """Take in what concerns this generation; what broke, or how the job ends.
@@ -53,6 +66,8 @@ class Running:
                 return self._exit(generation, report, now, stopping=stopping)
             case ArenaShort():
                 return _too_little_memory(report)
+            case Diagnosed():
+                return self._diagnose(generation, report, now, stopping=stopping)
             case Progress():
                 if report.sealed is not None:
                     generation.levels = Levels(sealed=report.sealed, protected=report.protected)
@@ -67,12 +82,52 @@ class Running:
                 assert_never(report)
         return None
 
+    def readopt(self, generation: Generation, node: Node, position: int, join: Join, now: float) -> Sign | None:
+        """A member is back while the job runs. If it runs what it should, nothing has broken."""
+        missing = generation.lacks(position, join)
+        if missing and not generation.is_unknown_to(position, join):  # Nobody is left to tell what became of them.
+            reason = f"without rank {', '.join(map(str, missing))}"
+            return Sign(kind="agent_lost", node=node.name, time=now, reason=reason)
+        if missing:
+            self._orders.send(node, generation.form_for(position))
+        if self._durable.writing is not None:
+            self._orders.send(node, WriteDurable(self._durable.writing))
+        return None
+
     def tick(self, now: float) -> Action | None:
         """A deadline of the durable tier may have come; how the job ends."""
         self._tell_of_write(self._durable.tick(now))
         if self._durable.is_overdue(now):
             return Action(False, "training finished (whether its last checkpoint is to be written, nobody said)")
         return None
+
+    # ---- verdicts
+
+    def _diagnose(self, generation: Generation, event: Diagnosed, now: float, *, stopping: bool) -> Sign | None:
+        verdict = event.verdict
+        if self._durable.finishing or generation.ranks.all_finished:
+            return None
+        sign = sign_of_verdict(verdict, generation.ranks.nodes, self._config.work.nproc_per_node, now)
+        match respond(verdict, self._config.detect):
+            case Response.RESTART:
+                return sign
+            case Response.WARN if not stopping:
+                complaint, news = self._history.complain(sign, generation.number)
+                self._orders.announce(news)
+                node = self._roster.nodes.get(sign.node)
+                if self._config.isolate_slow and verdict.kind is Kind.SLOW and complaint.stays and node is not None:
+                    self._quarantine.take_out(node, describe(sign), complaint.incident, now)
+        return None
+
+    def explain(self, generation: Generation, past: Diagnosed, now: float) -> Action | None:
+        """What the detector says of the generation before this one, if that is why it ended; how the job ends."""
+        verdict = past.verdict
+        if verdict.kind is not Kind.MISMATCH or respond(verdict, self._config.detect) is not Response.RESTART:
+            return None
+        sign = sign_of_verdict(verdict, generation.before, self._config.work.nproc_per_node, now)
+        judgement = self._history.amend(sign, verdict.generation)
+        self._orders.announce(judgement.news)
+        return None if judgement.action.resume else judgement.action
 
     # ---- workers
 

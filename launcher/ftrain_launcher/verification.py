@@ -3,53 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
-from ftrain_launcher.messages import Verified, Verify
-from ftrain_launcher.outbox import Outbox
+from ftrain_launcher.questions import Verified, Verify
+from ftrain_launcher.requests import Requests
 from ftrain_snapshot.messages import Damage
 from ftrain_snapshot.placement import Group, Groups, group_of
 
 ANSWER_SECONDS_MAX = 570.0
-_LOOK_SECONDS = 0.5
 
 
-class Verification:
-    """Requests under way; each has a number."""
+async def verify_all(requests: Requests, nodes: Iterable[str]) -> list[Verified]:
+    """Have these nodes check what they store; one answer each, in their order, within ``ANSWER_SECONDS_MAX``."""
 
-    def __init__(self, outboxes: Mapping[str, Outbox]) -> None:
-        self._outboxes = outboxes
-        self._answers: dict[tuple[int, str], asyncio.Future[Verified]] = {}
-        self._number = 0
+    async def ask(node: str) -> Verified:
+        answer = await requests.ask(node, Verify, Verified, ANSWER_SECONDS_MAX)
+        return Verified(node=node, request=0, failure=answer) if isinstance(answer, str) else answer
 
-    def take(self, answer: Verified) -> None:
-        """An agent answers; of no matter if nobody waits for it any more."""
-        waiting = self._answers.get((answer.request, answer.node))
-        if waiting is not None and not waiting.done():
-            waiting.set_result(answer)
-
-    async def run(self, nodes: Iterable[str]) -> list[Verified]:
-        """Have these nodes check what they store; one answer each, in their order, within ``ANSWER_SECONDS_MAX``."""
-        self._number += 1
-        return list(await asyncio.gather(*(self._ask(node, self._number) for node in nodes)))
-
-    async def _ask(self, node: str, number: int) -> Verified:
-        outbox = self._outboxes.get(node)
-        if outbox is None:
-            return Verified(node=node, request=number, failure="its agent is not connected")
-        answer: asyncio.Future[Verified] = asyncio.get_running_loop().create_future()
-        self._answers[number, node] = answer
-        outbox.put(Verify(number))
-        deadline = asyncio.get_running_loop().time() + ANSWER_SECONDS_MAX
-        try:
-            while self._outboxes.get(node) is outbox and asyncio.get_running_loop().time() < deadline:
-                done, _ = await asyncio.wait([answer], timeout=_LOOK_SECONDS)
-                if done:
-                    return answer.result()
-        finally:
-            del self._answers[number, node]
-        return Verified(node=node, request=number, failure="it did not answer")
+    return list(await asyncio.gather(*map(ask, nodes)))
 
 
 def shown(job: str, answers: Iterable[Verified], groups: Groups, parity: int) -> dict[str, Any]:

@@ -5,17 +5,22 @@ The shapes are documented in docs/operations.md and kept stable: scripts depend 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
-from ftrain_launcher.causes import classify
+from ftrain_launcher.causes import Sign, classify, describe
 from ftrain_launcher.coordinator import Coordinator
+from ftrain_launcher.detect.verdict import Verdict
 from ftrain_launcher.durable import DurableTier
+from ftrain_launcher.errors import UsageError
 from ftrain_launcher.incidents import Incident
 from ftrain_launcher.membership import Node, NodeState, Phase
 from ftrain_launcher.messages import RankState, WorkerExit
+from ftrain_launcher.policy import isolations_max
+from ftrain_launcher.story import phases
+from ftrain_launcher.strikes import Strike
 from ftrain_snapshot.messages import DaemonStatus, Inventory, Levels, SnapshotId, Volume
 
 CPU_WINDOW_SECONDS = 5.0
@@ -152,7 +157,7 @@ def _job_state(coordinator: Coordinator) -> str:
 
 
 def _node(node: Node, seen: Observation | None) -> dict[str, Any]:
-    here = seen is not None and node.state in (NodeState.IDLE, NodeState.ACTIVE, NodeState.AWAY)
+    here = seen is not None and node.state in (NodeState.IDLE, NodeState.CORDONED, NodeState.ACTIVE, NodeState.AWAY)
     agent_here = here and node.state is not NodeState.AWAY
     return {
         "name": node.name,
@@ -166,6 +171,46 @@ def _node(node: Node, seen: Observation | None) -> dict[str, Any]:
         "daemon_cpu_seconds": seen.daemon.cpu_seconds if seen and seen.daemon and here else None,
         "daemon_cpu_share": seen.cpu_share if seen and here else None,
         "ranks": [_rank(r) for r in seen.ranks] if seen and here else [],
+    }
+
+
+def nodes(coordinator: Coordinator, now_seconds: float) -> dict[str, Any]:
+    """``ftrain nodes --json``."""
+    quarantine = coordinator.quarantine
+    found, machines = quarantine.strikes(now_seconds), quarantine.machines()
+    return {
+        "job": coordinator.config.work.job,
+        "isolations": {
+            "last_hour": quarantine.isolations(now_seconds),
+            "max": isolations_max(coordinator.config.nodes),
+        },
+        "nodes": [node(coordinator, n, found.get(machines[n.name], ())) for n in coordinator.nodes.values()],
+    }
+
+
+def node(coordinator: Coordinator, known: Node, found: Sequence[Strike]) -> dict[str, Any]:
+    """One node, with what speaks against it."""
+    nproc = coordinator.config.work.nproc_per_node
+    first = None if known.position is None or known.gone else known.position * nproc
+    cordon = known.cordon
+    return {
+        "name": known.name,
+        "state": str(known.state),
+        "position": known.position,
+        "ranks": [] if first is None else list(range(first, first + nproc)),
+        "host": known.host,
+        "hostname": known.hostname,
+        "failures": [{"kind": strike.blame, "step": strike.step, "time": strike.time} for strike in found],
+        "cordon": None
+        if cordon is None
+        else {
+            "reason": cordon.reason,
+            "since": cordon.since,
+            "quarantined": cordon.quarantined,
+            "leaves": cordon.leave_by is not None and first is not None,
+            "returning": cordon.returning,
+        },
+        "health": msgspec.to_builtins(known.health),
     }
 
 
@@ -202,6 +247,52 @@ def _incident(incident: Incident) -> dict[str, Any]:
         "demoted": incident.demoted,
         "reason": cause.reason,
         "state": "closed" if incident.closed else "open",
+    }
+
+
+def incident(coordinator: Coordinator, number: int) -> dict[str, Any]:
+    """``ftrain incidents NUMBER --json``: one incident, with all that is known of it.
+
+    Raises:
+        UsageError: there is none of that number, or it is not kept any more.
+    """
+    kept = {entry.number: entry for entry in coordinator.incidents}
+    found = kept.get(number)
+    if found is None:
+        there = f"{min(kept)} to {max(kept)} are kept" if kept else "there was none so far"
+        raise UsageError(f"no incident {number}: {there}")
+    timeline = msgspec.to_builtins(found.timeline)
+    return {
+        "job": coordinator.config.work.job,
+        "incident": {
+            **_incident(found),
+            "phases": phases(timeline),
+            "signs": [_sign(sign) for sign in found.signs],
+            "verdicts": [_verdict(verdict) for verdict in found.verdicts],
+            "decision": found.decision or None,
+            "harmless": found.harmless,
+        },
+    }
+
+
+def _sign(sign: Sign) -> dict[str, Any]:
+    return {
+        "kind": sign.kind,
+        "node": sign.node,
+        "rank": sign.rank,
+        "pid": sign.pid,
+        "time": sign.time,
+        "text": describe(sign),
+        "traceback": sign.failure.traceback if sign.failure else "",
+        "last_lines": list(sign.last_lines),
+    }
+
+
+def _verdict(verdict: Verdict) -> dict[str, Any]:
+    return {
+        **msgspec.structs.asdict(verdict),
+        "waits": [msgspec.structs.asdict(wait) for wait in verdict.waits],
+        "links": [msgspec.structs.asdict(link) for link in verdict.links],
     }
 
 

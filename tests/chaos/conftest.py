@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from heavy_jobs import EmulatedJob, HeavyHostJob
 from hosts import Lab
-from jobs import ARGUMENTS, Job
+from jobs import ARGUMENTS, Job, Outcome
 from needs import require_lab
 
 
@@ -56,36 +59,46 @@ def make_lab() -> Iterator[Callable[..., Lab]]:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Job]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Outcome]:
     """The training of so many nodes, without a fault, spares or storage: jobs with the same `ARGUMENTS` end alike."""
-    known: dict[int, Job] = {}
 
-    def job_of(nodes: int) -> Job:
-        if nodes not in known:
-            folder = tmp_path_factory.mktemp(f"undisturbed-{nodes}")
-            job = known[nodes] = Job(folder, "--local-nodes", str(nodes), arguments=ARGUMENTS)
-            try:
-                assert job.wait() == 0, job.tail()
-            finally:
-                job.close()
-            assert len(job.ends()) == nodes
-        return known[nodes]
+    def outcome(nodes: int) -> Outcome:
+        def start(folder: Path) -> Job:
+            return Job(folder, "--local-nodes", str(nodes), arguments=ARGUMENTS)
 
-    return job_of
+        return _run_once(tmp_path_factory, f"undisturbed-{nodes}", start, nodes)
+
+    return outcome
 
 
 @pytest.fixture(scope="session")
 def ends_without_a_fault(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], list[str]]:
     """What the ranks of so many nodes hold at the end of an undisturbed heavy job."""
-    known: dict[int, list[str]] = {}
 
     def ends(nodes: int) -> list[str]:
-        if nodes not in known:
-            job = EmulatedJob(tmp_path_factory.mktemp(f"undisturbed-{nodes}") / "job", "--local-nodes", str(nodes))
-            assert job.wait() == 0, job.tail()
-            job.close()
-            known[nodes] = job.ends()
-            assert len(known[nodes]) == nodes
-        return known[nodes]
+        def start(folder: Path) -> Job:
+            return EmulatedJob(folder, "--local-nodes", str(nodes))
+
+        return _run_once(tmp_path_factory, f"undisturbed-heavy-{nodes}", start, nodes).ends()
 
     return ends
+
+
+def _run_once(factory: pytest.TempPathFactory, name: str, start: Callable[[Path], Job], ranks: int) -> Outcome:
+    """A job's outcome, for all processes that run tests of this session: whoever needs it first runs it."""
+    shared = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder, done = shared / name, shared / f"{name}.done"
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of one that failed
+            job = start(folder)
+            try:
+                assert job.wait() == 0, job.tail()
+            finally:
+                job.close()
+            assert len(job.ends()) == ranks
+            done.touch()
+    return Outcome(folder)

@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from jobs import Job
+from jobs import ARGUMENTS, Job, Outcome
 
-STEPS = 30
 POISONED = 15
 FLAGS = ("--local-nodes", "2")
-ARGUMENTS = ("--steps", str(STEPS), "--log")
+FEW_STEPS = ("--steps", "30")
 
 StartJob = Callable[..., Job]
 
@@ -20,8 +19,8 @@ StartJob = Callable[..., Job]
 def start(tmp_path: Path) -> Iterator[StartJob]:
     jobs: list[Job] = []
 
-    def start_job(*more: str, flags: tuple[str, ...] = FLAGS) -> Job:
-        jobs.append(Job(tmp_path / str(len(jobs)), *flags, arguments=(*ARGUMENTS, *more)))
+    def start_job(*arguments: str, flags: tuple[str, ...] = FLAGS) -> Job:
+        jobs.append(Job(tmp_path / str(len(jobs)), *flags, arguments=("--log", *arguments)))
         return jobs[-1]
 
     yield start_job
@@ -29,10 +28,8 @@ def start(tmp_path: Path) -> Iterator[StartJob]:
         job.close()
 
 
-def test_infinity_in_the_newest_snapshot_is_left_behind(start: StartJob) -> None:
-    undisturbed = start()
-    assert undisturbed.wait() == 0, undisturbed.tail()
-    job = start("--poison-after", str(POISONED))
+def test_infinity_in_the_newest_snapshot_is_left_behind(start: StartJob, undisturbed: Callable[[int], Outcome]) -> None:
+    job = start(*ARGUMENTS, "--poison-after", str(POISONED))
     assert job.wait() == 0, job.tail()
 
     assert all((job.out / f"poisoned-{rank}").exists() for rank in range(2))
@@ -41,15 +38,15 @@ def test_infinity_in_the_newest_snapshot_is_left_behind(start: StartJob) -> None
     assert incident["demoted"] == POISONED
     assert incident["resumed_from"] < POISONED
     assert incident["steps_lost"] >= 1
-    assert f"(that of step {POISONED} is demoted: the loss was not finite after it)" in job.tail()
-    assert job.ends() == undisturbed.ends()
+    assert f"(that of step {POISONED} is demoted: the loss was not finite after it)" in job.log.read_text()
+    assert job.ends() == undisturbed(2).ends()
     for rank in range(2):
-        mine, theirs = job.steps(rank), undisturbed.steps(rank)
+        mine, theirs = job.steps(rank), undisturbed(2).steps(rank)
         assert {s: e["loss"] for s, e in mine.items()} == {s: e["loss"] for s, e in theirs.items()}
 
 
 def test_a_loss_that_is_never_finite_again_ends_the_job_with_rank_and_step(start: StartJob) -> None:
-    job = start("--nan-from", "10")
+    job = start(*FEW_STEPS, "--nan-from", "10")
     assert job.wait() == 1
     first, second = job.ask("incidents")["incidents"]
     assert first["demoted"] is not None
@@ -62,7 +59,7 @@ def test_a_loss_that_is_never_finite_again_ends_the_job_with_rank_and_step(start
 
 
 def test_who_wants_to_go_on_with_such_a_loss_can(start: StartJob) -> None:
-    job = start("--nan-from", "10", flags=(*FLAGS, "--no-demote-after-nan"))
+    job = start(*FEW_STEPS, "--nan-from", "10", flags=(*FLAGS, "--no-demote-after-nan"))
     assert job.wait() == 0, job.tail()
     assert job.ask("incidents")["incidents"] == []
     assert "loss=nan" in job.log.read_text()

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 from heavy_jobs import EmulatedJob
-from jobs import ARGUMENTS, PROGRAMS, Job, exists, holding, pids_of, ranks_of
+from jobs import ARGUMENTS, PROGRAMS, Job, Outcome, exists, holding, pids_of, ranks_of
 from stages import stop
 
 from ftrain_launcher import cli
@@ -33,7 +33,7 @@ HELD = (10, 20, 30, 40, 50)
 
 StartJob = Callable[..., Job]
 StartHeavy = Callable[..., EmulatedJob]
-Undisturbed = Callable[[int], Job]
+Undisturbed = Callable[[int], Outcome]
 Ends = Callable[[int], list[str]]
 
 

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 from hosts import Lab
 from hosts.job import CONTROLLER_GRACE_SECONDS, SHORT_SECONDS, TIMEOUTS, HostJob
-from jobs import ARGUMENTS, Job, holding
+from jobs import ARGUMENTS, Outcome, holding
 from needs import require_lab
 
 NODES = 4
 FLAGS = ("--nnodes", str(NODES), *TIMEOUTS)
 
 StartJob = Callable[..., HostJob]
-Undisturbed = Callable[[int], Job]
+Undisturbed = Callable[[int], Outcome]
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def start(lab: Lab, tmp_path: Path) -> Iterator[StartJob]:
         job.close()
 
 
-def assert_same(job: HostJob, undisturbed: Job, hosts: tuple[int, ...]) -> None:
+def assert_same(job: HostJob, undisturbed: Outcome, hosts: tuple[int, ...]) -> None:
     """The hosts' launchers end well, and all ranks hold what they would without a fault."""
     assert job.wait_all(*hosts) == dict.fromkeys(hosts, 0), job.tail()
     assert job.ends() == undisturbed.ends()
@@ -63,17 +63,29 @@ def wait_fenced(lab: Lab, host: int) -> float:
     return time.monotonic() - began
 
 
-def test_short_troubles_pass_unnoticed_and_a_fresh_host_takes_the_place_of_one_that_crashed(
+@pytest.mark.timeout(300)
+def test_short_troubles_pass_unnoticed_and_hosts_that_crashed_or_were_cut_off_are_replaced(
     lab: Lab, start: StartJob, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
-    """A cut for less than the heartbeat timeout, one-way cuts, loss and delay: no new generation, no incident.
-
-    State folders of their own, a common secret, a label; there is no spare, so the job waits for a host.
-    """
+    """State folders of their own, a common secret, a label."""
     secret = tmp_path / "secret"
     secret.write_text("what only these hosts know")
     secret.chmod(0o600)
-    job = start(1, 2, 3, 4, hold=(10, 20, 30, 40, 44, 119), flags=("--secret-file", str(secret)), own_state=True)
+    flags = ("--spares", "1", "--secret-file", str(secret))
+    job = start(1, 2, 3, 4, hold=(10, 20, 30, 40, 44, 60, 80, 119), flags=flags, own_state=True)
+    short_troubles_pass_unnoticed(lab, job)
+    a_fresh_host_takes_the_place_of_one_that_crashed(lab, job)
+    one_that_is_cut_off_is_replaced_by_the_spare_and_fences_itself(lab, job)
+    healed_it_serves_as_a_spare_and_takes_over_from_one_that_is_heard_no_more(lab, job)
+    job.go(119)
+
+    assert_same(job, undisturbed(NODES), (1, 3, 5, 6))
+    assert [i["kind"] for i in job.incidents()] == ["node_lost"] * 3
+    assert all(i["steps_lost"] <= 1 for i in job.incidents())
+
+
+def short_troubles_pass_unnoticed(lab: Lab, job: HostJob) -> None:
+    """A cut for less than the heartbeat timeout, one-way cuts, loss and delay: no new generation, no incident."""
     for step, direction in ((10, "both"), (20, "in"), (30, "out")):
         job.wait_step(step - 1)
         lab.cut(3, direction=direction)
@@ -92,43 +104,42 @@ def test_short_troubles_pass_unnoticed_and_a_fresh_host_takes_the_place_of_one_t
     assert job.ask("status", host=3)["state"] == "running"
     assert "warning" not in job.tail()
 
+
+def a_fresh_host_takes_the_place_of_one_that_crashed(lab: Lab, job: HostJob) -> None:
+    """There is no spare yet, so the job waits for a host."""
     lab.crash(4)
     job.go(44)
     job.wait_for(lambda s: s["state"] == "stopping", "a vacant position")
     job.start(6, "--failure-domain", "rack-6")
     job.wait_recovered(1)
     assert (job.node_on(6)["position"], job.node_on(6)["failure_domain"]) == (3, "rack-6")
-    job.go(119)
-
-    assert_same(job, undisturbed(NODES), (1, 2, 3, 6))
-    (incident,) = job.incidents()
-    assert incident["steps_lost"] <= 1
 
 
-def test_a_host_that_is_cut_off_is_replaced_and_fences_itself(
-    lab: Lab, start: StartJob, undisturbed: Undisturbed
-) -> None:
-    """First host 3 is cut off; healed, it serves as a spare, and takes over for host 2, which is heard no more."""
-    job = start(1, 2, 3, 4, 5, hold=(40, 80, 119), flags=("--spares", "1"))
-    job.wait_step(5)
+def one_that_is_cut_off_is_replaced_by_the_spare_and_fences_itself(lab: Lab, job: HostJob) -> None:
+    job.start(5)
+    wait_spare(job, 5)
     lab.cut(3)
-    job.wait_for(lambda s: s["incidents"] == 1, "the loss of host 3")
-    job.go(40)
-    job.wait_recovered(1)
+    job.wait_for(lambda s: s["incidents"] == 2, "the loss of host 3")
+    job.go(60)
+    job.wait_recovered(2)
     assert job.node_on(3)["state"] == "lost"
     assert job.node_on(5)["position"] == 2
     assert wait_fenced(lab, 3) < 2 * CONTROLLER_GRACE_SECONDS
 
+
+def healed_it_serves_as_a_spare_and_takes_over_from_one_that_is_heard_no_more(lab: Lab, job: HostJob) -> None:
     lab.heal()
-    job.wait_for(lambda s: s["nodes"][-1]["hostname"] == "h3" and s["nodes"][-1]["state"] == "idle", "a new spare")
+    wait_spare(job, 3)
     lab.cut(2, direction="out")
-    job.wait_for(lambda s: s["incidents"] == 2, "the loss of host 2")
+    job.wait_for(lambda s: s["incidents"] == 3, "the loss of host 2")
     job.go(80)
-    job.wait_recovered(2)
+    job.wait_recovered(3)
     assert job.node_on(3)["position"] == 1
     wait_fenced(lab, 2)
-    job.go(119)
 
-    assert_same(job, undisturbed(NODES), (1, 3, 4, 5))
-    assert [i["kind"] for i in job.incidents()] == ["node_lost", "node_lost"]
-    assert all(i["steps_lost"] <= 1 for i in job.incidents())
+
+def wait_spare(job: HostJob, host: int) -> None:
+    """Wait until the newest node is a host's, and idle."""
+    job.wait_for(
+        lambda s: s["nodes"][-1]["hostname"] == f"h{host}" and s["nodes"][-1]["state"] == "idle", "a new spare"
+    )

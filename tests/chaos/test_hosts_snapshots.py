@@ -125,7 +125,7 @@ def test_sources_cut_while_a_spare_rebuilds(make_lab: MakeLab, on_hosts: Start, 
 
 
 def test_a_full_memory_is_said_before_training_starts(make_lab: MakeLab, on_hosts: Start) -> None:
-    """On one of two hosts. Almost nothing is free: its launcher says so. Too little: the job's line names the node."""
+    """Almost nothing is free on one of two hosts: its launcher says so. Too little for the job: see test_survival."""
     lab = make_lab(2, shm_bytes=256 * MIB)
     job = on_hosts(lab, *PAIR_FLAGS)
     job.start(1, "--node-rank", "0")
@@ -134,14 +134,7 @@ def test_a_full_memory_is_said_before_training_starts(make_lab: MakeLab, on_host
     assert job.wait_all(2) == {2: 2}
     said = r"error: too little shared memory in /dev/shm: at least 8 MiB are needed, \d MiB are free"
     assert re.search(said, job.log_of(2).read_text())
-
-    fill(lab, 2, 200 * MIB)
-    job.start(2, "--node-rank", "1")
-    assert job.wait_all() == {1: 2, 2: 2}
-    said = r"error: too little shared memory on node-\d: the snapshots need \d+ MiB, \d+ MiB are free"
-    for host in (1, 2):
-        assert re.search(said, job.log_of(host).read_text().splitlines()[-1])
-    assert not list(job.out.iterdir())
+    assert job.launchers[1].poll() is None, "the other host waits for one that has room"
 
 
 def test_a_memory_that_fills_up_and_bits_flipped_on_the_wire(

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from heavy_jobs import EVERY, EmulatedJob
 from jobs import Job, ranks_of
 from needs import require_root
@@ -46,6 +47,7 @@ def assert_same(job: Job, ends: list[str]) -> None:
     assert job.ends() == ends
 
 
+@pytest.mark.alone  # a capture must be seen within its milliseconds
 def test_daemons_killed_at_every_stage_of_a_snapshot(emulated: Start, ends_without_a_fault: Ends) -> None:
     """Training goes on in the same processes, and what comes next is protected again."""
     job = emulated(*FLAGS, *SLOW, hold=(10, 20, 30, 40, 50))

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jobs import PROGRAMS, TIMEOUT_SECONDS, Job
+from jobs import PROGRAMS, TIMEOUT_SECONDS, Job, Outcome
 from snapshot_nodes import wait_until
 from stages import NodeFolder
 
@@ -42,9 +42,9 @@ class HostJob(Job):
         arguments: tuple[str, ...] = (),
         own_state: bool = False,
     ) -> None:
-        self.lab, self.folder, self.flags = lab, folder, flags
-        self.out = folder / "out"
+        Outcome.__init__(self, folder)  # started later, and host by host
         self.out.mkdir(parents=True)
+        self.lab, self.flags = lab, flags
         self.name = f"h{os.getpid()}-{time.monotonic_ns() % 10**8}"
         self.script = [str(PROGRAMS / program), "--out", str(self.out), *arguments]
         self.own_state = own_state

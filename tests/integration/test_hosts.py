@@ -109,6 +109,7 @@ def test_a_cut_can_be_one_way(lab: Lab, port: int, direction: str) -> None:
     assert connect(lab, 3, port)[0] == "TimeoutError"
 
 
+@pytest.mark.alone
 def test_delay_loss_and_rate(lab: Lab, port: int) -> None:
     lab.delay(2, 0.05)
     assert 0.05 <= connect(lab, 1, port)[1] < 0.3

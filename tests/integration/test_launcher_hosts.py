@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -21,7 +23,7 @@ out = Path(sys.argv[1])
 while not (out / "end").exists():
     time.sleep(0.02)
 """
-WAIT_SECONDS = 40.0
+WAIT_SECONDS = 90.0
 Launch = Callable[..., "Launcher"]
 
 
@@ -64,12 +66,20 @@ def wait_until(condition: Callable[[], object], what: Callable[[], str]) -> None
         time.sleep(0.02)
 
 
+def free_port() -> int:
+    """Below those that the system hands out: until the launcher listens there, no other process is given it."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for port in random.sample(range(lowest // 2, lowest), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no port is free")
+
+
 @pytest.fixture
 def flags() -> tuple[str, ...]:
     """Two hosts, with a port that is free."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     return ("--nnodes", "2", "--controller", f"127.0.0.1:{port}", "--join-timeout-seconds", "30")
 
 

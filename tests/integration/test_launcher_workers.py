@@ -175,6 +175,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.alone
 def test_four_torch_workers_are_killed_seen_and_started_again(tmp_path: Path) -> None:
     if importlib.util.find_spec("ftrain.preload") is None:
         pytest.skip("ftrain.preload is not there yet")

@@ -193,6 +193,7 @@ def pace(job: Job, steps: int) -> float:
     return steps / (time.monotonic() - start)
 
 
+@pytest.mark.alone
 def test_a_job_trains_on_while_its_daemons_are_scanned(jobs: list[Job]) -> None:
     undisturbed, job = jobs
     job.wait_step(20)

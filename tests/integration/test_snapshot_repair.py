@@ -79,9 +79,9 @@ class Nodes(Cluster):
         for node, _ in self.idle:
             node.stop()
 
-    def restore(self, snapshot: SnapshotId, seconds: float = 10.0) -> None:
+    def restore(self, snapshot: SnapshotId) -> None:
         self.configure(snapshot)
-        self.wait_restored(seconds)
+        self.wait_restored()
 
     def log(self, position: int) -> str:
         return (self.root / f"{self.nodes[position].name}.log").read_text()
@@ -269,7 +269,7 @@ def test_bits_flipped_on_the_wire_never_get_in(cluster):
         proxies[0] = stack.enter_context(flipping(("127.0.0.1", cluster.nodes[0].port), interval_bytes=4 * CHUNK_BYTES))
         ports = [proxy.port for proxy in proxies]
         cluster.configure_over(ports, cluster.first)
-        cluster.wait_restored(20)
+        cluster.wait_restored()
         cluster.check(cluster.first, 0, data_of(0))
         cluster.wait_protected(0)
         second = cluster.snapshot(1, 0, data=data_of(1))
@@ -277,7 +277,7 @@ def test_bits_flipped_on_the_wire_never_get_in(cluster):
         assert sum(proxy.flipped for proxy in proxies) > 0
         for proxy in proxies:
             proxy.flips = False
-        cluster.take(2, 20)  # the gate is open again: protected, or given up
+        cluster.take(2)  # the gate is open again: protected, or given up
         if cluster.protected() == 1:
             cluster.swap(2)
             cluster.restore(second)

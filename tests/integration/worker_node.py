@@ -181,7 +181,14 @@ class Node:
         self.generation = 0
         self._forker = forker
 
-    def run(self, script: Path, *arguments: object, restore: m.SnapshotId | None = None, every: int = 1) -> list[int]:
+    def run(
+        self,
+        script: Path,
+        *arguments: object,
+        restore: m.SnapshotId | None = None,
+        every: int = 1,
+        check_replicas: int = 0,
+    ) -> list[int]:
         """One generation, until all workers have ended: their exit codes. Output goes to ``output(rank)``."""
         from torch._C._distributed_c10d import TCPStore
 
@@ -199,6 +206,7 @@ class Node:
             "FTRAIN_GENERATION": self.generation,
             "FTRAIN_RESTORE": "" if restore is None else f"{restore.version}:{restore.generation}:{restore.slot}",
             "FTRAIN_SNAPSHOT_EVERY": every,
+            "FTRAIN_CHECK_REPLICAS": check_replicas,
         }
         environments = [
             {name: str(value) for name, value in {**common, "RANK": rank, "LOCAL_RANK": rank}.items()}

@@ -7,8 +7,10 @@ number.
 """
 
 import argparse
+import collections
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -51,7 +53,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--accumulate", type=int, default=2)
     parser.add_argument("--optimizer", choices=["adamw", "sgd"], default="adamw")
     parser.add_argument("--raise-at", type=int, default=-1, help="every rank 1 raises at this step, every time")
-    parser.add_argument("--exit-at", type=int, default=-1, help="rank 1 exits with code 3 at this step, every time")
+    parser.add_argument("--exit-at", type=int, default=-1, help="rank 1 exits with code 3 at this step, once")
+    parser.add_argument("--spin-at", type=int, default=-1, help="rank 1 never ends this step, and holds the GIL, once")
     parser.add_argument("--poison-after", type=int, default=-1, help="write infinity into a weight after it, once")
     parser.add_argument("--nan-from", type=int, default=-1, help="rank 1's loss is no number from this step on")
     parser.add_argument("--log", action="store_true", help="say each step's loss")
@@ -82,8 +85,10 @@ def train(ctx: ftrain.Context) -> None:
         hold(args, step)
         if ctx.rank == 1 and step == args.raise_at:
             raise ValueError("this training cannot go on")
-        if ctx.rank == 1 and step == args.exit_at:
+        if ctx.rank == 1 and step == args.exit_at and ctx.generation == 1:
             raise SystemExit(3)
+        if ctx.rank == 1 and step == args.spin_at:
+            spin(args.out / "spun")
         indices = next(batches)
         noise = random.random() + float(numpy.random.rand())
         total = 0.0
@@ -107,6 +112,13 @@ def train(ctx: ftrain.Context) -> None:
         if step == args.poison_after:
             poison(args.out / f"poisoned-{ctx.rank}", ctx, model)
     finish(args, ctx, model, optimizer, scheduler)
+
+
+def spin(marker: Path) -> None:
+    """Once: no other thread of this process gets to run any more."""
+    if not marker.exists():
+        marker.touch()
+        collections.deque(itertools.repeat(0), maxlen=0)
 
 
 def poison(marker: Path, ctx: ftrain.Context, model: nn.Module) -> None:

@@ -14,6 +14,7 @@ import pytest
 from simulation.machines import Machine, Worker
 from simulation.training import decodable
 
+from ftrain_launcher.complaints import Complaints
 from ftrain_launcher.coordinator import Coordinator
 from ftrain_launcher.durable import DurableTier
 from ftrain_launcher.ending import Ending
@@ -25,7 +26,9 @@ from ftrain_launcher.incidents import IncidentLog
 from ftrain_launcher.membership import NodeState, Phase
 from ftrain_launcher.messages import ReapNode, StartNode
 from ftrain_launcher.orders import Orders
-from ftrain_launcher.policy import EXIT_LOST, EXIT_NODES, EXIT_PROGRAM, EXIT_USAGE
+from ftrain_launcher.policy import EXIT_LOST, EXIT_NODES, EXIT_PROGRAM, EXIT_USAGE, isolations_max
+from ftrain_launcher.preflight import Preflight
+from ftrain_launcher.quarantine import Quarantine
 from ftrain_launcher.ranks import Ranks
 from ftrain_launcher.recruiting import Recruiting
 from ftrain_launcher.roster import Roster
@@ -38,8 +41,8 @@ if TYPE_CHECKING:
     from simulation.cluster import Cluster
 
 
-_NODES = (Roster, Recruiting, Ending)
-_WORK = (Generation, Ranks, Running, Forming, DurableTier, History, IncidentLog)
+_NODES = (Roster, Recruiting, Ending, Preflight, Quarantine)
+_WORK = (Generation, Ranks, Running, Forming, DurableTier, History, IncidentLog, Complaints)
 
 
 def state_of(thing: object) -> object:
@@ -67,6 +70,9 @@ class Checkers:
         self.started_with: list[str] = []
         """The nodes that held all positions when the job last could have been formed."""
         self.trace: list[object] | None = None
+        self.moved = 0
+        """How many nodes gave their ranks to another one."""
+        self._positions: list[str | None] = []
         self._generation = self._formed = 0
         self._names: set[str] = set()
         self._spawned = 0
@@ -104,6 +110,25 @@ class Checkers:
         if position is not None:
             self.damaged.add(position)
 
+    def _look_who_moved(self, coordinator: Coordinator) -> None:
+        """Nodes that give their positions away are as good as lost to the job, and only cordoned ones do."""
+        if coordinator.phase is not Phase.STOPPING or self._positions == coordinator.positions:
+            return
+        for position, name in enumerate(self._positions):
+            node = coordinator.nodes[name] if name is not None else None
+            if node is not None and coordinator.positions[position] != name and not node.gone:
+                assert node.cordon is not None, f"{name} gave its position away"
+                assert node.state is NodeState.CORDONED
+                assert not any(w.alive for w in self.cluster.machines[node.name].workers.values()), "it still runs"
+                self.lost_since_formed.add(node.name)
+                self.damaged.add(position)
+                self.moved += 1
+        before = set(self._positions)
+        for name in coordinator.positions:
+            if name is not None and name not in before:
+                assert coordinator.nodes[name].cordon is None, f"{name} is cordoned and was given a position"
+        self._positions = list(coordinator.positions)
+
     def repaired(self, machine: Machine) -> None:
         self.damaged.discard(machine.position)
 
@@ -132,6 +157,9 @@ class Checkers:
         coordinator, now = self.cluster.coordinator, self.cluster.world.now
         if self.trace is not None:
             self.trace.append((now, event, commands))
+        self._look_who_moved(coordinator)
+        most = isolations_max(self.cluster.config.nodes)
+        assert coordinator.quarantine.isolations(now) <= most, "the policy took out too many nodes"
         assert coordinator.generation >= self._generation, "generations go back"
         self._generation = coordinator.generation
         if None not in coordinator.positions:
@@ -205,6 +233,8 @@ class Checkers:
         if incident is not None and incident.timeline.formed == self.cluster.world.now:
             # Of several in a row that a restarted daemon left unprotected, the older ones may be overwritten already.
             known = lost - max(0, self.unprotected - 1)
+            if self.too_much_is_damaged():  # A node that had left is back: what the others held, nobody knows.
+                known = min(known, 1)
             assert known <= incident.steps_lost <= lost + 1, f"{lost} steps lost, {incident.steps_lost} reported"
         self.sealed_versions = kept
         self.lost_since_formed.clear()

@@ -19,6 +19,7 @@ from simulation.world import World
 from ftrain_launcher.coordinator import Coordinator
 from ftrain_launcher.events import (
     Announce,
+    CheckNodes,
     Command,
     ControllerRestarted,
     EndJob,
@@ -27,6 +28,7 @@ from ftrain_launcher.events import (
     JobStarted,
     Joined,
     Left,
+    NodeChecked,
     Progress,
     Send,
     Tick,
@@ -153,6 +155,10 @@ class Shell:
                 self.cluster.engine.reap(node)
             case EndJob(exit_code, message):
                 self.cluster.ended = (exit_code, message)
+            case CheckNodes(names):
+                for name in names:
+                    checked = NodeChecked(name, self.world.chance(0.7), "")
+                    self.world.after(self.world.between(0.1, 2.0), self.submit, checked)
             case Announce():
                 pass
 

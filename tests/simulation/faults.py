@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
-from simulation.machines import Machine
+from simulation.machines import Machine, Worker
 
-from ftrain_launcher.events import JobConfig
+from ftrain_launcher.detect.verdict import Kind, Link, Verdict
+from ftrain_launcher.events import CordonNode, Diagnosed, JobConfig, Leave, UncordonNode
 from ftrain_launcher.messages import Durable, Form, Stop, ToAgent, Trouble, Work
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ KINDS = (
     "do not start node",
     "lose spare",
 )
+VERDICTS = ("hang", "hang", "communication hang", "link", "mismatch", "late mismatch", "slow", "guess", "divergence")
+OPERATORS = ("cordon", "cordon now", "drain", "drain", "uncordon", "uncordon by force")
 _LOSE_A_NODE = ("kill node", "kill two nodes", "kill agent for long", "do not stop in time")
 
 
@@ -85,36 +88,48 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         gentle = dice.random() < 0.7
         steps = dice.choice((5, 20, 40, 60))
         count = dice.choice((1, 2, 4, 6, 8, 12))
-        return cls(
-            config=JobConfig(
-                work=Work(
-                    job="simulated",
-                    argv=("train.py",),
-                    folder="/",
-                    log_folder="/",
-                    nproc_per_node=dice.choice((1, 1, 2)),
-                    snapshot_every=1,
-                    parity=parity,
-                    max_restarts=1000,
-                    durable=dice.choice((None, None, DURABLE)),
+        return (
+            cls(
+                config=JobConfig(
+                    work=Work(
+                        job="simulated",
+                        argv=("train.py",),
+                        folder="/",
+                        log_folder="/",
+                        nproc_per_node=dice.choice((1, 1, 2)),
+                        snapshot_every=1,
+                        parity=parity,
+                        max_restarts=1000,
+                        durable=dice.choice((None, None, DURABLE)),
+                    ),
+                    nodes=nodes,
+                    spares=dice.choice((0, 1, 1, 2)),
+                    agent_grace_seconds=2.0,
+                    stop_timeout_seconds=3.0,
+                    start_timeout_seconds=6.0,
+                    shutdown_grace_seconds=1.0,
                 ),
-                nodes=nodes,
-                spares=dice.choice((0, 1, 1, 2)),
-                agent_grace_seconds=2.0,
-                stop_timeout_seconds=3.0,
-                start_timeout_seconds=6.0,
-                shutdown_grace_seconds=1.0,
-            ),
-            steps=steps,
-            faults=tuple(Fault(dice.uniform(0.0, 10.0), dice.choice(KINDS), dice.random()) for _ in range(count)),
-            while_forming=dice.choice((0.0, 0.05, 0.3)),
-            while_forming_max=dice.choice((1, 3, 6)),
-            gentle=gentle,
-            protection_ends_with_stop=dice.random() < 0.8,
-            program_error_step=dice.randrange(steps) if dice.random() < 0.1 else None,
-            program_error_rank=dice.randrange(8),
-            domains=dice.choice((("",), ("",), ("a", "b", "c", "d", "e", "f", "g", "h"), ("a", "b", "c"))),
-        ).over_hosts(hosts=dice.random() < 0.5)
+                steps=steps,
+                faults=tuple(Fault(dice.uniform(0.0, 10.0), dice.choice(KINDS), dice.random()) for _ in range(count)),
+                while_forming=dice.choice((0.0, 0.05, 0.3)),
+                while_forming_max=dice.choice((1, 3, 6)),
+                gentle=gentle,
+                protection_ends_with_stop=dice.random() < 0.8,
+                program_error_step=dice.randrange(steps) if dice.random() < 0.1 else None,
+                program_error_rank=dice.randrange(8),
+                domains=dice.choice((("",), ("",), ("a", "b", "c", "d", "e", "f", "g", "h"), ("a", "b", "c"))),
+            )
+            .over_hosts(hosts=dice.random() < 0.5)
+            .watched(dice)
+        )
+
+    def watched(self, dice: random.Random) -> Plan:
+        """The same with a detector, that may be wrong, and with operators."""
+        kinds = dice.choice(((), VERDICTS, OPERATORS, VERDICTS + OPERATORS))
+        count = dice.choice((1, 4, 10)) if kinds else 0
+        more = tuple(Fault(dice.uniform(2.0, 15.0), dice.choice(kinds), dice.random()) for _ in range(count))
+        config = msgspec.structs.replace(self.config, isolate_slow=dice.random() < 0.5)
+        return msgspec.structs.replace(self, config=config, faults=self.faults + more)
 
     def over_hosts(self, *, hosts: bool) -> Plan:
         """The same over real hosts, which come by themselves."""
@@ -128,7 +143,7 @@ class Faults:
         self.cluster, self.world, self.plan = cluster, cluster.world, cluster.plan
         self.over_by = self.world.now
         self.done: list[tuple[float, str]] = []
-        self._store_fails = self._form_fails = 0
+        self._store_fails = self._form_fails = self._mismatches = 0
         self._slow_stops: set[str] = set()
         self._slow_until = 0.0
         self._node_starts: list[str] = []
@@ -137,6 +152,15 @@ class Faults:
     def begin(self) -> None:
         for fault in self.plan.faults:
             self._plan(fault)
+        self.world.at(self.over_by + 5.0, self._let_all_in)
+
+    def _let_all_in(self) -> None:
+        """No operator leaves a node cordoned that the job cannot go on without."""
+        for node in list(self.cluster.coordinator.nodes.values()):
+            if node.cordon is not None and not node.gone:
+                self.cluster.shell.submit(UncordonNode(node.name, force=True))
+        if self.cluster.ended is None:
+            self.world.after(5.0, self._let_all_in)
 
     def _plan(self, fault: Fault) -> None:
         self.over_by = max(self.over_by, self.world.now + fault.at)
@@ -234,10 +258,50 @@ class Faults:
                 self._form_fails = max(self._form_fails, 0) + 1
             case "do not stop in time" if machine := _one(members, victim):
                 self._slow_stops.add(machine.name)
+            case _ if kind in VERDICTS:
+                return self._diagnose(kind, _one(workers, victim))
+            case _ if kind in OPERATORS:
+                return self._operate(kind, _one(alive, victim))
             case "do not start node":
                 self._node_starts = ["fails" if victim < 0.5 else "never comes"]
             case _:
                 return False
+        return True
+
+    def _diagnose(self, kind: str, worker: Worker | None) -> bool:
+        """The detector says something of a worker that may be quite well."""
+        shell = self.cluster.shell
+        if worker is None or not shell.up:
+            return False
+        node, generation = worker.machine.name, worker.generation
+        found = {"generation": generation, "confidence": 0.9, "sentence": kind, "step": worker.step}
+        match kind:
+            case "communication hang":
+                verdict = Verdict(kind=Kind.COMMUNICATION_HANG, nodes=(node,), **found)
+            case "link":
+                verdict = Verdict(
+                    kind=Kind.COMMUNICATION_HANG, links=(Link(0, self.cluster.config.nodes - 1),), **found
+                )
+            case "mismatch" | "late mismatch":
+                self._mismatches += 1
+                found |= {"generation": generation - (kind != "mismatch"), "step": 1000 + self._mismatches}
+                verdict = Verdict(kind=Kind.MISMATCH, ranks=(worker.rank,), **found)
+            case "guess":
+                verdict = Verdict(kind=Kind.HANG, ranks=(worker.rank,), **(found | {"confidence": 0.4}))
+            case _:
+                verdict = Verdict(kind=Kind(kind), ranks=(worker.rank,), **found)
+        shell.submit(Diagnosed(verdict))
+        return True
+
+    def _operate(self, kind: str, machine: Machine | None) -> bool:
+        shell = self.cluster.shell
+        if machine is None or not shell.up:
+            return False
+        if kind.startswith("uncordon"):
+            shell.submit(UncordonNode(machine.name, force=kind != "uncordon"))
+        else:
+            leave = {"cordon": Leave.AT_NEXT_FAULT, "cordon now": Leave.NOW, "drain": Leave.SOON}[kind]
+            shell.submit(CordonNode(machine.name, kind, leave))
         return True
 
     def _kill_agent(self, machine: Machine, seconds: float) -> None:

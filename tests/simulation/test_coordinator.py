@@ -15,6 +15,7 @@ from ftrain_launcher.policy import EXIT_LOST, EXIT_NODES
 
 SCHEDULES = 2000
 STORAGE_SCHEDULES = 200
+WATCHED_SCHEDULES = 100
 CHUNKS = 8
 ONE = os.environ.get("FTRAIN_SEED")
 SECONDS_MAX_1000_NODES = 5.0
@@ -60,6 +61,31 @@ def test_when_more_is_lost_than_parity_covers_the_job_goes_on_from_storage() -> 
     assert from_storage > STORAGE_SCHEDULES / 5
 
 
+def test_ranks_are_moved_while_other_things_break_and_nodes_that_hang_again_are_taken_out() -> None:
+    """Wherever the detector and operators interfere, the job ends well, and no node too many is taken out."""
+    moved = taken_out = 0
+    for seed in range(WATCHED_SCHEDULES):
+        dice = random.Random(seed)
+        drawn = Plan.draw(dice)
+        work = msgspec.structs.replace(drawn.config.work, nproc_per_node=1, parity=1, durable=None)
+        kinds = ("drain", "cordon", "uncordon", "hang", "hang", "communication hang", "kill worker", "kill controller")
+        plan = msgspec.structs.replace(
+            drawn,
+            config=msgspec.structs.replace(drawn.config, work=work, nodes=4, spares=2),
+            steps=60,
+            faults=tuple(Fault(dice.uniform(3.0, 25.0), dice.choice(kinds), dice.random()) for _ in range(8)),
+            gentle=True,
+            program_error_step=None,
+            domains=("",),
+        )
+        cluster = Cluster(seed, plan)
+        assert cluster.run()[0] == 0, seed
+        moved += cluster.checkers.moved
+        taken_out += cluster.coordinator.quarantine.isolations(cluster.world.now)
+    assert moved > WATCHED_SCHEDULES
+    assert taken_out > WATCHED_SCHEDULES / 2
+
+
 def test_the_same_seed_gives_the_same_trace() -> None:
     for seed in range(20):
         traces = []
@@ -71,6 +97,7 @@ def test_the_same_seed_gives_the_same_trace() -> None:
         assert traces[0] == traces[1]
 
 
+@pytest.mark.alone
 def test_a_thousand_nodes_fit_in_one_process() -> None:
     plan = Plan.draw(random.Random(0))
     work = msgspec.structs.replace(plan.config.work, nproc_per_node=1, parity=1)

@@ -235,7 +235,8 @@ class Training:
     def _report(self, probability: float) -> None:
         """Now and then a heartbeat brings the levels."""
         agent = self.machines[0].agent
-        if agent is not None and agent.line is not None and self.world.chance(probability):
+        awaited = self.cluster.coordinator.quarantine.moves
+        if agent is not None and agent.line is not None and (awaited or self.world.chance(probability)):
             sealed = None if self.newest_sealed is None else self.newest_sealed.version
             newest = self._newest_protected()
             protected = None if newest is None else newest.version

@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from ftrain_launcher.coordinator import Coordinator
-from ftrain_launcher.events import Announce, Command, EndJob, Event, HostCame, JobConfig, JobStarted, Joined, Left, Send
+from ftrain_launcher.events import (
+    Announce,
+    CheckNodes,
+    Command,
+    EndJob,
+    Event,
+    HostCame,
+    JobConfig,
+    JobStarted,
+    Joined,
+    Left,
+    Send,
+)
 from ftrain_launcher.journal import Entry, decode, encode, rebuild
 from ftrain_launcher.messages import (
     DurableSearch,
@@ -66,6 +78,7 @@ class Job:
         self.news: list[str] = []
         self.started: list[str] = []
         self.reaped: list[str] = []
+        self.checks: list[CheckNodes] = []
         self.end: EndJob | None = None
         self._lines: list[bytes] = []
         self._connections = 0
@@ -86,6 +99,8 @@ class Job:
                     self.started.append(node)
                 case ReapNode(node):
                     self.reaped.append(node)
+                case CheckNodes():
+                    self.checks.append(command)
                 case EndJob():
                     self.end = command
         return commands
@@ -123,7 +138,7 @@ class Job:
         join = Join(
             node=node,
             host=node,
-            hostname=f"the host of {node}",
+            hostname=self.hostname(node),
             failure_domain=domain,
             agent_pid=1,
             daemon_pid=2,
@@ -134,6 +149,11 @@ class Job:
         )
         self.tell(Joined(join, self._connections))
         return self._connections
+
+    def hostname(self, node: str) -> str:
+        """As its launcher said it, if there is one."""
+        known = self.coordinator.nodes.get(node)
+        return known.hostname if known is not None and known.launcher else f"the host of {node}"
 
     def connection(self, node: str) -> int:
         number = self.coordinator.nodes[node].connection

@@ -46,6 +46,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--snapshot-every", "0"], "--snapshot-every must be at least 1"),
         (["--snapshot-every", "often"], "--snapshot-every often: give a number of steps, or auto"),
         (["--max-restarts", "-1"], "--max-restarts must be at least 0"),
+        (["--check-replicas", "-1"], "--check-replicas must be at least 0"),
         (["--parity", "0"], "--parity must be at least 1, not 0"),
         (["--local-nodes", "4", "--parity", "-2"], "--parity must be at least 1, not -2"),
         (["--local-nodes", "2", "--parity", "2"], "so at most 1"),
@@ -121,6 +122,25 @@ def test_a_port_that_is_in_use(script: str, capsys: pytest.CaptureFixture[str]) 
 def test_a_job_that_is_not_known(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no job named 'nobody'" in refused(capsys, command, "--job", "nobody")
     assert "start one with 'ftrain run'" in refused(capsys, command)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("incidents", "first"), "NUMBER"),
+        (("incidents", "1", "--job", "nobody"), "no job named 'nobody'"),
+        (("trace",), "--out"),
+        (("trace", "--out", "trace.json", "--last-steps", "0"), "--last-steps 0: give 1 to 500"),
+        (("trace", "--out", "/nowhere/trace.json"), "--out /nowhere/trace.json: give a file in a folder that is there"),
+        (("trace", "--out", "/"), "--out /: give a file"),
+        (("trace", "--out", "/dev/null"), "--out /dev/null: give a file"),
+        (("trace", "--out", "trace.json", "--job", "nobody"), "no job named 'nobody'"),
+    ],
+)
+def test_what_a_report_cannot_be_made_of(
+    arguments: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert says in refused(capsys, *arguments)
 
 
 def test_a_fault_without_its_victim(capsys: pytest.CaptureFixture[str]) -> None:

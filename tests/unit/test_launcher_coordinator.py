@@ -608,7 +608,7 @@ def test_hosts_are_not_asked_for_but_numbered_as_they_come() -> None:
     assert [job.come(f"h{number}") for number in range(4)] == ["node-0", "node-1", "node-2", "node-3"]
     assert job.members() == ["node-0", "node-1", "node-2"]
     assert job.coordinator.nodes["node-3"].state is NodeState.IDLE
-    assert job.news[0] == "node-0 is the host of node-0 (node-0); 2 to come"
+    assert job.news[0] == "node-0 is h0 (node-0); 2 to come"
 
 
 def test_a_host_that_did_not_hear_the_answer_gets_the_same_one() -> None:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import os
 
+import msgspec
 import pytest
+from unit.test_health_judge import SOUND
 
 from ftrain_launcher.cli import main
 from ftrain_launcher.commands.doctor import STRIPES
+from ftrain_launcher.health import local
 from ftrain_snapshot.codec import ENGINES, choose, isal, load, speed
 
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small chunks, and figures of a node that nobody has measured."""
     monkeypatch.setattr(speed, "CHUNK_BYTES", 1 << 12)
+    monkeypatch.setattr(local, "_measure", lambda task: SOUND)
 
 
 @pytest.fixture
@@ -25,10 +30,10 @@ def without_isal(monkeypatch: pytest.MonkeyPatch):
     load.cache_clear()
 
 
-def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+def said(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> str:
     with pytest.raises(SystemExit) as ended:
         main(["doctor", *arguments])
-    assert ended.value.code == 0
+    assert ended.value.code == code
     out, err = capsys.readouterr()
     assert err == ""
     return out
@@ -66,3 +71,23 @@ def test_people_get_lines_and_a_table(capsys, without_isal):
     assert rows["isal"] == ["-"] * 4
     assert all(float(cell) > 0 for cell in rows["numpy"])
     assert any(line.startswith("isal: no ISA-L here (/nowhere/libisal.so.2") for line in lines[7:])
+
+
+def test_the_node_itself_is_judged_and_a_bad_one_is_an_exit_code(capsys, monkeypatch):
+    assert json.loads(said(capsys, "--json"))["node"] == {
+        "state": "ok",
+        "reasons": [],
+        "figures": json.loads(msgspec.json.encode(SOUND)) | {"type": "node_figures"},
+    }
+    assert said(capsys).splitlines()[-1] == "health: ok"
+    monkeypatch.setattr(local, "_measure", lambda task: msgspec.structs.replace(SOUND, exact=False))
+    assert "health: bad; its processor computes wrongly" in said(capsys, code=1)
+    monkeypatch.setattr(local, "_measure", lambda task: "No module named 'torch'")
+    assert json.loads(said(capsys, "--json", code=1))["node"]["figures"] is None
+
+
+def test_a_job_is_only_asked_for_its_nodes(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["doctor", "--job", "some"])
+    assert ended.value.code == 2
+    assert "--job some: only with --nodes" in capsys.readouterr().err

@@ -8,15 +8,54 @@ from typing import Any
 import msgspec
 import pytest
 from unit.coordinator_job import config, raised, snapshot
+from unit.test_health_judge import SOUND
 
-from ftrain_launcher import events, messages
-from ftrain_snapshot.messages import DaemonStatus, Damage, Holding, Inventory, LaneReport, Levels, Peer
+from ftrain.health.words import CheckNode, Failed, Hosting, HostPair, JoinPair, PairFigures, RunPair
+from ftrain_launcher import events, messages, questions
+from ftrain_launcher.detect.records import (
+    Channel,
+    Collectives,
+    CollectivesStep,
+    Communicator,
+    NodeReport,
+    Operation,
+    ProcessState,
+    RankRecord,
+    RankStep,
+)
+from ftrain_launcher.trace_records import NodeTrace, RankTrace, StepMark, TraceRecord
+from ftrain_snapshot.messages import DaemonStatus, Damage, Holding, Inventory, LaneReport, Levels, LinkFigure, Peer
 from ftrain_snapshot.storage import DurableId
 
 RANKS = (messages.RankState(0, 0, 123, "running", 7), messages.RankState(1, 1, None, "exited"))
 CHECKPOINT = DurableId(4, "s3://b/x/step-00000004", 2)
 INVENTORY = Inventory((Holding(snapshot(5), 1, True, False, 10, 20),))
 DAEMON = DaemonStatus(1, True, Levels(5, 4), 6, 1, True)
+TRACE = NodeTrace(
+    generation=1,
+    read_ns=2**63,
+    communicators=(Communicator("dp", (0, 1)),),
+    ranks=(RankTrace(0, (TraceRecord(0, 1, 7, 64, 2**62, 0, -1, True),), (StepMark(-1, 2**62),)),),
+    unrecorded=(1,),
+)
+OPERATION = Operation(7, 1, 64, 6, 16, -1, 0.5, 0.1, None)
+REPORT = NodeReport(
+    node="n",
+    generation=1,
+    communicators=(Communicator("dp", (0, 1)),),
+    ranks=(
+        RankRecord(
+            0,
+            3,
+            0.1,
+            (Collectives(0, 7, 6, (OPERATION,), OPERATION),),
+            (Channel(0, 1, 2, 1, 0, 0),),
+            ProcessState("R", 1.5),
+        ),
+    ),
+    steps=(RankStep(0, 2, 0.1, 0.05, (CollectivesStep(0, 2, 128, 0.05, 0.01),)),),
+    unrecorded=(1,),
+)
 FROM_AGENT: list[messages.FromAgent] = [
     messages.Join(node="n", host="h", agent_pid=1, daemon_pid=None, daemon_port=2, generation=3, ranks=RANKS),
     messages.Heartbeat(node="n", generation=1, ranks=RANKS, daemon_pid=2, daemon=DAEMON, inventory=INVENTORY),
@@ -27,8 +66,17 @@ FROM_AGENT: list[messages.FromAgent] = [
     messages.RankRestored("n", 1, 0, None, 0.1 + 0.2),
     messages.RankStepped("n", 1, 0, 8, 1e9),
     messages.Trouble("n", 1, "store_lost", "why"),
-    messages.Verified(node="n", request=1, lanes=(LaneReport(snapshot(5), 1, 0, 9, 1, 1, (Damage(0, 1, 2, 3),)),)),
+    questions.Verified(node="n", request=1, lanes=(LaneReport(snapshot(5), 1, 0, 9, 1, 1, (Damage(0, 1, 2, 3),)),)),
     messages.ArenaShort("n", 1, 2**40, 2**30),
+    REPORT,
+    questions.Inspected("n", 1, (questions.Finding(3, "stopped", "", "py-spy is not installed"),)),
+    questions.ClockRead("n", 1, 0.1 + 0.2),
+    questions.TracePart("n", 2, TRACE),
+    questions.Probed(node="n", request=1, figures=(LinkFigure(1, 3e-4, 2e-4, 9e8, "", 0.5), LinkFigure(2))),
+    *(
+        questions.Health(node="n", request=1, answer=a)
+        for a in (SOUND, Hosting(7), PairFigures(0.1, True), Failed("no"))
+    ),
 ]
 FORM = messages.Form(
     generation=2,
@@ -45,9 +93,14 @@ TO_AGENT: list[messages.ToAgent] = [
     FORM,
     messages.Shutdown("over", 1.5),
     messages.Inject("kill-worker", 3),
-    messages.Verify(4),
+    questions.Verify(4),
+    questions.Inspect(5, (0, 3)),
     messages.WriteDurable(snapshot(5)),
     messages.Unpin(snapshot(5)),
+    questions.ClockWanted(5),
+    questions.TraceWanted(6, 20, 4096),
+    questions.Probe(request=7, peers=(Peer(0, "n", "h", 1),), burst_bytes=1 << 20),
+    *(questions.CheckHealth(8, task) for task in (CheckNode(), HostPair("h"), RunPair(), JoinPair("h", 7))),
 ]
 OFFER = messages.Offer(
     launcher="0f", hostname="h1", kind="script", argv=("t.py",), nodes=2, nproc_per_node=1, parity=1, node_rank=0
@@ -70,6 +123,7 @@ EVENTS: list[events.Event] = [
     events.Left("n", 1),
     events.Progress(1, 5, None),
     events.Progress(1, 5, 5, snapshot(5), True),
+    events.NodeChecked("n", False, "slow"),
     events.ControllerRestarted(),
     events.Tick(),
 ]

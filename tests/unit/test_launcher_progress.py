@@ -47,3 +47,11 @@ def test_what_is_pinned_for_storage_counts_until_it_is_being_written() -> None:
     assert progress.pinned == pinned
     durable.report(progress, 100.5)
     assert gate.take(told(4, 4, pinned=pinned), durable, 101.0) is None
+
+
+def test_while_ranks_are_to_be_moved_each_protected_snapshot_counts() -> None:
+    gate = ProgressFilter()
+    gate.take(told(3, 3), MEMORY_ALONE, 100.0)
+    assert gate.take(told(4, 4), MEMORY_ALONE, 100.5) is None
+    assert gate.take(told(4, 4), MEMORY_ALONE, 101.0, moves=True) is not None
+    assert gate.take(told(5, 4), MEMORY_ALONE, 101.5, moves=True) is None

@@ -9,8 +9,10 @@ from typing import Any
 from unit.coordinator_job import Job, snapshot
 
 from ftrain_launcher.checking import DamageWatch
-from ftrain_launcher.messages import Trouble, Verified, Verify
-from ftrain_launcher.verification import Verification, shown
+from ftrain_launcher.messages import Trouble
+from ftrain_launcher.questions import Verified, Verify
+from ftrain_launcher.requests import Requests
+from ftrain_launcher.verification import shown, verify_all
 from ftrain_snapshot.messages import DaemonStatus, Damage, LaneReport, Levels
 
 GROUPS = ((0, 1, 2),)
@@ -25,11 +27,11 @@ class Line:
 
 def test_every_node_has_an_answer() -> None:
     lines: dict[str, Any] = {}
-    verification = Verification(lines)
-    lines["node-0"] = Line(lambda wish: verification.take(Verified(node="node-0", request=wish.request)))
+    requests = Requests(lines)
+    lines["node-0"] = Line(lambda wish: requests.take(Verified(node="node-0", request=wish.request)))
 
     async def ask() -> list[Verified]:
-        return await verification.run(["node-0", "node-1"])
+        return await verify_all(requests, ["node-0", "node-1"])
 
     first, second = asyncio.run(ask())
     assert (first.node, first.failure) == ("node-0", "")
@@ -39,10 +41,10 @@ def test_every_node_has_an_answer() -> None:
 def test_an_agent_that_leaves_is_not_waited_for() -> None:
     lines: dict[str, Any] = {}
     lines["node-0"] = Line(lambda wish: lines.clear())
-    verification = Verification(lines)
+    requests = Requests(lines)
 
     async def ask() -> list[Verified]:
-        return await verification.run(["node-0"])
+        return await verify_all(requests, ["node-0"])
 
     (answer,) = asyncio.run(ask())
     assert answer.failure == "it did not answer"

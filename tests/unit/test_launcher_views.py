@@ -117,7 +117,8 @@ def test_an_incident_has_the_documented_shape(job: Job) -> None:
     job.step_all()
     (shown,) = views.incidents(job.coordinator)["incidents"]
     timeline = shown["timeline"]
-    assert list(timeline) == ["detected", "decided", "formed", "restored", "first_step"]
+    assert list(timeline) == ["detected", "named", "decided", "formed", "restored", "first_step"]
+    assert timeline.pop("named") is None  # the detector had nothing to say
     assert sorted(timeline.values()) == list(timeline.values())
     assert timeline["detected"] == began
     assert shown["seconds"] == timeline["first_step"] - began

@@ -52,8 +52,11 @@ PEER_MESSAGES: list[w.PeerMessage] = [
     w.Drop(ID),
     w.Describe(UNIT),
     w.FetchFailed(1, "gone"),
+    w.Ping(1, "node-1"),
+    w.Echo(2**56),
 ]
 REQUESTS: list[m.Request] = [m.ClientHello("agent"), m.Configure(MEMBERSHIP), m.GetStatus(), m.Skip(ID)]
+REQUESTS.append(m.Probe("node-0", MEMBERSHIP.peers, 5, 1 << 20))
 ANNOUNCED = encode_prefix(bytes(HEAD_BYTES_MAX), CHUNK_BYTES, Traffic.PROTECT)
 """More than will ever come."""
 DEEP = b"\x91" * 20_000 + b"\xc0"

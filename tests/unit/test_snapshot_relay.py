@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from ftrain_snapshot.loop import Loop
 from ftrain_snapshot.messages import SnapshotId
 from ftrain_snapshot.rebuild_plan import Source
-from ftrain_snapshot.relay import OPEN_MAX, PIECE_STRIPES_MAX, Relays
+from ftrain_snapshot.relay import LINK_SECONDS_MAX, OPEN_MAX, PIECE_STRIPES_MAX, Relays
 from ftrain_snapshot.wire import Chunk, Fetch, FetchFailed
 
 SNAPSHOT = SnapshotId(3, 1, 0)
@@ -22,6 +24,22 @@ class FakeLink:
 
     def send_bulk(self, message: Any, body: memoryview, *, urgent: bool, on_sent: Any = None) -> None:
         self.sent.append((message, bytes(body), on_sent))
+
+
+class FakeNode:
+    """Position 1 of four; connected to who asks and to position 2."""
+
+    def __init__(self, link: FakeLink) -> None:
+        self.now = 0.0
+        self.loop = Loop(lambda: self.now)
+        self.links: dict[int, Any] = {ASKER: link, 2: FakeLink()}
+        self.group = SimpleNamespace(members=(0, 1, 2, 3))
+        self.membership = SimpleNamespace(restore=SNAPSHOT)
+        self.position = HERE
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        self.loop.turn()
 
 
 class FakeGather:
@@ -47,9 +65,14 @@ def gather() -> FakeGather:
 
 
 @pytest.fixture
-def relays(link: FakeLink, gather: FakeGather) -> Relays:
-    group, membership = SimpleNamespace(members=(0, 1, 2, 3)), SimpleNamespace(restore=SNAPSHOT)
-    node = SimpleNamespace(links={ASKER: link}, group=group, membership=membership, position=HERE)
+def node(link: FakeLink) -> Iterator[FakeNode]:
+    made = FakeNode(link)
+    yield made
+    made.loop.close()
+
+
+@pytest.fixture
+def relays(node: FakeNode, gather: FakeGather) -> Relays:
     return Relays(node, gather)  # type: ignore[arg-type]
 
 
@@ -103,3 +126,27 @@ def test_there_is_a_bound_and_what_ends_makes_room(relays: Relays, link: FakeLin
     for _ in range(3):
         relays.answer(ASKER, ask(HERE, 2))
     assert len(gather.orders) == OPEN_MAX + 2
+
+
+def test_a_sum_waits_for_a_link_that_is_only_coming_up(relays: Relays, gather: FakeGather, node: FakeNode) -> None:
+    relays.answer(ASKER, ask(HERE, 3, 2))
+    relays.on_link(2)
+    node.sleep(LINK_SECONDS_MAX / 2)
+    assert gather.orders == []
+    relays.on_link(3)
+    assert len(gather.orders) == 1
+    node.sleep(LINK_SECONDS_MAX)
+    assert len(gather.orders) == 1
+
+
+def test_a_sum_does_not_wait_for_long(relays: Relays, gather: FakeGather, node: FakeNode) -> None:
+    relays.answer(ASKER, ask(HERE, 3))
+    node.sleep(LINK_SECONDS_MAX + 0.01)
+    assert len(gather.orders) == 1  # which says that there is no link
+
+
+def test_what_waits_for_a_link_ends_with_its_generation(relays: Relays, gather: FakeGather, node: FakeNode) -> None:
+    relays.answer(ASKER, ask(HERE, 3))
+    relays.close()
+    node.sleep(LINK_SECONDS_MAX + 0.01)
+    assert gather.orders == []

@@ -19,6 +19,7 @@ _NAME_LENGTH_MAX = 48
 _LABEL_LENGTH_MAX = 64
 _SECRET_BYTES_MIN = 16
 _SECRET_BYTES_MAX = 64 * 2**10
+_YEAR_SECONDS = 365 * 86400
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
@@ -33,6 +34,13 @@ def positive(flag: str, seconds: float) -> float:
     """A time that can be waited for."""
     if not 0 < seconds < float("inf"):
         raise UsageError(f"{flag} must be more than 0, not {seconds:g}")
+    return seconds
+
+
+def collective_timeout(seconds: float | None) -> float | None:
+    """A timeout that torch can count, or none."""
+    if seconds is not None and not 1 <= seconds <= _YEAR_SECONDS:
+        raise UsageError(f"--collective-timeout must be 1 second to a year, not {seconds:g}")
     return seconds
 
 

@@ -1,6 +1,7 @@
-"""``ftrain doctor``: what this machine has for a job, measured here and now. It needs no job and starts none.
+"""``ftrain doctor``: what this machine has for a job, measured here and now; or, with ``--nodes``, a job's nodes.
 
-The report is a plain dictionary with one entry per subject; printing it is apart from finding it out.
+The first needs no job and starts none. The report is a plain dictionary with one entry per subject; printing it is
+apart from finding it out.
 """
 
 from __future__ import annotations
@@ -9,29 +10,68 @@ import argparse
 import os
 from typing import Any
 
-from ftrain_launcher.commands.options import Commands, add_command, print_json
+from ftrain_launcher.commands.options import Commands, add_command, add_job_options, print_json
 from ftrain_launcher.commands.text import print_line, print_table
+from ftrain_launcher.errors import UsageError
+from ftrain_launcher.jobs import JobFolder
 
 ARENA_FOLDER = "/dev/shm"
+_ROUND_SECONDS = 600.0
 STRIPES = ((3, 1), (4, 2))
 """Data and parity chunks of the stripes that engines are measured on."""
 
 
 def add_to(commands: Commands) -> None:
     """Add the command."""
-    about = "Show what this machine has for a job: cores, shared memory, codecs and how fast they are."
+    about = (
+        "Check this machine, or the nodes of a job: processors, memory, disk, links, versions; who is slow or wrong."
+    )
     parser = add_command(commands, "doctor", doctor, about)
-    parser.add_argument("--json", action="store_true", help="print JSON, as documented in docs/operations.md")
+    some = "check nodes of a job that runs: these (names or positions, with commas), or all"
+    parser.add_argument("--nodes", nargs="?", const="", metavar="NAME,...", help=some)
+    add_job_options(parser)
 
 
 def doctor(chosen: argparse.Namespace) -> int:
-    """Print the report."""
-    report = {"cores": len(os.sched_getaffinity(0)), "arena": arena(ARENA_FOLDER), "codec": codecs()}
+    """Print the report; 1: something is bad."""
+    if chosen.nodes is not None:
+        return _nodes(chosen)
+    if chosen.job is not None:
+        raise UsageError(f"--job {chosen.job}: only with --nodes")
+    report: dict[str, Any] = {
+        "cores": len(os.sched_getaffinity(0)),
+        "arena": arena(ARENA_FOLDER),
+        "codec": codecs(),
+        "node": node(ARENA_FOLDER),
+    }
     if chosen.json:
         print_json(report)
     else:
         show(report)
-    return 0
+    return 0 if report["node"]["state"] != "bad" else 1
+
+
+def _nodes(chosen: argparse.Namespace) -> int:
+    from ftrain_launcher import query
+    from ftrain_launcher.health.table import text
+
+    folder = JobFolder.find(chosen.job)
+    if folder.result() is not None:
+        raise UsageError(f"job {folder.record().name!r} has ended: it has no nodes to check")
+    names = [name.strip() for name in chosen.nodes.split(",") if name.strip()]
+    answer = query.ask(folder, "/api/health", {"nodes": names}, _ROUND_SECONDS)
+    if chosen.json:
+        print_json(answer)
+    else:
+        print_line(text(answer))
+    return 0 if answer["ok"] else 1
+
+
+def node(arena_folder: str) -> dict[str, Any]:
+    """What one node can do alone, as for a job's nodes (docs/health.md); nothing to compare it with."""
+    from ftrain_launcher.health.local import check
+
+    return check(os.getcwd(), arena_folder)
 
 
 def arena(folder: str) -> dict[str, Any]:
@@ -79,3 +119,22 @@ def show(report: dict[str, Any]) -> None:
     for engine in codec["engines"]:
         if not engine["available"]:
             print_line(f"{engine['name']}: {engine['reason']}")
+    _show_node(report["node"])
+
+
+def _show_node(found: dict[str, Any]) -> None:
+    figures = found["figures"]
+    if figures is not None:
+        disk = figures["disk_mb_per_second"]
+        print_line(
+            f"processor: {figures['matmul_gflops']:.1f} GFLOP/s a thread, {figures['cpu_share']:.0%} of a core; "
+            f"memory {figures['memory_gb_per_second']:.1f} GB/s, "
+            f"loopback {figures['loopback_gb_per_second']:.1f} GB/s, "
+            f"disk here {'-' if disk is None else format(disk, '.0f')} MB/s"
+        )
+        for index, gpu in enumerate(figures["gpus"]):
+            print_line(
+                f"GPU {index}: {gpu['name']}, {gpu['matmul_tflops']} TFLOP/s, {gpu['memory_gb_per_second']} GB/s"
+            )
+        print_line(f"python {figures['python']}, torch {figures['torch']}, ftrain {figures['ftrain']}")
+    print_line("; ".join([f"health: {found['state']}", *found["reasons"]]))

@@ -33,6 +33,7 @@ def add_to(commands: Commands) -> None:
     add("--spares", type=int, default=0, metavar="N", help="nodes kept ready to take over a lost one's ranks")
     add("--snapshot-every", default="1", metavar="N|auto", help="steps between snapshots; auto: by cost; default 1")
     add("--parity", type=int, metavar="M", help="lost nodes that a group survives, 1 to 4; default 1, 2 for 5 nodes")
+    add("--preflight", action="store_true", help="check every node first; one that fails gives way to a spare")
     add("--codec", choices=["auto", "numpy", "isal", "zfec"], default="auto", help="what computes parity; default auto")
     add("--protect-bandwidth", metavar="RATE", help="what a node may send for parity, like 500M bytes a second")
     add("--failure-domain", metavar="LABEL", help="this host's rack or switch; emulated: a label a node, with commas")
@@ -51,6 +52,17 @@ def add_to(commands: Commands) -> None:
     )
     durable.add_options(add)
     _add_waits(add)
+    about = "what process groups have where the script gives none; default: torch's"
+    about_replicas = "steps between comparisons of what ranks must hold equal; 0: never; default 100"
+    add("--check-replicas", type=int, default=100, metavar="N", help=about_replicas)
+    add("--collective-timeout", type=float, metavar="SECONDS", help=about)
+    add(
+        "--detect",
+        choices=["act", "warn", "off"],
+        default="act",
+        help="what follows when a rank hangs or a link breaks: act (restart, take nodes out), warn (only tell) or off",
+    )
+    add("--isolate-slow", action="store_true", help="take out nodes that stay slow; else they are only told")
     add("--name", metavar="JOB", help="the job's name; default: made from the script's")
     add("--log-dir", type=Path, metavar="DIR", help="where worker output goes; default: the job's state folder")
     add(
@@ -100,7 +112,7 @@ def run(chosen: argparse.Namespace) -> int:
 
 
 def _config(chosen: argparse.Namespace, nodes: int, *, hosts: bool) -> JobConfig:
-    from ftrain_launcher.events import JobConfig
+    from ftrain_launcher.events import Detect, JobConfig
     from ftrain_launcher.messages import Work
 
     workers = checks.workers(chosen.nproc_per_node)
@@ -117,6 +129,8 @@ def _config(chosen: argparse.Namespace, nodes: int, *, hosts: bool) -> JobConfig
         protect_bytes_per_second=checks.bytes_per_second("--protect-bandwidth", chosen.protect_bandwidth),
         max_restarts=checks.at_least("--max-restarts", chosen.max_restarts, 0),
         demote_after_nan=chosen.demote_after_nan,
+        check_replicas=checks.at_least("--check-replicas", chosen.check_replicas, 0),
+        collective_timeout_seconds=checks.collective_timeout(chosen.collective_timeout),
         durable=durable.durable(chosen, nodes * workers),
         zygote=not chosen.no_zygote,
     )
@@ -124,10 +138,13 @@ def _config(chosen: argparse.Namespace, nodes: int, *, hosts: bool) -> JobConfig
         work=work,
         nodes=nodes,
         spares=checks.at_least("--spares", chosen.spares, 0),
+        preflight=chosen.preflight,
         hosts=hosts,
         host_wait_seconds=checks.positive("--join-timeout-seconds", chosen.join_timeout_seconds),
         heartbeat_timeout_seconds=checks.positive("--heartbeat-timeout-seconds", chosen.heartbeat_timeout_seconds),
         agent_grace_seconds=checks.positive("--agent-grace-seconds", chosen.agent_grace_seconds),
+        detect=Detect(chosen.detect),
+        isolate_slow=chosen.isolate_slow,
     )
     checks.positive("--controller-grace-seconds", chosen.controller_grace_seconds)
     return config

@@ -1,4 +1,4 @@
-"""``ftrain status`` and ``incidents``: what a job is doing, and what happened to it."""
+"""``ftrain status`` and ``incidents``: what a job is doing, and what happened to it; the story of one incident."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from ftrain_launcher.jobs import JobFolder
 
 def add_to(commands: Commands) -> None:
     """Add both commands."""
-    for name, command, about in (
-        ("status", status, "Show a job's nodes, ranks, pids, steps, snapshot levels and generation."),
-        ("incidents", incidents, "Show each fault: kind, suspects, timeline, steps lost."),
-    ):
-        add_job_options(add_command(commands, name, command, about))
+    about = "Show a job's nodes, ranks, pids, steps, snapshot levels and generation."
+    add_job_options(add_command(commands, "status", status, about))
+    about = "Show each fault: kind, suspects, timeline, steps lost; or tell the story of one."
+    parser = add_command(commands, "incidents", incidents, about)
+    parser.add_argument("number", metavar="NUMBER", type=int, nargs="?", help="tell the story of this one")
+    add_job_options(parser)
 
 
 def status(chosen: argparse.Namespace) -> int:
@@ -62,7 +63,10 @@ def status(chosen: argparse.Namespace) -> int:
 
 def incidents(chosen: argparse.Namespace) -> int:
     """Print the incidents."""
-    answer = ask_or_replay(JobFolder.find(chosen.job), "incidents")
+    folder = JobFolder.find(chosen.job)
+    if chosen.number is not None:
+        return _story(folder, chosen)
+    answer = ask_or_replay(folder, "incidents")
     if chosen.json:
         print_json(answer)
         return 0
@@ -79,13 +83,32 @@ def incidents(chosen: argparse.Namespace) -> int:
     return 0
 
 
-def ask_or_replay(folder: JobFolder, what: str) -> Any:
-    """Ask the controller; of a job that has ended, or whose controller is away, replay the journal."""
+def _story(folder: JobFolder, chosen: argparse.Namespace) -> int:
+    from ftrain_launcher.story import tell
+
+    answer = ask_or_replay(folder, "incidents", chosen.number)
+    if chosen.json:
+        print_json(answer)
+        return 0
+    for line in tell(answer["incident"]):
+        print_line(line)
+    return 0
+
+
+def ask_or_replay(folder: JobFolder, what: str, number: int | None = None) -> Any:
+    """Ask the controller; of a job that has ended, or whose controller is away, replay the journal.
+
+    ``number``: of an incident, for its story.
+
+    Raises:
+        ControllerAway: neither is possible just now.
+        UsageError: there is no such incident.
+    """
     from ftrain_launcher import query
 
     try:
         if folder.result() is None:
-            return query.ask(folder, f"/api/{what}")
+            return query.ask(folder, f"/api/{what}" if number is None else f"/api/{what}/{number}")
     except ControllerAway:
         pass
     from ftrain_launcher import views
@@ -94,7 +117,13 @@ def ask_or_replay(folder: JobFolder, what: str) -> Any:
     if not folder.journal.exists():
         raise ControllerAway(f"job {folder.record().name!r} has not begun yet: try again")
     coordinator = replay(folder.journal)
-    return views.incidents(coordinator) if what == "incidents" else views.snapshots(coordinator, {}, time.time())
+    if number is not None:
+        return views.incident(coordinator, number)
+    if what == "incidents":
+        return views.incidents(coordinator)
+    if what == "nodes":
+        return views.nodes(coordinator, time.time())
+    return views.snapshots(coordinator, {}, time.time())
 
 
 def _volume(volume: dict[str, int]) -> str:

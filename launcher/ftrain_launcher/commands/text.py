@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+_WIDTH_MAX = 10_000
+"""Of a table: a pipe has no width, and what is cut off cannot be read anywhere."""
+
 
 def print_line(text: str) -> None:
     """One line on stdout, however long, as it is."""
@@ -23,4 +26,4 @@ def print_table(heads: list[str], rows: list[list[Any]]) -> None:
         table.add_column(head, no_wrap=True)
     for row in rows:
         table.add_row(*(Text("-" if cell is None else str(cell)) for cell in row))
-    Console(highlight=False, soft_wrap=True).print(table)
+    Console(highlight=False, soft_wrap=True, width=_WIDTH_MAX).print(table)

@@ -77,6 +77,9 @@ class Collectives(msgspec.Struct, frozen=True, array_like=True):
     """Those entered and not left, oldest first, at most ``PENDING_MAX``."""
     last: Operation | None = None
     """The newest that was entered, also if it has completed."""
+    recent: tuple[Operation, ...] = ()
+    """The newest few, also those that have completed: told once while the rank is in an operation for longer than is
+    usual, not again until it moves."""
 
 
 class Channel(msgspec.Struct, frozen=True, array_like=True):
@@ -115,6 +118,8 @@ class RankRecord(msgspec.Struct, frozen=True, array_like=True):
     collectives: tuple[Collectives, ...] = ()
     channels: tuple[Channel, ...] = ()
     process: ProcessState | None = None
+    idle_seconds: float | None = None
+    """Since it entered or left any operation; None: not told, or none yet."""
 
 
 class CollectivesStep(msgspec.Struct, frozen=True, array_like=True):

@@ -1,0 +1,129 @@
+"""``ftrain nodes``, ``cordon``, ``drain`` and ``uncordon``: which nodes there are, and which are to hold ranks."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from typing import Any
+
+from ftrain_launcher.commands.options import Commands, add_command, add_job_options, print_json
+
+
+def add_to(commands: Commands) -> None:
+    """Add the four commands."""
+    about = "Show each node: its ranks, what went wrong there within an hour, why it is to be given no ranks."
+    add_job_options(add_command(commands, "nodes", nodes, about))
+    about = "Give a node no ranks any more; those that it has go to another node at the next fault."
+    parser = _add_change(commands, "cordon", cordon, about)
+    parser.add_argument("--now", action="store_true", help="move its ranks at once, if another node can take them")
+    about = "Cordon a node and move its ranks, once the newest snapshot is protected; training goes on from there."
+    parser = _add_change(commands, "drain", drain, about)
+    about = "Let a node hold ranks again, once it has passed its health check."
+    parser = add_command(commands, "uncordon", uncordon, about)
+    parser.add_argument("node", metavar="NODE", help="its name, or its position")
+    parser.add_argument("--force", action="store_true", help="without a health check")
+    add_job_options(parser)
+
+
+def _add_change(commands: Commands, name: str, command: Any, about: str) -> argparse.ArgumentParser:
+    parser = add_command(commands, name, command, about)
+    parser.add_argument("node", metavar="NODE", help="its name, or its position")
+    parser.add_argument("--reason", default="", metavar="TEXT", help="why: 'ftrain nodes' shows it")
+    add_job_options(parser)
+    return parser
+
+
+def nodes(chosen: argparse.Namespace) -> int:
+    """Print the nodes."""
+    from ftrain_launcher.commands.show import ask_or_replay
+    from ftrain_launcher.commands.text import print_line, print_table
+    from ftrain_launcher.jobs import JobFolder
+
+    answer = ask_or_replay(JobFolder.find(chosen.job), "nodes")
+    if chosen.json:
+        print_json(answer)
+        return 0
+    now = time.time()
+    rows = [
+        [
+            node["name"],
+            node["state"],
+            node["position"],
+            _ranks(node["ranks"]),
+            node["hostname"],
+            len(node["failures"]) or None,
+            _cordon(node["cordon"], now),
+            _health(node["health"], now),
+        ]
+        for node in answer["nodes"]
+    ]
+    print_table(["node", "state", "position", "ranks", "host", "failures/h", "cordoned", "health"], rows)
+    count, most = answer["isolations"]["last_hour"], answer["isolations"]["max"]
+    print_line(f"taken out by the policy within an hour: {count} of at most {most}")
+    return 0
+
+
+def cordon(chosen: argparse.Namespace) -> int:
+    """Ask for a node to be given no ranks."""
+    return _change(chosen, "cordon", {"reason": chosen.reason, "leave": "now" if chosen.now else "at_next_fault"})
+
+
+def drain(chosen: argparse.Namespace) -> int:
+    """Ask for its ranks to be moved."""
+    return _change(chosen, "cordon", {"reason": chosen.reason, "leave": "soon"})
+
+
+def uncordon(chosen: argparse.Namespace) -> int:
+    """Ask for a node to be let in again."""
+    return _change(chosen, "uncordon", {"force": chosen.force})
+
+
+def _change(chosen: argparse.Namespace, what: str, body: dict[str, Any]) -> int:
+    from ftrain_launcher.jobs import JobFolder
+    from ftrain_launcher.query import ask
+
+    node = ask(JobFolder.find(chosen.job), f"/api/{what}", {"node": chosen.node, **body})
+    if chosen.json:
+        print_json(node)
+    else:
+        sys.stdout.write(f"{node['name']}: {_outcome(node)}\n")
+    return 0
+
+
+def _outcome(node: dict[str, Any]) -> str:
+    cordon = node["cordon"]
+    if cordon is None:
+        return "may hold ranks"
+    if cordon["returning"]:
+        return "is checked; it may hold ranks again if it passes ('ftrain nodes' shows it)"
+    if node["position"] is None:
+        return "is cordoned"
+    when = "as soon as another node can take them" if cordon["leaves"] else "at the next fault"
+    return f"is cordoned; its ranks move {when}"
+
+
+def _ranks(ranks: list[int]) -> str | None:
+    if len(ranks) > 1 and ranks == list(range(ranks[0], ranks[-1] + 1)):
+        return f"{ranks[0]}-{ranks[-1]}"
+    return ", ".join(map(str, ranks)) or None
+
+
+def _cordon(cordon: dict[str, Any] | None, now: float) -> str | None:
+    if cordon is None:
+        return None
+    who = "quarantined" if cordon["quarantined"] else "by an operator"
+    why = f": {cordon['reason']}" if cordon["reason"] else ""
+    return f"{who} {_ago(cordon['since'], now)}{why}"
+
+
+def _health(health: dict[str, Any] | None, now: float) -> str | None:
+    if health is None:
+        return None
+    why = f": {health['reason']}" if health["reason"] else ""
+    return f"{'good' if health['ok'] else 'bad'} {_ago(health['time'], now)}{why}"
+
+
+def _ago(then: float, now: float) -> str:
+    minutes = int(max(0.0, now - then) // 60)
+    return f"{minutes // 60} h {minutes % 60} min ago" if minutes >= 60 else f"{minutes} min ago"

@@ -1,0 +1,153 @@
+"""One generation's detector: reports go in, new verdicts come out.
+
+It is pure: who calls says what time it is. While nothing is wrong it does next to nothing: each report says when the
+first of its pending operations will have lasted too long, and before that moment nobody looks further. Then the graph
+of waits is built from the newest reports and judged: a mismatch explains a hang, a hang explains that others wait, and
+only what neither explains is a hang of communication itself.
+
+What is slow or diverges is other judges' work; they are given the same reports.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from ftrain_launcher.detect import findings
+from ftrain_launcher.detect.records import NodeReport, RankRecord
+from ftrain_launcher.detect.timeouts import HALTED_SECONDS, STALE_SECONDS, allowed_seconds
+from ftrain_launcher.detect.verdict import Kind, Verdict
+from ftrain_launcher.detect.waits import Standing, look, pending_of, recent_of
+
+FORGET_SECONDS = 5.0
+"""A finding that was not made for so long is told again when it is made."""
+STALL_SECONDS = 0.5
+"""Outside of all operations for longer is kept: peers that were outside at the same time are not late."""
+_STALLS_KEPT = 4
+_BACK_SECONDS = 0.8
+"""Over about this long a rank's use of the processor is looked at."""
+_LOOK_SECONDS_PER_RANK = 2e-5
+"""Between two looks at a graph: large ones take time."""
+
+
+class Judge(Protocol):
+    """Another part of the detector, with the same face."""
+
+    def take(self, report: NodeReport, now: float) -> None:
+        """A node's report has come."""
+
+    def verdicts(self, now: float) -> list[Verdict]:
+        """New verdicts only."""
+
+
+class Detector:
+    """What the reports of one generation show.
+
+    ``nodes`` says on which node each rank is; ``judges`` are given every report too, and their verdicts are told along.
+    """
+
+    def __init__(self, generation: int, nodes: Mapping[int, str], judges: Sequence[Judge] = ()) -> None:
+        self.generation = generation
+        self._nodes, self._judges = nodes, judges
+        self._standings: dict[int, Standing] = {}
+        self._due: dict[str, tuple[float, float]] = {}
+        """By node: when the first of its operations will be overdue, and when it would be if somebody were halted."""
+        self._halted: set[int] = set()
+        self._told: dict[Kind, tuple[tuple[object, ...], float]] = {}
+        """The suspects last told of, and when they last were found."""
+        self._looked = float("-inf")
+
+    def take(self, report: NodeReport, now: float) -> None:
+        """A node's report has come; one of another generation is dropped. ``now`` in seconds, of any one clock."""
+        if report.generation != self.generation:
+            return
+        due = halted_due = float("inf")
+        for record in report.ranks:
+            standing = self._stand(record, report, now)
+            self._standings[record.rank] = standing
+            (self._halted.add if standing.halted else self._halted.discard)(record.rank)
+            for operation in pending_of(record):
+                due = min(due, now + allowed_seconds(operation) - operation.age_seconds)
+                halted_due = min(halted_due, now + HALTED_SECONDS - operation.age_seconds)
+        for rank in report.unrecorded:
+            self._standings.pop(rank, None)
+            self._halted.discard(rank)
+        self._due[report.node] = due, halted_due
+        for judge in self._judges:
+            judge.take(report, now)
+
+    def verdicts(self, now: float) -> list[Verdict]:
+        """What has been found and was not told before; a finding is told again when its suspects change."""
+        new = [verdict for judge in self._judges for verdict in judge.verdicts(now)]
+        which = 1 if self._halted else 0
+        due = min((times[which] for times in self._due.values()), default=float("inf"))
+        if now < due or now < self._looked + _LOOK_SECONDS_PER_RANK * len(self._standings):
+            return new
+        self._looked = now
+        stale = {rank for rank, standing in self._standings.items() if now - standing.taken > STALE_SECONDS}
+        for verdict in findings.find(look(self._standings, stale), self.generation, self._nodes, now):
+            suspects, last = self._told.get(verdict.kind, ((), float("-inf")))
+            found = (verdict.ranks, verdict.nodes)
+            if found != suspects or now - last > FORGET_SECONDS:
+                new.append(verdict)
+            self._told[verdict.kind] = found, now
+        return new
+
+    def explain(self, now: float) -> Verdict | None:
+        """What differs among the newest reports, also if nothing is pending any more; None: nothing.
+
+        For when a worker has raised an error of communication. Told or not, it is told again.
+        """
+        return findings.explain(look(self._standings, set()), self.generation, self._nodes, now)
+
+    def _stand(self, record: RankRecord, report: NodeReport, now: float) -> Standing:
+        before = self._standings.get(record.rank)
+        idle = _idle_seconds(record, before, now)
+        stalls = before.stalls if before is not None else ()
+        if idle >= STALL_SECONDS and not pending_of(record):
+            stalls = _with_stall(stalls, now, idle)
+        elif before is not None and before.idle_seconds >= STALL_SECONDS and not pending_of(before.record):
+            # Over since: it may have ended as late as the rank moved.
+            moved = now - idle
+            stalls = _with_stall(stalls, moved, before.idle_seconds + moved - before.taken)
+        earlier = before
+        if before is not None and before.earlier is not None:
+            if now - before.earlier.taken < _BACK_SECONDS:
+                earlier = before.earlier
+            before.earlier = None  # else the chain would hold all reports there ever were
+        recent = recent_of(record) or (before.recent if before is not None else {})
+        return Standing(record, report.communicators, report.node, now, idle, recent, stalls, earlier)
+
+
+def _with_stall(
+    stalls: tuple[tuple[float, float], ...], until: float, seconds: float
+) -> tuple[tuple[float, float], ...]:
+    # Seen again while it lasts, the same stall is only longer.
+    kept = [stall for stall in stalls if stall[0] <= until - seconds]
+    return (*kept[-_STALLS_KEPT:], (until, seconds))
+
+
+def _idle_seconds(record: RankRecord, before: Standing | None, now: float) -> float:
+    """How long a rank has not moved; if that is not told, of transfers only their number is known, so since it grew."""
+    if record.idle_seconds is not None:
+        return min(record.idle_seconds, record.step_age_seconds)
+    idle = record.step_age_seconds
+    if before is not None and pending_of(before.record):
+        idle = min(idle, now - before.taken)  # it was inside
+    for place in record.collectives:
+        if place.last is not None:
+            idle = min(idle, place.last.age_seconds)
+    if not record.channels:
+        return idle
+    for channel in record.channels:
+        for operation in channel.pending:
+            idle = min(idle, operation.age_seconds)
+    if before is None:
+        return idle
+    if _transfers(before.record) != _transfers(record):
+        return 0.0
+    return min(idle, before.idle_seconds + now - before.taken)
+
+
+def _transfers(record: RankRecord) -> int:
+    return sum(channel.sends_entered + channel.receives_entered for channel in record.channels)

@@ -1,0 +1,234 @@
+"""Pure: a graph of waits to verdicts, the kind that explains most first."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from ftrain_launcher.detect import mismatch, wording
+from ftrain_launcher.detect.hang import Judge, Late, Stuck
+from ftrain_launcher.detect.mismatch import Difference
+from ftrain_launcher.detect.timeouts import allowed_seconds
+from ftrain_launcher.detect.verdict import WAITS_MAX, Kind, Verdict, Wait
+from ftrain_launcher.detect.waits import Gate, Graph, pending_of
+
+SURE = 0.5
+"""Below it a finding is a guess, and another explanation is looked for first."""
+ENTRY_SECONDS = 0.02
+"""Entries that are less apart are one: a batch of transfers, one step's buckets."""
+
+
+class Findings:
+    """What one look at one generation's graph finds."""
+
+    def __init__(self, graph: Graph, generation: int, nodes: Mapping[int, str], now: float) -> None:
+        self._graph, self._generation, self._nodes = graph, generation, nodes
+        self._judge = Judge(graph, now)
+
+    def find(self) -> list[Verdict]:
+        """One verdict or none."""
+        differences = self._differences()
+        if differences and differences[0].confidence >= SURE:
+            return [self._mismatch(differences[0])]
+        if late := self._judge.hung():
+            return [self._hang(late)]
+        if not self._graph.accused and (stuck := self._judge.stuck()):
+            return [self._mismatch(differences[0]) if differences else self._stuck(stuck)]
+        if not self._graph.accused and not self._graph.held:
+            return self._knot()
+        return []
+
+    def _differences(self) -> list[Difference]:
+        found = []
+        for group in self._graph.groups.values():
+            late = [seq for seq, gate in group.gates.items() if self._judge.waited(gate) >= self._judge.allowed(gate)]
+            for seq, waiters in group.under_way.items():
+                if any(self._judge.age(rank, operation) >= allowed_seconds(operation) for rank, operation in waiters):
+                    late.append(seq)
+            if late and (difference := mismatch.in_group(group, late)) is not None:
+                found.append(mismatch.settle(self._graph, difference))
+        return sorted(found, key=lambda difference: -difference.confidence)
+
+    def explain(self) -> Verdict | None:
+        """What differs anywhere, also in operations that have ended."""
+        found = mismatch.everywhere(self._graph)
+        return self._mismatch(found[0]) if found else None
+
+    def _hang(self, late: list[Late]) -> Verdict:
+        graph, first = self._graph, late[0]
+        ranks = tuple(found.rank for found in late)
+        waiters = [rank for rank, _ in first.gate.waiters]
+        called = f"{wording.written(first.gate.waiters[0][1].op)} #{first.gate.seq} of '{first.gate.name}'"
+        has = "have" if len(ranks) > 1 else "has"
+        entered = f"{has} not entered {called} for {first.seconds:.1f} s"
+        if first.gate.group is not None and first.rank not in first.gate.lacking():
+            entered = f"{has} been inside {called} for {first.seconds:.1f} s"
+        clauses = [
+            f"{wording.ranks(ranks, self._nodes)} {entered}",
+            f"{wording.ranks(waiters)} {'wait' if len(waiters) > 1 else 'waits'} for it",
+        ]
+        state = wording.state(graph.standings[first.rank].record.process)
+        return self._verdict(
+            Kind.HANG,
+            ranks,
+            sentence="; ".join([*clauses, state] if state else clauses),
+            confidence=min(found.confidence for found in late),
+            seconds=first.seconds,
+            gates=[found.gate for found in late],
+        )
+
+    def _mismatch(self, found: Difference) -> Verdict:
+        calls = ", ".join(f"{wording.ranks(ranks)} called {wording.called(call)}" for ranks, call in found.calls[:4])
+        group = next(
+            one for one in self._graph.groups.values() if one.members == found.members and one.name == found.name
+        )
+        gates = [gate for seq, gate in group.gates.items() if seq >= found.seq]
+        if found.seq in group.under_way:
+            gates.append(Gate(found.name, found.seq, group.under_way[found.seq], group))
+        return self._verdict(
+            Kind.MISMATCH,
+            found.suspects,
+            sentence=f"operation #{found.seq} of '{found.name}' differs: {calls}: an error of the program",
+            confidence=found.confidence,
+            seconds=max(map(self._judge.waited, gates), default=0.0),
+            gates=gates,
+        )
+
+    def _stuck(self, stuck: list[Stuck]) -> Verdict:
+        first = stuck[0]
+        inside = Counter(self._nodes.get(rank, "?") for found in stuck for rank in found.inside)
+        others = Counter(self._nodes.get(rank, "?") for rank in first.members)
+        nodes = tuple(dict.fromkeys([node for node, _ in inside.most_common()] + sorted(others)))
+        # Who has not left while others have is nearer to the fault than they are.
+        ranks = first.inside if 2 * len(first.inside) <= len(first.members) else ()
+        called = f"{wording.written(first.operation.op)} #{first.operation.seq} of '{first.name}'"
+        have = "have" if len(first.inside) > 1 else "has"
+        who = f"all members have entered {called}, and {wording.ranks(first.inside)} {have} not left it"
+        graph = self._graph
+        waits = [
+            Wait(rank, (), first.name, wording.written(first.operation.op), first.operation.seq, first.seconds)
+            for rank in first.inside
+        ]
+        verdict = self._verdict(
+            Kind.COMMUNICATION_HANG,
+            ranks,
+            sentence=f"{who} for {first.seconds:.1f} s: a link or a node is suspect",
+            confidence=0.6,
+            seconds=first.seconds,
+            gates=graph.gates,
+            waits=waits,
+            nodes=nodes,
+        )
+        return verdict
+
+    def _knot(self) -> list[Verdict]:
+        """Nobody is free: either one of those who seem to wait computes, or they wait in a circle."""
+        gates = self._judge.overdue()
+        if not gates or any(gate.unknown for gate in self._graph.gates):
+            return []
+        computing = self._computing(gates)
+        if computing:
+            return [self._hang(computing)]
+        longest = gates[0].waiters[0][0]
+        found = mismatch.circle(self._graph, longest)
+        if found is None:
+            return []
+        parts = [f"rank {rank} waits in {self._where(rank)}" for rank in found.ranks[:4]]
+        apart = f"; {wording.ranks(found.suspects)} departed from the order of the others" if found.named else ""
+        return [
+            self._verdict(
+                Kind.MISMATCH,
+                found.suspects,
+                sentence=f"ranks wait for each other in a circle: {', '.join(parts)}{apart}: an error of the program",
+                confidence=0.85 if found.named else 0.6,
+                seconds=self._judge.waited(gates[0]),
+                gates=gates,
+            )
+        ]
+
+    def _computing(self, gates: list[Gate]) -> list[Late]:
+        """Ranks that others wait for and that have something pending themselves, but do not wait for it."""
+        graph = self._graph
+        candidates: dict[int, Gate] = {}
+        for gate in gates:
+            for rank in gate.lacking():
+                if rank in graph.waiting and self._judge.is_late(graph.standings[rank], gate):
+                    candidates.setdefault(rank, gate)
+        for confidence, shows in ((0.6, self._is_busy), (0.45, self._went_on)):
+            found = [rank for rank in candidates if shows(rank)]
+            if found and 2 * len(found) <= len(graph.waiting):
+                return [
+                    Late(rank, candidates[rank], self._judge.waited(candidates[rank]), confidence) for rank in found
+                ]
+        return []
+
+    def _is_busy(self, rank: int) -> bool:
+        return self._graph.standings[rank].busy
+
+    def _went_on(self, rank: int) -> bool:
+        """What it entered last has completed, so it went on with what is pending outstanding."""
+        record = self._graph.standings[rank].record
+        idle = record.idle_seconds
+        if idle is None:
+            ages = (place.last.age_seconds for place in record.collectives if place.last is not None)
+            idle = min(ages, default=float("inf"))
+        return min(operation.age_seconds for operation in pending_of(record)) > idle + ENTRY_SECONDS
+
+    def _where(self, rank: int) -> str:
+        gate = self._graph.waiting[rank][0]
+        operation = next(operation for waiter, operation in gate.waiters if waiter == rank)
+        return f"{wording.written(operation.op)} #{gate.seq} of '{gate.name}' for {wording.ranks(gate.lacking())}"
+
+    def _verdict(
+        self,
+        kind: Kind,
+        ranks: tuple[int, ...],
+        sentence: str,
+        confidence: float,
+        seconds: float,
+        gates: Iterable[Gate],
+        waits: Iterable[Wait] = (),
+        nodes: tuple[str, ...] = (),
+    ) -> Verdict:
+        steps = [self._graph.standings[rank].record.step for rank in ranks if rank in self._graph.standings]
+        step = max(steps, default=-1)
+        processes = {
+            f"state of rank {rank}": state
+            for rank in ranks[: wording.LISTED_MAX]
+            if rank in self._graph.standings and (state := wording.state(self._graph.standings[rank].record.process))
+        }
+        return Verdict(
+            kind=kind,
+            generation=self._generation,
+            ranks=ranks,
+            nodes=nodes,
+            confidence=confidence,
+            sentence=sentence,
+            waits=(*waits, *self._waits(gates))[:WAITS_MAX],
+            seconds=seconds,
+            step=step if step >= 0 else None,
+            details=processes,
+        )
+
+    def _waits(self, gates: Iterable[Gate]) -> list[Wait]:
+        """Who waits for whom: first at the given gates, then anywhere else, the longest first."""
+        told: list[Wait] = []
+        rest = sorted(self._graph.gates, key=self._judge.waited, reverse=True)
+        for gate in dict.fromkeys((*gates, *rest)):
+            if len(told) >= WAITS_MAX:
+                break
+            lacking = tuple(gate.lacking()[:WAITS_MAX])
+            for rank, operation in gate.waiters[: WAITS_MAX - len(told)]:
+                seconds = self._judge.age(rank, operation)
+                told.append(Wait(rank, lacking, gate.name, wording.written(operation.op), gate.seq, round(seconds, 3)))
+        return sorted(told, key=lambda wait: -wait.seconds)
+
+
+def explain(graph: Graph, generation: int, nodes: Mapping[int, str], now: float) -> Verdict | None:
+    """What differs at all, however long or short it has lasted."""
+    return Findings(graph, generation, nodes, now).explain()
+
+
+def find(graph: Graph, generation: int, nodes: Mapping[int, str], now: float) -> list[Verdict]:
+    """The verdicts that a graph calls for at a moment."""
+    return Findings(graph, generation, nodes, now).find()

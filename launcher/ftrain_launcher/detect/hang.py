@@ -1,0 +1,199 @@
+"""Pure: who keeps the others waiting, and operations that all have entered and none leaves.
+
+A root of the graph is a suspect when it is late compared with its peers: those who wait for it have waited longer than
+their operation is allowed, and it has itself entered nothing for that long and twice as long as they were outside
+before they came. A long checkpoint or compilation that all go through makes nobody late. Who is stopped or gone needs
+no comparison.
+
+Confidence: 0.99 stopped or gone; 0.9 a root, alone; 0.8 one of several; 0.6 a rank that computes with an operation
+pending, by its processor time; 0.45 the same by the order of its entries alone; each 0.8 times that where nothing is
+known of some who may lack as well. A communication hang has 0.6: links and nodes are suspects until probes decide.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from statistics import median, median_high
+
+from ftrain_launcher.detect.records import Operation
+from ftrain_launcher.detect.timeouts import FIRST_SECONDS, HALTED_SECONDS, allowed_seconds
+from ftrain_launcher.detect.waits import Gate, Graph, Group, Standing
+
+REPORT_SECONDS = 0.5
+"""Between an agent's reports: for so long after one, what was pending is taken to be so still."""
+SAMPLE = 64
+"""So many of an operation's waiters show what is usual for it."""
+
+
+@dataclass(slots=True)
+class Late:
+    """A rank that keeps others waiting at a gate."""
+
+    rank: int
+    gate: Gate
+    seconds: float
+    confidence: float
+
+
+@dataclass(slots=True)
+class Stuck:
+    """An operation that all members have entered and that goes on for too long."""
+
+    name: str
+    operation: Operation
+    members: tuple[int, ...]
+    inside: tuple[int, ...]
+    """Who has not left it."""
+    seconds: float
+    """Since the last of them entered."""
+
+
+@dataclass(slots=True)
+class Judge:
+    """Looks at one graph at one moment."""
+
+    graph: Graph
+    now: float
+    _waited: dict[Gate, float] = field(default_factory=dict)
+    _allowed: dict[Gate, float] = field(default_factory=dict)
+
+    def age(self, rank: int, operation: Operation) -> float:
+        """How long a rank has been in an operation, by now."""
+        return operation.age_seconds + min(self.now - self.graph.standings[rank].taken, REPORT_SECONDS)
+
+    def waited(self, gate: Gate) -> float:
+        """How long the longest of its waiters that is able to go on has waited; 0: none is."""
+        if gate not in self._waited:
+            standings = self.graph.standings
+            alive = ((rank, operation) for rank, operation in gate.waiters if not standings[rank].halted)
+            self._waited[gate] = max((self.age(rank, operation) for rank, operation in alive), default=0.0)
+        return self._waited[gate]
+
+    def allowed(self, gate: Gate) -> float:
+        """How long a gate's waiters may wait."""
+        if gate not in self._allowed:
+            self._allowed[gate] = median_high(allowed_seconds(operation) for _, operation in _sample(gate))
+        return self._allowed[gate]
+
+    def overdue(self) -> list[Gate]:
+        """The gates whose waiters have waited for too long, the longest first."""
+        gates = [gate for gate in self.graph.gates if self.waited(gate) >= self.allowed(gate)]
+        return sorted(gates, key=self.waited, reverse=True)
+
+    def hung(self) -> list[Late]:
+        """The roots that are late, the one that others have waited for longest first."""
+        late = [*self._late(), *self._halted_inside()]
+        for found in late:
+            if len(late) > 1 and not self.graph.standings[found.rank].halted:
+                found.confidence = min(found.confidence, 0.8)
+            if found.gate.unknown:
+                found.confidence *= 0.8
+        return sorted(late, key=lambda found: (-found.confidence, -found.seconds, found.rank))
+
+    def stuck(self) -> list[Stuck]:
+        """Operations that all have entered and that have lasted too long since the last did, the oldest first."""
+        found = [*self._stuck_collectives(), *self._stuck_transfers()]
+        return sorted(found, key=lambda stuck: -stuck.seconds)
+
+    def _late(self) -> list[Late]:
+        idle = sorted(
+            standing.idle_seconds
+            for rank, standing in self.graph.known()
+            if rank not in self.graph.waiting and rank not in self.graph.held
+        )
+        most = (len(self.graph.standings) - len(self.graph.unknown & self.graph.standings.keys())) / 2
+        found = []
+        for rank, gates in self.graph.accused.items():
+            standing = self.graph.standings[rank]
+            # Most stall together: the few that do not are early, not the others late.
+            crowd = len(idle) - bisect_left(idle, standing.idle_seconds / 2) > most
+            for gate in sorted(gates, key=self.waited, reverse=True):
+                if self.is_late(standing, gate, FIRST_SECONDS if crowd else 0.0):
+                    found.append(Late(rank, gate, self.waited(gate), 0.99 if standing.halted else 0.9))
+                    break
+        return found
+
+    def is_late(self, standing: Standing, gate: Gate, least: float = 0.0) -> bool:
+        """Whether a rank keeps a gate's waiters for longer than it may."""
+        waited = self.waited(gate)
+        if standing.halted:
+            return waited >= HALTED_SECONDS
+        allowed = max(self.allowed(gate), least)
+        # Where it is the only root, that the others wait shows that it has not come since its report.
+        slack = REPORT_SECONDS if gate.roots == 1 else 0.0
+        # Cheap questions first: this is asked of every rank that computes while others wait.
+        if waited < allowed or waited - (self.now - standing.taken) < allowed - slack:
+            return False
+        if standing.idle_seconds < allowed - slack:
+            return False
+        return standing.idle_seconds >= allowed + 2 * self._gap(gate, standing) - slack
+
+    def _gap(self, gate: Gate, late: Standing) -> float:
+        """How long the peers had been outside, each its longest time since the late rank entered anything.
+
+        The waiters, or all ranks if these took longer: a stage of a pipeline has one waiter only.
+        """
+        since = late.taken - late.idle_seconds
+        standings = self.graph.standings
+        waiters = median(
+            max(operation.gap_seconds, standings[rank].stalled(since)) for rank, operation in _sample(gate)
+        )
+        everybody = list(standings.values())
+        some = (one.stalled(since) for one in everybody[:: max(1, len(everybody) // SAMPLE)] if one is not late)
+        return max(waiters, median(some) if len(everybody) > 1 else 0.0)
+
+    def _halted_inside(self) -> list[Late]:
+        """Ranks that were stopped, or died, within what they had entered."""
+        halted = {rank for rank, standing in self.graph.known() if standing.halted} - self.graph.accused.keys()
+        if not halted:
+            return []
+        found = {}
+        for group in self.graph.groups.values():
+            for seq, waiters in group.under_way.items():
+                gate = Gate(group.name, seq, [one for one in waiters if one[0] not in halted], group)
+                for rank in (rank for rank, _ in waiters if rank in halted):
+                    if self.waited(gate) >= HALTED_SECONDS:
+                        found[rank] = Late(rank, gate, self.waited(gate), 0.99)
+        for transfer in self.graph.transfers:
+            gate = Gate(
+                transfer.name, transfer.operation.seq, [(transfer.rank, transfer.operation)], peer=transfer.peer
+            )
+            if transfer.peer in halted and self.waited(gate) >= HALTED_SECONDS:
+                found[transfer.peer] = Late(transfer.peer, gate, self.waited(gate), 0.99)
+        return list(found.values())
+
+    def _stuck_collectives(self) -> Iterable[Stuck]:
+        for group in self.graph.groups.values():
+            for seq, waiters in group.under_way.items():
+                if not group.holds(seq) or any(member in self.graph.unknown for member in group.members):
+                    continue
+                seconds = self._since_last(group, waiters)
+                if seconds >= median_high(allowed_seconds(operation) for _, operation in waiters):
+                    inside = tuple(sorted(rank for rank, _ in waiters))
+                    yield Stuck(group.name, waiters[0][1], group.members, inside, seconds)
+
+    def _since_last(self, group: Group, waiters: list[tuple[int, Operation]]) -> float:
+        """For how long all were in it by the oldest of their reports; less if a member has gone on to another."""
+        standings = self.graph.standings
+        entered = [
+            standings[rank].taken - place.last.age_seconds for rank, place in group.at.items() if place.last is not None
+        ]
+        return min(standings[rank].taken for rank, _ in waiters) - max(entered)
+
+    def _stuck_transfers(self) -> Iterable[Stuck]:
+        standings = self.graph.standings
+        for transfer in self.graph.transfers:
+            if transfer.peer in self.graph.unknown or transfer.rank not in self.graph.held:
+                continue
+            peer, taken = standings[transfer.peer], standings[transfer.rank].taken
+            # The peer entered its side when it last entered anything, or before.
+            seconds = min(transfer.operation.age_seconds, taken - peer.taken + peer.idle_seconds)
+            if seconds >= allowed_seconds(transfer.operation):
+                members = (transfer.peer, transfer.rank)
+                yield Stuck(transfer.name, transfer.operation, members, (transfer.rank,), seconds)
+
+
+def _sample(gate: Gate) -> list[tuple[int, Operation]]:
+    return gate.waiters[:: max(1, len(gate.waiters) // SAMPLE)]

@@ -1,0 +1,55 @@
+"""The judge of pace: finds ranks that are slow, and where communication has become slow, from the steps of all ranks.
+
+A face for `slow` and `slow_links` as `detector.Judge`: reports go in, they are put side by side (`aligned`), verdicts
+come out. What slow communication calls for first is a probe of the links; who asks for it gives it to `judge_matrix`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ftrain_launcher.detect.aligned import Aligned
+from ftrain_launcher.detect.records import NodeReport
+from ftrain_launcher.detect.slow import SlowRanks
+from ftrain_launcher.detect.slow_links import Slowed, SlowLinks
+from ftrain_launcher.detect.verdict import Verdict
+
+
+class Pace:
+    """One generation's. ``nodes`` says on which node each rank is."""
+
+    def __init__(self, generation: int, nodes: Mapping[int, str]) -> None:
+        self._generation = generation
+        self._aligned = Aligned(len(nodes))
+        self._ranks = SlowRanks(generation, nodes, self._aligned.communicators)
+        self._links = SlowLinks(self._aligned.communicators)
+        self._new: list[Verdict] = []
+        self._gone: list[int] = []
+        self._slowed: list[Slowed] = []
+
+    def take(self, report: NodeReport, now: float) -> None:
+        """A node's report has come; one of another generation is dropped."""
+        if report.generation != self._generation:
+            return
+        numbers = self._aligned.numbers(report)
+        self._ranks.learn(report, numbers)
+        for step in self._aligned.take(report, numbers, now):
+            change = self._ranks.take(step)
+            self._new += change.named
+            self._gone += change.gone
+            self._slowed += self._links.take(step)
+
+    def verdicts(self, now: float) -> list[Verdict]:
+        """Ranks that have become slow; each is told once."""
+        new, self._new = self._new, []
+        return new
+
+    def recovered(self) -> list[int]:
+        """Ranks that a verdict named and that are as quick as their peers again; each is told once."""
+        gone, self._gone = self._gone, []
+        return gone
+
+    def slowed(self) -> list[Slowed]:
+        """Communicators that have become slow, for which probes are wanted; told again while that lasts."""
+        slowed, self._slowed = self._slowed, []
+        return slowed

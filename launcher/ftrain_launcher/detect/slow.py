@@ -1,0 +1,275 @@
+"""Pure: which rank is slow outside of communication.
+
+Who is slow makes the others wait, and hardly waits itself; since all take equally long for a step, its own time
+(`own_time`) exceeds that of its peers by what they wait. A rank that comes late only because it waited for another
+elsewhere has the own time of its peers, and is not blamed. No clocks are compared: durations are enough.
+
+Each step gives each rank a ratio: its own time over the median of its peers of the same role (`roles`). A rank
+without any (a stage of a pipeline) is compared with its own earlier time, as the other ranks without peers are with
+theirs, so that what slows down all is no fault. The ratios' excess is summed up (Page's CUSUM): each step adds what
+exceeds the allowance, clipped, so that no single step counts much, and subtracts what falls short. At the limit the
+rank is named, if the median of its last ratios exceeds the allowance and stands out of their spread (MAD); at zero it
+is quiet again. C4 (arXiv 2406.04594) for the idea that the one who waits least is the slow one.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from statistics import median
+from typing import NamedTuple
+
+import msgspec
+
+from ftrain_launcher.detect.aligned import Step
+from ftrain_launcher.detect.own_time import STEPS_FIRST, OwnTimes
+from ftrain_launcher.detect.records import Communicator, NodeReport
+from ftrain_launcher.detect.roles import Roles
+from ftrain_launcher.detect.verdict import Kind, Verdict
+
+ALLOWANCE = 0.1
+"""Excess that is nobody's fault."""
+ALLOWED_JITTER = 0.6
+"""Of what the ratio changes from step to step: on a noisy machine more is nobody's fault."""
+JITTER_CALM = 0.2
+"""Of a machine whose ranks change more from step to step, neighbours also slow one down for some steps: it takes
+longer to name a rank there."""
+JITTER_STEPS = 64
+JITTER_MAX = 0.5
+CLIP = 0.15
+"""What one step adds at most."""
+LIMIT = 1.8
+"""Excess of 0.5 in each step: 12 steps; of 0.2: 18, and 25 with noise of a tenth."""
+RATIO_MIN = 1.12
+"""The median of the window, of a rank that is named."""
+SPREADS_MIN = 3.5
+"""It exceeds 1 by so many of its standard errors."""
+QUIET = 0.05
+"""The excess below which a named rank recovers."""
+WINDOW_STEPS = 20
+STEPS_SKIPPED = 3
+"""At the beginning: compilation, first touches, caches."""
+EXCESS_SECONDS_MIN = 0.0005
+EXCESS_OF_STEP_MIN = 0.02
+"""An excess below that of the step time slows nobody down."""
+BASE_STEPS = 30
+"""A rank without peers is compared with the median of its first ones."""
+_BASE_DRIFT = 0.0005
+"""So much a step its own earlier time follows it."""
+_ERROR_OF_MEDIAN = 1.2533 * 1.4826 / WINDOW_STEPS**0.5
+"""Standard error of the window's median, in units of its MAD."""
+
+
+class Change(msgspec.Struct, frozen=True):
+    """What a step has changed; each is told once."""
+
+    named: tuple[Verdict, ...] = ()
+    gone: tuple[int, ...] = ()
+    """Ranks that were named, and are as quick as their peers again."""
+
+
+class _Ratio(NamedTuple):
+    """One rank in one step."""
+
+    rank: int
+    ratio: float
+    own: float
+    reference: float
+    """The own time of its peers; of a rank without any, its own earlier one."""
+    peers: int
+
+
+class _Seen(NamedTuple):
+    own: float
+    reference: float
+    inside: float
+    """In communication."""
+
+
+@dataclass(slots=True)
+class _Rank:
+    jitter: float = 0.0
+    """How much its ratio changes from step to step."""
+    ratios: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW_STEPS))
+    seen: deque[_Seen] = field(default_factory=lambda: deque(maxlen=WINDOW_STEPS))
+    sum: float = 0.0
+    since: int = 0
+    seconds: float = 0.0
+    """Since ``since``, the step after which the sum was zero last."""
+    named: bool = False
+    base: float | None = None
+    firsts: list[float] = field(default_factory=list)
+    steps: int = 0
+
+    def unsteady(self, ratio: float) -> None:
+        """See how much its ratio has changed."""
+        if self.ratios:
+            self.steps = min(self.steps + 1, JITTER_STEPS)
+            self.jitter += (min(JITTER_MAX, abs(ratio - self.ratios[-1])) - self.jitter) / self.steps
+
+
+class SlowRanks:
+    """The slow ranks of one generation. Give it each step that `Aligned` gives out, in order."""
+
+    def __init__(self, generation: int, nodes: Mapping[int, str], communicators: list[Communicator]) -> None:
+        self._generation, self._nodes = generation, nodes
+        self._roles = Roles(communicators)
+        self._own = OwnTimes(communicators)
+        self._ranks: dict[int, _Rank] = {}
+        self._skipped = 0
+        self._held: list[Step] | None = []
+
+    @property
+    def named(self) -> list[int]:
+        """Those that are slow now."""
+        return [rank for rank, state in self._ranks.items() if state.named]
+
+    def learn(self, report: NodeReport, numbers: list[int]) -> None:
+        """See who talks to whom; ``numbers`` are the job-wide ones of the report's communicators."""
+        self._roles.take(report, numbers)
+
+    def take(self, step: Step) -> Change:
+        """Judge a step."""
+        if self._skipped < STEPS_SKIPPED:
+            self._skipped += 1
+            return Change()
+        known = self._own.learn(step)
+        if self._held is not None:
+            self._held.append(step)
+            if not known and len(self._held) < 2 * STEPS_FIRST:
+                return Change()
+            steps, self._held = self._held, None
+        else:
+            steps = [step]
+        named: dict[int, Verdict] = {}
+        gone: set[int] = set()
+        for one in steps:
+            self._judge(one, named, gone)
+        return Change(tuple(named.values()), tuple(gone))
+
+    def _judge(self, step: Step, named: dict[int, Verdict], gone: set[int]) -> None:
+        times = self._own.of(step)
+        own = {rank: time.seconds for rank, time in times.items()}
+        doubt = max(time.doubt for time in times.values())
+        typical = median(share.step.seconds for share in step.shares.values())
+        least = max(EXCESS_SECONDS_MIN, EXCESS_OF_STEP_MIN * typical, doubt)
+        for found in self._ratios(own):
+            state = self._ranks[found.rank]
+            share = step.shares[found.rank].step
+            state.unsteady(found.ratio)
+            state.ratios.append(found.ratio)
+            state.seen.append(_Seen(found.own, found.reference, share.seconds - share.outside_seconds))
+            excess = found.ratio - 1 if found.own - found.reference >= least else min(0.0, found.ratio - 1)
+            excess -= QUIET if state.named else max(ALLOWANCE, ALLOWED_JITTER * state.jitter)
+            if state.sum == 0.0:
+                state.since, state.seconds = step.number, 0.0
+            state.seconds += share.seconds
+            limit = LIMIT * max(1.0, state.jitter / JITTER_CALM)
+            state.sum = min(limit, max(0.0, state.sum + min(CLIP, max(-CLIP, excess))))
+            if state.named:
+                if state.sum == 0.0:
+                    state.named = False
+                    gone.add(found.rank)
+            elif state.sum >= limit and _stands_out(state.ratios):
+                state.named = True
+                named[found.rank] = self._verdict(found, state, step.number)
+
+    def _ratios(self, own: dict[int, float]) -> Iterator[_Ratio]:
+        """Each rank of the step, over its reference; none for those of which nothing can be said."""
+        grouped: set[int] = set()
+        for group in self._roles.groups():
+            grouped.update(group)
+            ranks = [rank for rank in group if rank in own]
+            if len(ranks) > 1:
+                yield from self._among(ranks, own)
+        alone: dict[int, float] = {}
+        for rank, seconds in own.items():
+            state = self._state(rank)
+            if rank not in grouped and (base := _follow(state, seconds)) is not None:
+                alone[rank] = seconds / base
+        if len(alone) > 1:
+            for found in self._among(list(alone), alone):
+                base = self._ranks[found.rank].base or 0.0
+                yield _Ratio(found.rank, found.ratio, own[found.rank], base * found.reference, 0)
+
+    def _among(self, ranks: list[int], values: dict[int, float]) -> Iterator[_Ratio]:
+        ordered = sorted(values[rank] for rank in ranks)
+        others = _Others(ordered)
+        for rank in ranks:
+            value = values[rank]
+            reference = others.median(value)
+            if reference > 0.0:
+                self._state(rank)
+                yield _Ratio(rank, value / reference, value, reference, len(ranks) - 1)
+
+    def _state(self, rank: int) -> _Rank:
+        state = self._ranks.get(rank)
+        if state is None:
+            state = self._ranks[rank] = _Rank()
+        return state
+
+    def _verdict(self, found: _Ratio, state: _Rank, step: int) -> Verdict:
+        ratio = median(state.ratios)
+        own, theirs, inside = (median(values) for values in zip(*state.seen, strict=True))
+        node = self._nodes.get(found.rank, "")
+        than = f"its {found.peers} peers'" if found.peers > 1 else "its peer's" if found.peers else "its own earlier"
+        return Verdict(
+            kind=Kind.SLOW,
+            generation=self._generation,
+            ranks=(found.rank,),
+            confidence=(0.95 if ratio >= 1.3 else 0.8) - (0.0 if found.peers else 0.15),
+            sentence=f"rank {found.rank} on {node} is slow: outside of communication it takes {ratio:.2f} times {than} "
+            f"time, {_ms(own)} ms a step and not {_ms(theirs)}, since step {state.since}; in communication it spends "
+            f"{_ms(inside)} ms a step",
+            seconds=state.seconds,
+            step=step,
+            details={
+                "node": node,
+                "ratio": f"{ratio:.3f}",
+                "own_seconds": f"{own:.6f}",
+                "reference_seconds": f"{theirs:.6f}",
+                "communication_seconds": f"{inside:.6f}",
+                "peers": str(found.peers),
+                "since_step": str(state.since),
+            },
+        )
+
+
+class _Others:
+    """The median of all values of a group but one."""
+
+    def __init__(self, ordered: list[float]) -> None:
+        self._ordered, self._middle = ordered, len(ordered) // 2
+
+    def median(self, but: float) -> float:
+        ordered, middle = self._ordered, self._middle
+        if len(ordered) % 2 == 0:
+            return ordered[middle] if but <= ordered[middle - 1] else ordered[middle - 1]
+        if but < ordered[middle]:
+            return (ordered[middle] + ordered[middle + 1]) / 2
+        if but > ordered[middle]:
+            return (ordered[middle - 1] + ordered[middle]) / 2
+        return (ordered[middle - 1] + ordered[middle + 1]) / 2
+
+
+def _follow(state: _Rank, own: float) -> float | None:
+    """The earlier time of a rank without peers, which follows slow drifts; None: not yet known, or nothing."""
+    if state.base is None:
+        state.firsts.append(own)
+        if len(state.firsts) == BASE_STEPS:
+            state.base = median(state.firsts)
+        return None
+    if not state.named:
+        state.base *= 1 + (_BASE_DRIFT if own > state.base else -_BASE_DRIFT)
+    return state.base or None
+
+
+def _stands_out(ratios: deque[float]) -> bool:
+    middle = median(ratios)
+    spread = median(abs(ratio - middle) for ratio in ratios)
+    return bool(middle >= max(RATIO_MIN, 1 + SPREADS_MIN * _ERROR_OF_MEDIAN * spread))
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1000:.1f}"

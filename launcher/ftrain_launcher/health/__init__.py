@@ -1,0 +1,1 @@
+"""Checking nodes: what to measure with whom (`schedule`), what it says (`judge`, `links`), and the asking (`round`)."""

@@ -1,0 +1,250 @@
+"""Nodes that are to be given no ranks: cordoned by an operator, or taken out by the policy.
+
+One that holds ranks gives them away when a generation is formed, whatever it is formed for, if another node is there
+to take them and nothing but the snapshot in flight is lost by it; who has stopped says what it holds, so that is known
+and not guessed. Where the ranks are to be moved in any case, a generation is formed for that alone: once a
+snapshot of the present one is protected, so that all of the node's bytes are on other nodes too. A cordoned node stays
+connected. If the job would lack a node, it takes those back that only the policy has taken out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from ftrain_launcher.causes import DRAINED, Sign
+from ftrain_launcher.detect.verdict import Kind
+from ftrain_launcher.events import CordonNode, Detect, JobConfig, Leave, NodeChecked, UncordonNode
+from ftrain_launcher.formation import Start
+from ftrain_launcher.generation import Generation
+from ftrain_launcher.history import History
+from ftrain_launcher.incidents import Incident
+from ftrain_launcher.membership import Cordon, Health, Node, NodeState
+from ftrain_launcher.orders import Orders
+from ftrain_launcher.policy import isolate, isolations_max
+from ftrain_launcher.recruiting import Recruiting
+from ftrain_launcher.roster import Roster
+from ftrain_launcher.strikes import STRIKES_SECONDS, Strikes, strikes
+
+LEAVE_SECONDS = 10.0
+"""How long a move waits for the newest snapshot to be protected."""
+
+
+class Quarantine:
+    """One job's; all that it uses is the coordinator's."""
+
+    def __init__(
+        self, config: JobConfig, roster: Roster, recruiting: Recruiting, orders: Orders, history: History
+    ) -> None:
+        self.deadline: float | None = None
+        """When a planned move begins at the latest; None: none is waited for."""
+        self._isolations: list[float] = []
+        """When the policy took out nodes, within the last hour."""
+        self._config = config
+        self._roster = roster
+        self._recruiting = recruiting
+        self._orders = orders
+        self._history = history
+
+    # ---- for people
+
+    def strikes(self, now: float) -> Strikes:
+        """What the last hour says against each machine, by the names that `machines` has."""
+        return strikes(self._history.log.entries, self.machines(), now)
+
+    def machines(self) -> dict[str, str]:
+        """Where each node runs: a host may come back as another node. An emulated one is its own machine."""
+        nodes = self._roster.nodes.values()
+        here = Counter(node.hostname for node in nodes if not node.gone)
+        as_hosts = self._config.hosts
+        return {n.name: n.hostname if as_hosts and n.hostname and here[n.hostname] < 2 else n.name for n in nodes}
+
+    def isolations(self, now: float) -> int:
+        """How many nodes the policy has taken out within the last hour."""
+        return sum(now - then < STRIKES_SECONDS for then in self._isolations)
+
+    @property
+    def moves(self) -> bool:
+        """A member is to give its ranks away: each snapshot that is protected counts."""
+        return any(_is_leaving(node) for node in self._roster.cordoned.values())
+
+    # ---- what operators want
+
+    def take(self, event: CordonNode | UncordonNode, formed: Generation, now: float) -> None:
+        """What an operator asks for; of no matter if the node is gone meanwhile."""
+        node = self._roster.nodes.get(event.node)
+        if node is None or node.gone or node.state is NodeState.STARTING:
+            return
+        if isinstance(event, CordonNode):
+            self._cordon(node, event, formed, now)
+        elif node.cordon is not None:
+            self._uncordon(node, event, node.cordon)
+
+    def _cordon(self, node: Node, event: CordonNode, formed: Generation, now: float) -> None:
+        leaves = event.leave is not Leave.AT_NEXT_FAULT and node.position is not None
+        stays = leaves and not self._config.work.parity
+        cordon = Cordon(
+            reason=event.reason,
+            since=now,
+            leave_by=now + LEAVE_SECONDS * (event.leave is Leave.SOON) if leaves and not stays else None,
+            leave_after=formed.levels.sealed,
+        )
+        self._roster.cordon(node, cordon)
+        why = "; without parity nobody else has what it holds: it keeps its ranks" if stays else ""
+        self._orders.announce([f"{node.name} is cordoned{_because(event.reason)}{why}"])
+
+    def _uncordon(self, node: Node, event: UncordonNode, cordon: Cordon) -> None:
+        """A member that only was to leave needs no health check."""
+        if event.force or (node.position is not None and not cordon.quarantined):
+            self._let_in(node, "as it was asked for")
+        else:
+            node.cordon = msgspec.structs.replace(cordon, returning=True)
+            self._orders.check([node.name])
+
+    def arrived(self, node: Node) -> None:
+        """Its agent is connected again: what was to be checked may not have been."""
+        if node.cordon is not None and node.cordon.returning:
+            self._orders.check([node.name])
+
+    def checked(self, event: NodeChecked, now: float) -> None:
+        """A health check has ended."""
+        node = self._roster.nodes.get(event.node)
+        if node is None or node.gone:
+            return
+        node.health = Health(event.ok, event.reason, now)
+        if node.cordon is None or not node.cordon.returning:
+            return
+        if event.ok:
+            self._let_in(node, "it passed its health check")
+        else:
+            node.cordon = msgspec.structs.replace(node.cordon, returning=False)
+            self._orders.announce([f"{node.name} stays cordoned: its health check failed{_because(event.reason)}"])
+
+    def _let_in(self, node: Node, why: str) -> None:
+        self._roster.uncordon(node)
+        self._orders.announce([f"{node.name} may hold ranks again: {why}"])
+
+    # ---- what the policy wants
+
+    def judge(self, incident: Incident | None, now: float) -> None:
+        """Take out the nodes that are at fault for an incident once too often."""
+        cause = incident.cause if incident is not None else None
+        if incident is None or cause is None or not self._acts:
+            return
+        found, machines = self.strikes(now), self.machines()
+        for machine in dict.fromkeys(machines[name] for name in cause.nodes if name in machines):
+            node = self._node_at([name for name, where in machines.items() if where == machine], cause.nodes)
+            reason = isolate(cause, machine, found)
+            if node is not None and node.cordon is None and reason:
+                self.take_out(node, reason, incident, now, wait=cause.kind != Kind.COMMUNICATION_HANG)
+
+    @property
+    def _acts(self) -> bool:
+        return self._config.detect is Detect.ACT and self._config.work.parity > 0
+
+    def _node_at(self, names: Sequence[str], suspects: Sequence[str]) -> Node | None:
+        """Of all nodes that a machine was, the one that runs there now; of a host, at least the last one."""
+        there = [self._roster.nodes[name] for name in names]
+        named = [n for n in there if n.name in suspects and not n.gone]
+        alive = [n for n in there if not n.gone]
+        found = named or alive or (there if self._config.hosts else [])
+        return found[-1] if found else None
+
+    def take_out(self, node: Node, reason: str, incident: Incident, now: float, *, wait: bool = True) -> None:
+        """Cordon a node, if the budget allows it. ``wait``: it may keep its ranks until that costs nothing."""
+        if not self._acts or node.cordon is not None:
+            return
+        most = isolations_max(self._config.nodes)
+        self._isolations = [then for then in self._isolations if now - then < STRIKES_SECONDS]
+        if len(self._isolations) >= most:
+            decision = f"{node.name} stays ({reason}): {most} nodes were taken out within an hour already"
+        else:
+            self._isolations.append(now)
+            until = now + LEAVE_SECONDS if wait else now
+            self._roster.cordon(node, Cordon(reason=reason, since=now, quarantined=True, leave_by=until))
+            decision = f"{node.name} is quarantined: {reason}"
+            if node.position is not None and not self._roster.idle():
+                decision += "; it keeps its ranks until another node is there"
+        if incident.decide(decision):
+            self._orders.announce([decision])
+
+    def readmit(self) -> bool:
+        """Where a position can be given to nobody else, take back what the policy has taken out; whether it did."""
+        found = False
+        for node in self._roster.in_state(NodeState.CORDONED) if self._roster.missing() else ():
+            if self._roster.missing() and node.cordon is not None and node.cordon.quarantined:
+                self._let_in(node, "nobody else is there")
+                found = True
+        return found
+
+    # ---- ranks are moved
+
+    def due(self, formed: Generation, now: float) -> Sign | None:
+        """While the job trains: whether it is time for a generation that is formed to move ranks alone."""
+        self.deadline = None
+        leaving = [node for node in self._roster.cordoned.values() if _is_leaving(node)]
+        if not leaving or not formed.ranks.in_training:
+            return None
+        if not self._roster.idle():
+            self._recruiting.replace_spares(now, wanted=len(leaving))
+            return None
+        version, protected = formed.start.version, formed.levels.protected
+        if protected is None or (version is not None and protected <= version):
+            return None
+        first = min(leaving, key=_leave_by)
+        assert first.cordon is not None
+        after = first.cordon.leave_after
+        if now < _leave_by(first) and (after is None or protected < after):
+            self.deadline = _leave_by(first)
+            return None
+        first.cordon = msgspec.structs.replace(first.cordon, leave_by=min(now, _leave_by(first)))
+        return Sign(kind=DRAINED, node=first.name, time=now, reason=first.cordon.reason)
+
+    def vacate(self, start: Start, start_without: Callable[[Sequence[Node]], Start], now: float) -> list[Node]:
+        """Once all members have stopped: those that give their positions to idle nodes, as far as there are any.
+
+        ``start`` is where the job goes on if all of them stay.
+        """
+        members = [node for node in self._roster.cordoned.values() if node.position is not None]
+        leaving: list[Node] = []
+        for node in sorted(members, key=_leave_by):
+            if len(leaving) == self._roster.idle():
+                break
+            must = _leave_by(node) <= now
+            if _costs_little(start, start_without([*leaving, node]), nothing=not must):
+                leaving.append(node)
+            elif must:
+                self._stays(node)
+        for node in leaving:
+            self._roster.vacate(node)
+        return leaving
+
+    def _stays(self, node: Node) -> None:
+        """It is not tried for ever: the next fault is the next occasion."""
+        assert node.cordon is not None
+        if node.cordon.leave_by is not None:
+            node.cordon = msgspec.structs.replace(node.cordon, leave_by=None)
+            self._orders.announce([f"{node.name} keeps its ranks: without it too little of the state would be left"])
+
+
+def _is_leaving(node: Node) -> bool:
+    return node.state is NodeState.ACTIVE and node.cordon is not None and node.cordon.leave_by is not None
+
+
+def _leave_by(node: Node) -> float:
+    """A cordon that waits for the next fault is due at any."""
+    assert node.cordon is not None
+    return 0.0 if node.cordon.leave_by is None else node.cordon.leave_by
+
+
+def _costs_little(start: Start, without: Start, *, nothing: bool) -> bool:
+    """Whether the job can start without some nodes, and from where; ``nothing``: from the same snapshot."""
+    if without.lost or (nothing and without.restore != start.restore):
+        return False
+    return without.restore is not None or start.restore is None
+
+
+def _because(reason: str) -> str:
+    return f" ({reason})" if reason else ""

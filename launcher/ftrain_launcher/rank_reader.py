@@ -1,0 +1,287 @@
+"""One worker's ring, read again and again: a look ten times a second, a report when it is wanted.
+
+A look is cheap: it asks whether the rank moves. One that does not is news once an operation lasts for longer than is
+usual, or if its process is stopped. A report says where the rank is, from the counts and the recent operations of each
+communicator, and what it has done since the last one, from the records: durations go to the history of their
+class (`op_history`), sums to the step at hand (`step_log`). What was pending then is looked up again later.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from ftrain.comm.ring import NONE, RECORDS_MAX, Group, Live
+from ftrain_launcher.detect.records import (
+    PENDING_MAX,
+    Channel,
+    Collectives,
+    Op,
+    Operation,
+    ProcessState,
+    RankRecord,
+    RankStep,
+)
+from ftrain_launcher.op_history import DIRECT, OpHistory, class_of
+from ftrain_launcher.process_state import ProcessWatch
+from ftrain_launcher.ring_view import FAILED, PENDING, ChannelCounts, Record, RingView
+from ftrain_launcher.step_log import StepLog
+
+_CATCH_UP_RECORDS = RECORDS_MAX // 4
+"""The records are read when so many have come, if no report is wanted before."""
+_STEPS_KEPT_MAX = 1024
+_LATE_SECONDS_MIN = 0.2
+"""No operation is late before (less than half of the shortest time that the detector allows)."""
+_HEALTHY = frozenset("RSDIPK")
+"""Letters of processes that may go on by themselves: runnable, asleep, waiting for a disk and the like."""
+_WITHOUT_FUTURE = DIRECT | {Op.REDUCE_SCATTER, Op.REDUCE_SCATTER_SINGLE, Op.REDUCE_SCATTER_SINGLE_COALESCED}
+"""On gloo. Elsewhere they are followed to their end as others are."""
+
+Index = Callable[[Group], int | None]
+"""What a report calls a process group; None: its members are unknown."""
+
+
+class RankReader:
+    """One worker of one generation. Raises OSError, RingInvalid if it has no ring (yet)."""
+
+    def __init__(self, path: Path, rank: int, pid: int, index: Index) -> None:
+        self.ring = RingView(path)
+        self._rank, self._index_of = rank, index
+        self._process = ProcessWatch(pid)
+        self._process_state: ProcessState | None = None
+        self._history = OpHistory()
+        self._steps = StepLog(rank)
+        self._seen = 0
+        """The newest record that was read."""
+        self._open: set[int] = set()
+        """Older ones that were pending, or could not be read."""
+        self._marks_seen = 0
+        self._step, self._step_ns = -1, self.ring.started_ns
+        self._recent_told = -1
+        """How many records there were when the recent operations were told."""
+        self._moved_ns: int | None = None
+        """When it last entered or left an operation."""
+        self._done: list[RankStep] = []
+        """Steps that were completed since the last report."""
+        self._live: Live | None = None
+        self._late_at_ns: float | None = None
+        """If the rank does not move until then, an operation is late; None: not looked up since it moved."""
+        self._indices: list[int | None] = []
+        """By the ring's number of a process group."""
+        self._settled: dict[int, Record] = {}
+        """The newest collective of each communicator, where nothing was pending."""
+
+    def close(self) -> None:
+        """Let go of the ring and the process."""
+        self.ring.close()
+        self._process.close()
+
+    def look(self, now_ns: int) -> bool:
+        """Whether there is news: the rank has not moved since the last look, and should have by now, or cannot."""
+        live = self.ring.live()
+        if live.head - self._seen > _CATCH_UP_RECORDS:
+            self._catch_up(live)
+        if live != self._live:
+            self._live, self._late_at_ns = live, None
+            return False
+        self._process_state = self._process.read()
+        if self._process_state.letter not in _HEALTHY:
+            return True
+        if self._late_at_ns is None:
+            self._late_at_ns = now_ns + late_in_seconds(self._record(live, now_ns)) * 1e9
+        return now_ns >= self._late_at_ns
+
+    def report(self, now_ns: int) -> tuple[RankRecord | None, list[RankStep]]:
+        """How it stands, and the steps that were completed since the last report.
+
+        No record: it is in an operation of which the ring cannot tell enough.
+        """
+        live = self.ring.live()
+        self._catch_up(live)
+        mark = self.ring.mark(live.marks)
+        if mark is not None:
+            self._step, self._step_ns = mark.step, mark.at_ns
+        self._process_state = self._process.read()
+        record = self._record(live, now_ns)
+        if late_in_seconds(record) <= 0.0 and self._recent_told != live.head:
+            self._recent_told = live.head
+            record = self._with_recent(record, now_ns)
+        done, self._done = self._done, []
+        return None if self._is_unseen(live, record) else record, done
+
+    # ---- where it is
+
+    def _record(self, live: Live, now_ns: int) -> RankRecord:
+        self._name_groups(live.communicators)
+        counts, channels = self.ring.communicators(live.communicators), self.ring.channels(live.channels)
+        pending = sum(entered - completed for entered, completed in counts)
+        pending += sum(
+            c.sends_entered - c.sends_completed + c.receives_entered - c.receives_completed for c in channels
+        )
+        # A work without a future counts as inside only while somebody waits for it.
+        all_inside = live.inside >= pending
+        return RankRecord(
+            self._rank,
+            self._step,
+            (now_ns - self._step_ns) * 1e-9,
+            self._collectives(counts, now_ns, all_inside),
+            self._channels(channels, now_ns, all_inside),
+            self._process_state,
+            None if self._moved_ns is None else max(0, now_ns - self._moved_ns) * 1e-9,
+        )
+
+    def _name_groups(self, count: int) -> None:
+        if count == len(self._indices):
+            return
+        for group in self.ring.groups(count)[len(self._indices) :]:
+            index = self._index_of(group)
+            # A group that was made anew under its old name and members is meant from now on.
+            self._indices = [None if index is not None and old == index else old for old in self._indices]
+            self._indices.append(index)
+
+    def _collectives(self, counts: list[tuple[int, int]], now_ns: int, all_inside: bool) -> tuple[Collectives, ...]:
+        found: list[Collectives] = []
+        for number, (entered, completed) in enumerate(counts):
+            index = self._indices[number]
+            if index is None or entered == 0:
+                continue
+            pending: list[Record] = []
+            last = self._settled.get(number)
+            if last is None or last.seq != entered or entered > completed:
+                pending, last = self._unsettled(number, entered, completed)
+            shown = self._pending(pending, now_ns, all_inside) if pending else ()
+            newest = None if last is None else self._operation(last, now_ns)
+            found.append(Collectives(index, entered, completed, shown, newest))
+        return tuple(found)
+
+    def _unsettled(self, number: int, entered: int, completed: int) -> tuple[list[Record], Record | None]:
+        """What is pending in a communicator, and what was entered last. One record tells it in most cases."""
+        newest = self.ring.newest(number, entered)
+        if newest is not None and newest.seq == entered:
+            if entered == completed and newest.exit < PENDING:
+                self._settled[number] = newest
+                return [], newest
+            if entered == completed + 1 and newest.exit >= PENDING:
+                return [newest], newest
+        records = self.ring.recent(number)
+        newest = max(records, key=lambda record: record.seq, default=None)
+        return [record for record in records if record.exit >= PENDING], newest
+
+    def _with_recent(self, record: RankRecord, now_ns: int) -> RankRecord:
+        numbers = {index: number for number, index in enumerate(self._indices)}
+        told = []
+        for place in record.collectives:
+            recent = self.ring.recent(numbers[place.communicator])
+            told.append(replace(place, recent=tuple(self._operation(one, now_ns) for one in recent)))
+        return replace(record, collectives=tuple(told))
+
+    def _channels(self, channels: list[ChannelCounts], now_ns: int, all_inside: bool) -> tuple[Channel, ...]:
+        found: list[Channel] = []
+        for number, channel in enumerate(channels):
+            index = self._indices[channel.communicator]
+            if index is None:
+                continue
+            pending: tuple[Operation, ...] = ()
+            if channel.sends_entered > channel.sends_completed or channel.receives_entered > channel.receives_completed:
+                records = [record for record in self.ring.channel_recent(number) if record.exit >= PENDING]
+                pending = self._pending(records, now_ns, all_inside)
+            found.append(Channel(index, channel.peer, *channel[2:], pending))
+        return tuple(found)
+
+    def _pending(self, records: list[Record], now_ns: int, all_inside: bool) -> tuple[Operation, ...]:
+        """Those in which the rank is, or for which it waits; a receive may be begun long before it is needed."""
+        found = [r for r in records if all_inside or r.waited_ns or r.op not in _WITHOUT_FUTURE]
+        return tuple(self._operation(record, now_ns) for record in found[:PENDING_MAX])
+
+    def _operation(self, record: Record, now_ns: int) -> Operation:
+        return Operation(
+            record.seq,
+            record.op,
+            record.bytes,
+            record.dtype,
+            record.elements,
+            record.root,
+            max(0, now_ns - record.enter_ns) * 1e-9,
+            record.gap_ns * 1e-9,
+            self._history.usual_seconds(class_of(record.communicator, record.op, record.root, record.bytes)),
+        )
+
+    def _is_unseen(self, live: Live, record: RankRecord) -> bool:
+        """It is in some operation, none is seen, and some have been entered of which the ring tells too little."""
+        missed = live.missed_communicators + live.missed_channels + live.missed_members
+        return missed > 0 and live.inside > 0 and next(_pending(record), None) is None
+
+    # ---- what it has done
+
+    def _catch_up(self, live: Live) -> None:
+        """Take in the records and marks that have come since the last time."""
+        self._name_groups(live.communicators)
+        self._look_up_open(live.head)
+        if self._seen < live.head - RECORDS_MAX:
+            self._steps.miss()
+        records = self.ring.records(self._seen, live.head)
+        marks = [mark for mark in self.ring.marks(self._marks_seen, live.marks) if mark.head <= live.head]
+        first = max(self._seen, live.head - RECORDS_MAX) + 1
+        if len(records) < live.head + 1 - first:
+            self._open.update(set(range(first, live.head + 1)) - {fields[0] for fields in records})
+        self._seen = live.head
+        if records:
+            self._moved_ns = max(self._moved_ns or 0, records[-1][1])
+        begin = 0
+        for mark in marks:
+            end = bisect.bisect_right(records, mark.head, begin, key=itemgetter(0))
+            self._take(records[begin:end])
+            step = self._steps.end_step(mark, self._indices.__getitem__)
+            if step is not None:
+                self._done.append(step)
+            begin, self._marks_seen = end, mark.number
+        self._take(records[begin:])
+        self._history.refresh()
+        del self._done[:-_STEPS_KEPT_MAX]
+
+    def _look_up_open(self, head: int) -> None:
+        """Those that were pending, or torn, at the last time; what has been overwritten since is forgotten."""
+        for number in sorted(self._open):
+            self._open.discard(number)
+            if number > head - RECORDS_MAX:
+                records = self.ring.records(number - 1, number)
+                self._take(records, in_step=number > self._steps.head)
+                if not records:
+                    self._open.add(number)
+
+    def _take(self, records: Sequence[tuple[int, ...]], *, in_step: bool = True) -> None:
+        note, add = self._history.add, self._steps.add
+        moved = self._moved_ns or 0
+        for number, enter_ns, word, size, communicator, channel, op, root in records:
+            if word < FAILED:
+                if word > moved:
+                    moved = word
+                ns = word - enter_ns
+                note(class_of(communicator, op, root, size), ns)
+                if in_step and channel == NONE and communicator != NONE and op not in DIRECT:
+                    add(communicator, size, ns)
+            elif word >= PENDING:
+                self._open.add(number)
+        self._moved_ns = moved or None
+
+
+def late_in_seconds(rank: RankRecord) -> float:
+    """When one of its operations will have lasted for longer than is usual; negative: since when."""
+    return min((_allowed(operation) - operation.age_seconds for operation in _pending(rank)), default=math.inf)
+
+
+def _pending(rank: RankRecord) -> Iterator[Operation]:
+    for collectives in rank.collectives:
+        yield from collectives.pending
+    for channel in rank.channels:
+        yield from channel.pending
+
+
+def _allowed(operation: Operation) -> float:
+    usual = operation.usual_seconds
+    return math.inf if usual is None else max(usual, _LATE_SECONDS_MIN)

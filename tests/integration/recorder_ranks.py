@@ -1,0 +1,270 @@
+"""A program for test_recorder.py: ``recorder_ranks.py SCENARIO WORLD FOLDER`` forks ranks that use torch.distributed.
+
+Each rank records into ``FOLDER/comm.<rank>`` and writes what it found to ``FOLDER/result.<rank>``; the ring stays.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed._functional_collectives as functional
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from ftrain.comm.native import NativeRecorder, load_native
+from ftrain.comm.ring import (
+    COMMUNICATORS_MAX,
+    NATIVE,
+    RECORDS_MAX,
+    Identity,
+    RingReader,
+    is_pending,
+    ring_path,
+)
+
+
+class Rank:
+    """What a scenario is given."""
+
+    def __init__(self, rank: int, world: int, folder: Path, recorder: NativeRecorder) -> None:
+        self.rank, self.world, self.folder, self.recorder = rank, world, folder, recorder
+
+    def tensor(self, count: int = 8) -> torch.Tensor:
+        return torch.arange(count, dtype=torch.float32) + self.rank
+
+
+def every_operation(rank: Rank) -> list[Any]:
+    """The same operations with the bare kernels, then recorded; tells both results."""
+    rank.recorder.uninstall()
+    bare = operations(rank)
+    rank.recorder.install()
+    return [bare, operations(rank)]
+
+
+def operations(rank: Rank) -> str:
+    """Each operation once, and a hash of all that came out."""
+    world, peer = rank.world, (rank.rank + 1) % rank.world
+    before = (rank.rank - 1) % rank.world
+    first = rank.rank == 0
+    found: list[torch.Tensor] = []
+
+    def new(count: int = 8) -> torch.Tensor:
+        found.append(rank.tensor(count))
+        return found[-1]
+
+    def outputs() -> list[torch.Tensor]:
+        return [new() for _ in range(world)]
+
+    dist.all_reduce(new())
+    dist.broadcast(new(), 1)
+    dist.reduce(new(), 1)
+    dist.all_gather(outputs(), new())
+    dist.all_gather_into_tensor(new(8 * world), new())
+    dist.gather(new(), outputs() if first else None, 0)
+    dist.scatter(new(), outputs() if first else None, 0)
+    dist.reduce_scatter(new(), outputs())
+    dist.reduce_scatter_tensor(new(8), new(8 * world))
+    dist.all_to_all_single(new(8), new(8))
+    dist.all_to_all(outputs(), outputs())
+    dist.barrier()
+    dist.monitored_barrier()
+    work = dist.all_reduce(new(), async_op=True)
+    assert work is not None
+    work.wait()
+    if first:
+        dist.send(new(), peer, tag=7)
+        dist.recv(new(), before, tag=8)
+    else:
+        dist.recv(new(), before, tag=7)
+        dist.send(new(), peer, tag=8)
+    requests = [dist.isend(new(), peer), dist.irecv(new(), before)]
+    for request in requests:
+        request.wait()
+    pair = [dist.P2POp(dist.isend, new(), peer), dist.P2POp(dist.irecv, new(), before)]
+    for request in dist.batch_isend_irecv(pair):
+        request.wait()
+    objects: list[Any] = [None] * world
+    dist.all_gather_object(objects, {"rank": rank.rank})
+    dist.broadcast_object_list(objects, 0)
+    digest = hashlib.sha256(json.dumps(objects).encode())
+    for tensor in found:
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def layers(rank: Rank) -> list[Any]:
+    """DDP, FSDP2, DTensor, functional collectives and groups of all kinds, bare and recorded."""
+    rank.recorder.uninstall()
+    bare = train(rank)
+    rank.recorder.install()
+    return [bare, train(rank)]
+
+
+def train(rank: Rank) -> list[float]:
+    """Losses of a few steps."""
+    found: list[float] = []
+    torch.manual_seed(1)
+    data = torch.randn(4, 16) + rank.rank
+    plain = DistributedDataParallel(torch.nn.Linear(16, 16))
+    sharded = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.Linear(16, 16))
+    for module in (*sharded, sharded):
+        fully_shard(module)
+    for model in (plain, sharded):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(3):
+            loss = model(data).square().mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            found.append(loss.item())
+    mesh = init_device_mesh("cpu", (2, rank.world // 2), mesh_dim_names=("outer", "inner"))
+    matrix = distribute_tensor(torch.arange(64.0).reshape(8, 8), mesh, [Shard(0), Shard(1)])
+    found.append(matrix.redistribute(placements=[Replicate(), Replicate()]).to_local().sum().item())
+    reduced = functional.all_reduce(torch.ones(3) * rank.rank, "sum", mesh.get_group("inner"))
+    found.append(functional.wait_tensor(reduced).sum().item())
+    back = dist.new_group([2, 1])
+    if rank.rank in (1, 2):
+        there = torch.ones(2)
+        dist.broadcast(there, 2, group=back)
+    return found
+
+
+def anew(rank: Rank) -> None:
+    """A group of the same name as one that is gone."""
+    for generation in (1, 2):
+        dist.all_reduce(rank.tensor())
+        dist.destroy_process_group()
+        join(rank, generation)
+    dist.all_reduce(rank.tensor())
+
+
+def stopped(rank: Rank) -> None:
+    """Rank 1 stops itself instead of the second operation."""
+    dist.all_reduce(rank.tensor())
+    if rank.rank == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    dist.all_reduce(rank.tensor())
+
+
+def holding(rank: Rank) -> None:
+    """Rank 1 keeps the GIL in C instead of the second operation."""
+    dist.all_reduce(rank.tensor())
+    if rank.rank == 1:
+        ctypes.PyDLL(None).sleep(60)
+    dist.all_reduce(rank.tensor())
+
+
+def watched(rank: Rank) -> int:
+    """All works are asked for their ends, as on CUDA."""
+    rank.recorder.watch_all(True)
+    for _ in range(20):
+        dist.all_reduce(rank.tensor())
+    works = [dist.all_reduce(rank.tensor(1 << 16), async_op=True) for _ in range(20)]
+    for work in works:
+        work.wait()
+    reader = RingReader(ring_path(rank.folder, rank.rank))
+    while (counts := reader.collectives(1)[0])["completed"][0] < 40:
+        pass
+    return int(counts["completed"][0])
+
+
+def failing(rank: Rank) -> list[str]:
+    """An operation that raises at once, and one that runs into its timeout."""
+    errors = []
+    for operation in (
+        lambda: dist.all_gather([rank.tensor(3)] * rank.world, rank.tensor(8)),
+        lambda: dist.recv(rank.tensor(), 1 - rank.rank),
+    ):
+        try:
+            operation()
+        except Exception as error:
+            errors.append(type(error).__name__)
+    return errors
+
+
+def many(rank: Rank) -> list[int]:
+    """A ring that wraps while one receive is pending, and more groups than its table holds."""
+    request = dist.irecv(rank.tensor(), 1 - rank.rank)
+    pair = [dist.new_group([member]) for member in (0, 1)]
+    for _ in range(RECORDS_MAX + 100):
+        dist.all_reduce(torch.ones(1), group=pair[rank.rank])
+    reader = RingReader(ring_path(rank.folder, rank.rank))
+    recent = reader.channels(1)[1]
+    pending = recent["id"][is_pending(recent)].tolist()
+    for _ in range(COMMUNICATORS_MAX):
+        pair = [dist.new_group([member]) for member in (0, 1)]
+        dist.all_reduce(torch.ones(1), group=pair[rank.rank])
+    dist.send(rank.tensor(), 1 - rank.rank)
+    assert request is not None
+    request.wait()
+    return pending
+
+
+def busy(rank: Rank) -> None:
+    """Records that a reader can check, as fast as they can be written; until the test says that it has seen enough."""
+    tensors = [torch.zeros(count + 1) for count in range(7)]
+    while not (rank.folder / "enough").exists():
+        for number in range(1, 700):
+            dist.all_reduce(tensors[number % 7])
+        dist.all_reduce(tensors[0])
+
+
+SCENARIOS: dict[str, Callable[[Rank], Any]] = {
+    f.__name__: f for f in (every_operation, layers, anew, stopped, holding, watched, failing, many, busy)
+}
+
+
+def join(rank: Rank, generation: int, timeout_seconds: float = 60.0) -> None:
+    store = dist.FileStore(str(rank.folder / f"store-{generation}"), rank.world)
+    timeout = timedelta(seconds=timeout_seconds)
+    dist.init_process_group("gloo", store=store, rank=rank.rank, world_size=rank.world, timeout=timeout)
+
+
+def run(scenario: str, rank: Rank) -> None:
+    identity = Identity(NATIVE, os.getpid(), rank.rank, rank.rank, rank.world, 1)
+    rank.recorder.install()
+    rank.recorder.open(ring_path(rank.folder, rank.rank), identity)
+    join(rank, 0, 2.0 if scenario == "failing" else 60.0)
+    result = SCENARIOS[scenario](rank)
+    (rank.folder / f"result.{rank.rank}").write_text(json.dumps(result))
+    rank.recorder.close()
+
+
+def main() -> None:
+    scenario, world, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    recorder = load_native(build=True)
+    children = []
+    for number in range(world):
+        if (pid := os.fork()) == 0:
+            code = 1
+            try:
+                torch.set_num_threads(1)
+                run(scenario, Rank(number, world, folder, recorder))
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(code)
+        children.append(pid)
+    (folder / "pids").write_text(json.dumps(children))
+    sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0 for pid in children))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Probes between real daemons: figures before and in a generation, and destinations that are dead, stopped, slow."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import pytest
+from certificates import make_certificates
+from hosts import Lab
+from needs import require_lab
+from snapshot_lines import bench
+from snapshot_nodes import Cluster, cluster_root, wait_until
+from unit.test_snapshot_probe import Place, figures
+
+from ftrain_snapshot.client import DaemonClient
+from ftrain_snapshot.messages import LinkFigure, Peer
+from ftrain_snapshot.tls import Tls
+
+BURST_BYTES = 256 << 10
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    for root in cluster_root():
+        made = Cluster(root, 3)
+        yield made
+        made.stop()
+
+
+def probe(cluster: Cluster, source: int, burst_bytes: int = BURST_BYTES) -> dict[int, LinkFigure]:
+    """What the daemon of one node says of its links to the others."""
+    peers = [Peer(p, n.name, "127.0.0.1", n.port) for p, n in enumerate(cluster.nodes) if p != source]
+    found = cluster.nodes[source].agent.probe(cluster.nodes[source].name, peers, burst_bytes=burst_bytes)
+    return {figure.destination: figure for figure in found}
+
+
+def test_links_have_figures_before_a_generation_and_in_it(cluster: Cluster) -> None:
+    for _ in range(2):
+        for source in range(3):
+            for figure in probe(cluster, source).values():
+                assert figure.failure == ""
+                assert 0 < figure.least_rtt_seconds <= figure.rtt_seconds < 1
+                assert figure.bytes_per_second > 1e6
+        cluster.configure()
+        cluster.wait_restored()
+    assert all(figure.heard_seconds is not None for figure in probe(cluster, 0).values())
+
+
+def test_who_is_dead_or_stopped_is_told_of_in_time_and_the_others_have_their_figures(cluster: Cluster) -> None:
+    cluster.configure()
+    probe(cluster, 0)
+    os.kill(cluster.nodes[1].process.pid, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        found = probe(cluster, 0)
+        assert time.monotonic() - began < 3
+        assert found[1].failure == "no answer within 1 s"
+        assert found[2].failure == ""
+        assert found[2].bytes_per_second is not None
+    finally:
+        os.kill(cluster.nodes[1].process.pid, signal.SIGCONT)
+    assert probe(cluster, 0)[1].failure == ""
+    cluster.nodes[2].kill_daemon()
+    found = probe(cluster, 0)
+    assert found[1].failure == ""
+    assert found[2].failure != ""
+
+
+def is_ready(said: Path) -> bool:
+    return said.exists() and b"ready" in said.read_bytes()
+
+
+def test_probes_go_under_tls_like_everything_else(tmp_path: Path) -> None:
+    made = make_certificates(tmp_path)
+    tls = Tls(made.certificate, made.key, made.authority)
+    with bench() as line:
+        places = Place(line, tls), Place(line, tls)
+        (figure,) = figures(line, places[0].measure(places[1].peer(), burst_bytes=BURST_BYTES))
+        assert figure.failure == ""
+        assert figure.bytes_per_second is not None
+        for place in places:
+            place.close()
+
+
+class LabCluster:
+    """A daemon on each host of a lab."""
+
+    def __init__(self, lab: Lab) -> None:
+        secret = "ab" * 32
+        self.clients: dict[int, DaemonClient] = {}
+        self.peers: dict[int, Peer] = {}
+        for host in lab.hosts:
+            folder = lab.root(host) / "dev" / "shm" / "node"
+            folder.mkdir(mode=0o700)
+            (folder / "secret").write_text(secret)
+            command = f"exec {sys.executable} -m ftrain_snapshot.daemon --node h{host} --node-dir /dev/shm/node"
+            command += f" --host {lab.address(host)} --port 29401 --secret-file /dev/shm/node/secret"
+            lab.popen(host, ["sh", "-c", f"{command} >/dev/shm/node/ready 2>/dev/shm/node/log"])
+            wait_until(partial(is_ready, folder / "ready"), 20, f"the daemon of host {host}")
+            self.clients[host] = DaemonClient(folder, role="agent")
+            self.peers[host] = Peer(host, f"h{host}", lab.address(host), 29401)
+
+    def matrix(self, burst_bytes: int = BURST_BYTES) -> dict[tuple[int, int], LinkFigure]:
+        """(source, destination) to what the source says; all probe at once."""
+
+        def ask(source: int) -> tuple[LinkFigure, ...]:
+            others = [peer for host, peer in self.peers.items() if host != source]
+            return self.clients[source].probe(f"h{source}", others, burst_bytes=burst_bytes)
+
+        with ThreadPoolExecutor() as pool:
+            found = dict(zip(self.clients, pool.map(ask, self.clients), strict=True))
+        return {(source, f.destination): f for source, figures in found.items() for f in figures}
+
+    def close(self) -> None:
+        for client in self.clients.values():
+            client.shutdown()
+
+
+def test_a_slow_link_and_a_cut_show_in_their_cells_also_where_the_connection_stands() -> None:
+    """A host of three that is slow shows in its row and its column; a cut in one direction in that direction."""
+    require_lab()
+    with Lab(3, shm_bytes=64 << 20) as lab:
+        cluster = LabCluster(lab)
+        sound = cluster.matrix()
+        assert not any(figure.failure for figure in sound.values())
+        lab.slow(3, 1e6)
+        slow = cluster.matrix()
+        for link, figure in slow.items():
+            assert figure.rtt_seconds is not None, (link, figure)
+            assert (figure.bytes_per_second < 1.5e6) == (3 in link), (link, figure)
+        lab.heal()
+        cluster.matrix(0)
+        lab.cut(1, 2, direction="out")
+        began = time.monotonic()
+        cut = cluster.matrix(0)
+        assert time.monotonic() - began < 3
+        assert {link for link, figure in cut.items() if figure.failure} == {(1, 2), (2, 1)}
+        # Host 1 still hears host 2, so it is what goes from 1 to 2 that is lost.
+        assert cut[1, 2].heard_seconds < 2
+        assert cut[2, 1].heard_seconds > cut[1, 2].heard_seconds
+        lab.heal()
+        assert not any(figure.failure for figure in cluster.matrix(0).values())
+        cluster.close()

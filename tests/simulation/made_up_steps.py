@@ -1,0 +1,364 @@
+"""Made-up jobs for the detector of slow ranks: programs of ranks, played with noise, as the agents would report them.
+
+A program is a list of what one step of one rank does: compute, collectives that block or run beside the computation,
+sends and receives. Playing it gives the times at which operations are entered and left, and so the records.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from ftrain_launcher.detect.records import (
+    Channel,
+    Collectives,
+    CollectivesStep,
+    Communicator,
+    NodeReport,
+    Op,
+    Operation,
+    RankRecord,
+    RankStep,
+)
+
+
+class Compute(NamedTuple):
+    seconds: float
+
+
+class Reduce(NamedTuple):
+    """An all-reduce that blocks."""
+
+    group: str
+    bytes: int = 1 << 20
+
+
+class Start(NamedTuple):
+    """One that runs beside what follows, until `WaitAll`."""
+
+    group: str
+    bytes: int = 1 << 20
+
+
+class WaitAll(NamedTuple):
+    pass
+
+
+class Send(NamedTuple):
+    peer: int
+
+
+class Receive(NamedTuple):
+    peer: int
+
+
+Item = Compute | Reduce | Start | WaitAll | Send | Receive
+
+
+@dataclass
+class Shape:
+    """Who runs what. A rank's groups are known by their names."""
+
+    programs: list[list[Item]]
+    groups: dict[str, tuple[int, ...]]
+    ranks_per_node: int = 2
+
+    @property
+    def nodes(self) -> dict[int, str]:
+        return {rank: f"node{rank // self.ranks_per_node}" for rank in range(len(self.programs))}
+
+
+@dataclass
+class Noise:
+    """What a machine does to its ranks. Zero: nothing."""
+
+    spread: float = 0.03
+    """Log-normal, of each computation."""
+    tail: float = 0.02
+    """Chance of a step to be longer by an exponential draw with a mean of half of it."""
+    stall: float = 0.002
+    """Chance of being descheduled for 50 ms."""
+    node: float = 0.01
+    """Chance of a node's neighbour to become busy for some steps: all of its ranks are slower."""
+    drift: float = 0.3
+    """All are slower and quicker, by so much, over thousands of steps."""
+
+
+@dataclass
+class Faults:
+    slow: dict[int, float] = field(default_factory=dict)
+    """Factor by rank."""
+    slow_from: int = 0
+    slow_until: int = 1 << 60
+    slow_transfer: dict[str, float] = field(default_factory=dict)
+    """Factor by group."""
+    extra: dict[int, dict[int, float]] = field(default_factory=dict)
+    """Seconds by step and rank: evaluation, checkpoint."""
+
+
+TRANSFER_SECONDS = 0.002
+ALL = "world"
+
+
+def data_parallel(ranks: int, buckets: int = 1, *, beside: bool = False, seconds: float = 0.05) -> Shape:
+    """DP: gradients in buckets, after the backward or beside it."""
+    world = {ALL: tuple(range(ranks))}
+    if not beside:
+        return Shape([[Compute(seconds), *([Reduce(ALL)] * buckets)] for _ in range(ranks)], world)
+    backward = [item for _ in range(buckets) for item in (Compute(seconds * 2 / 3 / buckets), Start(ALL))]
+    return Shape([[Compute(seconds / 3), *backward, WaitAll(), Compute(seconds / 50)] for _ in range(ranks)], world)
+
+
+def with_tensor_parallel(replicas: int, parts: int, layers: int = 4, *, beside: bool = False) -> Shape:
+    """DP x TP: neighbours share layers and meet after each; then gradients among replicas."""
+    groups, programs = {}, []
+    for rank in range(replicas * parts):
+        tensor, data = f"tp{rank // parts}", f"dp{rank % parts}"
+        first = rank - rank % parts
+        groups[tensor] = tuple(range(first, first + parts))
+        groups[data] = tuple(range(rank % parts, replicas * parts, parts))
+        gradient: Item = Start(data) if beside else Reduce(data)
+        forward: list[Item] = [item for _ in range(layers) for item in (Compute(0.015 / layers), Reduce(tensor, 4096))]
+        backward: list[Item] = [
+            item
+            for _ in range(layers)
+            for item in (Compute(0.035 / layers), Reduce(tensor, 4096), *([gradient] if beside else []))
+        ]
+        programs.append([*forward, *backward, *([WaitAll()] if beside else [gradient] * 3)])
+    return Shape(programs, groups, ranks_per_node=parts)
+
+
+def with_pipeline(replicas: int, stages: tuple[float, ...], microbatches: int = 4) -> Shape:
+    """DP x PP: the ranks of a pipeline follow each other; their stages take unequally long. The loss goes to all."""
+    depth = len(stages)
+    groups, programs = {ALL: tuple(range(replicas * depth))}, []
+    for rank in range(replicas * depth):
+        stage = rank % depth
+        group = f"stage{stage}"
+        groups[group] = tuple(range(stage, replicas * depth, depth))
+        program: list[Item] = []
+        for forward in (True, False):
+            before, after = (rank - 1, rank + 1) if forward else (rank + 1, rank - 1)
+            first, last = (stage == 0, stage == depth - 1) if forward else (stage == depth - 1, stage == 0)
+            for _ in range(microbatches):
+                program += [] if first else [Receive(before)]
+                program.append(Compute(stages[stage] / microbatches / (3 if forward else 1.5)))
+                program += [] if last else [Send(after)]
+        programs.append([*program, *([Reduce(group)] if replicas > 1 else []), Reduce(ALL, 4)])
+    return Shape(programs, groups, ranks_per_node=depth)
+
+
+class _Interval(NamedTuple):
+    group: str
+    bytes: int
+    entry: float
+    exit: float
+
+
+class _Rank:
+    def __init__(self) -> None:
+        self.clock = 0.0
+        self.begun = 0.0
+        self.at = 0
+        self.started: list[tuple[str, int]] = []
+        """Collectives that run beside the computation: group, number."""
+        self.pending: int | None = None
+        """The number of the collective in which it waits."""
+        self.intervals: list[_Interval] = []
+        self.entered: dict[str, int] = defaultdict(int)
+
+
+class Player:
+    """Plays a shape step by step."""
+
+    def __init__(self, shape: Shape, seed: int, noise: Noise | None = None, faults: Faults | None = None) -> None:
+        self.shape = shape
+        self.noise, self.faults = noise or Noise(), faults or Faults()
+        self._dice = random.Random(seed)
+        self._ranks = [_Rank() for _ in shape.programs]
+        self._moves = 0
+        self._busy: dict[str, int] = {}
+        self._entries: dict[tuple[str, int], dict[int, float]] = defaultdict(dict)
+        self._ends: dict[tuple[str, int], float] = {}
+        self._free: dict[str, float] = defaultdict(float)
+        self._sent: dict[tuple[int, int], deque[float]] = defaultdict(deque)
+        self._of_rank = {
+            rank: [name for name, members in shape.groups.items() if rank in members]
+            for rank in range(len(self._ranks))
+        }
+        self._channels = {
+            rank: sorted({item.peer for item in program if isinstance(item, Send | Receive)})
+            for rank, program in enumerate(shape.programs)
+        }
+
+    def steps(self, count: int) -> Iterator[list[NodeReport]]:
+        """Each step as one report a node."""
+        for number in range(count):
+            yield self._reports(number, self._play(number))
+
+    def _play(self, number: int) -> dict[int, RankStep]:
+        for rank in self._ranks:
+            rank.at, rank.begun, rank.intervals = 0, rank.clock, []
+        factors = self._factors(number)
+        done: dict[int, RankStep] = {}
+        waiting = list(range(len(self._ranks)))
+        while waiting:
+            moves = self._moves
+            waiting = [rank for rank in waiting if not self._advance(rank, factors[rank])]
+            assert self._moves > moves, f"the programs lock each other out at step {number}"
+        for rank, state in enumerate(self._ranks):
+            state.clock += self.faults.extra.get(number, {}).get(rank, 0.0)
+            done[rank] = self._record(rank, number)
+        self._entries.clear()
+        self._ends.clear()
+        return done
+
+    def _factors(self, number: int) -> list[float]:
+        """How much longer each rank computes in this step."""
+        noise, dice, faults = self.noise, self._dice, self.faults
+        common = 1 + noise.drift * abs((number % 4000) / 2000 - 1)
+        factors = []
+        for node in dict.fromkeys(self.shape.nodes.values()):
+            self._busy[node] = max(0, self._busy.get(node, 0) - 1)
+            if dice.random() < noise.node:
+                self._busy[node] = dice.randint(1, 5)
+        for rank, node in self.shape.nodes.items():
+            factor = common * dice.lognormvariate(0.0, noise.spread) if noise.spread else common
+            if dice.random() < noise.tail:
+                factor += dice.expovariate(2.0)
+            if self._busy[node]:
+                factor *= 1.4
+            if faults.slow_from <= number < faults.slow_until:
+                factor *= faults.slow.get(rank, 1.0)
+            factors.append(factor)
+            if dice.random() < noise.stall:
+                self._ranks[rank].clock += 0.05
+        return factors
+
+    def _advance(self, rank: int, factor: float) -> bool:
+        """Go on until the rank has to wait for others; True: its step is done."""
+        state, program = self._ranks[rank], self.shape.programs[rank]
+        while state.at < len(program):
+            item = program[state.at]
+            match item:
+                case Compute(seconds):
+                    state.clock += seconds * factor * self._dice.lognormvariate(0.0, self.noise.spread)
+                case Reduce(group, size):
+                    if not self._collective(rank, group, size):
+                        return False
+                case Start(group, _):
+                    state.started.append((group, self._enter(rank, group)))
+                case WaitAll():
+                    if not self._wait_all(rank):
+                        return False
+                case Send(peer):
+                    self._sent[rank, peer].append(state.clock)
+                    state.intervals.append(_Interval("", 0, state.clock, state.clock + 1e-5))
+                    state.clock += 1e-5
+                case Receive(peer):
+                    if not self._sent[peer, rank]:
+                        return False
+                    end = max(state.clock, self._sent[peer, rank].popleft() + 1e-4)
+                    state.intervals.append(_Interval("", 0, state.clock, end))
+                    state.clock = end
+            state.at += 1
+            self._moves += 1
+        return True
+
+    def _enter(self, rank: int, group: str) -> int:
+        state = self._ranks[rank]
+        number = state.entered[group]
+        state.entered[group] += 1
+        self._entries[group, number][rank] = state.clock
+        self._moves += 1
+        return number
+
+    def _end(self, group: str, number: int) -> float | None:
+        """When the members leave; None: not all have entered."""
+        key = group, number
+        if key not in self._ends:
+            entries = self._entries[key]
+            if len(entries) < len(self.shape.groups[group]):
+                return None
+            transfer = TRANSFER_SECONDS * self._dice.uniform(0.9, 1.1) * self.faults.slow_transfer.get(group, 1.0)
+            self._free[group] = self._ends[key] = max(self._free[group], *entries.values()) + transfer
+        return self._ends[key]
+
+    def _collective(self, rank: int, group: str, size: int) -> bool:
+        state = self._ranks[rank]
+        if state.pending is None:
+            state.pending = self._enter(rank, group)
+        number = state.pending
+        end = self._end(group, number)
+        if end is None:
+            return False
+        state.pending = None
+        state.intervals.append(_Interval(group, size, self._entries[group, number][rank], end))
+        state.clock = end
+        return True
+
+    def _wait_all(self, rank: int) -> bool:
+        state = self._ranks[rank]
+        ends = [self._end(group, number) for group, number in state.started]
+        if None in ends:
+            return False
+        for (group, number), end in zip(state.started, ends, strict=True):
+            assert end is not None
+            state.intervals.append(_Interval(group, 1 << 20, self._entries[group, number][rank], end))
+            state.clock = max(state.clock, end)
+        state.started = []
+        return True
+
+    def _record(self, rank: int, number: int) -> RankStep:
+        state = self._ranks[rank]
+        inside, reached = 0.0, state.begun
+        for interval in sorted(state.intervals, key=lambda i: i.entry):
+            inside += max(0.0, interval.exit - max(reached, interval.entry))
+            reached = max(reached, interval.exit)
+        collectives = []
+        for index, group in enumerate(self._of_rank[rank]):
+            mine = [i for i in state.intervals if i.group == group]
+            if mine:
+                most = max(i.bytes for i in mine)
+                lengths = [i.exit - i.entry for i in mine]
+                least = min(i.exit - i.entry for i in mine if i.bytes == most)
+                total = sum(i.bytes for i in mine)
+                collectives.append(CollectivesStep(index, len(mine), total, sum(lengths), least))
+        seconds = state.clock - state.begun
+        return RankStep(rank, number, seconds, seconds - inside, tuple(collectives))
+
+    def _reports(self, number: int, steps: dict[int, RankStep]) -> list[NodeReport]:
+        by_node: dict[str, list[int]] = defaultdict(list)
+        for rank, node in self.shape.nodes.items():
+            by_node[node].append(rank)
+        return [self._report(node, ranks, number, steps) for node, ranks in by_node.items()]
+
+    def _report(self, node: str, ranks: list[int], number: int, steps: dict[int, RankStep]) -> NodeReport:
+        names = sorted({name for rank in ranks for name in self._of_rank[rank]})
+        place = {name: index for index, name in enumerate(names)}
+        last = Operation(1, Op.ALL_REDUCE, 4, 6, 1, -1, 0.0, 0.0)
+        records, moved = [], []
+        for rank in ranks:
+            groups = [place[name] for name in self._of_rank[rank]]
+            records.append(
+                RankRecord(
+                    rank,
+                    number,
+                    0.0,
+                    tuple(Collectives(group, 1, 1, (), last) for group in groups),
+                    tuple(Channel(0, peer, 1, 1, 1, 1) for peer in self._channels[rank]),
+                )
+            )
+            renumbered = tuple(
+                CollectivesStep(groups[c.communicator], c.operations, c.bytes, c.seconds, c.least_seconds)
+                for c in steps[rank].collectives
+            )
+            step = steps[rank]
+            moved.append(RankStep(rank, number, step.seconds, step.outside_seconds, renumbered))
+        communicators = tuple(Communicator(name, self.shape.groups[name]) for name in names)
+        return NodeReport(
+            node=node, generation=1, communicators=communicators, ranks=tuple(records), steps=tuple(moved)
+        )

@@ -1,0 +1,187 @@
+"""The judge of pace over made-up jobs with noisy machines; ``FTRAIN_SEED=n`` replays one."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+
+import pytest
+from simulation.made_up_steps import (
+    Faults,
+    Noise,
+    Player,
+    Shape,
+    data_parallel,
+    with_pipeline,
+    with_tensor_parallel,
+)
+
+from ftrain_launcher.detect.pace import Pace
+from ftrain_launcher.detect.records import CollectivesStep, Communicator, NodeReport, RankRecord, RankStep
+
+ONE = os.environ.get("FTRAIN_SEED")
+SEEDS = range(16) if ONE is None else [int(ONE)]
+SHAPES = {
+    "dp": data_parallel(4),
+    "dp of two": data_parallel(2),
+    "dp, many operations": data_parallel(4, 10),
+    "ddp": data_parallel(4, 10, beside=True),
+    "ddp x tp": with_tensor_parallel(2, 2, layers=2, beside=True),
+    "dp x tp": with_tensor_parallel(2, 2, layers=2),
+    "dp x pp": with_pipeline(2, (0.03, 0.06), microbatches=2),
+    "pp": with_pipeline(1, (0.03, 0.06, 0.05), microbatches=2),
+}
+LARGE = {"dp of 64": data_parallel(64), "dp x tp of 16": with_tensor_parallel(4, 4, layers=2)}
+SIZES = ((8, "tp"), (40, "cp"), (400, "dp"))
+CALM = {"pp": 45}
+"""Quiet steps before the fault; a stage without replicas has to be known first."""
+Named = dict[int, list[int]]
+"""Steps at which a rank was named."""
+
+
+def watch(shape: Shape, seed: int, steps: int, faults: Faults, noise: Noise | None = None) -> tuple[Named, Named, int]:
+    """Ranks named, ranks recovered, and how often probes were asked for."""
+    pace = Pace(1, shape.nodes)
+    named, gone, asked = defaultdict(list), defaultdict(list), 0
+    for step, reports in enumerate(Player(shape, seed, noise, faults).steps(steps)):
+        for report in reports:
+            pace.take(report, step * 0.1)
+        for verdict in pace.verdicts(step * 0.1):
+            named[verdict.ranks[0]].append(step)
+        for rank in pace.recovered():
+            gone[rank].append(step)
+        asked += len(pace.slowed())
+    return named, gone, asked
+
+
+def latencies(shape: Shape, factor: float, steps: int, calm: int) -> list[int]:
+    """From the beginning of the fault to the verdict, seed by seed; nobody else is ever named."""
+    found = []
+    for seed in SEEDS:
+        culprit = seed % len(shape.programs)
+        faults = Faults(slow={culprit: factor}, slow_from=calm)
+        named, _, _ = watch(shape, seed, calm + steps, faults)
+        assert set(named) <= {culprit}, f"seed {seed}: named {dict(named)}, slow was {culprit}"
+        found.append(named[culprit][0] - calm + 1 if culprit in named else steps + 1)
+        assert found[-1] > 0, f"seed {seed}: named before it was slow"
+    return found
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_rank_slower_by_half_is_named_within_20_steps(name: str) -> None:
+    late = [
+        seed
+        for seed, steps in zip(SEEDS, latencies(SHAPES[name], 1.5, 20, CALM.get(name, 16)), strict=True)
+        if steps > 20
+    ]
+    assert not late, f"seeds {late}"
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_rank_slower_by_a_fifth_is_named_within_50_steps(name: str) -> None:
+    found = latencies(SHAPES[name], 1.2, 50, CALM.get(name, 16))
+    assert sum(steps <= 50 for steps in found) >= 0.9 * len(found), found
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_it_is_found_among_many(name: str) -> None:
+    shape = LARGE[name]
+    named, _, _ = watch(shape, 5, 40, Faults(slow={9: 1.5}, slow_from=16))
+    assert set(named) == {9}
+    assert named[9][0] <= 36
+
+
+def test_two_slow_ranks_are_both_named() -> None:
+    named, _, _ = watch(data_parallel(8), 3, 70, Faults(slow={2: 1.5, 5: 1.3}, slow_from=16))
+    assert set(named) == {2, 5}
+
+
+def test_a_rank_that_is_slow_from_the_beginning_is_named() -> None:
+    named, _, _ = watch(SHAPES["ddp"], 4, 25, Faults(slow={1: 1.5}))
+    assert set(named) == {1}
+
+
+def test_named_and_recovered_are_told_once() -> None:
+    named, gone, _ = watch(data_parallel(4), 6, 300, Faults(slow={3: 1.5}, slow_from=20, slow_until=160))
+    assert [len(named[3]), len(gone[3])] == [1, 1]
+    assert 160 < gone[3][0] < 220
+
+
+def test_over_10000_quiet_steps_nobody_is_named() -> None:
+    """With stalls, busy neighbours, drifts, a slow first step, evaluation by rank 0, checkpoints by all."""
+    shape = data_parallel(4)
+    everybody = range(len(shape.programs))
+    extra = {step: {0: 1.0} for step in range(99, 10_000, 100)}
+    extra |= {step: dict.fromkeys(everybody, 3.0) for step in range(499, 10_000, 500)}
+    extra[0] = {rank: 5.0 + rank for rank in everybody}
+    named, _, asked = watch(shape, 7, 10_000, Faults(extra=extra))
+    assert not named
+    assert asked == 0
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_noise_of_a_loaded_machine_names_nobody(name: str) -> None:
+    noise = Noise(spread=0.1, tail=0.1, stall=0.01, node=0.02)
+    named, _, _ = watch(SHAPES[name], 8, 500, Faults(), noise)
+    assert not named
+
+
+def test_a_rank_that_prints_between_buckets_is_not_slow() -> None:
+    """Three hundredths more, seen in each of twenty buckets, are not sixty."""
+    named, _, _ = watch(data_parallel(4, 20, beside=True), 9, 200, Faults(slow={0: 1.03}))
+    assert not named
+
+
+@pytest.mark.parametrize("name", ["dp", "ddp", "dp x tp"])
+def test_slow_links_are_told_from_slow_ranks(name: str) -> None:
+    """A network that became slow asks for probes, and names no rank."""
+    shape = SHAPES[name]
+    group = next(iter(shape.groups))
+    asked_for = 0
+    for seed in SEEDS[:5]:
+        calm, slow = Faults(), Faults(slow_transfer={group: 20.0})
+        player, pace = Player(shape, seed, None, calm), Pace(1, shape.nodes)
+        for step, reports in enumerate(player.steps(100)):
+            player.faults = calm if step < 50 else slow
+            for report in reports:
+                pace.take(report, step * 0.1)
+        assert pace.verdicts(0.0) == []
+        slowed = pace.slowed()
+        asked_for += [one.communicator.name for one in slowed] == [group]
+    assert asked_for == len(SEEDS[:5])
+
+
+@pytest.mark.parametrize("name", ["dp", "ddp", "dp x tp"])
+def test_a_slow_rank_asks_for_no_probes(name: str) -> None:
+    _, _, asked = watch(SHAPES[name], 10, 100, Faults(slow={1: 1.5}, slow_from=50))
+    assert asked == 0
+
+
+def test_steps_of_10000_ranks_with_four_communicators_take_well_under_a_second_each() -> None:
+    ranks, per_node = 10_000, 8
+    world = Communicator("world", tuple(range(ranks)))
+    pace = Pace(1, {rank: f"node{rank // per_node}" for rank in range(ranks)})
+    groups = {}
+    for size, name in SIZES:
+        for first in range(0, ranks, size):
+            groups[name, first // size] = Communicator(name, tuple(range(first, first + size)))
+
+    def report(node: int, step: int) -> NodeReport:
+        mine = list(range(node * per_node, (node + 1) * per_node))
+        named = tuple(groups[name, mine[0] // size] for size, name in SIZES)
+        used = tuple(CollectivesStep(index, 6, 1 << 20, 0.01, 0.001) for index in (0, 1, 2, 3))
+        steps = [RankStep(rank, step, 0.1, 0.06, used) for rank in mine]
+        records = tuple(RankRecord(rank, step, 0.0) for rank in mine)
+        return NodeReport(
+            node=f"node{node}", generation=1, communicators=(world, *named), ranks=records, steps=tuple(steps)
+        )
+
+    seconds = []
+    for step in range(14):
+        reports = [report(node, step) for node in range(ranks // per_node)]
+        begun = time.process_time()
+        for one in reports:
+            pace.take(one, float(step))
+        seconds.append(time.process_time() - begun)
+    assert seconds[-1] < 0.7, seconds

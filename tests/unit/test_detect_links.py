@@ -1,0 +1,134 @@
+"""Which links are probed, and what a matrix of figures says."""
+
+from __future__ import annotations
+
+import pytest
+
+from ftrain_launcher.detect.links import judge_matrix, probe_pairs
+from ftrain_launcher.detect.verdict import Kind, Link, Verdict
+from ftrain_snapshot.messages import LinkFigure
+
+NODES = {position: f"node{position}" for position in range(4)}
+Matrix = dict[tuple[int, int], LinkFigure]
+
+
+def figures(nodes: int = 4, rtt_seconds: float = 0.0003, rate: float = 1e9, noise: float = 0.0) -> Matrix:
+    return {
+        (a, b): LinkFigure(b, rtt_seconds, rtt_seconds * (1 + noise * (a + b)), rate * (1 - noise * (a - b) / 9))
+        for a, b in probe_pairs(range(nodes))
+    }
+
+
+def delayed(matrix: Matrix, *pairs: tuple[int, int], seconds: float = 0.05, rate: float = 2e7) -> Matrix:
+    """A round trip goes both ways, so a delay shows in both cells."""
+    both = {*pairs, *((b, a) for a, b in pairs)}
+    return {
+        p: LinkFigure(p[1], seconds, seconds, rate if p in pairs else 1e9) if p in both else f
+        for p, f in matrix.items()
+    }
+
+
+def limited(matrix: Matrix, *pairs: tuple[int, int], rate: float = 5e7) -> Matrix:
+    return {p: LinkFigure(p[1], 0.0003, 0.0003, rate) if p in pairs else f for p, f in matrix.items()}
+
+
+def cut(matrix: Matrix, *pairs: tuple[int, int]) -> Matrix:
+    """Cut directions: no probe gets through either way, and the other direction's are still heard."""
+    found = {}
+    for (a, b), figure in matrix.items():
+        if (a, b) in pairs or (b, a) in pairs:
+            figure = LinkFigure(b, failure="timeout", heard_seconds=None if (b, a) in pairs else 0.1)
+        found[a, b] = figure
+    return found
+
+
+def judge(matrix: Matrix, quiet: Matrix | None = None, *, hangs: bool = False) -> Verdict | None:
+    return judge_matrix(matrix, {} if quiet is None else quiet, NODES, 1, hangs=hangs)
+
+
+def test_among_few_nodes_all_pairs_are_probed_and_among_many_some_of_each() -> None:
+    assert set(probe_pairs([0, 1, 2])) == {(a, b) for a in range(3) for b in range(3) if a != b}
+    assert probe_pairs([7]) == []
+    many = probe_pairs(range(1000))
+    assert len(many) == len(set(many)) <= 8000
+    assert {a for a, _ in many} == {b for _, b in many} == set(range(1000))
+
+
+@pytest.mark.parametrize("quiet", [None, figures()])
+def test_a_hot_cell_is_a_link(quiet: Matrix | None) -> None:
+    verdict = judge(limited(figures(), (1, 2)), quiet)
+    assert verdict is not None
+    assert (verdict.kind, verdict.links, verdict.nodes) == (Kind.COMMUNICATION_SLOW, (Link(1, 2),), ())
+    assert "the link node1 -> node2: slow (node1 -> node2: 50 MB/s, not 1000)" in verdict.sentence
+
+
+@pytest.mark.parametrize("quiet", [None, figures()])
+def test_a_delay_shows_in_both_directions(quiet: Matrix | None) -> None:
+    verdict = judge(delayed(figures(), (1, 2)), quiet)
+    assert verdict is not None
+    assert verdict.links == (Link(1, 2), Link(2, 1))
+
+
+@pytest.mark.parametrize("quiet", [None, figures()])
+def test_a_hot_row_is_a_sender_and_a_hot_column_a_receiver(quiet: Matrix | None) -> None:
+    sender = judge(limited(figures(), (2, 0), (2, 1), (2, 3)), quiet)
+    receiver = judge(limited(figures(), (0, 2), (1, 2), (3, 2)), quiet)
+    assert sender is not None
+    assert sender.links == (Link(2, -1),)
+    assert receiver is not None
+    assert receiver.links == (Link(-1, 2),)
+
+
+@pytest.mark.parametrize("nodes", [3, 4])
+@pytest.mark.parametrize("known", [True, False])
+def test_row_and_column_are_a_node(nodes: int, known: bool) -> None:
+    bad = [(1, other) for other in range(nodes) if other != 1]
+    verdict = judge(delayed(figures(nodes), *bad), figures(nodes) if known else None)
+    assert verdict is not None
+    assert (verdict.nodes, verdict.links) == (("node1",), ())
+
+
+@pytest.mark.parametrize(
+    ("matrix", "quiet"),
+    [
+        (figures(), figures()),
+        (figures(), {}),
+        (figures(noise=0.1), figures()),
+        (figures(rtt_seconds=0.004, rate=2e8), figures()),
+        (figures(2), {}),
+        ({}, figures()),
+    ],
+    ids=["as usual", "never measured before", "noise", "all slower: processors are busy", "two nodes", "nothing"],
+)
+def test_nothing_stands_out(matrix: Matrix, quiet: Matrix) -> None:
+    assert judge(matrix, quiet) is None
+
+
+def test_of_two_nodes_quiet_times_tell() -> None:
+    verdict = judge(delayed(figures(2), (0, 1)), figures(2))
+    assert verdict is not None
+    assert verdict.links == (Link(0, 1), Link(1, 0))
+
+
+def test_a_link_that_is_cut_one_way() -> None:
+    verdict = judge(cut(figures(), (0, 3)), figures(), hangs=True)
+    assert verdict is not None
+    assert (verdict.kind, verdict.links) == (Kind.COMMUNICATION_HANG, (Link(0, 3),))
+    assert "cut" in verdict.sentence
+
+
+def test_a_link_that_is_cut_both_ways() -> None:
+    verdict = judge(cut(figures(), (0, 3), (3, 0)), hangs=True)
+    assert verdict is not None
+    assert verdict.links == (Link(0, 3), Link(3, 0))
+
+
+def test_a_node_that_is_cut_off_answers_nobody_and_is_not_asked() -> None:
+    matrix = {p: f for p, f in cut(figures(), (0, 2), (1, 2), (3, 2), (2, 0), (2, 1), (2, 3)).items() if p[0] != 2}
+    verdict = judge(matrix, hangs=True)
+    assert verdict is not None
+    assert verdict.nodes == ("node2",)
+
+
+def test_a_slower_link_does_not_explain_a_hang() -> None:
+    assert judge(limited(figures(), (1, 2), rate=2e8), figures(), hangs=True) is None

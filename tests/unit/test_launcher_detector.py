@@ -1,0 +1,285 @@
+"""The detector, given reports made by hand: who is named, who is not, and when nothing may be said."""
+
+from __future__ import annotations
+
+import time
+
+from ftrain_launcher.detect import mismatch
+from ftrain_launcher.detect.detector import Detector
+from ftrain_launcher.detect.records import (
+    Channel,
+    Collectives,
+    Communicator,
+    NodeReport,
+    Op,
+    Operation,
+    ProcessState,
+    RankRecord,
+)
+from ftrain_launcher.detect.timeouts import allowed_seconds
+from ftrain_launcher.detect.verdict import WAITS_MAX, Kind, Verdict
+
+WORLD = Communicator("world", (0, 1, 2, 3))
+PAIR = Communicator("pair", (2, 3))
+LONG = 1.0
+"""Longer than what is allowed here."""
+
+
+def called(seq: int, age: float, op: Op = Op.ALL_REDUCE, **changes: float | None) -> Operation:
+    known: dict[str, float | None] = {
+        "elements": 100,
+        "dtype": 6,
+        "root": -1,
+        "gap_seconds": 0.01,
+        "usual_seconds": 0.02,
+    }
+    return Operation(seq=seq, op=op, bytes=400, age_seconds=age, **{**known, **changes})  # type: ignore[arg-type]
+
+
+def inside(operation: Operation, communicator: int = 0) -> Collectives:
+    """Entered, and not left."""
+    return Collectives(communicator, operation.seq, operation.seq - 1, (operation,), operation)
+
+
+def beyond(operation: Operation, communicator: int = 0) -> Collectives:
+    """Entered and left."""
+    return Collectives(communicator, operation.seq, operation.seq, (), operation)
+
+
+def rank(number: int, *places: Collectives, letter: str = "S", idle: float = LONG + 0.1, **more: object) -> RankRecord:
+    process = ProcessState(letter, 1.0, letter)
+    return RankRecord(number, 10, idle + 1.0, places, process=process, idle_seconds=idle, **more)  # type: ignore[arg-type]
+
+
+def told(
+    *records: RankRecord, now: float = 100.0, communicators: tuple[Communicator, ...] = (WORLD, PAIR)
+) -> list[Verdict]:
+    """The verdicts on one report from each rank's own node."""
+    detector = Detector(1, {number: f"node-{number}" for number in range(4)})
+    for record in records:
+        node = f"node-{record.rank}"
+        detector.take(NodeReport(node=node, generation=1, communicators=communicators, ranks=(record,)), now)
+    return detector.verdicts(now)
+
+
+def waiting(*numbers: int, **changes: float | None) -> list[RankRecord]:
+    return [rank(number, inside(called(8, LONG, **changes))) for number in numbers]  # type: ignore[arg-type]
+
+
+def test_the_rank_that_others_wait_for_is_named_and_the_sentence_says_why() -> None:
+    (verdict,) = told(*waiting(0, 1, 2), rank(3, beyond(called(7, LONG + 0.1)), letter="R"))
+    assert (verdict.kind, verdict.ranks, verdict.confidence, verdict.step) == (Kind.HANG, (3,), 0.9, 10)
+    assert verdict.sentence == (
+        "rank 3 on node-3 has not entered all_reduce #8 of 'world' for 1.0 s; ranks 0, 1, 2 wait for it; "
+        "its process is running"
+    )
+    assert {(wait.waiter, wait.waited_for) for wait in verdict.waits} == {(0, (3,)), (1, (3,)), (2, (3,))}
+
+
+def test_a_chain_of_waits_ends_at_its_sink() -> None:
+    middle = rank(2, beyond(called(7, 2.0)), inside(called(5, LONG), 1))
+    (verdict,) = told(*waiting(0, 1), middle, rank(3, beyond(called(7, 2.0)), beyond(called(4, LONG + 0.1), 1)))
+    assert verdict.ranks == (3,)
+
+
+def test_a_stopped_process_needs_no_history_and_only_half_a_second() -> None:
+    others = [rank(number, inside(called(1, 0.55, usual_seconds=None)), idle=0.55) for number in (0, 1, 2)]
+    assert told(*others, rank(3, idle=0.6)) == []
+    (verdict,) = told(*others, rank(3, letter="T", idle=0.6))
+    assert (verdict.ranks, verdict.confidence) == ((3,), 0.99)
+    assert "its process is stopped (T)" in verdict.sentence
+
+
+def test_a_rank_that_was_stopped_within_an_operation_explains_that_none_leaves_it() -> None:
+    (verdict,) = told(*waiting(0, 1, 2), rank(3, inside(called(8, LONG)), letter="T"))
+    assert (verdict.kind, verdict.ranks) == (Kind.HANG, (3,))
+    assert "has been inside all_reduce #8" in verdict.sentence
+
+
+def test_what_is_allowed_comes_from_history() -> None:
+    assert allowed_seconds(called(1, 0.0, usual_seconds=0.02)) == 0.7
+    assert allowed_seconds(called(1, 0.0, usual_seconds=1.0)) == 3.2
+    assert allowed_seconds(called(1, 0.0, usual_seconds=None)) == 60.0
+    assert allowed_seconds(called(1, 0.0, Op.BARRIER)) == 60.0
+    late = rank(3, beyond(called(7, LONG + 0.1)))
+    assert told(*waiting(0, 1, 2, usual_seconds=0.5), late) == []
+    assert told(*waiting(0, 1, 2, usual_seconds=None), late) == []
+    assert told(*waiting(0, 1, 2, op=Op.BARRIER), late) == []
+
+
+def test_nobody_is_late_who_was_outside_as_long_as_the_others() -> None:
+    assert told(*waiting(0, 1, 2, gap_seconds=20.0), rank(3, beyond(called(7, 21.5)), idle=21.5)) == []
+    assert told(*waiting(0, 1, 2, gap_seconds=20.0), rank(3, beyond(called(7, 45.0)), idle=45.0)) != []
+
+
+def test_where_most_stall_the_one_that_does_not_is_early() -> None:
+    stalled = [rank(number, beyond(called(7, 5.0)), idle=5.0) for number in (1, 2, 3)]
+    assert told(rank(0, inside(called(8, 4.5))), *stalled) == []
+
+
+def test_a_rank_that_moves_elsewhere_is_not_hung() -> None:
+    assert told(*waiting(0, 1, 2), rank(3, beyond(called(7, 3.0)), beyond(called(90, 0.1), 1), idle=0.1)) == []
+
+
+def test_two_ranks_that_hang_are_both_named() -> None:
+    late = [rank(number, beyond(called(7, LONG + 0.1))) for number in (2, 3)]
+    (verdict,) = told(*waiting(0, 1), *late)
+    assert (verdict.ranks, verdict.confidence) == ((2, 3), 0.8)
+
+
+def test_a_rank_of_which_nothing_is_known_is_never_named_and_may_be_the_culprit() -> None:
+    assert told(*waiting(0, 1, 2)) == []
+    waits_for_unknown = rank(2, beyond(called(7, 2.0)), inside(called(5, LONG), 1))
+    assert told(*waiting(0, 1), waits_for_unknown) == []
+
+
+def test_what_is_old_or_unrecorded_counts_as_unknown() -> None:
+    detector = Detector(1, {})
+    late = NodeReport(
+        node="b", generation=1, communicators=(WORLD,), ranks=(rank(3, beyond(called(7, 9.0)), idle=9.0),)
+    )
+    detector.take(late, 100.0)
+    detector.take(NodeReport(node="a", generation=1, communicators=(WORLD,), ranks=tuple(waiting(0, 1, 2))), 102.5)
+    assert detector.verdicts(102.5) == []
+    detector.take(late, 102.6)
+    assert [verdict.ranks for verdict in detector.verdicts(102.6)] == [(3,)]
+    blind = NodeReport(node="b", generation=1, communicators=(WORLD,), ranks=(), unrecorded=(3,))
+    detector = Detector(1, {})
+    detector.take(blind, 100.0)
+    detector.take(NodeReport(node="a", generation=1, communicators=(WORLD,), ranks=tuple(waiting(0, 1, 2))), 100.0)
+    assert detector.verdicts(100.0) == []
+
+
+def test_a_finding_is_told_once_and_again_when_its_suspects_change() -> None:
+    detector = Detector(1, {})
+    entered, late = waiting(0, 1, 2), [rank(3, beyond(called(7, LONG + 0.1)))]
+
+    def told_at(now: float) -> list[tuple[int, ...]]:
+        report = NodeReport(node="a", generation=1, communicators=(WORLD,), ranks=(*entered, *late))
+        detector.take(report, now)
+        return [verdict.ranks for verdict in detector.verdicts(now)]
+
+    assert told_at(100.0) == [(3,)]
+    assert told_at(100.1) == []
+    entered, late = waiting(0, 1), [rank(number, beyond(called(7, LONG + 0.1))) for number in (2, 3)]
+    assert told_at(100.2) == [(2, 3)]
+
+
+def test_reports_of_another_generation_are_dropped() -> None:
+    detector = Detector(2, {})
+    records = (*waiting(0, 1, 2), rank(3, beyond(called(7, LONG + 0.1))))
+    detector.take(NodeReport(node="a", generation=1, communicators=(WORLD,), ranks=records), 100.0)
+    assert detector.verdicts(100.0) == []
+
+
+def test_when_all_have_entered_and_none_leaves_communication_hangs() -> None:
+    (verdict,) = told(*waiting(0, 1, 2, 3))
+    assert (verdict.kind, verdict.ranks, set(verdict.nodes)) == (
+        Kind.COMMUNICATION_HANG,
+        (),
+        {"node-0", "node-1", "node-2", "node-3"},
+    )
+
+
+def channel(peer: int, sent: int, received: int, *pending: Operation) -> Channel:
+    receiving = sum(operation.op == Op.RECEIVE for operation in pending)
+    return Channel(0, peer, sent, sent, received, received - receiving, pending)
+
+
+def receive(seq: int, age: float = LONG) -> Operation:
+    return called(seq, age, Op.RECEIVE)
+
+
+def test_in_a_pipeline_the_stage_that_does_not_send_is_named() -> None:
+    (verdict,) = told(
+        rank(0, channels=(channel(1, 5, 5, receive(5)),)),
+        rank(1, channels=(channel(0, 4, 5), channel(2, 5, 5, receive(5)))),
+        rank(2, channels=(channel(1, 4, 5), channel(3, 5, 5, receive(5)))),
+        rank(3, channels=(channel(2, 4, 5),)),
+    )
+    assert (verdict.kind, verdict.ranks) == (Kind.HANG, (3,))
+
+
+def test_what_was_sent_and_does_not_come_is_a_hang_of_communication() -> None:
+    (verdict,) = told(
+        rank(2, channels=(channel(3, 5, 5),)), rank(3, channels=(channel(2, 5, 5, receive(5)),)), communicators=(PAIR,)
+    )
+    assert (verdict.kind, set(verdict.nodes)) == (Kind.COMMUNICATION_HANG, {"node-2", "node-3"})
+
+
+def test_of_ranks_in_a_circle_the_one_that_computes_is_named() -> None:
+    first = rank(2, channels=(channel(3, 4, 5, receive(5)),))
+    for second, kind, ranks in (("R", Kind.HANG, (3,)), ("S", Kind.MISMATCH, (2, 3))):
+        other = rank(3, channels=(channel(2, 4, 5, receive(5)),), letter=second)
+        (verdict,) = told(first, other, communicators=(PAIR,))
+        assert (verdict.kind, verdict.ranks) == (kind, ranks)
+
+
+def test_the_minority_that_called_something_else_is_named_with_both_calls() -> None:
+    (verdict,) = told(*waiting(0, 1, 2), rank(3, inside(called(8, LONG, Op.BROADCAST, root=0))))
+    assert (verdict.kind, verdict.ranks, verdict.confidence) == (Kind.MISMATCH, (3,), 0.95)
+    assert "rank 3 called broadcast of 100 elements from root 0" in verdict.sentence
+    assert "ranks 0, 1, 2 called all_reduce of 100 elements" in verdict.sentence
+
+
+def test_uneven_parts_are_no_mismatch_where_they_are_legal() -> None:
+    for op in (Op.ALL_TO_ALL_SINGLE, Op.GATHER, Op.SCATTER):
+        records = [rank(number, inside(called(8, LONG, op, elements=100 + number))) for number in range(4)]
+        assert [verdict.kind for verdict in told(*records)] == [Kind.COMMUNICATION_HANG]
+
+
+def test_orders_that_cross_are_a_mismatch_and_the_one_against_the_others_is_named() -> None:
+    other = Communicator("other", (0, 1, 2, 3))
+    first = [rank(n, inside(called(8, LONG)), beyond(called(7, 2.0), 1)) for n in (0, 1, 2)]
+    crossed = rank(3, beyond(called(7, 2.0)), inside(called(8, LONG), 1))
+    (verdict,) = told(*first, crossed, communicators=(WORLD, other))
+    assert (verdict.kind, verdict.ranks) == (Kind.MISMATCH, (3,))
+    assert "in a circle" in verdict.sentence
+
+
+def test_after_a_crash_what_was_called_last_shows_the_mismatch() -> None:
+    records = [rank(number, beyond(called(8, 0.1, elements=100 if number else 7))) for number in range(4)]
+    report = NodeReport(node="a", generation=1, communicators=(WORLD,), ranks=tuple(records))
+    (found,) = mismatch.find([report])
+    assert (found.suspects, found.seq) == ((0,), 8)
+    detector = Detector(1, {})
+    detector.take(report, 100.0)
+    assert detector.verdicts(100.0) == []
+    verdict = detector.explain(100.0)
+    assert verdict is not None
+    assert (verdict.kind, verdict.ranks) == (Kind.MISMATCH, (0,))
+
+
+def test_recent_operations_settle_between_two() -> None:
+    pairs = tuple(Communicator(f"pair{n}", (2 * n, 2 * n + 1)) for n in range(2))
+    passed = tuple(called(seq, 5.0) for seq in (7, 8, 9))
+    others = [rank(n, Collectives(0, 9, 9, (), passed[-1], recent=passed), idle=0.1) for n in (0, 1)]
+    right = rank(2, inside(called(8, LONG), 1))
+    wrong = rank(3, inside(called(8, LONG, elements=7), 1))
+    (verdict,) = told(*others, right, wrong, communicators=pairs)
+    assert verdict.ranks == (3,)
+
+
+def test_ten_thousand_ranks_in_four_communicators_take_less_than_a_second() -> None:
+    size = 10_000
+    world = Communicator("world", tuple(range(size)))
+    detector = Detector(1, {number: f"node-{number // 8}" for number in range(size)})
+    reports = []
+    for first in range(0, size, 8):
+        some = tuple(Communicator(f"{kind}{first}", tuple(range(first, first + 8))) for kind in "abc")
+        records = []
+        for number in range(first, first + 8):
+            at = beyond(called(7, 1.2)) if number == 4321 else inside(called(8, LONG))
+            records.append(rank(number, at, *(beyond(called(7, 1.2), i) for i in (1, 2, 3))))
+        reports.append(
+            NodeReport(node=f"node-{first // 8}", generation=1, communicators=(world, *some), ranks=tuple(records))
+        )
+    begun = time.process_time()
+    for report in reports:
+        detector.take(report, 100.0)
+    (verdict,) = detector.verdicts(100.0)
+    seconds = time.process_time() - begun
+    print(f"{size} ranks: {seconds:.2f} s of processor time")
+    assert verdict.ranks == (4321,)
+    assert len(verdict.waits) <= WAITS_MAX
+    assert seconds < 1.0

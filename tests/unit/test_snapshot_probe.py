@@ -1,0 +1,145 @@
+"""Probes between two daemons' loops: figures, what cannot be reached, what is silent, and bounds."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+from snapshot_lines import Bench, bench
+
+from ftrain_snapshot.errors import ProtocolError
+from ftrain_snapshot.messages import LinkFigure, Peer, Probe, Probed, Reply
+from ftrain_snapshot.probe import PIECE_BYTES, PROBERS_MAX, Probes
+from ftrain_snapshot.tls import Tls
+from ftrain_snapshot.transport import Connection
+from ftrain_snapshot.wire import Drop, Ping
+
+
+class Place:
+    """A node's probes, and a door at which others' probes are let in."""
+
+    def __init__(self, bench: Bench, tls: Tls | None = None) -> None:
+        self.bench = bench
+        self.lines = bench.lines(tls=tls)
+        self.probes = Probes(bench.loop, self.lines)
+        self.sock = socket.create_server(("127.0.0.1", 0))
+        self.sock.setblocking(False)
+        self.silent = False
+        self.pings = 0
+        bench.loop.watch(self.sock, self._accept)
+
+    def peer(self, position: int = 0, node: str = "there") -> Peer:
+        return Peer(position, node, "127.0.0.1", self.sock.getsockname()[1])
+
+    def _accept(self, readable: bool, writable: bool) -> None:
+        connection = Connection(self.bench.loop, self.sock.accept()[0], self.lines, dialled=False)
+
+        def first(c, message, body):
+            self.pings += 1
+            if not self.silent:
+                self.probes.adopt(c, message)
+
+        connection.on_message = first
+
+    def measure(self, *peers: Peer, burst_bytes: int = 0, count: int = 3) -> list[Reply]:
+        answers: list[Reply] = []
+        self.probes.measure(Probe("here", peers, count, burst_bytes), answers.append)
+        return answers
+
+    def close(self) -> None:
+        self.probes.close()
+        self.bench.loop.forget(self.sock)
+        self.sock.close()
+
+
+@pytest.fixture
+def line() -> Iterator[Bench]:
+    with bench() as made:
+        yield made
+
+
+@pytest.fixture
+def places(line: Bench) -> Iterator[tuple[Place, Place]]:
+    both = Place(line), Place(line)
+    yield both
+    for place in both:
+        place.close()
+
+
+def figures(line: Bench, answers: list[Reply]) -> tuple[LinkFigure, ...]:
+    line.until(lambda: bool(answers))
+    (answer,) = answers
+    assert isinstance(answer, Probed)
+    return answer.figures
+
+
+def test_a_link_has_its_figures(line, places):
+    here, there = places
+    (figure,) = figures(line, here.measure(there.peer(4), burst_bytes=3 * PIECE_BYTES))
+    assert (figure.destination, figure.failure, figure.heard_seconds) == (4, "", None)
+    assert figure.rtt_seconds is not None
+    assert figure.bytes_per_second is not None
+    assert there.lines.usage.received_bytes[-1] == here.lines.usage.sent_bytes[-1] == 3 * PIECE_BYTES
+    assert there.probes.heard_seconds("here") == 0.0
+    # The second request finds the connection of the first.
+    (again,) = figures(line, here.measure(there.peer(4)))
+    assert (again.failure, again.bytes_per_second) == ("", None)
+    assert there.pings == 1
+
+
+def test_who_does_not_listen_or_does_not_answer_is_told_of_and_holds_up_nobody(line, places):
+    here, there = places
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    silent = Place(line)
+    silent.silent = True
+    peers = (Peer(0, "gone", "127.0.0.1", port), silent.peer(1), there.peer(2), Peer(3, "odd", "\0", 1))
+    answers = here.measure(*peers, burst_bytes=1)
+    line.until(lambda: silent.pings == 1 and there.pings == 1)
+    line.turns(20)
+    assert not answers
+    line.now += 1.1
+    gone, mute, sound, odd = figures(line, answers)
+    assert "refused" in gone.failure
+    assert mute.failure == "no answer within 1 s"
+    assert (sound.failure, sound.rtt_seconds) == ("", 0.0)
+    assert sound.bytes_per_second is not None
+    assert odd.failure
+    # What hangs is hung up: a later probe dials anew.
+    silent.silent = False
+    (now,) = figures(line, here.measure(silent.peer(1)))
+    assert now.failure == ""
+    silent.close()
+
+
+def test_nothing_is_asked_and_answered_at_once(line, places):
+    assert figures(line, places[0].measure()) == ()
+
+
+def test_no_burst_goes_out_while_somebody_waits_for_bytes_to_be_restored(line, places):
+    here, there = places
+    here.lines.set_urgent(line.turns, True)
+    (figure,) = figures(line, here.measure(there.peer(), burst_bytes=1))
+    assert (figure.failure, figure.bytes_per_second) == ("", None)
+
+
+def test_a_connection_for_probes_is_for_nothing_else_and_their_number_is_bounded(line, places):
+    here, _ = places
+    made = [line.pair() for _ in range(3)]
+    line.until(lambda: all(end.connection.proved for pair in made for end in pair))
+    here.probes.adopt(made[0][1].connection, Ping(1, "x"))
+    with pytest.raises(ProtocolError):
+        made[0][1].connection.on_message(made[0][1].connection, Drop, memoryview(b""))
+    for number in range(PROBERS_MAX + 10):
+        here.probes._echo(made[0][1].connection, Ping(number, f"node-{number}"))
+    assert len(here.probes._heard) == PROBERS_MAX
+
+
+def test_a_connection_that_nobody_uses_is_closed(line, places):
+    here, there = places
+    figures(line, here.measure(there.peer()))
+    assert here.probes._kept
+    line.now += 61
+    line.turns(2)
+    assert not here.probes._kept
