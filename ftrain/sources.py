@@ -4,7 +4,7 @@ A *source* stands for one tracked object. It lists the tensors that are the obje
 optimizer state), and packs the rest of its state. What it looked like when it was read is its *fingerprint*: the
 very objects in its dictionaries, and where each tensor's memory lies. While that is equal, the packed state of a
 module or an optimizer is used again as it is. Comparing is one pass of C functions over flat lists (FACTS 7: a plan
-can be cached): most of two thousand tensors' cost is asking them for their addresses. Their shapes, which change under
+can be cached), their addresses come in one call (tensors.py). Their shapes, which change under
 an equal address in odd cases only, are compared in the background (flight.py).
 
 An object that makes its state in a way of its own (a ``state_dict`` overridden, hooks, any class of the user's) is
@@ -19,12 +19,14 @@ from operator import attrgetter, is_, itemgetter
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ftrain.encoding import DICT, LIST, Packer
 from ftrain.state import state_of
+from ftrain.tensors import Tensors
 
 _NODE = itemgetter("_parameters", "_buffers", "_modules", "_state_dict_hooks", "_state_dict_pre_hooks")
 _HOOKS = attrgetter("_optimizer_state_dict_pre_hooks", "_optimizer_state_dict_post_hooks")
@@ -58,10 +60,6 @@ class Source:
         """What was packed may refer to another plan's tensors."""
 
 
-def _addresses(tensors: Iterable[Tensor]) -> list[int]:
-    return list(map(Tensor.data_ptr, tensors))
-
-
 def _dense(values: Iterable[Any]) -> list[Tensor]:
     """The tensors among them that have memory of their own; others are refused when they are packed."""
     return [v for v in values if isinstance(v, Tensor) and v.layout is torch.strided and not v.is_meta]
@@ -84,14 +82,14 @@ class ModuleSource(Source):
         self._filled = list(filter(None, self._cells))
         self._empty = [cell for cell in self._cells if not cell]  # most are
         self._keys, self._values = _contents(self._filled)
-        self._tensors = _dense(self._values)
-        self._addresses = _addresses(self._tensors)
+        self._tensors = Tensors(_dense(self._values))
+        self._addresses = self._tensors.addresses()
         self._plain = _is_plain(self._modules)
         self._packed: msgspec.Raw | None = None
 
     def tensors(self) -> Iterator[tuple[str, Tensor, Tensor | None]]:
         """See `Source`."""
-        for tensor in self._tensors:
+        for tensor in self._tensors.all:
             yield f"{self.name}.{self._paths[id(tensor)]}", tensor, None
 
     def is_same(self) -> bool:
@@ -99,7 +97,9 @@ class ModuleSource(Source):
         if not _are_same(self._look(), self._cells) or any(self._empty):
             return False
         keys, values = _contents(self._filled)
-        return keys == self._keys and _are_same(values, self._values) and _addresses(self._tensors) == self._addresses
+        if keys != self._keys or not _are_same(values, self._values):
+            return False
+        return np.array_equal(self._tensors.addresses(), self._addresses)
 
     def pack(self, packer: Packer) -> Any:
         """See `Source`."""
@@ -131,8 +131,8 @@ class OptimizerSource(Source):
         self._keys, self._values = _contents(self._states)
         self._direct = [index for index, value in enumerate(self._values) if isinstance(value, Tensor)]
         # Parameters are checked by the module whose state they are.
-        self._tensors = _dense(self._values)
-        self._addresses = _addresses(self._tensors)
+        self._tensors = Tensors(_dense(self._values))
+        self._addresses = self._tensors.addresses()
         self._keyed_by_parameters = len(state) == sum(parameter in state for parameter in self._params)
         self._packed: msgspec.Raw | None = None
         self._groups: list[msgspec.Raw] = []
@@ -163,7 +163,7 @@ class OptimizerSource(Source):
             ):
                 return False
             self._values, self._packed = values, None  # numbers have changed: the same tensors, packed anew
-        return _addresses(self._tensors) == self._addresses
+        return np.array_equal(self._tensors.addresses(), self._addresses)
 
     def pack(self, packer: Packer) -> Any:
         """See `Source`."""

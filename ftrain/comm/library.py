@@ -185,7 +185,7 @@ def _command(target: Path) -> list[str]:
     options = ["-std=c++20", "-O2", "-fPIC", "-shared", f"-D_GLIBCXX_USE_CXX11_ABI={_abi(torch)}"]
     # No path to torch's libraries is built in: they are there when this one is loaded.
     libraries = [f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10"]
-    return [*_compiler(), *options, *includes, str(_SOURCES / "recorder.cpp"), "-o", str(target), *libraries]
+    return [*_compiler(), *options, *includes, *map(str, sorted(_SOURCES.glob("*.cpp"))), "-o", str(target), *libraries]
 
 
 def _compiler() -> list[str]:

@@ -115,7 +115,7 @@ class Controller:
         await runner.setup()
         await self._listen(runner)
         self.submit(ControllerRestarted() if self._resumed else JobStarted(self.record.config))
-        tasks = [asyncio.create_task(t) for t in (self._keep_watch(), self._watch_launcher())]
+        tasks = [asyncio.create_task(t) for t in (self._keep_watch(), self._watch_launcher(), self._detection.run())]
         try:
             await self._ended.wait()
             await self._launchers.drain(_GOODBYE_SECONDS)
@@ -287,6 +287,7 @@ class Controller:
             self._detection.take(message)
             return
         if isinstance(message, ReplicaDigests):
+            self._detection.take_digests(message)
             return
         if isinstance(message, Join):
             return

@@ -1,7 +1,8 @@
 """The controller's side of detection: reports of the running generation go in, verdicts with evidence come out.
 
-The detector itself is pure (`detect/`). Here is what is round it: which generation it watches, the clock, and the
-look at the suspects from outside, which a verdict carries for people and never waits for longer than a moment.
+The judges themselves are pure (`detect/`). Here is what is round them: which generation they watch, the clock, the look
+at the suspects from outside, and the probes between nodes. Evidence is for people, and never waited for longer than a
+moment; only of links do probes decide.
 """
 
 from __future__ import annotations
@@ -9,24 +10,46 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Iterable
 
 import msgspec
 
 from ftrain_launcher.coordinator import Coordinator
 from ftrain_launcher.detect.detector import Detector
+from ftrain_launcher.detect.divergence import Divergence
+from ftrain_launcher.detect.links import judge_matrix
+from ftrain_launcher.detect.pace import Pace
 from ftrain_launcher.detect.records import NodeReport
+from ftrain_launcher.detect.slow_links import Slowed
 from ftrain_launcher.detect.verdict import Kind, Verdict
 from ftrain_launcher.events import Detect, Diagnosed
+from ftrain_launcher.link_matrix import LinkMatrix
 from ftrain_launcher.membership import Phase
+from ftrain_launcher.messages import ReplicaDigests
 from ftrain_launcher.questions import Finding, Inspect, Inspected
 from ftrain_launcher.requests import Requests
 
+JUDGE_SECONDS = 0.1
+"""Between two looks at what has been reported."""
 INSPECT_SECONDS = 2.5
 """A look at a worker takes a tenth of a second, on a busy machine more."""
 RANKS_INSPECTED_MAX = 8
-_BY_STACK = (Kind.HANG, Kind.MISMATCH, Kind.COMMUNICATION_HANG, Kind.SLOW)
-"""What a stack says more about."""
+QUIET_PROBE_SECONDS = 60.0
+"""Between two measurements of links while nothing is wrong."""
+_BY_STACK = (Kind.HANG, Kind.MISMATCH, Kind.SLOW)
+"""What the suspects' stacks say more about."""
+
+
+class _Watched:
+    """The judges of one generation."""
+
+    def __init__(self, generation: int, nodes: dict[int, str]) -> None:
+        self.generation = generation
+        self.pace = Pace(generation, nodes)
+        self.detector = Detector(generation, nodes, (self.pace,))
+        self.replicas = Divergence(generation, nodes)
+        self.explained: tuple[int, ...] = ()
+        """The suspects of the mismatch that was told of when all had ended."""
 
 
 class Detection:
@@ -34,53 +57,121 @@ class Detection:
 
     def __init__(self, coordinator: Coordinator, requests: Requests, submit: Callable[[Diagnosed], None]) -> None:
         self._coordinator, self._requests, self._submit = coordinator, requests, submit
-        self._detector: Detector | None = None
-        self._explained: tuple[int, tuple[int, ...]] = (0, ())
-        self._looks: set[asyncio.Task[None]] = set()
+        self._links = LinkMatrix(coordinator, requests)
+        self._watched: _Watched | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Judge what was reported, for ever; measure links when all is quiet."""
+        loop = asyncio.get_running_loop()
+        measured = loop.time()
+        while True:
+            await asyncio.sleep(JUDGE_SECONDS)
+            watched = self._watched
+            if watched is None or self._current(watched.generation) is not watched:
+                continue
+            self._judge(watched)
+            if loop.time() - measured >= QUIET_PROBE_SECONDS and not self._tasks:
+                measured = loop.time()
+                self._beside(self._links.remember())
+
+    async def close(self) -> None:
+        """End what is under way."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # ---- what is reported
 
     def take(self, report: NodeReport) -> None:
         """An agent has read its workers' rings."""
-        detector = self._current(report.generation)
-        if detector is None:
+        watched = self._current(report.generation)
+        if watched is None:
             return
-        now = time.monotonic()
-        detector.take(report, now)
-        if self._coordinator.phase is Phase.STOPPING:
-            self._explain(detector.explain(now))
-            return
-        for verdict in detector.verdicts(now):
-            self._follow(verdict)
+        watched.detector.take(report, time.monotonic())
+        if self._coordinator.phase is Phase.RUNNING:
+            self._judge(watched)
+        else:
+            self._explain(watched)
 
-    def _explain(self, verdict: Verdict | None) -> None:
-        """The last words of the ranks may say that it was a mismatch; nobody is left to be looked at."""
-        if verdict is not None and self._explained != (verdict.generation, verdict.ranks):
-            self._explained = (verdict.generation, verdict.ranks)
-            self._submit(Diagnosed(verdict))
+    def take_digests(self, message: ReplicaDigests) -> None:
+        """A rank has looked at what it shares with others."""
+        watched = self._current(message.generation)
+        if watched is not None:
+            self._tell(watched.replicas.take(message.rank, message.step, message.digests, time.monotonic()))
 
-    async def close(self) -> None:
-        """End the looks under way."""
-        for look in self._looks:
-            look.cancel()
-        await asyncio.gather(*self._looks, return_exceptions=True)
-
-    def _current(self, generation: int) -> Detector | None:
-        """The detector of the generation that runs, if that is the one; also while it is being stopped."""
+    def _current(self, generation: int) -> _Watched | None:
+        """The judges of the generation that runs, if that is the one; also while it is being stopped."""
         job = self._coordinator
         if job.config.detect is Detect.OFF or job.phase not in (Phase.RUNNING, Phase.STOPPING):
             return None
         if generation != job.formed or generation == 0:
             return None
-        if self._detector is None or self._detector.generation != generation:
-            self._detector = Detector(generation, {number: rank.node for number, rank in job.ranks.items()})
-        return self._detector
+        if self._watched is None or self._watched.generation != generation:
+            self._watched = _Watched(generation, {number: rank.node for number, rank in job.ranks.items()})
+        return self._watched
 
-    def _follow(self, verdict: Verdict) -> None:
-        if verdict.kind not in _BY_STACK or not verdict.ranks:
-            self._submit(Diagnosed(verdict))
+    # ---- what is found
+
+    def _judge(self, watched: _Watched) -> None:
+        if self._coordinator.phase is not Phase.RUNNING:
             return
-        look = asyncio.create_task(self._look_and_submit(verdict))
-        self._looks.add(look)
-        look.add_done_callback(self._looks.discard)
+        now = time.monotonic()
+        self._tell([*watched.detector.verdicts(now), *watched.replicas.verdicts(now)])
+        for slowed in watched.pace.slowed():
+            self._beside(self._look_for_link(watched.generation, slowed))
+
+    def _explain(self, watched: _Watched) -> None:
+        """The last words of the ranks may say that it was a mismatch; nobody is left to be looked at."""
+        verdict = watched.detector.explain(time.monotonic())
+        if verdict is not None and verdict.ranks != watched.explained:
+            watched.explained = verdict.ranks
+            self._submit(Diagnosed(verdict))
+
+    def _tell(self, verdicts: Iterable[Verdict]) -> None:
+        for verdict in verdicts:
+            if verdict.kind is Kind.COMMUNICATION_HANG:
+                self._beside(self._probe_and_submit(verdict))
+            elif verdict.kind in _BY_STACK and verdict.ranks:
+                self._beside(self._look_and_submit(verdict))
+            else:
+                self._submit(Diagnosed(verdict))
+
+    def _beside(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # ---- links
+
+    async def _probe_and_submit(self, verdict: Verdict) -> None:
+        """All have entered and none leaves: if a link is cut, that is why."""
+        names = self._links.names()
+        figures = await self._links.measure(names)
+        found = judge_matrix(figures, self._links.quiet, names, verdict.generation, hangs=True)
+        if found is not None:
+            verdict = msgspec.structs.replace(
+                verdict,
+                ranks=(),
+                nodes=found.nodes,
+                links=found.links,
+                confidence=found.confidence,
+                sentence=f"{found.sentence}; {verdict.sentence}",
+                details={**verdict.details, **found.details},
+            )
+        self._submit(Diagnosed(verdict))
+
+    async def _look_for_link(self, generation: int, slowed: Slowed) -> None:
+        """Communication has become slow: it is a link's fault only if the probes say so."""
+        names, ranks = self._links.names(), self._coordinator.ranks
+        nodes = {ranks[member].node for member in slowed.communicator.members if member in ranks}
+        figures = await self._links.measure(position for position, name in names.items() if name in nodes)
+        found = judge_matrix(figures, self._links.quiet, names, generation)
+        if found is not None:
+            told = msgspec.structs.replace(found, sentence=f"{found.sentence}; {slowed.sentence}", step=slowed.step)
+            self._submit(Diagnosed(told))
+
+    # ---- suspects
 
     async def _look_and_submit(self, verdict: Verdict) -> None:
         by_node: dict[str, list[int]] = defaultdict(list)

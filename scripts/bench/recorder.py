@@ -2,21 +2,24 @@
 
     .venv/bin/python scripts/bench/recorder.py [--quick] [--json FILE]
 
-Each round has as many operations of one kind as of the other; the figure is what the median operation of all rounds
-takes longer. One rank shows the cost alone; two and four ranks wait for each other, as real ones do.
+A pair of rounds is one of each kind, in either order; what is added is the median, over all pairs, of what the median
+operation takes longer, so that a machine that gets slower meanwhile does not count. One rank shows the cost alone; two
+and four ranks wait for each other, as real ones do.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import tempfile
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import common
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from torch._C._distributed_c10d import FileStore
 
 from ftrain.comm.native import NativeRecorder, load_native
 from ftrain.comm.ring import NATIVE, Identity, RingReader
@@ -24,30 +27,33 @@ from ftrain.comm.ring import NATIVE, Identity, RingReader
 ADDED_MICROSECONDS_MAX = 2.0
 ELEMENTS = 16
 WORLDS = (1, 2, 4)
-OPERATIONS = 200
-"""Of one kind in a round."""
+OPERATIONS = 50
+"""In a round."""
 
 
-def measure(rank: int, world: int, rounds: int, folder: Path) -> None:
-    """One rank; the first writes the medians: bare, recorded."""
+def measure(rank: int, world: int, pairs: int, folder: Path) -> None:
+    """One rank; the first writes what it found: bare, recorded, added."""
     torch.set_num_threads(1)
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     recorder = load_native(build=True)
     recorder.open(folder / f"comm.{rank}", Identity(NATIVE, os.getpid(), rank, rank, world, 1))
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    store = FileStore(str(folder / "store"), world)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=60))
     tensor = torch.zeros(ELEMENTS)
-    times: dict[bool, list[float]] = {False: [], True: []}
-    for number in range(2 * rounds + 2):
-        recorded = bool((number + number // 2) % 2)  # neither kind always comes first
-        switch(recorder, recorded)
-        dist.barrier()
-        took = [timed(tensor) for _ in range(OPERATIONS)]
-        if number >= 2:
-            times[recorded] += took
+    medians: dict[bool, list[float]] = {False: [], True: []}
+    for pair in range(-1, pairs):  # the first warms up
+        for recorded in (pair % 2 == 0, pair % 2 != 0):
+            switch(recorder, recorded)
+            dist.barrier()
+            took = common.median([timed(tensor) for _ in range(OPERATIONS)])
+            if pair >= 0:
+                medians[recorded].append(took)
     live = RingReader(folder / f"comm.{rank}").live()
-    assert live.head >= rounds * OPERATIONS, "the operations were not recorded"
+    assert live.head >= pairs * OPERATIONS, "the operations were not recorded"
     if rank == 0:
-        (folder / "medians").write_text(f"{common.median(times[False])} {common.median(times[True])}")
+        added = [one - other for one, other in zip(medians[True], medians[False], strict=True)]
+        found = [common.median(values) for values in (medians[False], medians[True], added)]
+        (folder / "found").write_text(" ".join(map(str, found)))
     dist.barrier()
     dist.destroy_process_group()
 
@@ -65,20 +71,32 @@ def timed(tensor: torch.Tensor) -> float:
     return (time.perf_counter_ns() - began) / 1000
 
 
+def run(world: int, pairs: int, folder: Path) -> None:
+    """All ranks, to their end."""
+    context = multiprocessing.get_context("spawn")
+    ranks = [context.Process(target=measure, args=(rank, world, pairs, folder), daemon=True) for rank in range(world)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+        if process.exitcode != 0:
+            raise RuntimeError(f"a rank ended with {process.exitcode}")
+
+
 def main() -> None:
     arguments = common.parser(__doc__ or "").parse_args()
     report = common.Report(f"all-reduce of {ELEMENTS * 4} bytes over gloo")
-    rounds = 20 if arguments.quick else 100
+    pairs = 60 if arguments.quick else 400
     load_native(build=True)
     for world in WORLDS:
         with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="bench-recorder-") as name:
             folder = Path(name)
-            mp.spawn(measure, (world, rounds, folder), world)
-            bare, recorded = (float(word) for word in (folder / "medians").read_text().split())
+            run(world, pairs, folder)
+            bare, recorded, added = (float(word) for word in (folder / "found").read_text().split())
         ranks = f"{world} rank{'s' * (world > 1)}"
         report.add(f"{ranks}: bare", bare, "us")
         report.add(f"{ranks}: recorded", recorded, "us")
-        report.add(f"{ranks}: added", recorded - bare, "us", ADDED_MICROSECONDS_MAX)
+        report.add(f"{ranks}: added", added, "us", ADDED_MICROSECONDS_MAX)
         report.add(f"{ranks}: recorded over bare", recorded / bare, "ratio")
     report.write(arguments.json)
 

@@ -29,7 +29,7 @@ ORDERS_MAX = 4
 """Pieces in flight: together 16 MiB from each source, and as much scratch."""
 SILENCE_SECONDS = 5.0
 """For how long a source that did not answer is not asked again."""
-RELAYS_PAUSE_SECONDS = 5.0
+RELAYS_PAUSE_SECONDS = 1.0
 """For how long sources are asked one by one after a chain of them has failed; after one that was silent, for good."""
 STRIKES_MAX = 8
 """How often one chunk may come damaged from its source before that is left out there."""

@@ -24,7 +24,7 @@ PIECE_STRIPES_MAX = 4
 """Longest piece that is relayed; its stripes are in memory while they are summed up."""
 OPEN_MAX = 64
 """Sums under way for others at once: 256 MiB at most."""
-LINK_SECONDS_MAX = 1.0
+LINK_SECONDS_MAX = 0.25
 """How long a sum waits for the link to the next of its chain, which takes milliseconds, or one dial more."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ftrain_launcher.detect.aligned import PATIENCE_SECONDS, Aligned, Step
+from ftrain_launcher.detect.pace import REPEAT_SECONDS, Pace
 from ftrain_launcher.detect.records import (
     Channel,
     Collectives,
@@ -116,3 +117,28 @@ def test_single_long_transfers_short_ones_and_incomplete_groups_do_not() -> None
     assert asked([0.004] * 40 + [0.5, 0.004, 0.004] * 30) == []
     assert asked([0.0001] * 40 + [0.001] * 60) == []
     assert asked([0.004] * 40 + [0.02] * 60, ranks=(0, 1, 2)) == []
+
+
+def test_a_rank_that_stays_slow_is_told_of_again_until_it_recovers() -> None:
+    pace = Pace(1, {rank: f"node{rank}" for rank in range(4)})
+
+    def steps(first: int, count: int, slow_seconds: float) -> None:
+        for step in range(first, first + count):
+            done = tuple(
+                RankStep(
+                    rank, step, 0.1, slow_seconds if rank == 2 else 0.04, (CollectivesStep(0, 1, 64, 0.01, 0.001),)
+                )
+                for rank in range(4)
+            )
+            pace.take(NodeReport(node="node0", generation=1, communicators=(WORLD,), ranks=(), steps=done), float(step))
+
+    steps(0, 40, 0.04)
+    assert pace.verdicts(40.0) == []
+    steps(40, 30, 0.08)
+    (named,) = pace.verdicts(70.0)
+    assert named.ranks == (2,)
+    assert pace.verdicts(70.0 + REPEAT_SECONDS - 1) == []
+    assert pace.verdicts(70.0 + REPEAT_SECONDS) == [named]
+    steps(70, 60, 0.04)
+    assert pace.recovered() == [2]
+    assert pace.verdicts(200.0) == []

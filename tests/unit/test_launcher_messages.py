@@ -11,6 +11,7 @@ from unit.coordinator_job import config, raised, snapshot
 from unit.test_health_judge import SOUND
 
 from ftrain.health.words import CheckNode, Failed, Hosting, HostPair, JoinPair, PairFigures, RunPair
+from ftrain.link import ReplicaDigest
 from ftrain_launcher import events, messages, questions
 from ftrain_launcher.detect.records import (
     Channel,
@@ -69,6 +70,7 @@ FROM_AGENT: list[messages.FromAgent] = [
     questions.Verified(node="n", request=1, lanes=(LaneReport(snapshot(5), 1, 0, 9, 1, 1, (Damage(0, 1, 2, 3),)),)),
     messages.ArenaShort("n", 1, 2**40, 2**30),
     REPORT,
+    messages.ReplicaDigests("n", 1, 0, 99, (ReplicaDigest("parameters:ddp", 4, 2**63),)),
     questions.Inspected("n", 1, (questions.Finding(3, "stopped", "", "py-spy is not installed"),)),
     questions.ClockRead("n", 1, 0.1 + 0.2),
     questions.TracePart("n", 2, TRACE),

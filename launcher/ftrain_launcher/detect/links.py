@@ -32,7 +32,7 @@ RTT_EXCESS_SECONDS_MIN = 0.002
 """A busy machine adds milliseconds to a round trip, and less to the shortest of several."""
 LINE_SHARE_MIN = 0.8
 """Of a row's or column's cells that are hot, where its node is to blame."""
-HEARD_SECONDS_MAX = 2.0
+HEARD_SECONDS_MAX = 1.5
 """The destination's own probe came in so recently: that direction works."""
 
 

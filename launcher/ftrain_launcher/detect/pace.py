@@ -14,6 +14,9 @@ from ftrain_launcher.detect.slow import SlowRanks
 from ftrain_launcher.detect.slow_links import Slowed, SlowLinks
 from ftrain_launcher.detect.verdict import Verdict
 
+REPEAT_SECONDS = 30.0
+"""A rank that stays slow is told of again so often: what is done about it depends on how long it lasts."""
+
 
 class Pace:
     """One generation's. ``nodes`` says on which node each rank is."""
@@ -24,6 +27,8 @@ class Pace:
         self._ranks = SlowRanks(generation, nodes, self._aligned.communicators)
         self._links = SlowLinks(self._aligned.communicators)
         self._new: list[Verdict] = []
+        self._standing: dict[int, tuple[Verdict, float]] = {}
+        """By rank: the verdict on it that holds, and when it was last told."""
         self._gone: list[int] = []
         self._slowed: list[Slowed] = []
 
@@ -37,11 +42,15 @@ class Pace:
             change = self._ranks.take(step)
             self._new += change.named
             self._gone += change.gone
+            for rank in change.gone:
+                self._standing.pop(rank, None)
             self._slowed += self._links.take(step)
 
     def verdicts(self, now: float) -> list[Verdict]:
-        """Ranks that have become slow; each is told once."""
+        """Ranks that have become slow, and every ``REPEAT_SECONDS`` those that still are."""
         new, self._new = self._new, []
+        new += [verdict for verdict, told in self._standing.values() if now - told >= REPEAT_SECONDS]
+        self._standing.update((rank, (verdict, now)) for verdict in new for rank in verdict.ranks)
         return new
 
     def recovered(self) -> list[int]:
