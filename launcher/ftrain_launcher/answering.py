@@ -30,7 +30,7 @@ from ftrain_launcher.questions import (
     TraceWanted,
     Verify,
 )
-from ftrain_launcher.ring_trace import read_rings
+from ftrain_launcher.trace.rings import read_rings
 
 
 class Answering:

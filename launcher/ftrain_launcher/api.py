@@ -19,8 +19,8 @@ from ftrain_launcher.membership import Node, NodeState, Phase
 from ftrain_launcher.messages import Inject
 from ftrain_launcher.outbox import Outbox
 from ftrain_launcher.requests import Requests
-from ftrain_launcher.trace_records import STEPS_MAX, JobTrace
-from ftrain_launcher.tracing import Tracing
+from ftrain_launcher.trace.records import STEPS_MAX, JobTrace
+from ftrain_launcher.trace.tracing import Tracing
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import msgspec
 
 from ftrain.health.words import Answer, Task
-from ftrain_launcher.trace_records import NodeTrace
+from ftrain_launcher.trace.records import NodeTrace
 from ftrain_snapshot.messages import LaneReport, LinkFigure, Peer
 
 # ---- controller -> agent

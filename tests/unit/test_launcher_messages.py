@@ -24,7 +24,7 @@ from ftrain_launcher.detect.records import (
     RankRecord,
     RankStep,
 )
-from ftrain_launcher.trace_records import NodeTrace, RankTrace, StepMark, TraceRecord
+from ftrain_launcher.trace.records import NodeTrace, RankTrace, StepMark, TraceRecord
 from ftrain_snapshot.messages import DaemonStatus, Damage, Holding, Inventory, LaneReport, Levels, LinkFigure, Peer
 from ftrain_snapshot.storage import DurableId
 

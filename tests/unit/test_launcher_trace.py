@@ -21,10 +21,10 @@ from ftrain_launcher.errors import UsageError
 from ftrain_launcher.messages import RankState, ToAgent
 from ftrain_launcher.questions import ClockRead, ClockWanted, TracePart, TraceWanted
 from ftrain_launcher.requests import Requests
-from ftrain_launcher.ring_trace import read_rings
-from ftrain_launcher.trace_events import missing
-from ftrain_launcher.trace_records import JobTrace, NodeTrace, NodeTraced, RankTrace, StepMark, TraceRecord
-from ftrain_launcher.tracing import Tracing
+from ftrain_launcher.trace.events import missing
+from ftrain_launcher.trace.records import JobTrace, NodeTrace, NodeTraced, RankTrace, StepMark, TraceRecord
+from ftrain_launcher.trace.rings import read_rings
+from ftrain_launcher.trace.tracing import Tracing
 
 MS = 1_000_000
 WORLD = Communicator("dp", (0, 1))

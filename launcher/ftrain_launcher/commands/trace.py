@@ -15,7 +15,7 @@ from ftrain_launcher.errors import UsageError
 from ftrain_launcher.jobs import JobFolder
 
 if TYPE_CHECKING:
-    from ftrain_launcher.trace_records import JobTrace
+    from ftrain_launcher.trace.records import JobTrace
 
 _STEPS_DEFAULT = 20
 _MARGIN_SECONDS = 5.0
@@ -34,7 +34,7 @@ def add_to(commands: Commands) -> None:
 
 def trace(chosen: argparse.Namespace) -> int:
     """Write the trace; 1: there is nothing to write."""
-    from ftrain_launcher.trace_events import missing
+    from ftrain_launcher.trace.events import missing
 
     _check(chosen)
     found = _ask(JobFolder.find(chosen.job), chosen.last_steps)
@@ -57,7 +57,7 @@ def trace(chosen: argparse.Namespace) -> int:
 
 
 def _check(chosen: argparse.Namespace) -> None:
-    from ftrain_launcher.trace_records import STEPS_MAX
+    from ftrain_launcher.trace.records import STEPS_MAX
 
     if not 0 < chosen.last_steps <= STEPS_MAX:
         raise UsageError(f"--last-steps {chosen.last_steps}: give 1 to {STEPS_MAX}")
@@ -70,8 +70,8 @@ def _ask(folder: JobFolder, steps: int) -> JobTrace:
     import msgspec
 
     from ftrain_launcher import query
-    from ftrain_launcher.trace_records import JobTrace
-    from ftrain_launcher.tracing import TRACE_SECONDS_MAX
+    from ftrain_launcher.trace.records import JobTrace
+    from ftrain_launcher.trace.tracing import TRACE_SECONDS_MAX
 
     if folder.result() is not None:
         raise UsageError(f"job {folder.record().name!r} has ended: its records are gone")
@@ -87,7 +87,7 @@ def write(found: JobTrace, path: Path) -> dict[str, Any]:
     """
     import msgspec
 
-    from ftrain_launcher.trace_events import events, origin_ns
+    from ftrain_launcher.trace.events import events, origin_ns
 
     encode = msgspec.json.Encoder().encode
     error_seconds = max(node.error_ns for node in found.nodes) / 1e9

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from ftrain_launcher.clock import Offset, Sample, estimate
 from ftrain_launcher.questions import ClockRead, ClockWanted, TracePart, TraceWanted
 from ftrain_launcher.requests import Requests
-from ftrain_launcher.trace_records import RECORDS_PER_JOB_MAX, NodeTraced
+from ftrain_launcher.trace.records import RECORDS_PER_JOB_MAX, NodeTraced
 
 _CLOCK_SAMPLES = 8
 _CLOCK_SECONDS = 1.0

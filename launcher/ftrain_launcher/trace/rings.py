@@ -10,7 +10,7 @@ from ftrain.comm.ring import Group, RingInvalid, RingReader, exit_ns, is_failed,
 from ftrain_launcher.detect.records import Communicator
 from ftrain_launcher.messages import RankState
 from ftrain_launcher.questions import TraceWanted
-from ftrain_launcher.trace_records import (
+from ftrain_launcher.trace.records import (
     RECORDS_PER_NODE_MAX,
     RECORDS_PER_RANK_MAX,
     NodeTrace,

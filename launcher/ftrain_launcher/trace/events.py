@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from ftrain_launcher.detect.records import Op
-from ftrain_launcher.trace_records import JobTrace, NodeTrace, NodeTraced, RankTrace, TraceRecord
+from ftrain_launcher.trace.records import JobTrace, NodeTrace, NodeTraced, RankTrace, TraceRecord
 from ftrain_launcher.wait_graph import name_ranks
 
 _STEPS_ROW = 1

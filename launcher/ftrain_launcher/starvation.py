@@ -1,0 +1,91 @@
+"""How long a process's main thread has waited for a processor that others used, as the kernel counts it.
+
+The kernel counts a thread that a quota holds back as waiting too. That is the process's own slowness and nobody
+else's doing, so what its cgroup and those above it were throttled is taken off. All files stay open, as in
+`process_state`; one that is not there (a kernel without the count, no cgroups) counts nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+
+_CGROUPS = "/sys/fs/cgroup"
+_UNITS = {b"throttled_time": 1e-9, b"throttled_usec": 1e-6}
+"""Of cgroup v1 and v2."""
+
+
+class Starvation:
+    """One process's; from the start on it may be gone."""
+
+    def __init__(self, pid: int) -> None:
+        self._schedule, self._groups = _open(f"/proc/{pid}/schedstat"), _open(f"/proc/{pid}/cgroup")
+        self._named = b""
+        self._stats: list[int] = []
+        self._waited = self._throttled = 0.0
+        self.more()
+
+    def more(self) -> float:
+        """Seconds since it was asked last."""
+        moved = self._look_up_groups()
+        waited, throttled = _waited(self._schedule), sum(map(_throttled, self._stats))
+        more = waited - self._waited - (throttled - self._throttled)
+        self._waited, self._throttled = waited, throttled
+        return 0.0 if moved else max(0.0, more)
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for fd in (self._schedule, self._groups, *self._stats):
+            if fd >= 0:
+                os.close(fd)
+        self._schedule = self._groups = -1
+        self._stats = []
+
+    def _look_up_groups(self) -> bool:
+        """Whether the process is in other cgroups than before: nothing is known of them yet."""
+        named = _read(self._groups)
+        if named == self._named:
+            return False
+        self._named = named
+        for fd in self._stats:
+            os.close(fd)
+        self._stats = [fd for path in _stat_paths(named.decode()) if (fd := _open(path)) >= 0]
+        return True
+
+
+def _stat_paths(cgroups: str) -> list[str]:
+    """Of the cgroup that has the processors, and of all above it. In a container some of them cannot be seen."""
+    paths = []
+    for line in cgroups.splitlines():
+        number, controllers, folder = line.split(":", 2)
+        if number == "0" or "cpu" in controllers.split(","):
+            mount = _CGROUPS if number == "0" else f"{_CGROUPS}/cpu"
+            parts = folder.strip("/").split("/") if folder != "/" else []
+            paths += ["/".join([mount, *parts[:depth], "cpu.stat"]) for depth in range(len(parts) + 1)]
+    return paths
+
+
+def _waited(fd: int) -> float:
+    fields = _read(fd).split()
+    return int(fields[1]) * 1e-9 if len(fields) == 3 else 0.0
+
+
+def _throttled(fd: int) -> float:
+    for line in _read(fd).splitlines():
+        name, _, value = line.partition(b" ")
+        if name in _UNITS:
+            return int(value) * _UNITS[name]
+    return 0.0
+
+
+def _open(path: str) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return -1
+
+
+def _read(fd: int) -> bytes:
+    with suppress(OSError):
+        return os.pread(fd, 4096, 0)
+    return b""
