@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ftrain_launcher.detect.links import judge_matrix, probe_pairs
+from ftrain_launcher.detect.links import best_of, judge_matrix, probe_pairs
 from ftrain_launcher.detect.verdict import Kind, Link, Verdict
 from ftrain_snapshot.messages import LinkFigure
 
@@ -132,3 +132,13 @@ def test_a_node_that_is_cut_off_answers_nobody_and_is_not_asked() -> None:
 
 def test_a_slower_link_does_not_explain_a_hang() -> None:
     assert judge(limited(figures(), (1, 2), rate=2e8), figures(), hangs=True) is None
+
+
+def test_a_probe_that_was_late_once_is_no_slow_link() -> None:
+    quiet, late = figures(), delayed(figures(), (0, 1), seconds=0.02)
+    assert judge(late, quiet) is not None
+    assert judge(best_of(late, figures()), quiet) is None
+    assert judge(best_of(best_of(late, late), late), quiet) is not None
+    lost = {**figures(), (2, 3): LinkFigure(3, failure="timeout")}
+    assert judge(best_of(lost, figures()), quiet) is None
+    assert judge(best_of(lost, lost), quiet) is not None

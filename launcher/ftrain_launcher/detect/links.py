@@ -56,6 +56,30 @@ def probe_pairs(positions: Sequence[int]) -> list[Pair]:
     return [(nodes[i], nodes[(i + distance) % count]) for i in range(count) for distance in distances]
 
 
+def best_of(earlier: Matrix, later: Matrix) -> dict[Pair, LinkFigure]:
+    """Of each link the best that it has shown: a busy processor makes a probe late, and never early."""
+    return {pair: better(earlier.get(pair), figure) for pair, figure in {**earlier, **later}.items()}
+
+
+def better(old: LinkFigure | None, new: LinkFigure) -> LinkFigure:
+    """The best of two measurements of one link. Of two failures the first knows more: connections still stood then."""
+    if old is None:
+        return new
+    if old.failure or new.failure:
+        return old if new.failure else new
+    return LinkFigure(
+        destination=new.destination,
+        rtt_seconds=_best(min, old.rtt_seconds, new.rtt_seconds),
+        least_rtt_seconds=_best(min, old.least_rtt_seconds, new.least_rtt_seconds),
+        bytes_per_second=_best(max, old.bytes_per_second, new.bytes_per_second),
+        heard_seconds=new.heard_seconds,
+    )
+
+
+def _best(best: Callable[[float, float], float], a: float | None, b: float | None) -> float | None:
+    return best(a, b) if a is not None and b is not None else b if a is None else a
+
+
 def judge_matrix(
     figures: Matrix, quiet: Matrix, nodes: Mapping[int, str], generation: int, *, hangs: bool = False
 ) -> Verdict | None:

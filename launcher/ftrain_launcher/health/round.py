@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ftrain.health.words import CheckNode, Failed, Hosting, HostPair, JoinPair, NodeFigures, PairFigures, RunPair, Task
 from ftrain_launcher.clock import Offset, Sample, estimate
+from ftrain_launcher.detect.links import better
 from ftrain_launcher.events import NodeChecked
 from ftrain_launcher.health.judge import Checkup, NodeHealth, State, judge
 from ftrain_launcher.health.links import Pair, sick_links
@@ -172,7 +173,7 @@ class HealthRounds:
             failure = answer if isinstance(answer, str) else answer.failure
             figures = () if isinstance(answer, str) else answer.figures
             new = figures[0] if figures else LinkFigure(0, failure=failure or "nothing was measured")
-            links[source, destination] = _better(links.get((source, destination)), new)
+            links[source, destination] = better(links.get((source, destination)), new)
 
         await asyncio.gather(*(probe(*way) for a, b in pairs for way in ((a, b), (b, a))))
 
@@ -194,22 +195,3 @@ class HealthRounds:
         whole = [p for p in pairs if not any(checkup.links[way].failure for way in (p, p[::-1]))]
         found = await asyncio.gather(*(reduce(a, b) for a, b in whole))
         checkup.pairs.update(zip(whole, found, strict=True))
-
-
-def _better(old: LinkFigure | None, new: LinkFigure) -> LinkFigure:
-    """The best of two measurements of one link. Of two failures the first knows more: connections still stood then."""
-    if old is None:
-        return new
-    if old.failure or new.failure:
-        return old if new.failure else new
-    return LinkFigure(
-        destination=new.destination,
-        rtt_seconds=_best(min, old.rtt_seconds, new.rtt_seconds),
-        least_rtt_seconds=_best(min, old.least_rtt_seconds, new.least_rtt_seconds),
-        bytes_per_second=_best(max, old.bytes_per_second, new.bytes_per_second),
-        heard_seconds=new.heard_seconds,
-    )
-
-
-def _best(best: Callable[[float, float], float], a: float | None, b: float | None) -> float | None:
-    return best(a, b) if a is not None and b is not None else b if a is None else a
