@@ -16,12 +16,13 @@ from typing import Any
 
 import msgspec
 import xxhash
-from torch import Tensor, nn
+from torch import Tensor
 
 from ftrain.copier import copier_for
 from ftrain.encoding import DICT, Packer
 from ftrain.flight import Crew, Flight, Line
 from ftrain.layout import Kind, Layout, lay_out
+from ftrain.looks import Tensors
 from ftrain.marks import Mark, Marks, Steps
 from ftrain.plan import Owned, Plan, Row, owned_by, rows_of
 from ftrain.samples import Samples
@@ -87,7 +88,7 @@ class Capturer:
         self._replicated, self._line = replicated, line
         self._sources: list[Source] = []
         self._plan: Plan | None = None
-        self._parameters: list[nn.Parameter] = []
+        self._parameters = Tensors(())
         self._distrusted: set[str] = set()
         self._references: dict[int, _Reference] = {}
         self._steps = Steps(self.wait_copied)
@@ -112,7 +113,7 @@ class Capturer:
         self.finish()
         self._plan = None
 
-    def collect(self, rest: Callable[[list[nn.Parameter]], Mapping[str, Any]]) -> Content:
+    def collect(self, rest: Callable[[Tensors], Mapping[str, Any]]) -> Content:
         """Read the state: that of the tracked objects, and beside it what ``rest`` returns. Raises NotTrackable.
 
         ``rest`` is given all parameters of the tracked objects, each once, in an order that is the same on all ranks.
@@ -171,7 +172,7 @@ class Capturer:
         self.finish()
         for source in self._sources:
             source.read()
-        self._parameters = unique_parameters({source.name: source.tracked for source in self._sources})
+        self._parameters = Tensors(unique_parameters({source.name: source.tracked for source in self._sources}))
         owned = owned_by(self._sources)
         used: dict[TensorKey, Owned] = {}
 

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ftrain.looks import Tensors
+
 _SPENT = "_ftrain_spent"
 _GRAD = attrgetter("grad")
 
@@ -24,10 +26,12 @@ def watch_optimizer(optimizer: torch.optim.Optimizer) -> torch.utils.hooks.Remov
     return optimizer.register_step_post_hook(_mark_spent)
 
 
-def live_gradients(parameters: list[nn.Parameter]) -> dict[int, torch.Tensor]:
+def live_gradients(parameters: Tensors) -> dict[int, torch.Tensor]:
     """The gradients that are state now, by the parameter's index."""
-    live = {}
-    for index, gradient in enumerate(map(_GRAD, parameters)):
+    live: dict[int, torch.Tensor] = {}
+    if not parameters.have_gradients():
+        return live
+    for index, gradient in enumerate(map(_GRAD, parameters.all)):
         if gradient is not None and getattr(gradient, _SPENT, None) != gradient._version:
             live[index] = gradient
     return live

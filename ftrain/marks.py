@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from ftrain.looks import Numbers
 from ftrain.plan import Flags, Plan
-from ftrain.tensors import Numbers
 
 
 class Steps:

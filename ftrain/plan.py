@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from ftrain.layout import Kind, flat_bytes, lay_out
+from ftrain.looks import Numbers, Tensors
 from ftrain.sources import Source
 from ftrain.state import TensorKey, tensor_key
-from ftrain.tensors import Numbers, Tensors
 from ftrain_snapshot.manifest import CHUNK_BYTES
 
 Flags = np.ndarray[tuple[int], np.dtype[np.bool_]]

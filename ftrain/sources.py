@@ -4,7 +4,7 @@ A *source* stands for one tracked object. It lists the tensors that are the obje
 optimizer state), and packs the rest of its state. What it looked like when it was read is its *fingerprint*: the
 very objects in its dictionaries, and where each tensor's memory lies. While that is equal, the packed state of a
 module or an optimizer is used again as it is. Comparing is one pass of C functions over flat lists (FACTS 7: a plan
-can be cached), their addresses come in one call (tensors.py). Their shapes, which change under
+can be cached), their addresses come in one call (looks.py). Their shapes, which change under
 an equal address in odd cases only, are compared in the background (flight.py).
 
 An object that makes its state in a way of its own (a ``state_dict`` overridden, hooks, any class of the user's) is
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from operator import attrgetter, is_, itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import msgspec
@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ftrain.encoding import DICT, LIST, Packer
+from ftrain.looks import Dictionaries, Members, Tensors, are_same
 from ftrain.state import state_of
-from ftrain.tensors import Tensors
 
-_NODE = itemgetter("_parameters", "_buffers", "_modules", "_state_dict_hooks", "_state_dict_pre_hooks")
+_CELLS = ("_parameters", "_buffers", "_modules", "_state_dict_hooks", "_state_dict_pre_hooks")
 _HOOKS = attrgetter("_optimizer_state_dict_pre_hooks", "_optimizer_state_dict_post_hooks")
 _PARAMS = itemgetter("params")
 _SIMPLE = (type(None), bool, int, float, str)
@@ -78,11 +78,9 @@ class ModuleSource(Source):
             for leaf, tensor in chain(module._parameters.items(), module._buffers.items()):
                 if tensor is not None:
                     self._paths.setdefault(id(tensor), f"{prefix}.{leaf}".removeprefix("."))
-        self._cells = self._look()
-        self._filled = list(filter(None, self._cells))
-        self._empty = [cell for cell in self._cells if not cell]  # most are
-        self._keys, self._values = _contents(self._filled)
-        self._tensors = Tensors(_dense(self._values))
+        self._cells = Members(map(vars, self._modules), _CELLS)
+        self._contents = Dictionaries(self._cells.values)
+        self._tensors = Tensors(_dense(self._contents.values))
         self._addresses = self._tensors.addresses()
         self._plain = _is_plain(self._modules)
         self._packed: msgspec.Raw | None = None
@@ -94,10 +92,7 @@ class ModuleSource(Source):
 
     def is_same(self) -> bool:
         """See `Source`."""
-        if not _are_same(self._look(), self._cells) or any(self._empty):
-            return False
-        keys, values = _contents(self._filled)
-        if keys != self._keys or not _are_same(values, self._values):
+        if not (self._cells.are_same() and self._contents.are_same()):
             return False
         return np.array_equal(self._tensors.addresses(), self._addresses)
 
@@ -113,9 +108,6 @@ class ModuleSource(Source):
         """See `Source`."""
         self._packed = None
 
-    def _look(self) -> list[dict[Any, Any]]:
-        return list(chain.from_iterable(map(_NODE, map(vars, self._modules))))
-
 
 class OptimizerSource(Source):
     """A ``torch.optim.Optimizer``: settings are packed each time, state once."""
@@ -128,6 +120,7 @@ class OptimizerSource(Source):
         self._params = self._list_params()
         self._owners, self._entries = list(state), list(state.values())
         self._states = [entry if isinstance(entry, dict) else {} for entry in map(state.get, self._params)]
+        self._contents = Dictionaries(self._states)
         self._keys, self._values = _contents(self._states)
         self._direct = [index for index, value in enumerate(self._values) if isinstance(value, Tensor)]
         # Parameters are checked by the module whose state they are.
@@ -149,21 +142,23 @@ class OptimizerSource(Source):
         """See `Source`."""
         # Compared as lists: to look a parameter up costs a call of its hash.
         if not (
-            _are_same(self._list_params(), self._params)
-            and _are_same(list(self.tracked.state), self._owners)
-            and _are_same(list(self.tracked.state.values()), self._entries)
+            are_same(self._list_params(), self._params)
+            and are_same(list(self.tracked.state), self._owners)
+            and are_same(list(self.tracked.state.values()), self._entries)
         ):
             return False
-        keys, values = _contents(self._states)
-        if keys != self._keys:
+        if not self._contents.are_same() and not self._only_numbers_changed():
             return False
-        if not _are_same(values, self._values):
-            if [i for i, value in enumerate(values) if isinstance(value, Tensor)] != self._direct or not all(
-                values[i] is self._values[i] for i in self._direct
-            ):
-                return False
-            self._values, self._packed = values, None  # numbers have changed: the same tensors, packed anew
         return np.array_equal(self._tensors.addresses(), self._addresses)
+
+    def _only_numbers_changed(self) -> bool:
+        """Whether the tensors are the same ones, in the same places; what else there is, is packed anew."""
+        keys, values = _contents(self._states)
+        tensors = [index for index, value in enumerate(values) if isinstance(value, Tensor)]
+        if keys != self._keys or tensors != self._direct or any(values[i] is not self._values[i] for i in tensors):
+            return False
+        self._contents, self._values, self._packed = Dictionaries(self._states), values, None
+        return True
 
     def pack(self, packer: Packer) -> Any:
         """See `Source`."""
@@ -218,11 +213,6 @@ def source_of(name: str, tracked: Any) -> Source:
 def _contents(cells: list[dict[Any, Any]]) -> tuple[list[Any], list[Any]]:
     """All keys, and all values."""
     return list(chain.from_iterable(cells)), list(chain.from_iterable(map(dict.values, cells)))
-
-
-def _are_same(left: list[Any], right: list[Any]) -> bool:
-    """By identity: tensors compare by their elements."""
-    return len(left) == len(right) and all(map(is_, left, right))
 
 
 def _is_plain(modules: list[nn.Module]) -> bool:

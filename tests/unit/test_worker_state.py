@@ -14,6 +14,7 @@ from torch import nn
 from ftrain.capture import Capturer
 from ftrain.errors import NotTrackable, StateMismatch
 from ftrain.gradients import live_gradients, load_gradients, watch_optimizer
+from ftrain.looks import Tensors
 from ftrain.restore import read_state
 from ftrain.state import check_trackable, collect, load_state, state_of, unique_parameters
 from ftrain_snapshot.arena import SLOTS, extend, home_bytes, home_path, table_bytes, table_path
@@ -192,17 +193,17 @@ def test_gradients_are_state_until_an_optimizer_has_used_them() -> None:
     watch_optimizer(optimizer)
     parameters = unique_parameters({"net": net, "optimizer": optimizer})
     assert len(parameters) == 2
-    assert live_gradients(parameters) == {}
+    assert live_gradients(Tensors(parameters)) == {}
     net(torch.ones(1, 3)).sum().backward()
-    live = live_gradients(parameters)
+    live = live_gradients(Tensors(parameters))
     assert live.keys() == {0, 1}
     optimizer.step()
-    assert live_gradients(parameters) == {}
+    assert live_gradients(Tensors(parameters)) == {}
     net(torch.ones(1, 3)).sum().backward()  # accumulates into the same tensors
-    assert live_gradients(parameters).keys() == {0, 1}
+    assert live_gradients(Tensors(parameters)).keys() == {0, 1}
     optimizer.step()
     optimizer.zero_grad()
-    assert live_gradients(parameters) == {}
+    assert live_gradients(Tensors(parameters)) == {}
     kept = copy.deepcopy(live)
     load_gradients(parameters, {0: kept[0]})
     assert torch.equal(parameters[0].grad, kept[0])
