@@ -126,7 +126,7 @@ class Members:
         return are_same(self._take(), self.values)
 
     def _take(self) -> list[Any]:
-        return [one.get(key) for one in self._all for key in self._keys]
+        return [one[key] for one in self._all for key in self._keys]
 
 
 def _pointers(objects: Iterable[object]) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:

@@ -186,17 +186,24 @@ class Detection:
     # ---- suspects
 
     async def _look_and_submit(self, verdict: Verdict) -> None:
+        details = dict(verdict.details)
+        try:
+            details.update(await self._look_at(verdict.ranks[:RANKS_INSPECTED_MAX]))
+        finally:  # whatever becomes of the look, the verdict holds
+            self._submit(Diagnosed(msgspec.structs.replace(verdict, details=details)))
+
+    async def _look_at(self, ranks: Iterable[int]) -> dict[str, str]:
         by_node: dict[str, list[int]] = defaultdict(list)
-        for number in verdict.ranks[:RANKS_INSPECTED_MAX]:
+        for number in ranks:
             rank = self._coordinator.ranks.get(number)
             if rank is not None:
                 by_node[rank.node].append(number)
         found = await asyncio.gather(*(self._look(node, tuple(ranks)) for node, ranks in by_node.items()))
-        details = dict(verdict.details)
+        details = {}
         for finding in (finding for findings in found for finding in findings):
             details[f"process of rank {finding.rank}"] = finding.process
             details[f"stack of rank {finding.rank}"] = finding.stack or f"(none: {finding.no_stack})"
-        self._submit(Diagnosed(msgspec.structs.replace(verdict, details=details)))
+        return details
 
     async def _look(self, node: str, ranks: tuple[int, ...]) -> tuple[Finding, ...]:
         answer = await self._requests.ask(node, lambda number: Inspect(number, ranks), Inspected, INSPECT_SECONDS)

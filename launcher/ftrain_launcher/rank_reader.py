@@ -30,7 +30,8 @@ from ftrain_launcher.detect.records import (
 from ftrain_launcher.op_history import DIRECT, OpHistory, class_of
 from ftrain_launcher.process_state import ProcessWatch
 from ftrain_launcher.ring_view import FAILED, PENDING, ChannelCounts, Record, RingView
-from ftrain_launcher.step_log import StepLog
+from ftrain_launcher.starvation import Starvation
+from ftrain_launcher.step_log import StepLog, spread
 
 _CATCH_UP_RECORDS = RECORDS_MAX // 4
 """The records are read when so many have come, if no report is wanted before."""
@@ -54,6 +55,9 @@ class RankReader:
         self._rank, self._index_of = rank, index
         self._process = ProcessWatch(pid)
         self._process_state: ProcessState | None = None
+        self._starvation = Starvation(pid)
+        self._starved_seconds = 0.0
+        """Since the last report of a step."""
         self._history = OpHistory()
         self._steps = StepLog(rank)
         self._seen = 0
@@ -80,6 +84,7 @@ class RankReader:
         """Let go of the ring and the process."""
         self.ring.close()
         self._process.close()
+        self._starvation.close()
 
     def look(self, now_ns: int) -> bool:
         """Whether there is news: the rank has not moved since the last look, and should have by now, or cannot."""
@@ -111,7 +116,10 @@ class RankReader:
         if late_in_seconds(record) <= 0.0 and self._recent_told != live.head:
             self._recent_told = live.head
             record = self._with_recent(record, now_ns)
-        done, self._done = self._done, []
+        self._starved_seconds += self._starvation.more()
+        done = spread(self._done, self._starved_seconds)
+        if done:
+            self._done, self._starved_seconds = [], 0.0
         return None if self._is_unseen(live, record) else record, done
 
     # ---- where it is

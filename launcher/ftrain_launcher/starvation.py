@@ -13,6 +13,8 @@ from contextlib import suppress
 _CGROUPS = "/sys/fs/cgroup"
 _UNITS = {b"throttled_time": 1e-9, b"throttled_usec": 1e-6}
 """Of cgroup v1 and v2."""
+_LEAST_SECONDS = 0.001
+"""Less starves nobody."""
 
 
 class Starvation:
@@ -22,13 +24,18 @@ class Starvation:
         self._schedule, self._groups = _open(f"/proc/{pid}/schedstat"), _open(f"/proc/{pid}/cgroup")
         self._named = b""
         self._stats: list[int] = []
-        self._waited = self._throttled = 0.0
-        self.more()
+        self._waited = waited_seconds(_read(self._schedule))
+        self._look_up_groups()
+        self._throttled = self._read_throttled()
 
     def more(self) -> float:
         """Seconds since it was asked last."""
+        waited = waited_seconds(_read(self._schedule))
+        if waited - self._waited < _LEAST_SECONDS:  # so it was not throttled for longer either
+            self._waited = waited
+            return 0.0
         moved = self._look_up_groups()
-        waited, throttled = _waited(self._schedule), sum(map(_throttled, self._stats))
+        throttled = self._read_throttled()
         more = waited - self._waited - (throttled - self._throttled)
         self._waited, self._throttled = waited, throttled
         return 0.0 if moved else max(0.0, more)
@@ -41,6 +48,9 @@ class Starvation:
         self._schedule = self._groups = -1
         self._stats = []
 
+    def _read_throttled(self) -> float:
+        return sum(throttled_seconds(_read(fd)) for fd in self._stats)
+
     def _look_up_groups(self) -> bool:
         """Whether the process is in other cgroups than before: nothing is known of them yet."""
         named = _read(self._groups)
@@ -49,12 +59,16 @@ class Starvation:
         self._named = named
         for fd in self._stats:
             os.close(fd)
-        self._stats = [fd for path in _stat_paths(named.decode()) if (fd := _open(path)) >= 0]
+        self._stats = [fd for path in stat_paths(named.decode()) if (fd := _open(path)) >= 0]
         return True
 
 
-def _stat_paths(cgroups: str) -> list[str]:
-    """Of the cgroup that has the processors, and of all above it. In a container some of them cannot be seen."""
+def stat_paths(cgroups: str) -> list[str]:
+    """Of the cgroup that has its processors, and of all above it; some may not be there, in a container above all.
+
+    Args:
+        cgroups: what /proc/PID/cgroup says.
+    """
     paths = []
     for line in cgroups.splitlines():
         number, controllers, folder = line.split(":", 2)
@@ -65,13 +79,15 @@ def _stat_paths(cgroups: str) -> list[str]:
     return paths
 
 
-def _waited(fd: int) -> float:
-    fields = _read(fd).split()
+def waited_seconds(schedstat: bytes) -> float:
+    """Of /proc/PID/schedstat: nanoseconds on a processor, nanoseconds waiting for one, turns."""
+    fields = schedstat.split()
     return int(fields[1]) * 1e-9 if len(fields) == 3 else 0.0
 
 
-def _throttled(fd: int) -> float:
-    for line in _read(fd).splitlines():
+def throttled_seconds(stat: bytes) -> float:
+    """Of a cgroup's cpu.stat: how long its quota has held it back."""
+    for line in stat.splitlines():
         name, _, value = line.partition(b" ")
         if name in _UNITS:
             return int(value) * _UNITS[name]

@@ -8,8 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from msgspec.structs import replace
+
 from ftrain_launcher.detect.records import CollectivesStep, RankStep
 from ftrain_launcher.ring_view import Mark
+
+
+def spread(steps: list[RankStep], starved_seconds: float) -> list[RankStep]:
+    """These steps, with what their rank has been starved in them: the most where it was outside for longest."""
+    outside = sum(step.outside_seconds for step in steps)
+    if starved_seconds == 0.0 or outside == 0.0:
+        return steps
+    share = min(1.0, starved_seconds / outside)
+    return [replace(step, starved_seconds=share * step.outside_seconds) for step in steps]
 
 
 class _Sum:

@@ -38,7 +38,10 @@ Judged = list[tuple[Trial, Judgement]]
 
 def parse() -> argparse.Namespace:
     options = parser("What the detector says of faults, and how soon.")
-    options.add_argument("--only", nargs="*", metavar="CASE", help="these cases; 'quiet' is one")
+    names = [case.name for case in CASES]
+    options.add_argument(
+        "--only", nargs="+", choices=[*names, "quiet"], metavar="CASE", help=f"of {', '.join(names)}, quiet"
+    )
     options.add_argument("--shape", choices=SHAPES, help="one shape instead of all")
     options.add_argument("--rounds", type=int, default=1, help="of each case and shape; default 1")
     options.add_argument("--quiet-steps", type=int, help="default 10000, quick 500")
@@ -54,13 +57,14 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory(prefix="detect-") as temporary:
         folder = args.keep or Path(temporary)
-        judged = campaign(args, folder)
+        judged, undone = campaign(args, folder)
         quiet = quiet_run(args, folder) if args.only is None or "quiet" in args.only else None
     left = wait_until_clean(MARK, mark, before, CLEAN_TIMEOUT_SECONDS)
     for pid in marked_processes(MARK, mark):
         os.kill(pid, signal.SIGKILL)
     Console().print(matrix(judged))
     made = report(judged, quiet, left)
+    made.add("trials that could not be made", undone, "count", 0)
     made.write(args.json)
     if args.json is not None:
         add_trials(args.json, judged)
@@ -80,23 +84,25 @@ def trials(args: argparse.Namespace) -> Iterator[Trial]:
                 yield Trial(case, shape, rank, chance.randrange(FIRST_STEP, LAST_STEP))
 
 
-def campaign(args: argparse.Namespace, folder: Path) -> Judged:
-    """Run all trials, one after the other."""
+def campaign(args: argparse.Namespace, folder: Path) -> tuple[Judged, int]:
+    """Run all trials, one after the other; what came of them, and how many could not be made."""
     judged: Judged = []
+    undone = 0
     for number, trial in enumerate(trials(args)):
         what = f"{trial.case.name} in {trial.shape}, {_culprit(trial)}, step {trial.at_step}"
         try:
             outcome = run(trial, folder / f"{number}")
             found = judge(trial, outcome)
         except (OSError, RuntimeError, AssertionError) as error:
-            print(f"{what}: NOT DONE: {error}", flush=True)
+            undone += 1
+            print(f"{what}: NOT MADE: {error}", flush=True)
             continue
         judged.append((trial, found))
         seconds = "" if found.seconds is None else f" after {found.seconds:.2f} s"
         print(f"{what}: {'right' if found.right else 'WRONG'}: {found.said}{seconds}: {found.sentence}", flush=True)
         if found.false:
             print(f"  and {found.false} incidents that accuse others: {[i['reason'] for i in outcome.incidents]}")
-    return judged
+    return judged, undone
 
 
 def quiet_run(args: argparse.Namespace, folder: Path) -> tuple[int, int]:

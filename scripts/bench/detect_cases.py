@@ -73,8 +73,8 @@ def _innocent(fault: str, *, quick: bool = False) -> Case:
     return Case(name=fault, fault=fault, quick=quick)
 
 
-def _network(fault: str, kind: str, *, names_link: bool) -> Case:
-    return Case(name=fault, fault=fault, kinds=(kind,), shapes=("dp",), on_hosts=True, names_link=names_link)
+def _network(fault: str, *kinds: str, names_link: bool) -> Case:
+    return Case(name=fault, fault=fault, kinds=kinds, shapes=("dp",), on_hosts=True, names_link=names_link)
 
 
 CASES = (
@@ -105,7 +105,7 @@ CASES = (
     _innocent("data_stall"),
     _network("link cut", STUCK, names_link=True),
     _network("link cut one way", STUCK, names_link=True),
-    _network("link loses", SLOW_LINK, names_link=True),
+    _network("link loses", SLOW_LINK, STUCK, names_link=True),  # TCP may rest for seconds before it tries again
     _network("host rate", SLOW_LINK, names_link=False),
     _network("host delay", SLOW_LINK, names_link=False),
 )
@@ -135,6 +135,8 @@ class Outcome:
     """None: the fault did not happen."""
     new_step_time: float | None
     """When all ranks had made a step that nobody had made before."""
+    node: str = ""
+    """On hosts, the name of the node that is hit."""
 
 
 @dataclass(frozen=True)
@@ -163,8 +165,8 @@ def judge(trial: Trial, outcome: Outcome) -> Judgement:
     if outcome.fault_time is None or outcome.fault_step is None:
         raise RuntimeError(f"{trial.case.name} in {trial.shape}: the fault did not happen")
     case = trial.case
-    right = [i for i in outcome.incidents if _kind(i) in case.kinds and _names(i, trial)]
-    false = [i for i in outcome.incidents if not (case.kinds and _names(i, trial))]
+    right = [i for i in outcome.incidents if _kind(i) in case.kinds and _names(i, trial, outcome.node)]
+    false = [i for i in outcome.incidents if not (case.kinds and _names(i, trial, outcome.node))]
     told = (right or [i for i in outcome.incidents if _kind(i) in case.kinds] or list(outcome.incidents))[:1]
     if not told:
         return Judgement(NOTHING, not case.kinds, 0)
@@ -187,7 +189,7 @@ def _kind(incident: Json) -> str:
     return kind if kind in SAID else "other"
 
 
-def _names(incident: Json, trial: Trial) -> bool:
+def _names(incident: Json, trial: Trial, node: str) -> bool:
     """Whether it accuses the culprit and nobody else."""
     if not trial.case.on_hosts:
         return [suspect["rank"] for suspect in incident["suspects"]] == [trial.rank]
@@ -196,4 +198,5 @@ def _names(incident: Json, trial: Trial) -> bool:
     links = [{link["source"], link["destination"]} for link in verdict["links"]]
     if trial.case.names_link:
         return bool(links) and all(link == ends for link in links)
-    return verdict["nodes"] == [f"node-{trial.rank}"] or (bool(links) and all(trial.rank in link for link in links))
+    told = bool(links) or bool(verdict["nodes"])
+    return told and set(verdict["nodes"]) <= {node} and all(trial.rank in link for link in links)

@@ -36,7 +36,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 QUOTA_MICROSECONDS, PERIOD_MICROSECONDS = 1000, 10000
 WIDTH_ON_HOSTS = 256
 """Transfers that a network notices: 256 KiB a layer."""
-BYTES_PER_SECOND, DELAY_SECONDS, LOSS = 4e6, 0.02, 0.2
+BYTES_PER_SECOND, DELAY_SECONDS, LOSS = 4e6, 0.02, 0.1
 
 
 def world_size(shape: str, case: Case) -> int:
@@ -145,8 +145,9 @@ def _run_on_hosts(trial: Trial, folder: Path) -> Outcome:
         job = HostJob(lab, folder / "job", "--nnodes", str(HOSTS), *TIMEOUTS, program=str(TRAINEE), arguments=arguments)
         try:
             job.start_all(*lab.hosts, nodes=HOSTS)
-            job.wait_step(trial.at_step)
-            steps = [entry["step"] for node in job.status()["nodes"] for entry in node["ranks"]]  # type: ignore[index]
+            status = job.wait_step(trial.at_step)
+            name = next(node["name"] for node in status["nodes"] if node["position"] == trial.rank)
+            step = max(entry["step"] for node in status["nodes"] for entry in node["ranks"])
             fault_time = time.time()
             _break(lab, trial)
             found: list[Json] = []
@@ -155,7 +156,7 @@ def _run_on_hosts(trial: Trial, folder: Path) -> Outcome:
                 found = [incident for incident in incidents(job.home(1)) if incident["verdicts"]]
         finally:
             job.close()
-    return Outcome(None, found, fault_time, max(steps), None)
+    return Outcome(None, found, fault_time, step, None, name)
 
 
 def _break(lab: Any, trial: Trial) -> None:

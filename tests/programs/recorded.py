@@ -59,6 +59,8 @@ def main() -> None:
         "ring": ring(),
     }
     (arguments.out / f"found.{dist.get_rank()}").write_text(json.dumps(found))
+    # DDP's reducer, freed after its group, may wait with the GIL for a thread of gloo's that waits for the GIL.
+    del model, optimizers, optimizer
     dist.destroy_process_group()
 
 

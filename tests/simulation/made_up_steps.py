@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from ftrain_launcher.detect.records import (
     Channel,
     Collectives,
@@ -23,6 +25,7 @@ from ftrain_launcher.detect.records import (
     RankRecord,
     RankStep,
 )
+from ftrain_launcher.step_log import spread
 
 
 class Compute(NamedTuple):
@@ -85,6 +88,10 @@ class Noise:
     """Chance of a node's neighbour to become busy for some steps: all of its ranks are slower."""
     drift: float = 0.3
     """All are slower and quicker, by so much, over thousands of steps."""
+    starving: float = 0.0
+    """One rank after the other has to wait for its processor, for long: in most steps about so many seconds."""
+    told: bool = True
+    """The kernel tells of it."""
 
 
 @dataclass
@@ -100,6 +107,8 @@ class Faults:
 
 
 TRANSFER_SECONDS = 0.002
+STEPS_A_REPORT = 10
+"""Over so many it is spread what a rank was starved."""
 ALL = "world"
 
 
@@ -165,6 +174,7 @@ class _Rank:
         self.at = 0
         self.started: list[tuple[str, int]] = []
         """Collectives that run beside the computation: group, number."""
+        self.starved = 0.0
         self.pending: int | None = None
         """The number of the collective in which it waits."""
         self.intervals: list[_Interval] = []
@@ -181,6 +191,8 @@ class Player:
         self._ranks = [_Rank() for _ in shape.programs]
         self._moves = 0
         self._busy: dict[str, int] = {}
+        self._starving, self._starving_steps = 0, 0
+        """Which rank, and for how many more steps."""
         self._entries: dict[tuple[str, int], dict[int, float]] = defaultdict(dict)
         self._ends: dict[tuple[str, int], float] = {}
         self._free: dict[str, float] = defaultdict(float)
@@ -196,8 +208,17 @@ class Player:
 
     def steps(self, count: int) -> Iterator[list[NodeReport]]:
         """Each step as one report a node."""
-        for number in range(count):
-            yield self._reports(number, self._play(number))
+        at_once = STEPS_A_REPORT if self.noise.starving else 1
+        for first in range(0, count, at_once):
+            played = [self._play(number) for number in range(first, min(count, first + at_once))]
+            shares = [spread([step[rank] for step in played], self._starved(rank)) for rank in range(len(self._ranks))]
+            for number, steps in enumerate(zip(*shares, strict=True), first):
+                yield self._reports(number, dict(enumerate(steps)))
+
+    def _starved(self, rank: int) -> float:
+        state = self._ranks[rank]
+        starved, state.starved = state.starved, 0.0
+        return starved
 
     def _play(self, number: int) -> dict[int, RankStep]:
         for rank in self._ranks:
@@ -236,7 +257,18 @@ class Player:
             factors.append(factor)
             if dice.random() < noise.stall:
                 self._ranks[rank].clock += 0.05
+        if noise.starving:
+            self._starve()
         return factors
+
+    def _starve(self) -> None:
+        if self._starving_steps == 0:
+            self._starving, self._starving_steps = self._dice.randrange(len(self._ranks)), self._dice.randint(5, 200)
+        self._starving_steps -= 1
+        if self._dice.random() < 0.8:
+            seconds = self._dice.expovariate(1 / self.noise.starving)
+            self._ranks[self._starving].clock += seconds
+            self._ranks[self._starving].starved += seconds if self.noise.told else 0.0
 
     def _advance(self, rank: int, factor: float) -> bool:
         """Go on until the rank has to wait for others; True: its step is done."""
@@ -356,8 +388,7 @@ class Player:
                 CollectivesStep(groups[c.communicator], c.operations, c.bytes, c.seconds, c.least_seconds)
                 for c in steps[rank].collectives
             )
-            step = steps[rank]
-            moved.append(RankStep(rank, number, step.seconds, step.outside_seconds, renumbered))
+            moved.append(replace(steps[rank], collectives=renumbered))
         communicators = tuple(Communicator(name, self.shape.groups[name]) for name in names)
         return NodeReport(
             node=node, generation=1, communicators=communicators, ranks=tuple(records), steps=tuple(moved)

@@ -143,6 +143,9 @@ class RankStep(msgspec.Struct, frozen=True, array_like=True):
     outside_seconds: float
     """Of these, in no operation at all."""
     collectives: tuple[CollectivesStep, ...] = ()
+    starved_seconds: float = 0.0
+    """Of ``outside_seconds``, how long it may have waited for a processor that others used: what was counted from
+    report to report, spread over its steps."""
 
 
 class NodeReport(msgspec.Struct, frozen=True, tag="comm", kw_only=True):

@@ -6,10 +6,13 @@ elsewhere has the own time of its peers, and is not blamed. No clocks are compar
 
 Each step gives each rank a ratio: its own time over the median of its peers of the same role (`roles`). A rank
 without any (a stage of a pipeline) is compared with its own earlier time, as the other ranks without peers are with
-theirs, so that what slows down all is no fault. The ratios' excess is summed up (Page's CUSUM): each step adds what
-exceeds the allowance, clipped, so that no single step counts much, and subtracts what falls short. At the limit the
-rank is named, if the median of its last ratios exceeds the allowance and stands out of their spread (MAD); at zero it
-is quiet again. C4 (arXiv 2406.04594) for the idea that the one who waits least is the slow one.
+theirs, so that what slows down all is no fault. Time in which others used the rank's processor explains its excess as
+far as it goes (`starvation`); the peers' times stay as they are, so that nobody looks slow beside a starved rank.
+
+The ratios' excess is summed up (Page's CUSUM): each step adds what exceeds the allowance, clipped, so that no single
+step counts much, and subtracts what falls short. At the limit the rank is named, if the median of its last ratios
+exceeds the allowance and stands out of their spread (MAD); at zero it is quiet again. C4 (arXiv 2406.04594)
+for the idea that the one who waits least is the slow one.
 """
 
 from __future__ import annotations
@@ -78,6 +81,11 @@ class _Ratio(NamedTuple):
     reference: float
     """The own time of its peers; of a rank without any, its own earlier one."""
     peers: int
+
+    def unless(self, starved: float) -> _Ratio:
+        """Without what waiting for a processor explains of its excess."""
+        own = max(self.own - starved, min(self.own, self.reference))
+        return self._replace(ratio=own / self.reference, own=own)
 
 
 class _Seen(NamedTuple):
@@ -158,6 +166,7 @@ class SlowRanks:
             state = self._ranks[found.rank]
             share = step.shares[found.rank].step
             state.unsteady(found.ratio)
+            found = found.unless(share.starved_seconds)
             state.ratios.append(found.ratio)
             state.seen.append(_Seen(found.own, found.reference, share.seconds - share.outside_seconds))
             excess = found.ratio - 1 if found.own - found.reference >= least else min(0.0, found.ratio - 1)

@@ -109,7 +109,10 @@ class Mischief:
                 raise SampleError
 
     def reduce_both(self, first: Reduction, second: Reduction) -> None:
-        """Two operations of the step, one after the other: what one of the ranks gets wrong."""
+        """Two operations of the step, one after the other, which one of the ranks gets wrong.
+
+        In another order they must not both come through: they are of one group, or the one waits for the other.
+        """
         kind = self._kind if self._strikes else "none"
         if kind in ("skip", "order", "shape"):
             self._tell()

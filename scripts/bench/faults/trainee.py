@@ -101,7 +101,7 @@ class TensorParallel(Shape):
         def add_up(number: int, hidden: Tensor) -> None:
             compute(1 / LAYERS)
             if number == LAYERS // 2:
-                mischief.reduce_both((hidden, self._tp), (torch.ones(1), self._dp))
+                mischief.reduce_both((hidden, self._tp), (torch.ones(1), self._tp))
                 mischief.between_operations()
             else:
                 dist.all_reduce(hidden, group=self._tp)

@@ -1,0 +1,74 @@
+"""A rank that waits for a processor is not slow; one that is slow by itself is, also when it waits a little."""
+
+from __future__ import annotations
+
+import pytest
+
+from ftrain_launcher.detect.pace import Pace
+from ftrain_launcher.detect.records import (
+    Collectives,
+    CollectivesStep,
+    Communicator,
+    NodeReport,
+    Op,
+    Operation,
+    RankRecord,
+    RankStep,
+)
+from ftrain_launcher.detect.verdict import Verdict
+from ftrain_launcher.step_log import spread
+
+WORLD = Communicator("world", (0, 1, 2, 3))
+STEP_SECONDS = 0.02
+
+
+def judged(own: float, starved: float = 0.0, steps: int = 60, peers_starved: float = 0.0) -> list[Verdict]:
+    """Rank 1's own time and what it was starved, in steps in which its peers take 20 ms each."""
+    pace, found = Pace(1, dict.fromkeys(range(4), "node0")), []
+    entered = Collectives(0, 1, 1, (), Operation(1, Op.ALL_REDUCE, 4, 6, 1, -1, 0.0, 0.0))
+    for number in range(steps):
+        done = []
+        for rank in range(4):
+            outside = own if rank == 1 else STEP_SECONDS
+            inside = max(own, STEP_SECONDS) - outside + 0.001
+            used = (CollectivesStep(0, 1, 1 << 20, inside, inside),)
+            waited = starved if rank == 1 else peers_starved
+            done.append(RankStep(rank, number, outside + inside, outside, used, waited))
+        records = tuple(RankRecord(rank, number, 0.0, (entered,)) for rank in range(4))
+        one = NodeReport(node="node0", generation=1, communicators=(WORLD,), ranks=records, steps=tuple(done))
+        pace.take(one, number * 0.05)
+        found += pace.verdicts(number * 0.05)
+    return found
+
+
+@pytest.mark.parametrize("own", [0.03, 0.06, 0.2])
+def test_a_starved_rank_is_not_named(own: float) -> None:
+    assert judged(own, own - STEP_SECONDS) == []
+
+
+def test_nor_one_most_of_whose_excess_is_starvation() -> None:
+    assert judged(0.042, 0.021) == []
+
+
+@pytest.mark.parametrize("own", [0.024, 0.03, 0.06])
+def test_where_the_kernel_does_not_tell_it_is(own: float) -> None:
+    assert [verdict.ranks for verdict in judged(own)] == [(1,)]
+
+
+def test_a_slow_rank_is_named_though_it_is_starved_a_little() -> None:
+    (verdict,) = judged(0.033, 0.003, steps=25, peers_starved=0.003)
+    assert verdict.ranks == (1,)
+    assert verdict.details["ratio"] == "1.500"
+    assert verdict.details["own_seconds"] == "0.030000"
+
+
+def test_no_peer_of_a_starved_rank_is_slow() -> None:
+    assert judged(0.02, 0.02) == []
+
+
+def test_what_a_report_tells_is_spread_over_its_steps() -> None:
+    steps = [RankStep(0, number, 0.1, outside) for number, outside in enumerate((0.02, 0.06))]
+    assert [step.starved_seconds for step in spread(steps, 0.04)] == pytest.approx([0.01, 0.03])
+    assert [step.starved_seconds for step in spread(steps, 1.0)] == pytest.approx([0.02, 0.06])
+    assert spread(steps, 0.0) == steps
+    assert spread([], 1.0) == []

@@ -1,0 +1,34 @@
+"""What the kernel's files say of waiting for a processor."""
+
+from __future__ import annotations
+
+import os
+
+from ftrain_launcher.starvation import Starvation, stat_paths, throttled_seconds, waited_seconds
+
+
+def test_the_second_number_is_the_wait() -> None:
+    assert waited_seconds(b"626862 1500000000 17\n") == 1.5
+    assert waited_seconds(b"") == 0.0
+
+
+def test_quotas_of_both_versions() -> None:
+    assert throttled_seconds(b"nr_periods 5\nnr_throttled 5\nthrottled_time 250000000\nnr_bursts 0\n") == 0.25
+    assert throttled_seconds(b"usage_usec 9\nnr_throttled 5\nthrottled_usec 250000\n") == 0.25
+    assert throttled_seconds(b"usage_usec 9\n") == 0.0
+
+
+def test_a_quota_may_be_that_of_a_cgroup_further_up() -> None:
+    first = "3:cpuset:/x\n2:cpu,cpuacct:/pod/one\n1:name=systemd:/y\n"
+    mount = "/sys/fs/cgroup/cpu"
+    assert stat_paths(first) == [f"{mount}/cpu.stat", f"{mount}/pod/cpu.stat", f"{mount}/pod/one/cpu.stat"]
+    assert stat_paths("0::/\n") == ["/sys/fs/cgroup/cpu.stat"]
+
+
+def test_it_only_grows_and_a_process_that_is_gone_counts_nothing() -> None:
+    own = Starvation(os.getpid())
+    assert own.more() >= 0.0
+    own.close()
+    gone = Starvation(1 << 30)
+    assert gone.more() == 0.0
+    gone.close()
