@@ -26,6 +26,7 @@ from ftrain.capture import Capturer
 from ftrain.durable import writer
 from ftrain.durable.source import FoldersSource
 from ftrain.gradients import live_gradients
+from ftrain.looks import Tensors
 from ftrain.rng import rng_state
 from ftrain.sampler import ElasticSampler
 from ftrain.state import TensorKey, state_of, tensor_key, unique_parameters
@@ -112,7 +113,7 @@ def tree_of(objects: dict[str, Any], step: int) -> dict[str, Any]:
 
 def rest_of(objects: dict[str, Any], step: int) -> dict[str, Any]:
     """As `ftrain.session` adds it."""
-    gradients = live_gradients(unique_parameters(objects))
+    gradients = live_gradients(Tensors(unique_parameters(objects)))
     return {"step": step, "gradients": gradients, "buckets": {}, "rng": rng_state()}
 
 

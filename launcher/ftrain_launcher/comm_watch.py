@@ -43,7 +43,11 @@ class CommWatch:
                     told = loop.time()
                     self._tell(self._reader.report())
         finally:
-            self._reader.close()
+            self.forget()
+
+    def forget(self) -> None:
+        """The workers are gone: their rings' memory is wanted by others."""
+        self._reader.close()
 
     def tell_now(self) -> None:
         """Something happens to the workers: say how they stand before it does."""

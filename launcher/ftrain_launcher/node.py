@@ -227,6 +227,7 @@ class NodeRunner:
             self._store.forget()
             self._comm.tell_now()  # who waits for whom is of the past in a moment
             await self._workers.stop()
+            self._comm.forget()
             self._form, self._all_started = None, False
             self._said.clear()
             self._write_down()

@@ -78,9 +78,9 @@ def test_a_drained_node_gives_its_ranks_to_the_spare_and_gets_them_back(
         assert job.wait() == 0, job.tail()
         assert job.ends() == undisturbed(NODES).ends()
         incidents = job.ask("incidents")["incidents"]
-        assert [(i["kind"], i["steps_lost"], i["resumed_from"]) for i in incidents] == [
-            ("drained", 0, first),
-            ("drained", 0, second),
-        ]
+        assert [(i["kind"], i["steps_lost"]) for i in incidents] == [("drained", 0), ("drained", 0)]
+        # A newer one may have been under way.
+        assert first <= incidents[0]["resumed_from"] < FIRST
+        assert second <= incidents[1]["resumed_from"] < SECOND
     finally:
         job.close()
