@@ -34,6 +34,7 @@ def test_a_worker_gets_ftrains_variables() -> None:
     assert {name: value for name, value in got.items() if name.startswith("FTRAIN_")} == dict(
         FTRAIN_JOB="j", FTRAIN_NODE="node-1", FTRAIN_NODE_DIR="/dev/shm/ftrain-j/node-1", FTRAIN_GENERATION="3",
         FTRAIN_RESTORE="17:2:1", FTRAIN_DURABLE="", FTRAIN_SNAPSHOT_EVERY="5", FTRAIN_DEMOTE_AFTER_NAN="1",
+        FTRAIN_CHECK_REPLICAS="100", FTRAIN_COLLECTIVE_TIMEOUT_SECONDS="", FTRAIN_RECORDER="1",
     )  # fmt: skip
     assert worker_environment(**WORKER)["FTRAIN_RESTORE"] == ""
     assert worker_environment(**WORKER, demote_after_nan=False)["FTRAIN_DEMOTE_AFTER_NAN"] == "0"
