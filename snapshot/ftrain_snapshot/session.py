@@ -10,6 +10,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+import msgspec
+
 from ftrain_snapshot.codec import codec_for
 from ftrain_snapshot.control import ControlPage
 from ftrain_snapshot.degraded import Reads
@@ -20,7 +22,7 @@ from ftrain_snapshot.ledger import Exposure, Gate, Word
 from ftrain_snapshot.lines import Lines
 from ftrain_snapshot.log import log
 from ftrain_snapshot.loop import Loop, Timer
-from ftrain_snapshot.messages import Levels, Membership, Peer, SnapshotId
+from ftrain_snapshot.messages import Holding, Levels, Membership, Peer, SnapshotId
 from ftrain_snapshot.node import Node
 from ftrain_snapshot.pin import Pin
 from ftrain_snapshot.placement import group_of
@@ -324,7 +326,12 @@ class Session:
     def _announce(self) -> None:
         """Tell the gate what is here; it takes a repeated telling as a sign that something was cut."""
         linked = all(p in self.links for p in self._group.members if p != self._position)
-        self._tell_gate(Announce(self._store.holdings(), linked, tuple(self._skipped)))
+        self._tell_gate(Announce(tuple(map(self._as_checked, self._store.holdings())), linked, tuple(self._skipped)))
+
+    def _as_checked(self, holding: Holding) -> Holding:
+        """Parity of what is being restored counts once it was looked at: `repair` says so, then."""
+        unchecked = holding.snapshot == self.membership.restore and not self.repair.stored
+        return msgspec.structs.replace(holding, parity=False) if unchecked else holding
 
     def _tell_gate(self, message: PeerMessage) -> None:
         """Lost if the gate is not connected: it learns the facts from the next announcement."""
