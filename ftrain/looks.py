@@ -90,14 +90,15 @@ class Dictionaries:
 
     def __init__(self, dictionaries: Iterable[dict[Any, Any]]) -> None:
         self._all = list(dictionaries)
-        self._keys = list(chain.from_iterable(self._all))
+        self.keys = list(chain.from_iterable(self._all))
+        """All their keys, in order."""
         self.values = list(chain.from_iterable(map(dict.values, self._all)))
         """All their values, in order."""
         self._native = _native()
         if self._native is not None:
             self._where = _pointers(self._all)
             self._sizes = np.array(list(map(len, self._all)), np.int64)
-            self._items = _pointers(chain.from_iterable(zip(self._keys, self.values, strict=True)))
+            self._items = _pointers(chain.from_iterable(zip(self.keys, self.values, strict=True)))
 
     def are_same(self) -> bool:
         """Whether they hold the very same things, under equal keys, in the same order."""
@@ -105,7 +106,7 @@ class Dictionaries:
             places = (self._where.ctypes.data, self._sizes.ctypes.data, len(self._all), self._items.ctypes.data)
             return bool(self._native.ftrain_dictionaries_same(*places))
         values = list(chain.from_iterable(map(dict.values, self._all)))
-        return are_same(values, self.values) and list(chain.from_iterable(self._all)) == self._keys
+        return are_same(values, self.values) and list(chain.from_iterable(self._all)) == self.keys
 
 
 class Members:

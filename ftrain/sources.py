@@ -121,10 +121,8 @@ class OptimizerSource(Source):
         self._owners, self._entries = list(state), list(state.values())
         self._states = [entry if isinstance(entry, dict) else {} for entry in map(state.get, self._params)]
         self._contents = Dictionaries(self._states)
-        self._keys, self._values = _contents(self._states)
-        self._direct = [index for index, value in enumerate(self._values) if isinstance(value, Tensor)]
         # Parameters are checked by the module whose state they are.
-        self._tensors = Tensors(_dense(self._values))
+        self._tensors = Tensors(_dense(self._contents.values))
         self._addresses = self._tensors.addresses()
         self._keyed_by_parameters = len(state) == sum(parameter in state for parameter in self._params)
         self._packed: msgspec.Raw | None = None
@@ -153,11 +151,13 @@ class OptimizerSource(Source):
 
     def _only_numbers_changed(self) -> bool:
         """Whether the tensors are the same ones, in the same places; what else there is, is packed anew."""
-        keys, values = _contents(self._states)
-        tensors = [index for index, value in enumerate(values) if isinstance(value, Tensor)]
-        if keys != self._keys or tensors != self._direct or any(values[i] is not self._values[i] for i in tensors):
+        before, now = self._contents, Dictionaries(self._states)
+        if now.keys != before.keys:
             return False
-        self._contents, self._values, self._packed = Dictionaries(self._states), values, None
+        pairs = zip(now.values, before.values, strict=True)
+        if any(new is not old for new, old in pairs if isinstance(new, Tensor) or isinstance(old, Tensor)):
+            return False
+        self._contents, self._packed = now, None
         return True
 
     def pack(self, packer: Packer) -> Any:
@@ -167,7 +167,7 @@ class OptimizerSource(Source):
             return super().pack(packer)
         if self._packed is None:
             whole = optimizer.state_dict()
-            simple = all(isinstance(value, Tensor) or type(value) in _SIMPLE for value in self._values)
+            simple = all(isinstance(value, Tensor) or type(value) in _SIMPLE for value in self._contents.values)
             packed = msgspec.Raw(msgspec.msgpack.encode(packer.pack(whole["state"])))
             self._groups = [
                 msgspec.Raw(msgspec.msgpack.encode(packer.pack(group["params"]))) for group in whole["param_groups"]
@@ -208,11 +208,6 @@ def source_of(name: str, tracked: Any) -> Source:
     source = next((make for kind, make in kinds if isinstance(tracked, kind)), Source)(name, tracked)
     source.read()
     return source
-
-
-def _contents(cells: list[dict[Any, Any]]) -> tuple[list[Any], list[Any]]:
-    """All keys, and all values."""
-    return list(chain.from_iterable(cells)), list(chain.from_iterable(map(dict.values, cells)))
 
 
 def _is_plain(modules: list[nn.Module]) -> bool:

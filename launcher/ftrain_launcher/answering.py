@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import assert_never
 
 from ftrain.health.words import CheckNode
+from ftrain_launcher.background import Background
 from ftrain_launcher.checking import verify
 from ftrain_launcher.environment import interface_of
 from ftrain_launcher.health.probing import probe
@@ -42,22 +43,18 @@ class Answering:
         self._job, self._node, self._folder = job, node, folder
         self._workers, self._tell = workers, tell
         self._health = HealthProcess(interface_of(job.host))
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background()
 
     def take(self, question: Question) -> None:
         """Begin to answer; a clock is read at once."""
         if isinstance(question, ClockWanted):
             self._tell(ClockRead(self._node, question.request, time.monotonic(), time.time()))
             return
-        task = asyncio.create_task(self._answer(question))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._background.begin(self._answer(question))
 
     async def close(self) -> None:
         """Give up what is under way."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._background.close()
         await self._health.close()
 
     async def _answer(self, question: Verify | Inspect | Probe | CheckHealth | TraceWanted) -> None:

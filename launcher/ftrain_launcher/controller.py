@@ -23,6 +23,7 @@ from aiohttp import WSMsgType, web
 
 from ftrain_launcher import handshake, views
 from ftrain_launcher.api import Handler, OperatorApi
+from ftrain_launcher.background import Background
 from ftrain_launcher.coordinator import Coordinator
 from ftrain_launcher.detect.records import NodeReport
 from ftrain_launcher.detection import Detection
@@ -96,7 +97,7 @@ class Controller:
         self.coordinator = replay(folder.journal) if self._resumed else Coordinator(self.record.config)
         self._requests = Requests(self._outboxes)
         self._detection = Detection(self.coordinator, self._requests, self.submit)
-        self._checks: set[asyncio.Task[None]] = set()
+        self._checks = Background()
         self._api = OperatorApi(self.coordinator, self.observations, self._outboxes, self._requests, self.submit)
 
     # ---- life
@@ -120,9 +121,10 @@ class Controller:
             await self._ended.wait()
             await self._launchers.drain(_GOODBYE_SECONDS)
         finally:
-            for task in (*tasks, *self._checks):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, *self._checks, return_exceptions=True)
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._checks.close()
             await self._detection.close()
             for outbox in list(self._outboxes.values()):  # an agent may open a line meanwhile
                 await outbox.close()
@@ -177,9 +179,7 @@ class Controller:
             case Announce(text):
                 announce(text)
             case CheckNodes(names):
-                task = self._api.health.report(names, self.submit)
-                self._checks.add(task)
-                task.add_done_callback(self._checks.discard)
+                self._checks.keep(self._api.health.report(names, self.submit))
             case EndJob(exit_code, message):
                 self._write_status()
                 self.folder.write_result(Result(exit_code, message))

@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Iterable
 
 import msgspec
 
+from ftrain_launcher.background import Background
 from ftrain_launcher.coordinator import Coordinator
 from ftrain_launcher.detect.detector import Detector
 from ftrain_launcher.detect.divergence import Divergence
@@ -62,7 +63,7 @@ class Detection:
         self._coordinator, self._requests, self._submit = coordinator, requests, submit
         self._links = LinkMatrix(coordinator, requests)
         self._watched: _Watched | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background()
 
     async def run(self) -> None:
         """Judge what was reported, for ever; measure links when all is quiet."""
@@ -74,15 +75,13 @@ class Detection:
             if watched is None or self._current(watched.generation) is not watched:
                 continue
             self._judge(watched)
-            if loop.time() - measured >= QUIET_PROBE_SECONDS and not self._tasks:
+            if loop.time() - measured >= QUIET_PROBE_SECONDS and not self._background.tasks:
                 measured = loop.time()
-                self._beside(self._links.remember())
+                self._background.begin(self._links.remember())
 
     async def close(self) -> None:
         """End what is under way."""
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._background.close()
 
     # ---- what is reported
 
@@ -122,7 +121,7 @@ class Detection:
         now = time.monotonic()
         self._tell([*watched.detector.verdicts(now), *watched.replicas.verdicts(now)])
         for slowed in watched.pace.slowed():
-            self._beside(self._look_for_link(watched.generation, slowed))
+            self._background.begin(self._look_for_link(watched.generation, slowed))
 
     def _explain(self, watched: _Watched) -> None:
         """The last words of the ranks may say that it was a mismatch; nobody is left to be looked at."""
@@ -134,16 +133,11 @@ class Detection:
     def _tell(self, verdicts: Iterable[Verdict]) -> None:
         for verdict in verdicts:
             if verdict.kind is Kind.COMMUNICATION_HANG:
-                self._beside(self._probe_and_submit(verdict))
+                self._background.begin(self._probe_and_submit(verdict))
             elif verdict.kind in _BY_STACK and verdict.ranks:
-                self._beside(self._look_and_submit(verdict))
+                self._background.begin(self._look_and_submit(verdict))
             else:
                 self._submit(Diagnosed(verdict))
-
-    def _beside(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
     # ---- links
 

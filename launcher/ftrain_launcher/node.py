@@ -16,11 +16,12 @@ import shutil
 import signal
 import socket
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
 
 from ftrain import link
 from ftrain_launcher.answering import Answering
+from ftrain_launcher.background import Background
 from ftrain_launcher.checking import DamageWatch
 from ftrain_launcher.comm_watch import CommWatch
 from ftrain_launcher.daemons import DaemonFailed, DaemonKeeper
@@ -82,7 +83,7 @@ class NodeRunner:
         self._form: Form | None = None
         self._all_started = False
         self._inventory: Inventory | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background()
         self._closing = False
 
     @property
@@ -127,7 +128,7 @@ class NodeRunner:
         self._workers.open()
         self._write_down()
         if self.job.config.detect is not Detect.OFF:
-            self._beside(self._comm.run())
+            self._background.begin(self._comm.run())
 
     async def _start_daemon(self, before: NodeRecord | None) -> None:
         if before is not None and before.daemon_pid is not None:
@@ -158,9 +159,7 @@ class NodeRunner:
     async def close(self, grace_seconds: float) -> None:
         """End the node: workers, zygote, daemon, and all its memory."""
         self._closing = True
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._background.close()
         await self.answering.close()
         with contextlib.suppress(ZygoteFailed):
             await self._host.shutdown(grace_seconds)
@@ -304,11 +303,6 @@ class NodeRunner:
                 shutil.rmtree(self.node_folder, ignore_errors=True)
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    def _beside(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
     # ---- what the node hears from below
 
     def _exited(self, exited: Exited) -> None:
@@ -334,7 +328,7 @@ class NodeRunner:
 
     def _daemon_died(self) -> None:
         if not self._closing:
-            self._beside(self._restart_daemon())
+            self._background.begin(self._restart_daemon())
 
     async def _restart_daemon(self) -> None:
         """Training goes on meanwhile: the workers write into memory that outlives the daemon."""

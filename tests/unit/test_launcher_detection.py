@@ -58,8 +58,8 @@ async def watch(job: Job, agents: Agents, reports: list[NodeReport]) -> list[Dia
     watched = Detection(job.coordinator, agents.requests, submitted.append)
     for one in reports:
         watched.take(one)
-    while watched._tasks:
-        await asyncio.gather(*watched._tasks)
+    while watched._background.tasks:
+        await asyncio.gather(*watched._background.tasks)
     await watched.close()
     return submitted
 
