@@ -23,7 +23,6 @@ from ftrain import link
 from ftrain_launcher.answering import Answering
 from ftrain_launcher.background import Background
 from ftrain_launcher.checking import DamageWatch
-from ftrain_launcher.comm_watch import CommWatch
 from ftrain_launcher.daemons import DaemonFailed, DaemonKeeper
 from ftrain_launcher.durable_search import search
 from ftrain_launcher.durable_writers import DurableWriters
@@ -46,6 +45,7 @@ from ftrain_launcher.messages import (
 )
 from ftrain_launcher.node_state import NodeFile, NodeRecord, kill_trees
 from ftrain_launcher.node_workers import NodeWorkers
+from ftrain_launcher.rings.watch import CommWatch
 from ftrain_launcher.spawning import PRELOAD, Exited
 from ftrain_launcher.store_host import StoreHost
 from ftrain_launcher.workers import WorkerHost

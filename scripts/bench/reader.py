@@ -16,7 +16,7 @@ from pathlib import Path
 
 import common
 
-from ftrain_launcher.comm_reader import CommReader
+from ftrain_launcher.rings.reader import CommReader
 
 RANKS = 8
 LOOKS_A_REPORT = 5

@@ -15,9 +15,9 @@ import pytest
 
 from ftrain.comm import library
 from ftrain.comm.ring import NATIVE, PYTHON, RingReader, ring_path
-from ftrain_launcher.comm_reader import CommReader
 from ftrain_launcher.detect.records import NodeReport, Op, RankRecord
-from ftrain_launcher.process_state import ProcessWatch
+from ftrain_launcher.rings.process_state import ProcessWatch
+from ftrain_launcher.rings.reader import CommReader
 
 PROGRAM = Path(__file__).with_name("worker_comm.py")
 SECONDS_MAX = 150.0

@@ -25,7 +25,7 @@ from ftrain_launcher.detect.records import (
     RankRecord,
     RankStep,
 )
-from ftrain_launcher.step_log import spread
+from ftrain_launcher.rings.step_log import spread
 
 
 class Compute(NamedTuple):

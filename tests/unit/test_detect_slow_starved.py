@@ -16,7 +16,7 @@ from ftrain_launcher.detect.records import (
     RankStep,
 )
 from ftrain_launcher.detect.verdict import Verdict
-from ftrain_launcher.step_log import spread
+from ftrain_launcher.rings.step_log import spread
 
 WORLD = Communicator("world", (0, 1, 2, 3))
 STEP_SECONDS = 0.02

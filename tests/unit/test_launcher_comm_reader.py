@@ -7,9 +7,9 @@ import pytest
 
 from ftrain.comm.ring import NONE, PYTHON, RECORDS_MAX, Identity, RingReader, ring_path
 from ftrain.comm.writer import Call, RingWriter
-from ftrain_launcher.comm_reader import CommReader
 from ftrain_launcher.detect.records import Communicator, NodeReport, Op, RankRecord
-from ftrain_launcher.rank_reader import RankReader, late_in_seconds
+from ftrain_launcher.rings.rank_reader import RankReader, late_in_seconds
+from ftrain_launcher.rings.reader import CommReader
 
 MS = 1_000_000
 SECOND = 1000 * MS

@@ -3,7 +3,7 @@
 import pytest
 
 from ftrain_launcher.detect.records import Op
-from ftrain_launcher.op_history import CLASSES_MAX, WINDOW, OpHistory, class_of
+from ftrain_launcher.rings.op_history import CLASSES_MAX, WINDOW, OpHistory, class_of
 
 MS = 1_000_000
 KIND = class_of(0, Op.ALL_REDUCE, -1, 4096)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from ftrain_launcher.starvation import Starvation, stat_paths, throttled_seconds, waited_seconds
+from ftrain_launcher.rings.starvation import Starvation, stat_paths, throttled_seconds, waited_seconds
 
 
 def test_the_second_number_is_the_wait() -> None:

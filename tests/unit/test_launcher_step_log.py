@@ -2,8 +2,8 @@
 
 import pytest
 
-from ftrain_launcher.ring_view import Mark
-from ftrain_launcher.step_log import StepLog
+from ftrain_launcher.rings.step_log import StepLog
+from ftrain_launcher.rings.view import Mark
 
 MS = 1_000_000
 

@@ -7,7 +7,7 @@ elsewhere has the own time of its peers, and is not blamed. No clocks are compar
 Each step gives each rank a ratio: its own time over the median of its peers of the same role (`roles`). A rank
 without any (a stage of a pipeline) is compared with its own earlier time, as the other ranks without peers are with
 theirs, so that what slows down all is no fault. Time in which others used the rank's processor explains its excess as
-far as it goes (`starvation`); the peers' times stay as they are, so that nobody looks slow beside a starved rank.
+far as it goes (`rings.starvation`); the peers' times stay as they are, so that nobody looks slow beside a starved rank.
 
 The ratios' excess is summed up (Page's CUSUM): each step adds what exceeds the allowance, clipped, so that no single
 step counts much, and subtracts what falls short. At the limit the rank is named, if the median of its last ratios

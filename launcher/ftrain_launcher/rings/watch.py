@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-from ftrain_launcher.comm_reader import CommReader
 from ftrain_launcher.detect.records import NodeReport
 from ftrain_launcher.node_workers import NodeWorkers
+from ftrain_launcher.rings.reader import CommReader
 
 READ_SECONDS = 0.1
 REPORT_SECONDS = 0.5

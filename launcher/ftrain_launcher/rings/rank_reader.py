@@ -27,11 +27,11 @@ from ftrain_launcher.detect.records import (
     RankRecord,
     RankStep,
 )
-from ftrain_launcher.op_history import DIRECT, OpHistory, class_of
-from ftrain_launcher.process_state import ProcessWatch
-from ftrain_launcher.ring_view import FAILED, PENDING, ChannelCounts, Record, RingView
-from ftrain_launcher.starvation import Starvation
-from ftrain_launcher.step_log import StepLog, spread
+from ftrain_launcher.rings.op_history import DIRECT, OpHistory, class_of
+from ftrain_launcher.rings.process_state import ProcessWatch
+from ftrain_launcher.rings.starvation import Starvation
+from ftrain_launcher.rings.step_log import StepLog, spread
+from ftrain_launcher.rings.view import FAILED, PENDING, ChannelCounts, Record, RingView
 
 _CATCH_UP_RECORDS = RECORDS_MAX // 4
 """The records are read when so many have come, if no report is wanted before."""

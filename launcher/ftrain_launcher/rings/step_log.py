@@ -11,7 +11,7 @@ from collections.abc import Callable
 from msgspec.structs import replace
 
 from ftrain_launcher.detect.records import CollectivesStep, RankStep
-from ftrain_launcher.ring_view import Mark
+from ftrain_launcher.rings.view import Mark
 
 
 def spread(steps: list[RankStep], starved_seconds: float) -> list[RankStep]:

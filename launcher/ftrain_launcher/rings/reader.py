@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ftrain.comm.ring import Group, RingInvalid, ring_path
 from ftrain_launcher.detect.records import Communicator, NodeReport, RankRecord, RankStep
-from ftrain_launcher.rank_reader import RankReader
+from ftrain_launcher.rings.rank_reader import RankReader
 
 
 class CommReader:
