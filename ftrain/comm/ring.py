@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAGIC = b"FTRNCOMM"
-VERSION = 1
+VERSION = 2
 NATIVE, PYTHON = 1, 2
 """Kinds of writers."""
 
@@ -89,14 +89,14 @@ CHANNEL = np.dtype(
 
 MARK = np.dtype(
     {
-        "names": ["number", "step", "at_ns", "outside_ns", "head"],
+        "names": ["number", "step", "at_ns", "waited_ns", "head"],
         "formats": ["<u8", "<i8", "<u8", "<u8", "<u8"],
         "offsets": [0, 8, 16, 24, 32],
         "itemsize": 64,
     }
 )
-"""The end of a step, with the time outside of all operations since the recorder's start, and the newest record's id, at
-that moment. ``number`` is 1, 2, ..., and 0 while it is written."""
+"""The end of a step, with the time spent waiting for operations since the recorder's start, and the newest record's id,
+at that moment. ``number`` is 1, 2, ..., and 0 while it is written."""
 
 Table = NDArray[Any]
 """A structured array of one of the types above."""
@@ -130,8 +130,9 @@ class Live(NamedTuple):
     """When the process left its last operation; its start before the first."""
     inside: int
     """In how many operations it is now. Works without a future count during their call and their wait."""
-    outside_ns: int
-    """Time outside of all operations until the last entry."""
+    waited_ns: int
+    """Time spent waiting for operations, until the last entry, wait or mark: something was under way, and the thread
+    that had entered computed nothing. Not counted on CUDA."""
     missed_communicators: int
     """Operations recorded under no communicator, since the table was full; so for the next two."""
     missed_channels: int

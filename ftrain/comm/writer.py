@@ -84,18 +84,21 @@ class RingWriter:
 
     def __init__(self, path: Path, identity: Identity, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
         self._clock_ns = clock_ns
+        self._is_real = clock_ns is time.monotonic_ns
         self._members_max = max(4096, 8 * identity.world_size)
         self._layout = Layout.of(self._members_max)
         fd = create_ring(path, identity)
         self._map = mmap.mmap(fd, self._layout.end)
         os.close(fd)
         self._lock = threading.RLock()
-        self._head = self._marks = self._inside = self._outside_ns = self._failed = 0
+        self._head = self._marks = self._inside = self._waited_ns = self._failed = 0
         self._missed = [0, 0, 0, 0]
         """Communicators, channels, pending, members."""
         self._communicators = self._members = self._closed = 0
         self._channels: dict[tuple[int, int], int] = {}
         self._last_exit_ns = self._clock_ns()
+        self._begun: tuple[int, int, int] | None = None
+        """Of the stretch at hand: when, its thread, and the thread's processor time then."""
         self._step = -1
 
     def add_communicator(self, name: str, members: tuple[int, ...] | None, description: str = "") -> int:
@@ -121,6 +124,7 @@ class RingWriter:
         """An operation begins."""
         with self._lock:
             now = self._clock_ns()
+            self._begin_stretch(now)
             gap = self._go_in(now)
             number = self._head + 1
             channel, counts, recent = self._table(call)
@@ -162,6 +166,7 @@ class RingWriter:
             now = self._clock_ns()
             if not entered.inside:
                 entered.inside = True
+                self._begin_stretch(now)
                 self._go_in(now)
             for at in self._still(entered):
                 self._put(at + _WAITED_AT, now)
@@ -189,10 +194,10 @@ class RingWriter:
             now = self._clock_ns()
             self._marks += 1
             self._step = step
-            outside = self._outside_ns + (0 if self._inside > 0 else now - self._last_exit_ns)
+            self._begin_stretch(now)
             at = self._layout.marks + self._marks % MARKS_MAX * MARK.itemsize
             self._put(at, 0)
-            _MARK.pack_into(self._map, at, step, now, outside, self._head)
+            _MARK.pack_into(self._map, at, step, now, self._waited_ns, self._head)
             self._put(at, self._marks)
             self._publish()
 
@@ -206,9 +211,18 @@ class RingWriter:
 
     def _go_in(self, now: int) -> int:
         gap = now - self._last_exit_ns if self._inside == 0 else 0
-        self._outside_ns += gap
         self._inside += 1
         return gap
+
+    def _begin_stretch(self, now: int) -> None:
+        """Add up what was waited for in the one that ends: something was under way, and nothing was computed."""
+        thread, processor = threading.get_native_id(), time.thread_time_ns() if self._is_real else 0
+        if self._begun is not None:
+            begun, its_thread, before = self._begun
+            left = now if self._inside > 0 else self._last_exit_ns
+            computed = processor - before if thread == its_thread else 0
+            self._waited_ns += max(0, min(left - begun, now - begun - computed))
+        self._begun = now, thread, processor
 
     def _go_out(self, now: int) -> None:
         self._inside -= 1
@@ -251,7 +265,7 @@ class RingWriter:
         return [at for at in entered.places if _WORD.unpack_from(self._map, at)[0] == entered.id]
 
     def _publish(self) -> None:
-        times = (self._head, self._marks, self._last_exit_ns, self._inside, self._outside_ns)
+        times = (self._head, self._marks, self._last_exit_ns, self._inside, self._waited_ns)
         tables = (self._communicators, len(self._channels), self._members, self._closed)
         live = _LIVE.pack(*times, *self._missed, self._failed, *tables)
         self._map[_LIVE_AT : _LIVE_AT + len(live)] = live

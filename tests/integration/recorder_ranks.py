@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -223,8 +224,51 @@ def busy(rank: Rank) -> None:
         dist.all_reduce(tensors[0])
 
 
+def covering(rank: Rank) -> list[float]:
+    """Operations that cover computation and others that block, between ranks of which one computes twice as long.
+
+    Returns how long it waited for them, by the program's own clock and by the recorder's; and for a processor.
+    """
+    reader = RingReader(ring_path(rank.folder, rank.rank))
+    waits: list[float] = []
+
+    def compute(seconds: float) -> None:
+        end = time.thread_time() + seconds * (1 + rank.rank)
+        while time.thread_time() < end:
+            pass
+
+    def timed(operation: Callable[[], Any]) -> None:
+        begun = time.monotonic()
+        operation()
+        waits.append(time.monotonic() - begun)
+
+    for step in range(6):
+        if step == 1:  # the first of everything takes torch long
+            waits.clear()
+            waited, starved = reader.live().waited_ns, starved_seconds()
+        works = []
+        for _ in range(4):
+            compute(0.005)
+            works.append(dist.all_reduce(rank.tensor(1 << 12), async_op=True))
+        for work in works:
+            timed(work.wait)
+        compute(0.01)
+        timed(lambda: dist.all_reduce(rank.tensor()))
+        compute(0.01)
+        timed(lambda: dist.reduce_scatter_tensor(rank.tensor(4), rank.tensor(8)))
+        compute(0.01)
+        timed(lambda: functional.wait_tensor(functional.all_reduce(rank.tensor(), "sum", dist.group.WORLD)))
+        rank.recorder.mark(step)
+    return [sum(waits), (reader.live().waited_ns - waited) * 1e-9, starved_seconds() - starved]
+
+
+def starved_seconds() -> float:
+    """How long this thread has waited for a processor."""
+    return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) * 1e-9
+
+
 SCENARIOS: dict[str, Callable[[Rank], Any]] = {
-    f.__name__: f for f in (every_operation, layers, anew, stopped, holding, watched, failing, many, busy)
+    f.__name__: f for f in (every_operation, layers, anew, stopped, holding, watched, failing, many, busy, covering)
 }
 
 

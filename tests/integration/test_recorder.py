@@ -186,6 +186,11 @@ def test_works_that_must_be_asked_are_asked(tmp_path: Path) -> None:
     assert live.inside == 0
 
 
+def test_what_a_rank_waits_for_is_told_from_what_covers_its_computation(tmp_path: Path) -> None:
+    for waited, recorded, starved in results("covering", 2, tmp_path):
+        assert waited - starved - 0.01 <= recorded <= 1.1 * waited + starved + 0.02
+
+
 def test_what_raises_is_recorded_as_failed(tmp_path: Path) -> None:
     errors = results("failing", 2, tmp_path)
     assert [len(each) for each in errors] == [2, 2], errors

@@ -90,6 +90,8 @@ class Noise:
     """All are slower and quicker, by so much, over thousands of steps."""
     starving: float = 0.0
     """One rank after the other has to wait for its processor, for long: in most steps about so many seconds."""
+    crowded: float = 0.0
+    """There are fewer processors than ranks: each rank waits for one in each step, for about so many seconds."""
     told: bool = True
     """The kernel tells of it."""
 
@@ -178,7 +180,13 @@ class _Rank:
         self.pending: int | None = None
         """The number of the collective in which it waits."""
         self.intervals: list[_Interval] = []
+        self.waited = 0.0
+        """In this step, for operations."""
         self.entered: dict[str, int] = defaultdict(int)
+
+    def wait_until(self, end: float) -> None:
+        self.waited += max(0.0, end - self.clock)
+        self.clock = max(self.clock, end)
 
 
 class Player:
@@ -208,7 +216,7 @@ class Player:
 
     def steps(self, count: int) -> Iterator[list[NodeReport]]:
         """Each step as one report a node."""
-        at_once = STEPS_A_REPORT if self.noise.starving else 1
+        at_once = STEPS_A_REPORT if self.noise.starving or self.noise.crowded else 1
         for first in range(0, count, at_once):
             played = [self._play(number) for number in range(first, min(count, first + at_once))]
             shares = [spread([step[rank] for step in played], self._starved(rank)) for rank in range(len(self._ranks))]
@@ -222,7 +230,7 @@ class Player:
 
     def _play(self, number: int) -> dict[int, RankStep]:
         for rank in self._ranks:
-            rank.at, rank.begun, rank.intervals = 0, rank.clock, []
+            rank.at, rank.begun, rank.intervals, rank.waited = 0, rank.clock, [], 0.0
         factors = self._factors(number)
         done: dict[int, RankStep] = {}
         waiting = list(range(len(self._ranks)))
@@ -259,6 +267,9 @@ class Player:
                 self._ranks[rank].clock += 0.05
         if noise.starving:
             self._starve()
+        if noise.crowded:
+            for state in self._ranks:
+                self._keep_waiting(state, dice.expovariate(1 / noise.crowded))
         return factors
 
     def _starve(self) -> None:
@@ -266,9 +277,11 @@ class Player:
             self._starving, self._starving_steps = self._dice.randrange(len(self._ranks)), self._dice.randint(5, 200)
         self._starving_steps -= 1
         if self._dice.random() < 0.8:
-            seconds = self._dice.expovariate(1 / self.noise.starving)
-            self._ranks[self._starving].clock += seconds
-            self._ranks[self._starving].starved += seconds if self.noise.told else 0.0
+            self._keep_waiting(self._ranks[self._starving], self._dice.expovariate(1 / self.noise.starving))
+
+    def _keep_waiting(self, state: _Rank, seconds: float) -> None:
+        state.clock += seconds
+        state.starved += seconds if self.noise.told else 0.0
 
     def _advance(self, rank: int, factor: float) -> bool:
         """Go on until the rank has to wait for others; True: its step is done."""
@@ -295,7 +308,7 @@ class Player:
                         return False
                     end = max(state.clock, self._sent[peer, rank].popleft() + 1e-4)
                     state.intervals.append(_Interval("", 0, state.clock, end))
-                    state.clock = end
+                    state.wait_until(end)
             state.at += 1
             self._moves += 1
         return True
@@ -329,7 +342,7 @@ class Player:
             return False
         state.pending = None
         state.intervals.append(_Interval(group, size, self._entries[group, number][rank], end))
-        state.clock = end
+        state.wait_until(end)
         return True
 
     def _wait_all(self, rank: int) -> bool:
@@ -340,16 +353,12 @@ class Player:
         for (group, number), end in zip(state.started, ends, strict=True):
             assert end is not None
             state.intervals.append(_Interval(group, 1 << 20, self._entries[group, number][rank], end))
-            state.clock = max(state.clock, end)
+            state.wait_until(end)
         state.started = []
         return True
 
     def _record(self, rank: int, number: int) -> RankStep:
         state = self._ranks[rank]
-        inside, reached = 0.0, state.begun
-        for interval in sorted(state.intervals, key=lambda i: i.entry):
-            inside += max(0.0, interval.exit - max(reached, interval.entry))
-            reached = max(reached, interval.exit)
         collectives = []
         for index, group in enumerate(self._of_rank[rank]):
             mine = [i for i in state.intervals if i.group == group]
@@ -360,7 +369,7 @@ class Player:
                 total = sum(i.bytes for i in mine)
                 collectives.append(CollectivesStep(index, len(mine), total, sum(lengths), least))
         seconds = state.clock - state.begun
-        return RankStep(rank, number, seconds, seconds - inside, tuple(collectives))
+        return RankStep(rank, number, seconds, seconds - state.waited, tuple(collectives))
 
     def _reports(self, number: int, steps: dict[int, RankStep]) -> list[NodeReport]:
         by_node: dict[str, list[int]] = defaultdict(list)

@@ -17,7 +17,6 @@ from simulation.made_up_steps import (
     with_tensor_parallel,
 )
 
-from ftrain_launcher.detect.own_time import STEPS_FIRST
 from ftrain_launcher.detect.pace import Pace
 from ftrain_launcher.detect.records import CollectivesStep, Communicator, NodeReport, RankStep
 from ftrain_launcher.detect.slow import STEPS_SKIPPED
@@ -147,6 +146,15 @@ def test_a_slow_rank_is_named_though_all_are_starved_now_and_then() -> None:
     assert named[1][0] >= 20
 
 
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_slow_rank_is_named_where_ranks_share_too_few_processors(name: str) -> None:
+    crowded = Noise(crowded=0.01)
+    named, _, _ = watch(SHAPES[name], 8, 80, Faults(slow={1: 1.5}, slow_from=45), crowded)
+    assert set(named) == {1}
+    named, _, _ = watch(SHAPES[name], 8, 150, Faults(), crowded)
+    assert not named
+
+
 def test_a_rank_that_prints_between_buckets_is_not_slow() -> None:
     """Three hundredths more, seen in each of twenty buckets, are not sixty."""
     named, _, _ = watch(data_parallel(4, 20, beside=True), 9, 200, Faults(slow={0: 1.03}))
@@ -196,7 +204,7 @@ def test_steps_of_10000_ranks_with_four_communicators_take_well_under_a_second_e
         return NodeReport(node=f"node{node}", generation=1, communicators=(world, *named), ranks=(), steps=steps)
 
     seconds = []
-    for step in range(STEPS_SKIPPED + STEPS_FIRST + 1):
+    for step in range(STEPS_SKIPPED + 2):
         reports = [report(node, step) for node in range(ranks // per_node)]
         begun = time.process_time()
         for one in reports:

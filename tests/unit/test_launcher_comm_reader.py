@@ -265,7 +265,7 @@ def test_steps_are_told_once_each(worker: Worker):
     _, steps = reader.report(worker.clock.ns)
     assert [step.step for step in steps] == [1, 2]
     assert [step.seconds for step in steps] == [pytest.approx(0.021)] * 2
-    assert [step.outside_seconds for step in steps] == [pytest.approx(0.010)] * 2
+    assert [step.own_seconds for step in steps] == [pytest.approx(0.010)] * 2
     told = [(c.communicator, c.operations, c.bytes) for c in steps[1].collectives]
     assert told == [(0, 2, 2000), (1, 1, 8)]
     assert steps[1].collectives[0].least_seconds == pytest.approx(0.004)

@@ -4,9 +4,6 @@
 
 #include "names.hpp"
 
-#include <sys/syscall.h>
-#include <unistd.h>
-
 namespace ftrain {
 
 struct Operation {
@@ -34,6 +31,7 @@ struct Operation {
     Ring* ring = the_ring.load(acquire);
     if (ring == nullptr) return;
     const uint64_t now = now_ns();
+    ring->begin_stretch(now, true);
     ring->go_inside(now);
     for (Record* record : {&ring->records[id % RECORDS_MAX], recent})
       if (record != nullptr && record->id.load(acquire) == id) record->facts.waited_ns = now;
@@ -41,10 +39,9 @@ struct Operation {
 };
 
 inline Operation enter(Ring& ring, Facts facts, uint64_t now, bool send, bool receive) {
-  thread_local uint32_t thread = uint32_t(syscall(SYS_gettid));
   Header& header = *ring.header;
   Operation operation;
-  facts.thread = thread;
+  facts.thread = this_thread();
   facts.step = the_step.load(relaxed);
   Word* entered = nullptr;
   Record* slots = nullptr;

@@ -94,6 +94,7 @@ class Wrapper final : public c10::OperatorKernel {
       if (op.payload != nullptr && name == op.payload) payload_ = int(i);
       if (op.root != nullptr && name == op.root) root_ = int(i);
       if (name == "tag") tag_ = int(i);
+      if (name == "async_op" || name == "asyncOp") async_ = int(i);
     }
   }
 
@@ -126,6 +127,8 @@ class Wrapper final : public c10::OperatorKernel {
       if (tag_ >= 0) facts.tag = int32_t(arguments[tag_].toInt());
       facts.communicator = communicator_of(ring, arguments[group_].toCustomClass<ProcessGroup>());
       if (root_ >= 0) facts.root = global_rank(ring, facts.communicator, arguments[root_].toInt());
+      // On CUDA the thread that enters waits for nothing: what its device waits for is not known.
+      if (!cuda_) ring.begin_stretch(now, op_.kind != Kind::collective || (async_ >= 0 && !arguments[async_].toBool()));
       return enter(ring, facts, now, op_.kind == Kind::send, op_.kind == Kind::receive);
     } catch (...) {
       return Operation();
@@ -154,7 +157,7 @@ class Wrapper final : public c10::OperatorKernel {
   Op op_;
   bool cuda_;
   size_t arguments_;
-  int group_ = -1, payload_ = -1, root_ = -1, tag_ = -1;
+  int group_ = -1, payload_ = -1, root_ = -1, tag_ = -1, async_ = -1;
   std::atomic<bool> has_future_{true};  // of what this operator's backend gives; assumed until it raises
 };
 
@@ -226,14 +229,13 @@ void ftrain_recorder_mark(int64_t step) {
   if (ring == nullptr) return;
   Header& header = *ring->header;
   const uint64_t number = header.marks.load(relaxed) + 1, now = now_ns();
-  const uint64_t left = header.last_exit_ns.load(relaxed);
-  const bool outside = header.inside.load() == 0 && now > left;
+  ring->begin_stretch(now, true);
   Mark& mark = ring->marks[number % MARKS_MAX];
   mark.number.store(0, relaxed);
   std::atomic_thread_fence(release);
   mark.step = step;
   mark.at_ns = now;
-  mark.outside_ns = header.outside_ns.load(relaxed) + (outside ? now - left : 0);
+  mark.waited_ns = header.waited_ns.load(relaxed);
   mark.head = header.head.load(relaxed);
   mark.number.store(number, release);
   header.marks.store(number, release);

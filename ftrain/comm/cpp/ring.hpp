@@ -2,10 +2,14 @@
 
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <ctime>
+
+#include <sys/syscall.h>
+#include <unistd.h>
 
 namespace ftrain {
 
@@ -21,10 +25,23 @@ inline uint64_t now_ns() {
   return uint64_t(t.tv_sec) * 1000000000u + uint64_t(t.tv_nsec);
 }
 
+// Of the calling thread.
+inline uint64_t processor_ns() {
+  timespec t;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+  return uint64_t(t.tv_sec) * 1000000000u + uint64_t(t.tv_nsec);
+}
+
+inline uint32_t this_thread() {
+  thread_local const uint32_t thread = uint32_t(syscall(SYS_gettid));
+  return thread;
+}
+
 constexpr uint64_t PENDING = 1ull << 63, FAILED = 1ull << 62;
 constexpr uint32_t NONE = ~0u;
 constexpr uint32_t COMMUNICATORS_MAX = 128, CHANNELS_MAX = 256, MARKS_MAX = 512, RECENT = 8, RECORDS_MAX = 4096;
 constexpr uint16_t NO_DTYPE = 0xffff;
+constexpr uint64_t BLOCKS = ~0ull;  // instead of a stretch's processor time
 
 struct Header {
   char magic[8];
@@ -34,7 +51,7 @@ struct Header {
   char unused_too[56];
   Word head, marks, last_exit_ns;
   std::atomic<int64_t> inside;
-  Word outside_ns, missed_communicators, missed_channels, missed_pending, missed_members, failed;
+  Word waited_ns, missed_communicators, missed_channels, missed_pending, missed_members, failed;
   std::atomic<uint32_t> communicators, channels, members, closed;
   char unused_rest[4096 - 128 - 10 * 8 - 4 * 4];
 };
@@ -64,7 +81,7 @@ static_assert(sizeof(Channel) == 64);
 struct Mark {
   Word number;
   int64_t step;
-  uint64_t at_ns, outside_ns, head;
+  uint64_t at_ns, waited_ns, head;
   char unused[24];
 };
 static_assert(sizeof(Mark) == 64);
@@ -117,6 +134,10 @@ struct Ring {
   Record (*channels_recent)[RECENT];
   Record* records;
   uint32_t* members;
+  struct {
+    Word begun_ns{0}, processor_ns{BLOCKS};
+    std::atomic<uint32_t> thread{0};
+  } stretch;
 
   explicit Ring(char* at) : header(reinterpret_cast<Header*>(at)) {
     at += sizeof(Header);
@@ -139,9 +160,26 @@ struct Ring {
   uint64_t go_inside(uint64_t now) {
     if (header->inside.fetch_add(1) > 0) return 0;
     const uint64_t left = header->last_exit_ns.load(relaxed);
-    const uint64_t gap = now > left ? now - left : 0;
-    header->outside_ns.fetch_add(gap, relaxed);
-    return gap;
+    return now > left ? now - left : 0;
+  }
+
+  // A stretch is what a thread does from one entry, wait or mark to the next. What was under way while nothing was
+  // computed, it has waited for: the one that ends is added up, another begins. Where the only operation under way
+  // blocks its caller, no processor time has to be asked for.
+  void begin_stretch(uint64_t now, bool blocks) {
+    const bool covers = !blocks || header->inside.load() > 0;
+    const uint64_t begun = stretch.begun_ns.load(relaxed), before = stretch.processor_ns.load(relaxed);
+    const uint64_t processor = covers || before != BLOCKS ? processor_ns() : BLOCKS;
+    const uint64_t left = header->inside.load() > 0 ? now : header->last_exit_ns.load(relaxed);
+    uint64_t waited = begun != 0 && left > begun ? left - begun : 0;
+    if (waited > 0 && before != BLOCKS && stretch.thread.load(relaxed) == this_thread()) {
+      const uint64_t computed = processor - before;
+      waited = std::min(waited, now - begun > computed ? now - begun - computed : 0);
+    }
+    if (waited > 0) header->waited_ns.fetch_add(waited, relaxed);
+    stretch.begun_ns.store(now, relaxed);
+    stretch.processor_ns.store(covers ? processor : BLOCKS, relaxed);
+    stretch.thread.store(this_thread(), relaxed);
   }
 
   void go_outside(uint64_t now) {

@@ -42,6 +42,8 @@ class Communicator(msgspec.Struct, frozen=True, array_like=True):
     name: str
     members: tuple[int, ...]
     """Global ranks, in the group's own order."""
+    description: str = ""
+    """What torch's users may call it, like ``mesh_dp``: torch names groups by numbers. Groups may share it."""
 
 
 class Operation(msgspec.Struct, frozen=True, array_like=True):
@@ -140,11 +142,11 @@ class RankStep(msgspec.Struct, frozen=True, array_like=True):
     rank: int
     step: int
     seconds: float
-    outside_seconds: float
-    """Of these, in no operation at all."""
+    own_seconds: float
+    """Of these, not spent waiting for operations. One that is under way while the rank computes takes none of it."""
     collectives: tuple[CollectivesStep, ...] = ()
     starved_seconds: float = 0.0
-    """Of ``outside_seconds``, how long it may have waited for a processor that others used: what was counted from
+    """Of ``own_seconds``, how long it may have waited for a processor that others used: what was counted from
     report to report, spread over its steps."""
 
 

@@ -1,13 +1,15 @@
 """Pure: which rank is slow outside of communication.
 
-Who is slow makes the others wait, and hardly waits itself; since all take equally long for a step, its own time
-(`own_time`) exceeds that of its peers by what they wait. A rank that comes late only because it waited for another
-elsewhere has the own time of its peers, and is not blamed. No clocks are compared: durations are enough.
+Who is slow makes the others wait, and hardly waits itself; since all take equally long for a step, its own time (in
+which it does not wait for operations) exceeds that of its peers by what they wait. A rank that comes late only because
+it waited for another elsewhere has the own time of its peers, and is not blamed. No clocks are compared: durations are
+enough.
 
 Each step gives each rank a ratio: its own time over the median of its peers of the same role (`roles`). A rank
 without any (a stage of a pipeline) is compared with its own earlier time, as the other ranks without peers are with
-theirs, so that what slows down all is no fault. Time in which others used the rank's processor explains its excess as
-far as it goes (`rings.starvation`); the peers' times stay as they are, so that nobody looks slow beside a starved rank.
+theirs, so that what slows down all is no fault. Time in which others used the rank's processor, beyond what its peers
+were kept waiting, explains its excess as far as it goes (`rings.starvation`); the peers' times stay as they are, so
+that nobody looks slow beside a starved rank.
 
 The ratios' excess is summed up (Page's CUSUM): each step adds what exceeds the allowance, clipped, so that no single
 step counts much, and subtracts what falls short. At the limit the rank is named, if the median of its last ratios
@@ -26,7 +28,6 @@ from typing import NamedTuple
 import msgspec
 
 from ftrain_launcher.detect.aligned import Step
-from ftrain_launcher.detect.own_time import STEPS_FIRST, OwnTimes
 from ftrain_launcher.detect.records import Communicator, NodeReport
 from ftrain_launcher.detect.roles import Roles
 from ftrain_launcher.detect.verdict import Kind, Verdict
@@ -81,10 +82,12 @@ class _Ratio(NamedTuple):
     reference: float
     """The own time of its peers; of a rank without any, its own earlier one."""
     peers: int
+    starved: float
+    """How long it waited for a processor, beyond its peers."""
 
-    def unless(self, starved: float) -> _Ratio:
+    def without_starvation(self) -> _Ratio:
         """Without what waiting for a processor explains of its excess."""
-        own = max(self.own - starved, min(self.own, self.reference))
+        own = max(self.own - self.starved, min(self.own, self.reference))
         return self._replace(ratio=own / self.reference, own=own)
 
 
@@ -110,11 +113,23 @@ class _Rank:
     firsts: list[float] = field(default_factory=list)
     steps: int = 0
 
-    def unsteady(self, ratio: float) -> None:
-        """See how much its ratio has changed."""
+    @property
+    def limit(self) -> float:
+        """Of the sum, at which it is named."""
+        return LIMIT * max(1.0, self.jitter / JITTER_CALM)
+
+    def take(self, found: _Ratio, inside: float, least: float) -> _Ratio:
+        """Add a step to the sum, and tell it without starvation. ``least``: less seconds are no excess."""
         if self.ratios:
             self.steps = min(self.steps + 1, JITTER_STEPS)
-            self.jitter += (min(JITTER_MAX, abs(ratio - self.ratios[-1])) - self.jitter) / self.steps
+            self.jitter += (min(JITTER_MAX, abs(found.ratio - self.ratios[-1])) - self.jitter) / self.steps
+        found = found.without_starvation()
+        self.ratios.append(found.ratio)
+        self.seen.append(_Seen(found.own, found.reference, inside))
+        excess = found.ratio - 1 if found.own - found.reference >= least else min(0.0, found.ratio - 1)
+        excess -= QUIET if self.named else max(ALLOWANCE, ALLOWED_JITTER * self.jitter)
+        self.sum = min(self.limit, max(0.0, self.sum + min(CLIP, max(-CLIP, excess))))
+        return found
 
 
 class SlowRanks:
@@ -123,10 +138,8 @@ class SlowRanks:
     def __init__(self, generation: int, nodes: Mapping[int, str], communicators: list[Communicator]) -> None:
         self._generation, self._nodes = generation, nodes
         self._roles = Roles(communicators)
-        self._own = OwnTimes(communicators)
         self._ranks: dict[int, _Rank] = {}
         self._skipped = 0
-        self._held: list[Step] | None = []
 
     @property
     def named(self) -> list[int]:
@@ -142,75 +155,55 @@ class SlowRanks:
         if self._skipped < STEPS_SKIPPED:
             self._skipped += 1
             return Change()
-        known = self._own.learn(step)
-        if self._held is not None:
-            self._held.append(step)
-            if not known and len(self._held) < 2 * STEPS_FIRST:
-                return Change()
-            steps, self._held = self._held, None
-        else:
-            steps = [step]
-        named: dict[int, Verdict] = {}
-        gone: set[int] = set()
-        for one in steps:
-            self._judge(one, named, gone)
-        return Change(tuple(named.values()), tuple(gone))
-
-    def _judge(self, step: Step, named: dict[int, Verdict], gone: set[int]) -> None:
-        times = self._own.of(step)
-        own = {rank: time.seconds for rank, time in times.items()}
-        doubt = max(time.doubt for time in times.values())
+        named: list[Verdict] = []
+        gone: list[int] = []
+        own = {rank: share.step.own_seconds for rank, share in step.shares.items()}
         typical = median(share.step.seconds for share in step.shares.values())
-        least = max(EXCESS_SECONDS_MIN, EXCESS_OF_STEP_MIN * typical, doubt)
-        for found in self._ratios(own):
+        least = max(EXCESS_SECONDS_MIN, EXCESS_OF_STEP_MIN * typical)
+        starved = {rank: share.step.starved_seconds for rank, share in step.shares.items()}
+        for found in self._ratios(own, starved):
             state = self._ranks[found.rank]
             share = step.shares[found.rank].step
-            state.unsteady(found.ratio)
-            found = found.unless(share.starved_seconds)
-            state.ratios.append(found.ratio)
-            state.seen.append(_Seen(found.own, found.reference, share.seconds - share.outside_seconds))
-            excess = found.ratio - 1 if found.own - found.reference >= least else min(0.0, found.ratio - 1)
-            excess -= QUIET if state.named else max(ALLOWANCE, ALLOWED_JITTER * state.jitter)
             if state.sum == 0.0:
                 state.since, state.seconds = step.number, 0.0
             state.seconds += share.seconds
-            limit = LIMIT * max(1.0, state.jitter / JITTER_CALM)
-            state.sum = min(limit, max(0.0, state.sum + min(CLIP, max(-CLIP, excess))))
+            found = state.take(found, share.seconds - share.own_seconds, least)
             if state.named:
                 if state.sum == 0.0:
                     state.named = False
-                    gone.add(found.rank)
-            elif state.sum >= limit and _stands_out(state.ratios):
+                    gone.append(found.rank)
+            elif state.sum >= state.limit and _stands_out(state.ratios):
                 state.named = True
-                named[found.rank] = self._verdict(found, state, step.number)
+                named.append(self._verdict(found, state, step.number))
+        return Change(tuple(named), tuple(gone))
 
-    def _ratios(self, own: dict[int, float]) -> Iterator[_Ratio]:
+    def _ratios(self, own: dict[int, float], starved: dict[int, float]) -> Iterator[_Ratio]:
         """Each rank of the step, over its reference; none for those of which nothing can be said."""
         grouped: set[int] = set()
         for group in self._roles.groups():
             grouped.update(group)
             ranks = [rank for rank in group if rank in own]
             if len(ranks) > 1:
-                yield from self._among(ranks, own)
+                yield from self._among(ranks, own, starved)
         alone: dict[int, float] = {}
         for rank, seconds in own.items():
             state = self._state(rank)
             if rank not in grouped and (base := _follow(state, seconds)) is not None:
                 alone[rank] = seconds / base
         if len(alone) > 1:
-            for found in self._among(list(alone), alone):
-                base = self._ranks[found.rank].base or 0.0
-                yield _Ratio(found.rank, found.ratio, own[found.rank], base * found.reference, 0)
+            for found in self._among(list(alone), alone, starved):
+                rank, base = found.rank, self._ranks[found.rank].base or 0.0
+                yield found._replace(own=own[rank], reference=base * found.reference, peers=0)
 
-    def _among(self, ranks: list[int], values: dict[int, float]) -> Iterator[_Ratio]:
-        ordered = sorted(values[rank] for rank in ranks)
-        others = _Others(ordered)
+    def _among(self, ranks: list[int], values: dict[int, float], starved: dict[int, float]) -> Iterator[_Ratio]:
+        others, others_starved = (_Others(sorted(of[rank] for rank in ranks)) for of in (values, starved))
         for rank in ranks:
             value = values[rank]
             reference = others.median(value)
             if reference > 0.0:
                 self._state(rank)
-                yield _Ratio(rank, value / reference, value, reference, len(ranks) - 1)
+                beyond = max(0.0, starved[rank] - others_starved.median(starved[rank]))
+                yield _Ratio(rank, value / reference, value, reference, len(ranks) - 1, beyond)
 
     def _state(self, rank: int) -> _Rank:
         state = self._ranks.get(rank)
@@ -228,9 +221,8 @@ class SlowRanks:
             generation=self._generation,
             ranks=(found.rank,),
             confidence=(0.95 if ratio >= 1.3 else 0.8) - (0.0 if found.peers else 0.15),
-            sentence=f"rank {found.rank} on {node} is slow: outside of communication it takes {ratio:.2f} times {than} "
-            f"time, {_ms(own)} ms a step and not {_ms(theirs)}, since step {state.since}; in communication it spends "
-            f"{_ms(inside)} ms a step",
+            sentence=f"rank {found.rank} on {node} is slow: it takes {ratio:.2f} times {than} own time, {_ms(own)} ms a "
+            f"step and not {_ms(theirs)}, since step {state.since}; it waits for others for {_ms(inside)} ms a step",
             seconds=state.seconds,
             step=step,
             details={

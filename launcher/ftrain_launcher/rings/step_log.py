@@ -15,12 +15,12 @@ from ftrain_launcher.rings.view import Mark
 
 
 def spread(steps: list[RankStep], starved_seconds: float) -> list[RankStep]:
-    """These steps, with what their rank has been starved in them: the most where it was outside for longest."""
-    outside = sum(step.outside_seconds for step in steps)
-    if starved_seconds == 0.0 or outside == 0.0:
+    """These steps, with what their rank has been starved in them: the most where its own time was longest."""
+    own = sum(step.own_seconds for step in steps)
+    if starved_seconds == 0.0 or own == 0.0:
         return steps
-    share = min(1.0, starved_seconds / outside)
-    return [replace(step, starved_seconds=share * step.outside_seconds) for step in steps]
+    share = min(1.0, starved_seconds / own)
+    return [replace(step, starved_seconds=share * step.own_seconds) for step in steps]
 
 
 class _Sum:
@@ -79,5 +79,5 @@ class StepLog:
             for communicator, total in sums.items()
             if (known := index(communicator)) is not None
         )
-        seconds, outside = (mark.at_ns - last.at_ns) * 1e-9, (mark.outside_ns - last.outside_ns) * 1e-9
-        return RankStep(self._rank, mark.step, seconds, max(0.0, min(outside, seconds)), collectives)
+        seconds, waited = (mark.at_ns - last.at_ns) * 1e-9, (mark.waited_ns - last.waited_ns) * 1e-9
+        return RankStep(self._rank, mark.step, seconds, max(0.0, min(seconds - waited, seconds)), collectives)

@@ -61,7 +61,7 @@ class Mark(NamedTuple):
     number: int
     step: int
     at_ns: int
-    outside_ns: int
+    waited_ns: int
     head: int
 
 
