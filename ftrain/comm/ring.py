@@ -89,14 +89,14 @@ CHANNEL = np.dtype(
 
 MARK = np.dtype(
     {
-        "names": ["number", "step", "at_ns", "waited_ns", "head"],
-        "formats": ["<u8", "<i8", "<u8", "<u8", "<u8"],
-        "offsets": [0, 8, 16, 24, 32],
+        "names": ["number", "step", "at_ns", "waited_ns", "head", "processor_ns"],
+        "formats": ["<u8", "<i8", "<u8", "<u8", "<u8", "<u8"],
+        "offsets": [0, 8, 16, 24, 32, 40],
         "itemsize": 64,
     }
 )
-"""The end of a step, with the time spent waiting for operations since the recorder's start, and the newest record's id,
-at that moment. ``number`` is 1, 2, ..., and 0 while it is written."""
+"""The end of a step, with the time spent waiting for operations since the recorder's start, the newest record's id, and
+the processor time of the thread that marks, at that moment. ``number`` is 1, 2, ..., and 0 while it is written."""
 
 Table = NDArray[Any]
 """A structured array of one of the types above."""

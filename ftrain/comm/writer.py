@@ -35,7 +35,7 @@ from ftrain.comm.ring import (
 _LIVE = struct.Struct("<QQQqQQQQQQIIII")
 _LIVE_AT = 128
 _RECORD = struct.Struct("<8x6QqQIIHHiiI")
-_MARK = struct.Struct("<8xqQQQ")
+_MARK = struct.Struct("<8xqQQQQ")
 _COMMUNICATOR = struct.Struct("<128s64sIII")
 _CHANNEL = struct.Struct("<Ii")
 _WORD = struct.Struct("<Q")
@@ -197,7 +197,7 @@ class RingWriter:
             self._begin_stretch(now)
             at = self._layout.marks + self._marks % MARKS_MAX * MARK.itemsize
             self._put(at, 0)
-            _MARK.pack_into(self._map, at, step, now, self._waited_ns, self._head)
+            _MARK.pack_into(self._map, at, step, now, self._waited_ns, self._head, self._processor_ns())
             self._put(at, self._marks)
             self._publish()
 
@@ -216,13 +216,16 @@ class RingWriter:
 
     def _begin_stretch(self, now: int) -> None:
         """Add up what was waited for in the one that ends: something was under way, and nothing was computed."""
-        thread, processor = threading.get_native_id(), time.thread_time_ns() if self._is_real else 0
+        thread, processor = threading.get_native_id(), self._processor_ns()
         if self._begun is not None:
             begun, its_thread, before = self._begun
             left = now if self._inside > 0 else self._last_exit_ns
             computed = processor - before if thread == its_thread else 0
             self._waited_ns += max(0, min(left - begun, now - begun - computed))
         self._begun = now, thread, processor
+
+    def _processor_ns(self) -> int:
+        return time.thread_time_ns() if self._is_real else 0
 
     def _go_out(self, now: int) -> None:
         self._inside -= 1

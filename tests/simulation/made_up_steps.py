@@ -177,6 +177,8 @@ class _Rank:
         self.started: list[tuple[str, int]] = []
         """Collectives that run beside the computation: group, number."""
         self.starved = 0.0
+        self.kept = 0.0
+        """From computing, in this step."""
         self.pending: int | None = None
         """The number of the collective in which it waits."""
         self.intervals: list[_Interval] = []
@@ -230,7 +232,7 @@ class Player:
 
     def _play(self, number: int) -> dict[int, RankStep]:
         for rank in self._ranks:
-            rank.at, rank.begun, rank.intervals, rank.waited = 0, rank.clock, [], 0.0
+            rank.at, rank.begun, rank.intervals, rank.waited, rank.kept = 0, rank.clock, [], 0.0, 0.0
         factors = self._factors(number)
         done: dict[int, RankStep] = {}
         waiting = list(range(len(self._ranks)))
@@ -265,6 +267,7 @@ class Player:
             factors.append(factor)
             if dice.random() < noise.stall:
                 self._ranks[rank].clock += 0.05
+                self._ranks[rank].kept += 0.05
         if noise.starving:
             self._starve()
         if noise.crowded:
@@ -281,6 +284,7 @@ class Player:
 
     def _keep_waiting(self, state: _Rank, seconds: float) -> None:
         state.clock += seconds
+        state.kept += seconds
         state.starved += seconds if self.noise.told else 0.0
 
     def _advance(self, rank: int, factor: float) -> bool:
@@ -369,7 +373,7 @@ class Player:
                 total = sum(i.bytes for i in mine)
                 collectives.append(CollectivesStep(index, len(mine), total, sum(lengths), least))
         seconds = state.clock - state.begun
-        return RankStep(rank, number, seconds, seconds - state.waited, tuple(collectives))
+        return RankStep(rank, number, seconds, seconds - state.waited, tuple(collectives), state.kept)
 
     def _reports(self, number: int, steps: dict[int, RankStep]) -> list[NodeReport]:
         by_node: dict[str, list[int]] = defaultdict(list)

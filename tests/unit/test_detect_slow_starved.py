@@ -67,9 +67,9 @@ def test_no_peer_of_a_starved_rank_is_slow() -> None:
     assert judged(0.02, 0.02) == []
 
 
-def test_what_a_report_tells_is_spread_over_its_steps() -> None:
-    steps = [RankStep(0, number, 0.1, outside) for number, outside in enumerate((0.02, 0.06))]
+def test_what_a_report_tells_is_spread_over_the_steps_that_were_on_no_processor() -> None:
+    steps = [RankStep(0, number, 0.1, 0.08, (), idle) for number, idle in enumerate((0.02, 0.06))]
     assert [step.starved_seconds for step in spread(steps, 0.04)] == pytest.approx([0.01, 0.03])
     assert [step.starved_seconds for step in spread(steps, 1.0)] == pytest.approx([0.02, 0.06])
-    assert spread(steps, 0.0) == steps
+    assert [step.starved_seconds for step in spread(steps, 0.0)] == [0.0, 0.0]
     assert spread([], 1.0) == []

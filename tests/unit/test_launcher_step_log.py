@@ -8,8 +8,8 @@ from ftrain_launcher.rings.view import Mark
 MS = 1_000_000
 
 
-def mark(number: int, *, at_ms: int, waited_ms: int, head: int = 0) -> Mark:
-    return Mark(number, number - 1, at_ms * MS, waited_ms * MS, head)
+def mark(number: int, *, at_ms: int, waited_ms: int, head: int = 0, processor_ms: int = 0) -> Mark:
+    return Mark(number, number - 1, at_ms * MS, waited_ms * MS, head, processor_ms * MS)
 
 
 def same(index: int) -> int:
@@ -18,16 +18,17 @@ def same(index: int) -> int:
 
 def test_a_step_goes_from_mark_to_mark():
     log = StepLog(3)
-    assert log.end_step(mark(1, at_ms=100, waited_ms=10), same) is None
+    assert log.end_step(mark(1, at_ms=100, waited_ms=10, processor_ms=50), same) is None
     log.add(0, 1024, 5 * MS)
     log.add(0, 4096, 8 * MS)
     log.add(0, 4096, 7 * MS)
     log.add(2, 64, 1 * MS)
-    step = log.end_step(mark(2, at_ms=150, waited_ms=35), same)
+    step = log.end_step(mark(2, at_ms=150, waited_ms=35, processor_ms=70), same)
     assert step is not None
     assert (step.rank, step.step) == (3, 1)
     assert step.seconds == pytest.approx(0.050)
     assert step.own_seconds == pytest.approx(0.025)
+    assert step.starved_seconds == pytest.approx(0.005), "when it was on no processor"
     world, pair = step.collectives
     assert (world.communicator, world.operations, world.bytes) == (0, 3, 1024 + 2 * 4096)
     assert world.seconds == pytest.approx(0.020)

@@ -236,6 +236,7 @@ void ftrain_recorder_mark(int64_t step) {
   mark.step = step;
   mark.at_ns = now;
   mark.waited_ns = header.waited_ns.load(relaxed);
+  mark.processor_ns = processor_ns();
   mark.head = header.head.load(relaxed);
   mark.number.store(number, release);
   header.marks.store(number, release);

@@ -81,8 +81,8 @@ static_assert(sizeof(Channel) == 64);
 struct Mark {
   Word number;
   int64_t step;
-  uint64_t at_ns, waited_ns, head;
-  char unused[24];
+  uint64_t at_ns, waited_ns, head, processor_ns;
+  char unused[16];
 };
 static_assert(sizeof(Mark) == 64);
 

@@ -146,8 +146,8 @@ class RankStep(msgspec.Struct, frozen=True, array_like=True):
     """Of these, not spent waiting for operations. One that is under way while the rank computes takes none of it."""
     collectives: tuple[CollectivesStep, ...] = ()
     starved_seconds: float = 0.0
-    """Of ``own_seconds``, how long it may have waited for a processor that others used: what was counted from
-    report to report, spread over its steps."""
+    """Of ``own_seconds``, how long it may have waited for a processor that others used: when it was on none, as far as
+    the kernel has counted such waiting from report to report."""
 
 
 class NodeReport(msgspec.Struct, frozen=True, tag="comm", kw_only=True):

@@ -15,12 +15,16 @@ from ftrain_launcher.rings.view import Mark
 
 
 def spread(steps: list[RankStep], starved_seconds: float) -> list[RankStep]:
-    """These steps, with what their rank has been starved in them: the most where its own time was longest."""
-    own = sum(step.own_seconds for step in steps)
-    if starved_seconds == 0.0 or own == 0.0:
+    """These steps, of which each says how long it was on no processor, with their part of what the kernel counted.
+
+    Args:
+        starved_seconds: how long the rank has waited for a processor in all of these steps.
+    """
+    most = sum(step.starved_seconds for step in steps)
+    if most <= starved_seconds:
         return steps
-    share = min(1.0, starved_seconds / own)
-    return [replace(step, starved_seconds=share * step.own_seconds) for step in steps]
+    share = starved_seconds / most
+    return [replace(step, starved_seconds=share * step.starved_seconds) for step in steps]
 
 
 class _Sum:
@@ -80,4 +84,6 @@ class StepLog:
             if (known := index(communicator)) is not None
         )
         seconds, waited = (mark.at_ns - last.at_ns) * 1e-9, (mark.waited_ns - last.waited_ns) * 1e-9
-        return RankStep(self._rank, mark.step, seconds, max(0.0, min(seconds - waited, seconds)), collectives)
+        own = max(0.0, min(seconds - waited, seconds))
+        idle = own - (mark.processor_ns - last.processor_ns) * 1e-9
+        return RankStep(self._rank, mark.step, seconds, own, collectives, max(0.0, min(idle, own)))

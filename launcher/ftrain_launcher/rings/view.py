@@ -29,7 +29,7 @@ FAILED = 1 << 62
 _RECORD = struct.Struct("<7QqQIIHHiiI32x")
 _DONE = struct.Struct("<Q8xQQ8xQ24xIIH2xi40x")
 """The same record, without what only one that is pending is asked for."""
-_MARK = struct.Struct("<QqQQQ24x")
+_MARK = struct.Struct("<QqQQQQ16x")
 _COMMUNICATOR = struct.Struct("<208xQQ32x")
 _CHANNEL = struct.Struct("<IiQQQQ24x")
 
@@ -63,6 +63,7 @@ class Mark(NamedTuple):
     at_ns: int
     waited_ns: int
     head: int
+    processor_ns: int
 
 
 class ChannelCounts(NamedTuple):
