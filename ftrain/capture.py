@@ -12,6 +12,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -22,7 +23,7 @@ from ftrain.copier import copier_for
 from ftrain.encoding import DICT, Packer
 from ftrain.flight import Crew, Flight, Line
 from ftrain.layout import Kind, Layout, lay_out
-from ftrain.looks import Tensors
+from ftrain.looks import Numbers, Tensors
 from ftrain.marks import Mark, Marks, Steps
 from ftrain.plan import Owned, Plan, Row, owned_by, rows_of
 from ftrain.samples import Samples
@@ -64,6 +65,8 @@ class Content:
     """What a capture will hold."""
 
     plan: Plan
+    versions: Numbers
+    """Of the plan's tensors."""
     data_bytes: int
     tree: Any = None
     tail: list[Tensor] = field(default_factory=list)
@@ -118,8 +121,8 @@ class Capturer:
 
         ``rest`` is given all parameters of the tracked objects, each once, in an order that is the same on all ranks.
         """
-        plan = self._settle()
-        content = Content(plan, plan.data_bytes)
+        plan, versions = self._settle()
+        content = Content(plan, versions, plan.data_bytes)
         found: dict[TensorKey, int] = {}
         names: list[str] = []
 
@@ -136,6 +139,8 @@ class Capturer:
         content.tree = self._pack(Packer(index_of), rest(self._parameters))
         if content.tail:
             self._lay_out_tail(content, names)
+        if any(source.asks() for source in self._sources):
+            content.versions = plan.versions()
         return content
 
     def _lay_out_tail(self, content: Content, names: list[str]) -> None:
@@ -161,14 +166,17 @@ class Capturer:
                     objects += (source.name, source.pack(packer))
         return [*packer.pack(dict(rest)), "objects", objects]
 
-    def _settle(self) -> Plan:
-        """The plan: the last one, if nothing has moved."""
-        if self._plan is None or not all([source.is_same() for source in self._sources]):
-            self._make_plan()
-        assert self._plan is not None
-        return self._plan
+    def _settle(self) -> tuple[Plan, Numbers]:
+        """The plan (the last one, if nothing has moved) and what torch has counted of its tensors."""
+        plan, versions = self._plan, None
+        if plan is not None and all([source.is_same() for source in self._sources]):
+            versions = plan.look()
+        if plan is None or versions is None:
+            plan = self._make_plan()
+            versions = plan.versions()
+        return plan, versions
 
-    def _make_plan(self) -> None:
+    def _make_plan(self) -> Plan:
         self.finish()
         for source in self._sources:
             source.read()
@@ -187,11 +195,13 @@ class Capturer:
         for source in self._sources:
             source.forget()
         shared = self._replicated() if self._world_size > 1 else set()
-        plan = self._plan = Plan(list(used.values()), shared, self._rank, self._world_size)
+        others = chain.from_iterable(source.own for source in self._sources)
+        plan = self._plan = Plan(list(used.values()), others, shared, self._rank, self._world_size)
         plan.distrust(index for index, name in enumerate(plan.names) if name in self._distrusted)
         self._marks = Marks(plan)
         self._samples, self._copier = Samples(plan), copier_for(plan.device)
         self._references.clear()
+        return plan
 
     # Capturing it.
 
@@ -201,7 +211,7 @@ class Capturer:
         assert self._line is not None
         plan = content.plan
         self._references.pop(snapshot.slot, None)
-        mark = self._marks.read(self._steps.take())
+        mark = self._marks.read(content.versions, self._steps.take())
         self._try_buffers(plan)
         reference = self._newest_reference(lane)
         changed = self._marks.changed(mark, reference.mark if reference is not None else None)

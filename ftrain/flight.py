@@ -22,6 +22,7 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cached_property
 from itertools import count
 from typing import Any, Protocol
 
@@ -86,12 +87,12 @@ class Flight:
         self._lane, self._reference, self._copier = lane, reference, copier
         self._samples, self._line = samples, line
         self._region = lane.regions[header.snapshot.slot]
-        self._versions: list[int] = mark.versions.tolist()
         chunks = header.chunks
         self._fresh = np.ones(chunks, bool)
         whole = plan.data_bytes // CHUNK_BYTES  # a chunk that tail or manifest begin in changes always
         copier.begin(lane.homes)
-        changed = changed | copier.unsure(plan, mark, changed)
+        if copier.is_queued:
+            changed = changed | copier.unsure(plan, mark, changed)
         if reference is not None:
             self._fresh[:whole] = plan.chunks_of(changed)[:whole]
         self._placed: dict[int, int] = {}
@@ -106,7 +107,13 @@ class Flight:
         self._copied = threading.Event()
         self._over = threading.Event()
         self._published = self._told_bytes = 0
-        self.copied_bytes = sum(chunk_bytes(header.unit_bytes, int(c)) for c in np.flatnonzero(self._fresh))
+        # The last chunk, which may be shorter, is among them always.
+        self.copied_bytes = int(self._fresh.sum()) * CHUNK_BYTES - (chunks * CHUNK_BYTES - header.unit_bytes)
+
+    @cached_property
+    def _versions(self) -> list[int]:
+        """Asked for in the background, most of the time."""
+        return self.mark.versions.tolist()
 
     @property
     def sealed(self) -> bool:

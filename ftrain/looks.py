@@ -1,4 +1,4 @@
-"""Thousands of tensors and dictionaries, asked at each commit whether they are what they were: all at once.
+"""Thousands of tensors and containers, asked at each commit whether they are what they were: all at once.
 
 Asked one by one from Python, two thousand tensors cost more than all else in a commit. The recorder's library asks
 them in one call (``comm/cpp/tensors.cpp``); where it is not there, or cannot ask something of this kind, Python does.
@@ -8,7 +8,6 @@ The GIL is kept meanwhile, so nobody changes anything.
 from __future__ import annotations
 
 import ctypes
-from array import array
 from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import chain
@@ -26,6 +25,10 @@ _VERSION = torch._C.TensorBase._version.__get__  # type: ignore[attr-defined]
 """The property's own getter: half the price of asking for the attribute."""
 _GRAD = attrgetter("grad")
 _POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
+_LIST, _DICTIONARY, _MEMBERS = range(3)
+"""Kinds of containers, as ``tensors.cpp`` has them."""
+_IN_PLACE, _MOVED = range(2)
+"""What it says of tensors."""
 
 
 @cache
@@ -33,14 +36,26 @@ def _native() -> ctypes.PyDLL | None:
     """The library's functions; None: Python has to ask."""
     try:
         functions = ctypes.PyDLL(str(library.cached()))
-        functions.ftrain_tensors_look.argtypes = [_POINTER, _COUNT, _POINTER, _POINTER]
-        functions.ftrain_tensors_with_gradient.argtypes = [_POINTER, _COUNT]
+        functions.ftrain_tensors_known.argtypes = [_POINTER, _COUNT, _COUNT, _POINTER]
+        functions.ftrain_tensors_look.argtypes = [_POINTER, _COUNT, _COUNT, _POINTER, _POINTER]
+        functions.ftrain_tensors_with_gradient.argtypes = [_POINTER, _COUNT, _COUNT]
         functions.ftrain_tensors_with_gradient.restype = _COUNT
-        functions.ftrain_dictionaries_same.argtypes = [_POINTER, _POINTER, _COUNT, _POINTER]
-        functions.ftrain_dictionaries_have.argtypes = [_POINTER, _COUNT, _POINTER, _COUNT, _POINTER]
+        functions.ftrain_containers_same.argtypes = [_POINTER, _POINTER, _POINTER, _COUNT, _POINTER]
     except (library.Unavailable, OSError, AttributeError):
         return None
     return functions
+
+
+@cache
+def _tensor_offset() -> int:
+    """Where the Python object of a tensor keeps the address of torch's: found, since it is said nowhere; -1: it is not.
+
+    That of `Tensor._cdata` would not do: `torch.utils.swap_tensors` gives an object another tensor.
+    """
+    tensor = torch.empty(1)
+    words = (ctypes.c_uint64 * (type(tensor).__basicsize__ // 8)).from_address(id(tensor))
+    places = [8 * place for place, word in enumerate(words) if word == tensor._cdata]
+    return places[0] if len(places) == 1 else -1
 
 
 def are_same(left: Sequence[Any], right: Sequence[Any]) -> bool:
@@ -49,87 +64,93 @@ def are_same(left: Sequence[Any], right: Sequence[Any]) -> bool:
 
 
 class Tensors:
-    """A list of tensors, kept alive. All have memory of their own and count their changes (no inference tensors)."""
+    """A list of tensors, kept alive."""
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         self.all = list(tensors)
-        self._handles = np.array([tensor._cdata for tensor in self.all], np.uint64)
-        self._at = self._handles.ctypes.data
-        self._native = _native()
+        self._objects = _pointers(self.all)
+        self._asked = (self._objects.ctypes.data, len(self.all), _tensor_offset())
+        self._native = _native() if self._are_known() else None
 
-    def addresses(self) -> Numbers:
-        """Where each one's first element lies."""
-        return self._look()[0]
-
-    def versions(self) -> Numbers:
-        """How often torch has counted a change in place of each."""
-        return self._look()[1]
+    def _are_known(self) -> bool:
+        """Whether the library finds these tensors."""
+        native, offset = _native(), _tensor_offset()
+        handles = np.array([tensor._cdata for tensor in self.all], np.uint64)
+        return native is not None and offset >= 0 and native.ftrain_tensors_known(*self._asked, handles.ctypes.data)
 
     def have_gradients(self) -> bool:
         """Whether any has one."""
         if self._native is not None:
-            found: int = self._native.ftrain_tensors_with_gradient(self._at, len(self.all))
+            found: int = self._native.ftrain_tensors_with_gradient(*self._asked)
             if found >= 0:
                 return found > 0
         return any(gradient is not None for gradient in map(_GRAD, self.all))
 
-    def _look(self) -> tuple[Numbers, Numbers]:
+
+class Placed(Tensors):
+    """Tensors that have memory of their own, and where it lay when this was made."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        super().__init__(tensors)
+        self._addresses = np.array(list(map(Tensor.data_ptr, self.all)), np.uint64)
+        self._versions: Numbers = np.empty(len(self.all), np.int64)
+        self._places = (self._addresses.ctypes.data, self._versions.ctypes.data)
+
+    def look(self) -> tuple[bool, Numbers]:
+        """(all lie there still, how often torch has counted a change in place of each; 0 where it does not count)."""
         if self._native is not None:
-            addresses, versions = np.empty((2, len(self.all)), np.int64)
-            places = (addresses.ctypes.data, versions.ctypes.data)
-            if self._native.ftrain_tensors_look(self._at, len(self.all), *places) == 0:
-                return addresses, versions
+            found = self._native.ftrain_tensors_look(*self._asked, *self._places)
+            if found in (_IN_PLACE, _MOVED):
+                return found == _IN_PLACE, self._versions.copy()
             self._native = None
-        # An array first: numpy takes three times as long to read a list.
-        addresses = np.frombuffer(array("q", map(Tensor.data_ptr, self.all)), np.int64)
-        return addresses, np.frombuffer(array("q", map(_VERSION, self.all)), np.int64)
+        in_place = list(map(Tensor.data_ptr, self.all)) == self._addresses.tolist()
+        return in_place, np.array([0 if one.is_inference() else _VERSION(one) for one in self.all], np.int64)
 
 
-class Dictionaries:
-    """Dictionaries, and what they held when this was made: all of it is kept alive, so that no address comes twice."""
+class Containers:
+    """Lists and dictionaries, and what they held when this was made: kept alive, so that no address comes twice."""
 
-    def __init__(self, dictionaries: Iterable[dict[Any, Any]]) -> None:
-        self._all = list(dictionaries)
-        self.keys = list(chain.from_iterable(self._all))
-        """All their keys, in order."""
-        self.values = list(chain.from_iterable(map(dict.values, self._all)))
-        """All their values, in order."""
-        self._native = _native()
-        if self._native is not None:
-            self._where = _pointers(self._all)
-            self._sizes = np.array(list(map(len, self._all)), np.int64)
-            self._items = _pointers(chain.from_iterable(zip(self.keys, self.values, strict=True)))
-
-    def are_same(self) -> bool:
-        """Whether they hold the very same things, under equal keys, in the same order."""
-        if self._native is not None:
-            places = (self._where.ctypes.data, self._sizes.ctypes.data, len(self._all), self._items.ctypes.data)
-            return bool(self._native.ftrain_dictionaries_same(*places))
-        values = list(chain.from_iterable(map(dict.values, self._all)))
-        return are_same(values, self.values) and list(chain.from_iterable(self._all)) == self.keys
-
-
-class Members:
-    """Dictionaries that have something under each of some keys, as they had when this was made."""
-
-    def __init__(self, dictionaries: Iterable[dict[str, Any]], keys: Sequence[str]) -> None:
-        self._all, self._keys = list(dictionaries), list(keys)
-        self.values = self._take()
-        self._native = _native()
-        if self._native is not None:
-            self._where, self._names, self._had = _pointers(self._all), _pointers(self._keys), _pointers(self.values)
+    def __init__(
+        self,
+        *,
+        lists: Iterable[Sequence[Any]] = (),
+        dictionaries: Iterable[dict[Any, Any]] = (),
+        members: Iterable[dict[str, Any]] = (),
+        keys: Sequence[str] = (),
+    ) -> None:
+        """Of ``members`` it only counts what they have under ``keys``; all of them have something there."""
+        self._lists, self._dictionaries, self._members = list(lists), list(dictionaries), list(members)
+        self._keys = keys
+        self._sizes, self.items = self._read()
+        """``items``: all that they held, in order; of dictionaries a key and its value in turn."""
+        mappings = [*self._dictionaries, *self._members]
+        counts = (len(self._lists), len(self._dictionaries), len(self._members))
+        kinds = np.repeat(np.array([_LIST, _DICTIONARY, _MEMBERS], np.uint8), counts)
+        # What is handed over are addresses, which of an object is its ``id`` in CPython; so the arrays are kept.
+        where = _pointers(chain(self._lists, mappings))
+        self._arrays = (kinds, where, np.array(self._sizes, np.int64), _pointers(self.items))
+        kinds_at, containers_at, sizes_at, items_at = (array.ctypes.data for array in self._arrays)
+        self._asked = (kinds_at, containers_at, sizes_at, len(kinds), items_at)
+        known = all(isinstance(one, list) for one in self._lists) and all(isinstance(one, dict) for one in mappings)
+        self._native = _native() if known else None
 
     def are_same(self) -> bool:
-        """Whether it is the very same things that they have there."""
+        """Whether they hold the very same things, in the same order."""
         if self._native is not None:
-            places = (self._where.ctypes.data, len(self._all), self._names.ctypes.data, len(self._keys))
-            return bool(self._native.ftrain_dictionaries_have(*places, self._had.ctypes.data))
-        return are_same(self._take(), self.values)
+            return bool(self._native.ftrain_containers_same(*self._asked))
+        sizes, items = self._read()
+        return sizes == self._sizes and are_same(items, self.items)
 
-    def _take(self) -> list[Any]:
-        return [one[key] for one in self._all for key in self._keys]
+    def held_as(self, other: Containers) -> bool:
+        """Whether the other ones, which may be other containers, held the very same things."""
+        return self._sizes == other._sizes and are_same(self.items, other.items)
+
+    def _read(self) -> tuple[list[int], list[Any]]:
+        sizes = [*map(len, self._lists), *map(len, self._dictionaries), *[len(self._keys)] * len(self._members)]
+        pairs = chain.from_iterable(one.items() for one in self._dictionaries)
+        chosen = ((key, one[key]) for one in self._members for key in self._keys)
+        return sizes, [*chain.from_iterable(self._lists), *chain.from_iterable(chain(pairs, chosen))]
 
 
 def _pointers(objects: Iterable[object]) -> np.ndarray[tuple[int], np.dtype[np.uint64]]:
-    """Where objects lie: their ``id``, in CPython."""
     return np.array(list(map(id, objects)), np.uint64)

@@ -10,7 +10,8 @@ What marks cannot see, a write by way of ``.data``, is for the guard of the capt
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,14 +29,14 @@ class Steps:
     def __init__(self, before: Callable[[], None]) -> None:
         """``before`` is called before each step: the last moment at which what optimizers own is as committed."""
         self._before_step = before
-        self._stepped: set[int] = set()
+        self._stepped: set[bytes] = set()
         self._hooks = [
             register_optimizer_step_pre_hook(self._before),
             register_optimizer_step_post_hook(self._note),
         ]
 
-    def take(self) -> set[int]:
-        """``id`` of each parameter that was stepped with since the last call."""
+    def take(self) -> set[bytes]:
+        """Which parameters were stepped with since the last call, each step's packed: see `unpacked`."""
         stepped, self._stepped = self._stepped, set()
         return stepped
 
@@ -50,11 +51,18 @@ class Steps:
 
     def _note(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         own_way = isinstance(optimizer, torch.optim.LBFGS) or not type(optimizer).__module__.startswith("torch.optim.")
+        ids = array("Q")
         for group in optimizer.param_groups:
             if own_way:
-                self._stepped.update([id(p) for p in group["params"] if p.requires_grad or p.grad is not None])
+                ids.extend([id(p) for p in group["params"] if p.requires_grad or p.grad is not None])
             else:
-                self._stepped.update([id(p) for p in group["params"] if p.grad is not None])
+                ids.extend([id(p) for p in group["params"] if p.grad is not None])
+        self._stepped.add(ids.tobytes())
+
+
+def unpacked(stepped: Iterable[bytes]) -> set[int]:
+    """``id`` of each parameter. Packed, two thousand of them are compared at once; most steps are like the last."""
+    return set(array("Q", b"".join(stepped)))
 
 
 @dataclass
@@ -72,16 +80,16 @@ class Marks:
         self._plan = plan
         self._stamps = np.zeros(len(plan.tensors), np.int64)
         self._clock = 0
-        self._stepped: set[int] = set()
+        self._stepped: set[bytes] = set()
         self._moved = np.empty(0, np.intp)
 
-    def read(self, stepped: set[int]) -> Mark:
-        """The marks now; ``stepped``: what `Steps.take` gave since the last reading."""
+    def read(self, versions: Numbers, stepped: set[bytes]) -> Mark:
+        """The marks now; ``versions``: the plan's, ``stepped``: what `Steps.take` gave since the last reading."""
         self._clock += 1
         if stepped != self._stepped:  # seldom
-            self._stepped, self._moved = stepped, self._plan.moved_by(stepped)
+            self._stepped, self._moved = stepped, self._plan.moved_by(unpacked(stepped))
         self._stamps[self._moved] = self._clock
-        return Mark(self._plan.versions(), self._stamps.copy())
+        return Mark(versions, self._stamps.copy())
 
     def changed(self, now: Mark, then: Mark | None) -> Flags:
         """The tensors whose bytes may differ from those of the earlier capture; without one, all."""

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ftrain.layout import Kind, flat_bytes, lay_out
-from ftrain.looks import Numbers, Tensors
+from ftrain.looks import Numbers, Placed
 from ftrain.sources import Source
 from ftrain.state import TensorKey, tensor_key
 from ftrain_snapshot.manifest import CHUNK_BYTES
@@ -88,7 +88,10 @@ def owned_by(sources: Iterable[Source]) -> dict[TensorKey, Owned]:
 class Plan:
     """See the top of this file. Index i of any list here is tensor i of the layout."""
 
-    def __init__(self, owned: list[Owned], shared: set[TensorKey], rank: int, world_size: int) -> None:
+    def __init__(
+        self, owned: list[Owned], others: Iterable[Tensor], shared: set[TensorKey], rank: int, world_size: int
+    ) -> None:
+        """``others``: tensors that stand in no snapshot, and yet make the plan void where they move."""
         self.tensors = [one.tensor for one in owned]
         self.names = [one.name for one in owned]
         keys = [tensor_key(tensor) for tensor in self.tensors]
@@ -111,8 +114,8 @@ class Plan:
             for here, flat in zip(on_cpu, flats, strict=True)
         ]
         versioned = [not tensor.is_inference() for tensor in self.tensors]
-        self._versioned = Tensors([tensor for tensor, has in zip(self.tensors, versioned, strict=True) if has])
-        self._versioned_index = np.flatnonzero(versioned)
+        listed = set(map(id, self.tensors))
+        self._placed = Placed([*self.tensors, *(tensor for tensor in others if id(tensor) not in listed)])
         sound = [flat is not None and has for flat, has in zip(flats, versioned, strict=True)]
         self.lazy = [one.lazy and good for one, good in zip(owned, sound, strict=True)]
         buffers = [one.buffer for one in owned]
@@ -139,16 +142,20 @@ class Plan:
         chunks = [[chunk] * len(rows) for chunk, rows in enumerate(self.rows)]
         self.row_chunk = np.array([chunk for row in chunks for chunk in row], np.intp)
         self.row_index = np.array([row.tensor for rows in self.rows for row in rows], np.intp)
+        self._last_marked, self._last_chunks = b"", np.empty(0, bool)
         self._divide()
 
+    def look(self) -> Numbers | None:
+        """What torch has counted of changes in place, tensor by tensor; None: one lies elsewhere, so the plan is void.
+
+        Of fused steps the count says nothing (FACTS 7).
+        """
+        in_place, versions = self._placed.look()
+        return versions[: len(self.tensors)] if in_place else None
+
     def versions(self) -> Numbers:
-        """What torch has counted of changes in place, tensor by tensor; says nothing of fused steps (FACTS 7)."""
-        known = self._versioned.versions()
-        if len(known) == len(self.tensors):
-            return known
-        found = np.zeros(len(self.tensors), np.int64)
-        found[self._versioned_index] = known
-        return found
+        """The same count, wherever the tensors lie."""
+        return self._placed.look()[1][: len(self.tensors)]
 
     def moved_by(self, stepped: Iterable[int]) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
         """The tensors that change when optimizers step with these parameters, given by ``id``."""
@@ -165,8 +172,11 @@ class Plan:
         return {index for index, shape in enumerate(shapes) if shape != self.shapes[index]}
 
     def chunks_of(self, marked: Flags) -> Flags:
-        """The chunks that hold any of the marked tensors."""
-        return np.bincount(self.row_chunk[marked[self.row_index]], minlength=len(self.rows)) > 0
+        """The chunks that hold any of the marked tensors; the same ones are marked at most captures."""
+        if (packed := marked.tobytes()) != self._last_marked:
+            counts = np.bincount(self.row_chunk[marked[self.row_index]], minlength=len(self.rows))
+            self._last_marked, self._last_chunks = packed, counts > 0
+        return self._last_chunks
 
     def distrust(self, indices: Iterable[int]) -> None:
         """From now on these are copied at each capture, before commit returns: their marks do not tell."""

@@ -63,22 +63,29 @@ class Samples:
         self._step = ordinal * self._words // np.repeat(counts, counts)
         self._to_unit = np.repeat(np.array([row.offset for row in rows], np.int64) - starts, counts)
         self._random = np.random.Generator(np.random.PCG64())  # of its own: the user's generators are state
-        self._at: Addresses = np.empty(0, np.int64)
         self._values = np.empty(0, np.uint32)
+        self._choose()
 
     def take(self) -> None:
         """Read the tensors as they are now."""
-        shift = int(self._random.integers(1 << 30))
-        self._at = (self._first + (self._step + shift) % np.maximum(self._words, 1)) * WORD_BYTES
-        self._values = _words_at(self._at)
+        self._values = _MEMORY.take(self._places)
 
     def differing(self, homes: list[int], home_of: Addresses) -> set[int]:
         """The tensors whose copies are not as read: ``homes`` are addresses, ``home_of`` gives each chunk's."""
         unit = self._at + self._to_unit
         copies = np.array(homes, np.int64)[home_of[unit // CHUNK_BYTES]] + unit
-        return set(self._index[_words_at(copies) != self._values].tolist())
+        found = set(self._index[_MEMORY.take(_place_of(copies)) != self._values].tolist())
+        self._choose()
+        return found
+
+    def _choose(self) -> None:
+        """Where to look the next time: chosen in the background, so that a commit need not."""
+        shift = int(self._random.integers(1 << 30))
+        self._at: Addresses = (self._first + (self._step + shift) % np.maximum(self._words, 1)) * WORD_BYTES
+        self._places = _place_of(self._at)
 
 
-def _words_at(addresses: Addresses) -> np.ndarray[tuple[int], np.dtype[np.uint32]]:
-    found: np.ndarray[tuple[int], np.dtype[np.uint32]] = _MEMORY.take((addresses - _FIRST_ADDRESS) // WORD_BYTES)
-    return found
+def _place_of(addresses: Addresses) -> Addresses:
+    """Among the words of `_MEMORY`."""
+    places: Addresses = (addresses - _FIRST_ADDRESS) // WORD_BYTES
+    return places

@@ -1,24 +1,34 @@
 """Which slot a snapshot goes into, agreed by all ranks without asking a daemon.
 
 The gate's daemon opens a word in shared memory when a slot is free (never one of the newest complete snapshots).
-Rank 0 reads it at each due commit, takes the ticket if it is a new one, and publishes the slot in the generation's
-store; the other ranks read it there. All ranks so capture the same versions into the same slots. A closed gate is
-published too: the version is skipped by all.
+Rank 0 reads it at each due commit, takes the ticket if it is a new one, and publishes in the generation's store how
+far it has come and which version it has opened last; the other ranks read it there, and skip all other versions. All
+ranks so capture the same versions into the same slots.
+
+One key is enough, however far rank 0 runs ahead (ranks that accumulate gradients do not wait for each other): the
+gate gives no new ticket before all ranks have sealed the last one's snapshot, or somebody has given it up.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ftrain.errors import PeerSilent
 
-KEEP_KEYS = 64
-"""Published slots kept in the store: rank 0 may run ahead of the others by so many snapshots."""
 POLL_SECONDS_MIN = 0.0001
 POLL_SECONDS_MAX = 0.005
-_CLOSED = b"-"
+_KEY = "ftrain/snapshot/newest"
+
+
+class _Word(NamedTuple):
+    """What rank 0 publishes."""
+
+    decided: int
+    """The newest version that it has decided on."""
+    opened: int
+    """The newest that is captured, into ``slot``."""
+    slot: int
 
 
 class Store(Protocol):
@@ -32,9 +42,6 @@ class Store(Protocol):
 
     def check(self, keys: list[str]) -> bool:
         """All these keys are there."""
-
-    def delete_key(self, key: str) -> bool:
-        """Forget."""
 
 
 class Gate(Protocol):
@@ -54,7 +61,7 @@ class SlotChooser:
         # A ticket that is open when a generation begins may be an old one, used before: that is for the daemons,
         # who close the gate when they are configured anew.
         self._last_ticket = -1
-        self._published: deque[str] = deque()
+        self._word = _Word(-1, -1, -1)
 
     def choose(self, version: int, *, possible: bool = True, patience_seconds: float = 0.0) -> int | None:
         """The slot for this version; None: skip it. ``possible``: rank 0 can be captured at all.
@@ -62,37 +69,38 @@ class SlotChooser:
         Rank 0 waits for a closed gate up to ``patience_seconds``. Raises PeerSilent if it publishes nothing for
         ``timeout_seconds``.
         """
-        key = f"ftrain/snapshot/{version}"
         if self._gate is None:
-            word = self._follow(key)
+            self._follow(version)
         else:
-            word = self._decide(patience_seconds) if possible else _CLOSED
-            self._store.set(key, word.decode())
-            self._published.append(key)
-            if len(self._published) > KEEP_KEYS:
-                self._store.delete_key(self._published.popleft())
-        return None if word == _CLOSED else int(word)
+            slot = self._decide(patience_seconds) if possible else None
+            _, opened, last = self._word
+            self._word = _Word(version, opened, last) if slot is None else _Word(version, version, slot)
+            self._store.set(_KEY, " ".join(map(str, self._word)))
+        return self._word.slot if self._word.opened == version else None
 
-    def _decide(self, patience_seconds: float) -> bytes:
+    def _decide(self, patience_seconds: float) -> int | None:
         assert self._gate is not None
         deadline = time.monotonic() + patience_seconds
         while True:
             ticket, slot = self._gate.gate()
             if slot >= 0 and ticket != self._last_ticket:
                 self._last_ticket = ticket
-                return str(slot).encode()
+                return slot
             if time.monotonic() >= deadline:
-                return _CLOSED
+                return None
             time.sleep(POLL_SECONDS_MAX)  # the gate is a word in shared memory, which nobody can be woken by
 
-    def _follow(self, key: str) -> bytes:
+    def _follow(self, version: int) -> None:
         # Polled, not waited for: a wait inside the store cannot be interrupted by a signal, and complains when it
         # times out.
         deadline = time.monotonic() + self._timeout_seconds
         pause = POLL_SECONDS_MIN
-        while not self._store.check([key]):
+        while self._word.decided < version:
+            if self._store.check([_KEY]):
+                self._word = _Word(*map(int, self._store.get(_KEY).split()))
+                if self._word.decided >= version:
+                    return
             if time.monotonic() > deadline:
-                raise PeerSilent(f"rank 0 did not come to {key} within {self._timeout_seconds:.0f} s")
+                raise PeerSilent(f"rank 0 did not come to version {version} within {self._timeout_seconds:.0f} s")
             time.sleep(pause)
             pause = min(2 * pause, POLL_SECONDS_MAX)
-        return self._store.get(key)

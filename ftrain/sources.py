@@ -2,10 +2,10 @@
 
 A *source* stands for one tracked object. It lists the tensors that are the object's own (parameters, buffers,
 optimizer state), and packs the rest of its state. What it looked like when it was read is its *fingerprint*: the
-very objects in its dictionaries, and where each tensor's memory lies. While that is equal, the packed state of a
-module or an optimizer is used again as it is. Comparing is one pass of C functions over flat lists (FACTS 7: a plan
-can be cached), their addresses come in one call (looks.py). Their shapes, which change under
-an equal address in odd cases only, are compared in the background (flight.py).
+very objects in its lists and dictionaries, compared in one call (looks.py). While they are the same, and the tensors'
+memory lies where it did (that is for the plan to say, of all sources at once), the packed state of a module or an
+optimizer is used again as it is (FACTS 7: a plan can be cached). Their shapes, which change under an equal address in
+odd cases only, are compared in the background (flight.py).
 
 An object that makes its state in a way of its own (a ``state_dict`` overridden, hooks, any class of the user's) is
 asked each time. Tensors that it hands out and that nobody else lists are copied each time, before commit returns.
@@ -15,22 +15,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from operator import attrgetter, itemgetter
+from operator import attrgetter
 from typing import Any
 
 import msgspec
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ftrain.encoding import DICT, LIST, Packer
-from ftrain.looks import Dictionaries, Members, Tensors, are_same
+from ftrain.looks import Containers
 from ftrain.state import state_of
 
 _CELLS = ("_parameters", "_buffers", "_modules", "_state_dict_hooks", "_state_dict_pre_hooks")
 _HOOKS = attrgetter("_optimizer_state_dict_pre_hooks", "_optimizer_state_dict_post_hooks")
-_PARAMS = itemgetter("params")
 _SIMPLE = (type(None), bool, int, float, str)
 
 
@@ -40,16 +38,22 @@ class Source:
     def __init__(self, name: str, tracked: Any) -> None:
         self.name = name
         self.tracked = tracked
+        self.own: list[Tensor] = []
+        """The tensors that are this object's own and have memory of their own, as of `read`."""
 
     def tensors(self) -> Iterator[tuple[str, Tensor, Tensor | None]]:
-        """(path, tensor, parameter whose optimizer state it is) of the tensors that are this object's own."""
+        """(path, tensor, parameter whose optimizer state it is) of what this object calls its own."""
         return iter(())
 
     def read(self) -> None:
         """Take the fingerprint."""
 
     def is_same(self) -> bool:
-        """The fingerprint is as it was: the same tensors, in the same places."""
+        """The fingerprint is as it was: the same tensors, which may have moved."""
+        return True
+
+    def asks(self) -> bool:
+        """To pack it runs code that is not torch's, which may do anything."""
         return True
 
     def pack(self, packer: Packer) -> Any:
@@ -72,29 +76,30 @@ class ModuleSource(Source):
 
     def read(self) -> None:
         """Take the fingerprint."""
-        self._modules = list(self.tracked.modules())
+        modules = list(self.tracked.modules())
         self._paths: dict[int, str] = {}
         for prefix, module in self.tracked.named_modules():
             for leaf, tensor in chain(module._parameters.items(), module._buffers.items()):
                 if tensor is not None:
                     self._paths.setdefault(id(tensor), f"{prefix}.{leaf}".removeprefix("."))
-        self._cells = Members(map(vars, self._modules), _CELLS)
-        self._contents = Dictionaries(self._cells.values)
-        self._tensors = Tensors(_dense(self._contents.values))
-        self._addresses = self._tensors.addresses()
-        self._plain = _is_plain(self._modules)
+        cells = [vars(module)[key] for module in modules for key in _CELLS]
+        self._contents = Containers(members=map(vars, modules), keys=_CELLS, dictionaries=cells)
+        self.own = _dense(chain.from_iterable(map(dict.values, cells)))
+        self._plain = _is_plain(modules)
         self._packed: msgspec.Raw | None = None
 
     def tensors(self) -> Iterator[tuple[str, Tensor, Tensor | None]]:
         """See `Source`."""
-        for tensor in self._tensors.all:
+        for tensor in self.own:
             yield f"{self.name}.{self._paths[id(tensor)]}", tensor, None
 
     def is_same(self) -> bool:
         """See `Source`."""
-        if not (self._cells.are_same() and self._contents.are_same()):
-            return False
-        return np.array_equal(self._tensors.addresses(), self._addresses)
+        return self._contents.are_same()
+
+    def asks(self) -> bool:
+        """See `Source`."""
+        return not self._plain
 
     def pack(self, packer: Packer) -> Any:
         """See `Source`."""
@@ -117,16 +122,15 @@ class OptimizerSource(Source):
     def read(self) -> None:
         """Take the fingerprint."""
         state = self.tracked.state
-        self._params = self._list_params()
-        self._owners, self._entries = list(state), list(state.values())
+        self._structure = self._read_structure()
+        self._params = list(chain.from_iterable(group["params"] for group in self.tracked.param_groups))
         self._states = [entry if isinstance(entry, dict) else {} for entry in map(state.get, self._params)]
-        self._contents = Dictionaries(self._states)
+        self._contents = Containers(dictionaries=self._states)
         # Parameters are checked by the module whose state they are.
-        self._tensors = Tensors(_dense(self._contents.values))
-        self._addresses = self._tensors.addresses()
+        self.own = _dense(self._contents.items[1::2])
         self._keyed_by_parameters = len(state) == sum(parameter in state for parameter in self._params)
         self._packed: msgspec.Raw | None = None
-        self._groups: list[msgspec.Raw] = []
+        self._packed_params: list[msgspec.Raw] = []
 
     def tensors(self) -> Iterator[tuple[str, Tensor, Tensor | None]]:
         """See `Source`."""
@@ -138,27 +142,36 @@ class OptimizerSource(Source):
 
     def is_same(self) -> bool:
         """See `Source`."""
-        # Compared as lists: to look a parameter up costs a call of its hash.
-        if not (
-            are_same(self._list_params(), self._params)
-            and are_same(list(self.tracked.state), self._owners)
-            and are_same(list(self.tracked.state.values()), self._entries)
-        ):
-            return False
-        if not self._contents.are_same() and not self._only_numbers_changed():
-            return False
-        return np.array_equal(self._tensors.addresses(), self._addresses)
+        return self._is_structure_same() and (self._contents.are_same() or self._only_numbers_changed())
+
+    def _is_structure_same(self) -> bool:
+        """Whether groups have the same parameters, and parameters the same dictionaries."""
+        optimizer = self.tracked
+        if optimizer.state is self._state and optimizer.param_groups is self._groups and self._structure.are_same():
+            return True
+        before, now = self._structure, self._read_structure()  # an optimizer may make both anew when it is asked
+        self._structure = now
+        return now.held_as(before)
+
+    def _read_structure(self) -> Containers:
+        self._state, self._groups = self.tracked.state, self.tracked.param_groups
+        lists = [self._groups, *(group["params"] for group in self._groups)]
+        return Containers(lists=lists, dictionaries=[self._state], members=self._groups, keys=["params"])
 
     def _only_numbers_changed(self) -> bool:
-        """Whether the tensors are the same ones, in the same places; what else there is, is packed anew."""
-        before, now = self._contents, Dictionaries(self._states)
-        if now.keys != before.keys:
+        """Whether the tensors are the same ones; what else there is, is packed anew."""
+        before, now = self._contents.items, (contents := Containers(dictionaries=self._states)).items
+        if now[::2] != before[::2]:
             return False
-        pairs = zip(now.values, before.values, strict=True)
+        pairs = zip(now[1::2], before[1::2], strict=True)
         if any(new is not old for new, old in pairs if isinstance(new, Tensor) or isinstance(old, Tensor)):
             return False
-        self._contents, self._packed = now, None
+        self._contents, self._packed = contents, None
         return True
+
+    def asks(self) -> bool:
+        """See `Source`."""
+        return not self._is_plain()
 
     def pack(self, packer: Packer) -> Any:
         """See `Source`."""
@@ -167,9 +180,9 @@ class OptimizerSource(Source):
             return super().pack(packer)
         if self._packed is None:
             whole = optimizer.state_dict()
-            simple = all(isinstance(value, Tensor) or type(value) in _SIMPLE for value in self._contents.values)
+            simple = all(isinstance(value, Tensor) or type(value) in _SIMPLE for value in self._contents.items[1::2])
             packed = msgspec.Raw(msgspec.msgpack.encode(packer.pack(whole["state"])))
-            self._groups = [
+            self._packed_params = [
                 msgspec.Raw(msgspec.msgpack.encode(packer.pack(group["params"]))) for group in whole["param_groups"]
             ]
             if simple:  # lists of tensors and the like may change inside
@@ -178,7 +191,7 @@ class OptimizerSource(Source):
             packed = self._packed
         groups = [
             [*packer.pack({key: value for key, value in group.items() if key != "params"}), "params", params]
-            for group, params in zip(optimizer.param_groups, self._groups, strict=True)
+            for group, params in zip(optimizer.param_groups, self._packed_params, strict=True)
         ]
         return [DICT, "state", [DICT, "state", packed, "param_groups", [LIST, *groups]]]
 
@@ -194,9 +207,6 @@ class OptimizerSource(Source):
             and not any(_HOOKS(optimizer))
             and self._keyed_by_parameters
         )
-
-    def _list_params(self) -> list[nn.Parameter]:
-        return list(chain.from_iterable(map(_PARAMS, self.tracked.param_groups)))
 
 
 def source_of(name: str, tracked: Any) -> Source:

@@ -445,6 +445,28 @@ def extra_state() -> Case:
     return simple(model, torch.optim.AdamW(model.parameters()))
 
 
+class Meddling:
+    """Writes to what others own whenever it is asked for its state."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.weight = next(model.parameters())
+
+    @torch.no_grad()
+    def state_dict(self) -> dict[str, Any]:
+        self.weight.mul_(1)
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+@case
+def state_dict_that_writes() -> Case:
+    model = net()
+    made = simple(model, torch.optim.AdamW(model.parameters()))
+    made.objects["meddling"] = Meddling(model)
+    return made
+
+
 def copied(objects: dict[str, Any]) -> dict[str, Any]:
     return {name: copy.deepcopy(state_of(tracked)) for name, tracked in objects.items()}
 
