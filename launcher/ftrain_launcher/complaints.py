@@ -31,6 +31,10 @@ class Complaint(msgspec.Struct):
         """It is no passing thing."""
         return self.count >= STAYS_COUNT and self.last - self.since >= STAYS_SECONDS
 
+    def end(self, how: str) -> None:
+        """It is over; if it comes back before long, people are told again, of the same incident."""
+        self.count, self.incident.over = 0, how
+
 
 class Complaints:
     """Those of one job that go on."""
@@ -49,6 +53,16 @@ class Complaints:
             complaint = self._open[key] = Complaint(incident, sign.time, sign.time)
         else:
             complaint.incident.add(sign)
+            complaint.incident.over = ""
+        if not complaint.count:
+            complaint.since = sign.time
         complaint.last = sign.time
         complaint.count += 1
         return complaint
+
+    def about(self, kind: str, node: str, rank: int) -> Complaint | None:
+        """What is said of a rank just now."""
+        for (said, suspects), complaint in self._open.items():
+            if said == kind and complaint.count and any((s.node, s.rank) == (node, rank) for s in suspects):
+                return complaint
+        return None

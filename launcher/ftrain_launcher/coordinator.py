@@ -70,7 +70,7 @@ class Coordinator:
         self._roster = Roster(config.nodes)
         self._history = History(config.work.max_restarts)
         self._recruiting = Recruiting(config, self._roster, self._orders)
-        self._preflight = Preflight(config, self._roster, self._orders)
+        self._preflight = Preflight(config, self._roster, self._recruiting, self._orders)
         self.quarantine = Quarantine(config, self._roster, self._recruiting, self._orders, self._history)
         """Which nodes are to be given no ranks."""
         parts = (self._orders, self.durable, self._history, self.quarantine)
@@ -135,9 +135,10 @@ class Coordinator:
         """Take in one event; return what must be done, in order."""
         if self.phase is not Phase.ENDED:
             self._take_in(event, now)
-            self._move_if_due(now)
+            self._do_what_waited(now)
             forms = self.phase in (Phase.GATHERING, Phase.STOPPING)
-            self._recruiting.wait_for_hosts(now, wanted=forms, announce=self.generation > 0)
+            told = self.generation > 0 or bool(self._preflight.failures)
+            self._recruiting.wait_for_hosts(now, wanted=forms, announce=told)
         elif isinstance(event, ControllerRestarted):
             self._ending.say()
         return self._orders.take()
@@ -196,7 +197,7 @@ class Coordinator:
     def _tick(self, now: float) -> None:
         if self._ending.deadline is not None and now >= self._ending.deadline:
             self._finish()
-        self._end(self._running.tick(now) or self._recruiting.tick(now), now)
+        self._end(self._running.tick(now) or self._recruiting.tick(now, self._preflight.failures), now)
         while (node := self._roster.overdue(now)) is not None:
             self._lose(node, node.overdue, now)
 
@@ -220,6 +221,7 @@ class Coordinator:
         is_new = node.state is NodeState.STARTING
         self._roster.arrive(node, join)
         if is_new:
+            self._preflight.expect(node)
             self._recruiting.announce_host(node)
         self.quarantine.arrived(node)
         if self.phase is Phase.ENDING:
@@ -244,6 +246,7 @@ class Coordinator:
             self._finish_if_all_left()
         else:
             self._roster.leave(node, now, now + self.config.agent_grace_seconds)
+            self._preflight.expect(node)
 
     def _lose(self, node: Node, reason: str, now: float) -> None:
         """Give a node up for good; a spare takes its position."""
@@ -284,10 +287,11 @@ class Coordinator:
             self._form_if_ready(now)
 
     def _node_checked(self, event: NodeChecked, now: float) -> None:
-        """It may come back; before the first generation, one that failed is not wanted, and all may be known now."""
+        """It may come back, or is not wanted; before the first generation, all may be known now."""
         self.quarantine.checked(event, now)
-        if self.phase is Phase.GATHERING and self.config.preflight:
-            self._preflight.take(event, now)
+        if (cordon := self._preflight.take(event)) is not None:
+            self.quarantine.take(cordon, self._formed, now)
+        if self.phase is Phase.GATHERING:
             self._end(self._preflight.verdict(), now)
         self._fill_positions(now)
 
@@ -349,12 +353,14 @@ class Coordinator:
         self._forming.announce(now)
         self._fill_positions(now)
 
-    def _move_if_due(self, now: float) -> None:
-        """A generation for nothing but to have a cordoned node's ranks elsewhere."""
-        trains = self.phase is Phase.RUNNING and not self.durable.finishing
-        sign = self.quarantine.due(self._formed, now) if trains else None
-        if sign is not None:
+    def _do_what_waited(self, now: float) -> None:
+        """While nothing is being recovered: a generation for nothing but to move ranks; checks of nodes that came."""
+        if self.phase is not Phase.RUNNING or self.durable.finishing:
+            return
+        if (sign := self.quarantine.due(self._formed, now)) is not None:
             self._begin_again(sign, now, planned=True)
+        elif self._formed.ranks.in_training:
+            self._preflight.passed()
 
     def _form_if_ready(self, now: float) -> None:
         match self._forming.decide(self._formed, now):

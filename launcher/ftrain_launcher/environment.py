@@ -45,6 +45,7 @@ def worker_environment(
     demote_after_nan: bool = True,
     check_replicas: int = 100,
     collective_timeout_seconds: float | None = None,
+    deterministic_reduction: bool = False,
     restore: SnapshotId | None = None,
     durable_start: DurableId | None = None,
     interface: str = "",
@@ -89,6 +90,7 @@ def worker_environment(
         "FTRAIN_DEMOTE_AFTER_NAN": str(int(demote_after_nan)),
         "FTRAIN_CHECK_REPLICAS": str(check_replicas),
         "FTRAIN_COLLECTIVE_TIMEOUT_SECONDS": str(collective_timeout_seconds or ""),
+        "FTRAIN_DETERMINISTIC_REDUCTION": str(int(deterministic_reduction)),
         "FTRAIN_RECORDER": {**os.environ, **(user or {})}.get("FTRAIN_RECORDER", "1"),
     }
 

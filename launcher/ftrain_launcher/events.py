@@ -122,6 +122,15 @@ class Diagnosed(msgspec.Struct, frozen=True, tag="diagnosed"):
         return self.verdict.generation
 
 
+class QuickAgain(msgspec.Struct, frozen=True, tag="quick_again"):
+    """A rank that the detector had named as slow keeps up with its peers again."""
+
+    generation: int
+    rank: int
+    step: int
+    """By then."""
+
+
 class Leave(StrEnum):
     """When a cordoned node's ranks are moved to another node."""
 
@@ -180,6 +189,7 @@ Event = (
     | ArenaShort
     | Progress
     | Diagnosed
+    | QuickAgain
     | CordonNode
     | UncordonNode
     | NodeChecked

@@ -11,8 +11,10 @@ import msgspec
 from ftrain_launcher.causes import Sign, classify, describe
 from ftrain_launcher.complaints import Complaint, Complaints
 from ftrain_launcher.demotion import Demotion, demotion_of
+from ftrain_launcher.detect.verdict import Kind
 from ftrain_launcher.formation import Start
 from ftrain_launcher.incidents import Incident, IncidentLog
+from ftrain_launcher.membership import Rank
 from ftrain_launcher.policy import EXIT_LOST, Action, decide
 
 
@@ -86,6 +88,15 @@ class History:
         """The detector says something that stops nobody. What people are told, once for as long as it goes on."""
         complaint = self.complaints.take(sign, generation)
         return complaint, [f"{describe(sign)}; training goes on"] if complaint.is_new else []
+
+    def quick_again(self, rank: Rank, step: int) -> list[str]:
+        """A rank that was slow is so no more. What people are told, if they were told that it is slow."""
+        complaint = self.complaints.about(Kind.SLOW, rank.node, rank.rank)
+        if complaint is None:
+            return []
+        news = f"rank {rank.rank} on {rank.node} is as quick as its peers again, at step {step}"
+        complaint.end(news)
+        return [f"incident {complaint.incident.number}: {news}"]
 
     @property
     def demotions(self) -> list[Demotion]:

@@ -53,6 +53,8 @@ class Incident(msgspec.Struct, kw_only=True):
     closed: bool = False
     harmless: bool = False
     """It stopped nobody."""
+    over: str = ""
+    """Of what the detector says again and again: how it ended; empty: it may go on."""
 
     def add(self, sign: Sign) -> None:
         """Take in one more sign; several accounts of one thing count once."""

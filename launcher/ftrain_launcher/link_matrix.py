@@ -1,54 +1,75 @@
 """The controller's matrix of links: it has daemons probe each other, and keeps what was measured in quiet times.
 
-Round trips go to all at once, bursts to one after the other, and small (`ftrain_snapshot.probe`).
+Round trips go to all at once, bursts to one after the other, and small (`ftrain_snapshot.probe`). There are many of
+both, so that losses show: a hundred frames see one of 5 % nearly always.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable
 
 from ftrain_launcher.coordinator import Coordinator
-from ftrain_launcher.detect.links import Pair, probe_pairs
+from ftrain_launcher.detect.links import Matrix, Pair, best_of, probe_pairs
 from ftrain_launcher.questions import Probe, Probed
 from ftrain_launcher.requests import Requests
 from ftrain_snapshot.messages import LinkFigure, Peer
 
-ROUND_TRIPS = 5
-BURST_BYTES = 256 << 10
+ROUND_TRIPS = 50
+BURSTS, BURST_BYTES = 4, 256 << 10
 PROBE_SECONDS = 1.0
-"""For the round trips of one node, and for each burst."""
-APART_SECONDS = 1.5
-"""Between two rounds: what a node has heard of others must be of this one (`links.HEARD_SECONDS_MAX`)."""
+"""For the round trips of one node, and for the bursts to each other one."""
+APART_SECONDS = 0.5
+"""Between two rounds. With the second that a silent node is waited for, what it was heard to send in the round before
+is too old to count (`links.HEARD_SECONDS_MAX`)."""
+QUIET_ROUNDS = 5
+"""The best of the last so many is what a link can do; fewer may all have met a busy processor."""
 
 
 class LinkMatrix:
-    """One job's. ``quiet`` is what its links could do when nothing was wrong."""
+    """One job's."""
 
     def __init__(self, coordinator: Coordinator, requests: Requests) -> None:
         self._coordinator, self._requests = coordinator, requests
-        self.quiet: dict[Pair, LinkFigure] = {}
+        self._quiet_rounds: deque[Matrix] = deque(maxlen=QUIET_ROUNDS)
+        self._quiet_names: dict[int, str] = {}
         self._turn = asyncio.Lock()
+        self._free_at = 0.0
 
     def names(self) -> dict[int, str]:
         """The nodes that hold positions."""
         return {position: name for position, name in enumerate(self._coordinator.positions) if name is not None}
 
+    def quiet(self) -> dict[Pair, LinkFigure]:
+        """What the links among the present nodes could do when nothing was wrong, as far as that is known."""
+        return best_of(self._quiet_rounds) if self.knows_quiet else {}
+
+    @property
+    def knows_quiet(self) -> bool:
+        """Whether enough was remembered."""
+        return len(self._quiet_rounds) == QUIET_ROUNDS and self._quiet_names == self.names()
+
     async def measure(self, positions: Iterable[int]) -> dict[Pair, LinkFigure]:
         """The links among these positions now; what could not be asked for is missing. One round at a time."""
+        loop = asyncio.get_running_loop()
         async with self._turn:
+            await asyncio.sleep(self._free_at - loop.time())
             by_source: dict[int, list[int]] = defaultdict(list)
             for source, destination in probe_pairs(list(positions)):
                 by_source[source].append(destination)
             rows = await asyncio.gather(*(self._row(source, row) for source, row in by_source.items()))
-            await asyncio.sleep(APART_SECONDS)
+            self._free_at = loop.time() + APART_SECONDS
         return {pair: figure for row in rows for pair, figure in row.items()}
 
     async def remember(self) -> None:
         """Nothing is wrong: measure all links, for comparison."""
-        measured = await self.measure(self.names())
-        self.quiet = {pair: figure for pair, figure in measured.items() if not figure.failure}
+        names = self.names()
+        measured = await self.measure(names)
+        if names != self._quiet_names:
+            self._quiet_names = names
+            self._quiet_rounds.clear()
+        self._quiet_rounds.append({pair: figure for pair, figure in measured.items() if not figure.failure})
 
     async def _row(self, source: int, destinations: list[int]) -> dict[Pair, LinkFigure]:
         names, nodes = self.names(), self._coordinator.nodes
@@ -59,7 +80,12 @@ class LinkMatrix:
         answer = await self._requests.ask(
             names[source],
             lambda number: Probe(
-                request=number, peers=peers, count=ROUND_TRIPS, burst_bytes=BURST_BYTES, timeout_seconds=PROBE_SECONDS
+                request=number,
+                peers=peers,
+                count=ROUND_TRIPS,
+                burst_bytes=BURST_BYTES,
+                bursts=BURSTS,
+                timeout_seconds=PROBE_SECONDS,
             ),
             Probed,
             (2 + len(peers)) * PROBE_SECONDS,

@@ -124,6 +124,8 @@ class Node(msgspec.Struct, kw_only=True):
     cordon: Cordon | None = None
     """Of a host's node that is gone: also the next one of that host gets no ranks."""
     health: Health | None = None
+    unchecked: bool = False
+    """With ``--preflight``: its health is not known since it came."""
 
     def move(self, state: NodeState) -> None:
         """Change state, along the table of moves only."""

@@ -68,6 +68,8 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     """Steps between comparisons of what must be equal on several ranks; 0: never."""
     collective_timeout_seconds: float | None = None
     """How long an operation of a process group may take, where the script does not say; None: torch's default."""
+    deterministic_reduction: bool = False
+    """Gradients are summed in an order that no world changes (docs/exactness.md)."""
     durable: Durable | None = None
     """None: snapshots are kept in memory alone."""
     zygote: bool = True

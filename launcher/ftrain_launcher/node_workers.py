@@ -139,6 +139,7 @@ class NodeWorkers:
                 demote_after_nan=work.demote_after_nan,
                 check_replicas=work.check_replicas,
                 collective_timeout_seconds=work.collective_timeout_seconds,
+                deterministic_reduction=work.deterministic_reduction,
                 restore=form.restore,
                 durable_start=form.durable_start,
                 interface=interface_of(self._job.host),

@@ -165,7 +165,7 @@ class Quarantine:
             until = now + LEAVE_SECONDS if wait else now
             self._roster.cordon(node, Cordon(reason=reason, since=now, quarantined=True, leave_by=until))
             decision = f"{node.name} is quarantined: {reason}"
-            if node.position is not None and not self._roster.idle():
+            if node.position is not None and not self._roster.ready():
                 decision += "; it keeps its ranks until another node is there"
         if incident.decide(decision):
             self._orders.announce([decision])
@@ -187,7 +187,7 @@ class Quarantine:
         leaving = [node for node in self._roster.cordoned.values() if _is_leaving(node)]
         if not leaving or not formed.ranks.in_training:
             return None
-        if not self._roster.idle():
+        if not self._roster.ready():
             self._recruiting.replace_spares(now, wanted=len(leaving))
             return None
         version, protected = formed.start.version, formed.levels.protected
@@ -210,7 +210,7 @@ class Quarantine:
         members = [node for node in self._roster.cordoned.values() if node.position is not None]
         leaving: list[Node] = []
         for node in sorted(members, key=_leave_by):
-            if len(leaving) == self._roster.idle():
+            if len(leaving) == self._roster.ready():
                 break
             must = _leave_by(node) <= now
             if _costs_little(start, start_without([*leaving, node]), nothing=not must):

@@ -40,8 +40,10 @@ class Probe(msgspec.Struct, frozen=True, tag="probe", kw_only=True):
     """Round trips to each, all at once."""
     burst_bytes: int = 0
     """What to send to each for its bandwidth, to one after the other; 0: nothing."""
+    bursts: int = 1
+    """So many times; the best counts."""
     timeout_seconds: float = 1.0
-    """For all round trips together, and for each burst."""
+    """For all round trips together, and for the bursts to each."""
 
 
 class CheckHealth(msgspec.Struct, frozen=True, tag="check_health"):

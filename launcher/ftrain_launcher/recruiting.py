@@ -45,6 +45,11 @@ class Recruiting:
         may_come = any(n.number < self._config.nodes for n in self._roster.in_state(NodeState.STARTING))
         return self._roster.idle() >= self._config.nodes and not may_come
 
+    def to_come(self) -> int:
+        """How many more may take a position: they are on their way, or hosts of which too few have come yet."""
+        asked_for = self._config.nodes + self._config.spares if self._config.hosts else 0
+        return self._roster.expected() + max(0, asked_for - self._roster.present())
+
     def take_failure(self, node: Node, reason: str) -> Action | None:
         """A node was lost before it ran; how the job ends, if it is in vain to ask for more."""
         self._failures += 1
@@ -94,12 +99,13 @@ class Recruiting:
             if announce:
                 self._orders.announce([f"waiting for a host: {self._missing()} are missing"])
 
-    def tick(self, now: float) -> Action | None:
-        """The deadline may have come; how the job ends."""
+    def tick(self, now: float, failures: str) -> Action | None:
+        """The deadline may have come; how the job ends. ``failures``: who is here and not wanted."""
         if self.deadline is None or now < self.deadline:
             return None
         within = f"within {self._config.host_wait_seconds:g} s (--join-timeout-seconds)"
-        return Action(False, f"{self._missing()} hosts did not come {within}", EXIT_NODES)
+        besides = f"; --preflight turned down {failures}" if failures else ""
+        return Action(False, f"{self._missing()} hosts did not come {within}{besides}", EXIT_NODES)
 
     def _missing(self) -> str:
         return f"{self._roster.missing()} of {self._config.nodes}"

@@ -58,8 +58,7 @@ class Roster:
 
     def all_gone(self) -> bool:
         """Nothing is expected of any node any more."""
-        gone = len(self._by_state[NodeState.LOST]) + len(self._by_state[NodeState.RELEASED])
-        return gone == len(self.nodes)
+        return not self.present()
 
     def expected(self) -> int:
         """How many nodes may still come and take a position: they are starting, or away for a moment."""
@@ -76,20 +75,33 @@ class Roster:
         return max(0, len(self.vacant) - self.idle() - self.expected())
 
     def idle(self) -> int:
-        """How many nodes are ready to take a position."""
+        """How many nodes can take a position."""
         return len(self._by_state[NodeState.IDLE])
+
+    def ready(self) -> int:
+        """How many of these there is nothing left to be known of: for what need not be done at once."""
+        return sum(not node.unchecked for node in self._by_state[NodeState.IDLE].values())
+
+    def present(self) -> int:
+        """How many nodes there are, or will be in a moment, with ranks or without."""
+        gone = len(self._by_state[NodeState.LOST]) + len(self._by_state[NodeState.RELEASED])
+        return len(self.nodes) - gone
 
     def members(self) -> list[Node]:
         """The nodes that hold positions, in order of position."""
         return [self.nodes[name] for name in self.positions if name is not None]
 
     def fill(self, groups: Sequence[Sequence[int]] = ()) -> list[Node]:
-        """Give vacant positions to idle nodes; returns these nodes.
+        """Give vacant positions to idle nodes, those that were checked first; returns these nodes.
 
         Hosts that are meant for a position come first. Then, position by position, the first node that shares no
         failure domain with others of the position's group, else the one that shares it with the fewest.
         """
         idle = self.in_state(NodeState.IDLE) if self.vacant else []
+        ready = self._fill_from([node for node in idle if not node.unchecked], groups)
+        return ready + self._fill_from([node for node in idle if node.unchecked], groups)
+
+    def _fill_from(self, idle: list[Node], groups: Sequence[Sequence[int]]) -> list[Node]:
         chosen = {n.meant_for: n for n in reversed(idle) if n.meant_for in self.vacant}
         taken = [self._place(node, position) for position, node in chosen.items() if position is not None]
         rest = [n for n in idle if n.state is NodeState.IDLE]
@@ -146,8 +158,9 @@ class Roster:
         return there[-1].cordon if there and all(node.gone for node in there) else None
 
     def uncordon(self, node: Node) -> None:
-        """It may hold ranks again."""
+        """It may hold ranks again, whether it was checked or not."""
         node.cordon = None
+        node.unchecked = False
         self.cordoned.pop(node.name, None)
         if node.state is NodeState.CORDONED:
             self.move(node, NodeState.IDLE)

@@ -10,7 +10,7 @@ from typing import assert_never
 from ftrain_launcher.causes import Sign, describe, sign_of_exit, sign_of_verdict
 from ftrain_launcher.detect.verdict import Kind
 from ftrain_launcher.durable import DurableTier
-from ftrain_launcher.events import Diagnosed, JobConfig, Progress
+from ftrain_launcher.events import Diagnosed, JobConfig, Progress, QuickAgain
 from ftrain_launcher.generation import Generation
 from ftrain_launcher.history import History
 from ftrain_launcher.membership import Node
@@ -31,7 +31,7 @@ from ftrain_launcher.recruiting import Recruiting
 from ftrain_launcher.roster import Roster
 from ftrain_snapshot.messages import Levels
 
-Report = WorkerExit | RankRestored | RankStepped | ArenaShort | Progress | DurableEnded | Diagnosed
+Report = WorkerExit | RankRestored | RankStepped | ArenaShort | Progress | DurableEnded | Diagnosed | QuickAgain
 _FINISHED = Action(False, "training finished")
 
 
@@ -75,6 +75,10 @@ class Running:
             case RankRestored() | RankStepped():
                 if not stopping:
                     self._advance(generation, report, now)
+            case QuickAgain():
+                rank = generation.ranks.by_number.get(report.rank)
+                if rank is not None:
+                    self._orders.announce(self._history.quick_again(rank, report.step))
             case DurableEnded():
                 if not stopping:
                     self._tell_of_write(self._durable.end(report, now))

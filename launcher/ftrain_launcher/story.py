@@ -119,6 +119,8 @@ def _evidence(sign: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
 def _outcome(incident: dict[str, Any]) -> Iterator[str]:
     if incident["decision"] is not None:
         yield f"decision: {incident['decision']}"
+    if incident["over"] is not None:
+        yield incident["over"]
     if incident["timeline"]["formed"] is None:
         return
     version, lost = incident["resumed_from"], incident["steps_lost"]

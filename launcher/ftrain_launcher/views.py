@@ -271,6 +271,7 @@ def incident(coordinator: Coordinator, number: int) -> dict[str, Any]:
             "verdicts": [_verdict(verdict) for verdict in found.verdicts],
             "decision": found.decision or None,
             "harmless": found.harmless,
+            "over": found.over or None,
         },
     }
 

@@ -11,17 +11,14 @@ wait for waits further in one line, or not at all; groups with names of their ow
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
 from ftrain_launcher.detect.verdict import Wait
+from ftrain_launcher.detect.wording import label, name_ranks
 
 LINES_MAX = 16
-_PARTS_MAX = 8
-"""A list of ranks of more parts is cut, and its ranks are counted."""
-_PROGRESSION_MIN = 4
-"""So many numbers at equal distances are told by the first two and the last."""
 _INDENT = "  "
 _CIRCLE = "they wait for each other in a circle: none of them can go on"
 
@@ -48,50 +45,12 @@ def draw(waits: Iterable[Wait]) -> list[str]:
     return [*lines, _CIRCLE] if circle else lines
 
 
-def name_ranks(ranks: Iterable[int]) -> str:
-    """``rank 3``, ``ranks 0-2,4-7``, ``ranks 3,11,..,995``; of a longer list the beginning, and how many they are."""
-    ordered = sorted(set(ranks))
-    parts = list(_parts(ordered))
-    if len(ordered) == 1:
-        return f"rank {ordered[0]}"
-    if len(parts) <= _PARTS_MAX:
-        return f"ranks {','.join(parts)}"
-    return f"{len(ordered):,} ranks ({','.join(parts[: _PARTS_MAX // 2])},..)"
-
-
-def _parts(ordered: Sequence[int]) -> Iterator[str]:
-    """Runs and progressions, from left to right."""
-    start = 0
-    while start < len(ordered):
-        stop = _end_of_progression(ordered, start)
-        stride = ordered[start + 1] - ordered[start] if stop - start > 1 else 1
-        if stride == 1:
-            yield str(ordered[start]) if stop - start == 1 else f"{ordered[start]}-{ordered[stop - 1]}"
-        elif stop - start >= _PROGRESSION_MIN:
-            yield f"{ordered[start]},{ordered[start + 1]},..,{ordered[stop - 1]}"
-        else:
-            stop = start + 1
-            yield str(ordered[start])
-        start = stop
-
-
-def _end_of_progression(ordered: Sequence[int], start: int) -> int:
-    """Where the numbers from ``start`` on cease to be at equal distances."""
-    if start + 1 >= len(ordered):
-        return len(ordered)
-    stride, stop = ordered[start + 1] - ordered[start], start + 2
-    while stop < len(ordered) and ordered[stop] - ordered[stop - 1] == stride:
-        stop += 1
-    return stop
-
-
 def _edges(waits: Iterable[Wait]) -> list[_Edge]:
     edges: dict[tuple[object, ...], _Edge] = {}
     for wait in waits:
         key = (wait.communicator, wait.op, wait.seq, frozenset(wait.waited_for))
-        edge = edges.setdefault(
-            key, _Edge({wait.communicator}, wait.op, wait.seq, set(), set(wait.waited_for), wait.seconds)
-        )
+        called = label(wait.communicator, wait.description)
+        edge = edges.setdefault(key, _Edge({called}, wait.op, wait.seq, set(), set(wait.waited_for), wait.seconds))
         edge.waiters.add(wait.waiter)
         edge.seconds = max(edge.seconds, wait.seconds)
     return sorted(edges.values(), key=lambda edge: (-edge.seconds, min(edge.waiters)))
@@ -168,5 +127,5 @@ def _line(edge: _Edge) -> str:
     target = name_ranks(edge.waited_for) if edge.waited_for else "nobody: all have entered"
     groups = f" ({edge.groups} groups)" if edge.groups > 1 else ""
     names = sorted(edge.communicators)
-    where = f"'{names[0]}'" if len(names) == 1 else f"'{names[0]}' and {len(names) - 1} like it"
+    where = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} like it"
     return f"{name_ranks(edge.waiters)} --{edge.op} #{edge.seq} {where} {edge.seconds:.1f} s--> {target}{groups}"

@@ -45,6 +45,8 @@ class Case:
     on_hosts: bool = False
     names_link: bool = False
     """A link between two hosts is at fault; else a host."""
+    one_way: bool = False
+    """Only the direction from the first to the second."""
     quick: bool = False
 
 
@@ -73,8 +75,12 @@ def _innocent(fault: str, *, quick: bool = False) -> Case:
     return Case(name=fault, fault=fault, quick=quick)
 
 
-def _network(fault: str, *kinds: str, names_link: bool) -> Case:
-    return Case(name=fault, fault=fault, kinds=kinds, shapes=("dp",), on_hosts=True, names_link=names_link)
+def _link(fault: str, *kinds: str, one_way: bool = False) -> Case:
+    return Case(name=fault, fault=fault, kinds=kinds, shapes=("dp",), on_hosts=True, names_link=True, one_way=one_way)
+
+
+def _host(fault: str, *kinds: str) -> Case:
+    return Case(name=fault, fault=fault, kinds=kinds, shapes=("dp",), on_hosts=True)
 
 
 CASES = (
@@ -103,11 +109,12 @@ CASES = (
     _innocent("evaluation", quick=True),
     _innocent("checkpoint"),
     _innocent("data_stall"),
-    _network("link cut", STUCK, names_link=True),
-    _network("link cut one way", STUCK, names_link=True),
-    _network("link loses", SLOW_LINK, STUCK, names_link=True),  # TCP may rest for seconds before it tries again
-    _network("host rate", SLOW_LINK, names_link=False),
-    _network("host delay", SLOW_LINK, names_link=False),
+    _link("link cut", STUCK),
+    _link("link cut one way", STUCK, one_way=True),
+    _link("link loses", SLOW_LINK, STUCK),  # TCP may rest for seconds before it tries again
+    _link("link loses one way", SLOW_LINK, STUCK, one_way=True),
+    _host("host rate", SLOW_LINK),
+    _host("host delay", SLOW_LINK),
 )
 
 
@@ -194,9 +201,9 @@ def _names(incident: Json, trial: Trial, node: str) -> bool:
     if not trial.case.on_hosts:
         return [suspect["rank"] for suspect in incident["suspects"]] == [trial.rank]
     verdict = incident["verdicts"][0] if incident["verdicts"] else {"links": [], "nodes": []}
-    ends = {trial.rank, trial.rank + 1}
-    links = [{link["source"], link["destination"]} for link in verdict["links"]]
+    links = [(link["source"], link["destination"]) for link in verdict["links"]]
     if trial.case.names_link:
-        return bool(links) and all(link == ends for link in links)
+        there = trial.rank, trial.rank + 1
+        return bool(links) and set(links) <= ({there} if trial.case.one_way else {there, there[::-1]})
     told = bool(links) or bool(verdict["nodes"])
     return told and set(verdict["nodes"]) <= {node} and all(trial.rank in link for link in links)

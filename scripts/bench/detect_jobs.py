@@ -36,7 +36,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 QUOTA_MICROSECONDS, PERIOD_MICROSECONDS = 1000, 10000
 WIDTH_ON_HOSTS = 256
 """Transfers that a network notices: 256 KiB a layer."""
-BYTES_PER_SECOND, DELAY_SECONDS, LOSS = 4e6, 0.02, 0.1
+BYTES_PER_SECOND, DELAY_SECONDS, LOSS, LOSS_ONE_WAY = 4e6, 0.02, 0.1, 0.05
 
 
 def world_size(shape: str, case: Case) -> int:
@@ -168,6 +168,8 @@ def _break(lab: Any, trial: Trial) -> None:
             lab.cut(host, host + 1, "out")
         case "link loses":
             lab.loss(host, LOSS, host + 1)
+        case "link loses one way":
+            lab.loss(host, LOSS_ONE_WAY, host + 1, "out")
         case "host rate":
             lab.slow(host, BYTES_PER_SECOND)
         case "host delay":

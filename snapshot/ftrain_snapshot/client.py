@@ -176,13 +176,15 @@ class DaemonClient:
         burst_bytes: int = 0,
         count: int = 5,
         timeout_seconds: float = 1.0,
+        bursts: int = 1,
     ) -> tuple[m.LinkFigure, ...]:
         """Measure the links from this node, called ``node``, to these peers; one figure each, in their order.
 
         Takes ``timeout_seconds`` at most for the round trips, of which there are ``count`` to each, all at once; then,
-        if ``burst_bytes`` are to be sent for the bandwidth, at most as long again for each peer, one after the other.
+        if ``burst_bytes`` are to be sent for the bandwidth, ``bursts`` times, at most as long again for each peer, one
+        after the other.
         """
-        request = m.Probe(node, tuple(peers), count, burst_bytes, timeout_seconds)
+        request = m.Probe(node, tuple(peers), count, burst_bytes, timeout_seconds, bursts)
         wait_seconds = self._timeout_seconds + timeout_seconds * (1 + len(peers) * bool(burst_bytes))
         return _expect(self._ask(request, wait_seconds), m.Probed).figures
 

@@ -288,7 +288,9 @@ class Probe(msgspec.Struct, frozen=True, tag="probe"):
     burst_bytes: Annotated[int, msgspec.Meta(ge=0, le=16 << 20)] = 0
     """What to send to each for its bandwidth; 0: nothing."""
     timeout_seconds: Annotated[float, msgspec.Meta(gt=0, le=30)] = 1.0
-    """For all round trips together, and for each burst."""
+    """For all round trips together, and for the bursts to each."""
+    bursts: Annotated[int, msgspec.Meta(ge=1, le=100)] = 1
+    """So many to each, of which the best counts: a busy processor makes one slow, and never fast."""
 
 
 Request = (
@@ -403,12 +405,16 @@ class LinkFigure(msgspec.Struct, frozen=True, array_like=True):
     least_rtt_seconds: float | None = None
     """The shortest of them: near to what the network needs, also where processors are busy."""
     bytes_per_second: float | None = None
-    """Of the burst, until its last echo; None: there was none, or nothing got through."""
+    """Of the best burst, until its last echo; None: there was none, or nothing got through."""
     failure: str = ""
     """Why the destination did not answer; empty: it did."""
     heard_seconds: float | None = None
     """How long ago the destination's own last probe came in here; None: none has. If that is recent and ``failure``
     says that nothing came back, the link is cut from here to there."""
+    sent_segments: Count = 0
+    """What TCP sent to the destination for this figure; 0: the kernel does not tell."""
+    lost_segments: Count = 0
+    """Of these, what got lost on the way there (tcp_counts.py)."""
 
 
 class Probed(msgspec.Struct, frozen=True, tag="probed"):

@@ -1,4 +1,4 @@
-"""What the link to another node can do, measured now: round trips of small frames, then a burst of larger ones.
+"""What the link to another node can do, measured now: round trips of small frames, then bursts of larger ones.
 
 Probes have connections of their own (probe_line.py), made when first wanted and kept for a while. So no bulk stands
 before a probe, and nodes that are in no generation (spares, or all before the first) can be probed, too. Where a link
@@ -19,6 +19,7 @@ from ftrain_snapshot.lines import Lines
 from ftrain_snapshot.loop import Loop
 from ftrain_snapshot.messages import LinkFigure, Peer, Probe, Probed, Reply
 from ftrain_snapshot.probe_line import ProbeLine, Told
+from ftrain_snapshot.tcp_counts import Segments
 from ftrain_snapshot.transport import Connection
 from ftrain_snapshot.wire import Echo, PeerMessage, Ping
 
@@ -87,6 +88,11 @@ class Probes:
             return
         line.ping(node, body, told)
 
+    def segments(self, peer: Peer) -> Segments:
+        """What TCP has sent there so far, over the connection that stands."""
+        line = self._kept.get((peer.host, peer.port))
+        return line.segments() if line is not None else Segments()
+
     def hang_up(self, peer: Peer) -> None:
         """What was sent there will not be answered, or not soon: the next probe dials anew."""
         if (line := self._kept.get((peer.host, peer.port))) is not None:
@@ -106,11 +112,19 @@ class Probes:
 class _Destination:
     """One peer, in one request."""
 
-    def __init__(self, peer: Peer) -> None:
+    def __init__(self, peer: Peer, before: Segments) -> None:
         self.peer = peer
         self.round_trips: list[float] = []
         self.bytes_per_second: float | None = None
+        self.bursts = 0
+        """Those that are done."""
         self.failure = ""
+        self.before = before
+        """What TCP had sent before this request."""
+        self.segments: Segments | None = None
+        """What it sent for it."""
+        self.heard_seconds: float | None = None
+        """How long ago the destination's own last probe had come in when this one ended."""
 
 
 class _Measurement:
@@ -121,7 +135,7 @@ class _Measurement:
     ) -> None:
         self._loop, self._lines, self._probes = loop, lines, probes
         self._request, self._answer = request, answer
-        self._all = [_Destination(peer) for peer in request.peers]
+        self._all = [_Destination(peer, probes.segments(peer)) for peer in request.peers]
         self._open = set(self._all)
         """Whose round trips are being measured."""
         self._left: deque[_Destination] = deque()
@@ -157,7 +171,7 @@ class _Measurement:
         self._open.clear()
         for destination in silent:
             destination.failure = f"no answer within {self._request.timeout_seconds:g} s"
-            self._probes.hang_up(destination.peer)
+            self._hang_up(destination)
         self._begin_bursts()
 
     def _close(self, destination: _Destination) -> None:
@@ -178,9 +192,12 @@ class _Measurement:
             self._bursting = None
             self._answer(Probed(tuple(map(self._figure, self._all))))
             return
-        destination = self._bursting = self._left.popleft()
-        self._began, self._echoed = self._loop.now(), 0
+        self._bursting = self._left.popleft()
         self._timer = self._loop.later(self._request.timeout_seconds, self._cut_short)
+        self._burst(self._bursting)
+
+    def _burst(self, destination: _Destination) -> None:
+        self._began, self._lasted, self._echoed = self._loop.now(), 0.0, 0
         for _ in range(self._pieces):
             told = partial(self._hear_of_piece, destination)
             self._probes.ping(destination.peer, self._request.node, _PIECE, told)
@@ -191,29 +208,54 @@ class _Measurement:
         destination.failure = failure
         if not failure:
             self._echoed += 1
-            seconds = max(self._loop.now() - self._began, 1e-9)
-            destination.bytes_per_second = self._echoed * PIECE_BYTES / seconds
-        if failure or self._echoed == self._pieces:
+            self._lasted = self._loop.now() - self._began
+            if self._echoed < self._pieces:
+                return
+            self._note_rate(destination)
+            destination.bursts += 1
+        if failure or destination.bursts == self._request.bursts:
             self._timer.cancel()
             self._burst_to_next()
+        else:
+            self._burst(destination)
+
+    def _note_rate(self, destination: _Destination) -> None:
+        rate = self._echoed * PIECE_BYTES / max(self._lasted, 1e-9)
+        destination.bytes_per_second = max(destination.bytes_per_second or 0.0, rate)
 
     def _cut_short(self) -> None:
         destination = self._bursting
         assert destination is not None
-        if not self._echoed:
+        if self._echoed and not destination.bursts:
+            self._note_rate(destination)
+        elif not destination.bursts:
             within = f"within {self._request.timeout_seconds:g} s"
             destination.failure = f"it answers, but {PIECE_BYTES >> 10} KiB did not get through {within}"
         self._bursting = None
-        self._probes.hang_up(destination.peer)
+        self._hang_up(destination)
         self._burst_to_next()
+
+    def _hang_up(self, destination: _Destination) -> None:
+        self._conclude(destination)
+        self._probes.hang_up(destination.peer)
+
+    def _conclude(self, destination: _Destination) -> None:
+        """Note what is known of the connection, once: while it stands, and others are not yet probed."""
+        if destination.segments is None:
+            destination.segments = self._probes.segments(destination.peer).since(destination.before)
+            destination.heard_seconds = self._probes.heard_seconds(destination.peer.node)
 
     def _figure(self, destination: _Destination) -> LinkFigure:
         trips = destination.round_trips
+        self._conclude(destination)
+        segments = destination.segments or Segments()
         return LinkFigure(
             destination=destination.peer.position,
             rtt_seconds=median(trips) if trips else None,
             least_rtt_seconds=min(trips, default=None),
             bytes_per_second=destination.bytes_per_second,
             failure=destination.failure,
-            heard_seconds=self._probes.heard_seconds(destination.peer.node),
+            heard_seconds=destination.heard_seconds,
+            sent_segments=segments.sent,
+            lost_segments=segments.lost,
         )

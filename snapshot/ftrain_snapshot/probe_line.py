@@ -9,11 +9,13 @@ from ftrain_snapshot.errors import ProtocolError
 from ftrain_snapshot.lines import Lines
 from ftrain_snapshot.loop import Loop
 from ftrain_snapshot.messages import Peer
+from ftrain_snapshot.tcp_counts import Segments
 from ftrain_snapshot.transport import dial
 from ftrain_snapshot.wire import Echo, PeerMessage, Ping
 
-KEPT_SECONDS = 60.0
-"""How long it is kept after its last probe."""
+KEPT_SECONDS = 150.0
+"""How long it is kept after its last probe. Links are measured every minute; only over a connection that stands is a
+probe heard whose echo is lost."""
 
 Told = Callable[[float, str], None]
 """Called once for each probe: how long its echo took in seconds, or why there will be none."""
@@ -43,6 +45,10 @@ class ProbeLine:
             self._early.append((probe, body, told))
         else:
             self._send(probe, body, told)
+
+    def segments(self) -> Segments:
+        """What was sent and lost on the way to the peer so far."""
+        return self._connection.segments()
 
     def close(self, reason: str) -> None:
         """Hang up; whoever waits is told why."""

@@ -33,6 +33,7 @@ from ftrain_snapshot.lines import Lines
 from ftrain_snapshot.loop import Loop, Timer
 from ftrain_snapshot.manifest import CHUNK_BYTES, checksum
 from ftrain_snapshot.placement import ALIGNMENT_BYTES, round_up
+from ftrain_snapshot.tcp_counts import Segments, segments
 from ftrain_snapshot.tls import TlsStream
 from ftrain_snapshot.usage import Traffic
 from ftrain_snapshot.wire import PeerMessage
@@ -184,6 +185,10 @@ class Connection:
         if self._urgent:
             self._urgent = deque(item for item in self._urgent if wanted(item[0]))
             self._lines.set_urgent(self._wake, bool(self._urgent))
+
+    def segments(self) -> Segments:
+        """What TCP has sent and lost here so far."""
+        return segments(self._sock)
 
     def close(self, reason: str) -> None:
         """Close it; ``on_closed`` is called. Does nothing if it is closed."""

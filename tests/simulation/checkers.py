@@ -18,7 +18,7 @@ from ftrain_launcher.complaints import Complaints
 from ftrain_launcher.coordinator import Coordinator
 from ftrain_launcher.durable import DurableTier
 from ftrain_launcher.ending import Ending
-from ftrain_launcher.events import Command, EndJob, Event, Tick
+from ftrain_launcher.events import CheckNodes, Command, EndJob, Event, NodeChecked, Tick, UncordonNode
 from ftrain_launcher.forming import Forming
 from ftrain_launcher.generation import Generation
 from ftrain_launcher.history import History
@@ -79,6 +79,8 @@ class Checkers:
         self._running: dict[int, Worker] = {}
         self._ever_protected = False
         self._groups: Groups = ()
+        self.healthy: set[str] = set()
+        """Nodes that have passed a health check."""
         self.writers = self.from_storage = 0
         """How many were started; how often the job was formed from what they had written."""
 
@@ -96,8 +98,9 @@ class Checkers:
         self.sealed_versions.append(snapshot)
 
     def protected(self, machines: Mapping[int, Machine]) -> None:
-        """Every position has stored its parity, though a node may have been lost since it did."""
-        self.damaged = {p for p in self.damaged if not machines[p].alive}
+        """Every position has stored its parity, though a node may have been lost, or have left, since it did."""
+        holders = self.cluster.coordinator.positions
+        self.damaged = {p for p in self.damaged if not machines[p].alive or machines[p].name != holders[p]}
         self.unprotected = 0
         self._ever_protected = True
 
@@ -129,6 +132,19 @@ class Checkers:
                 assert coordinator.nodes[name].cordon is None, f"{name} is cordoned and was given a position"
         self._positions = list(coordinator.positions)
 
+    def _look_who_is_checked(self, event: Event, commands: list[Command], coordinator: Coordinator) -> None:
+        """Who gathered was checked; what comes after waits for no check, and is not disturbed by one."""
+        if (isinstance(event, NodeChecked) and event.ok) or (isinstance(event, UncordonNode) and event.force):
+            self.healthy.add(event.node)
+        if self.cluster.config.preflight and self._generation == 0 < coordinator.generation:
+            assert self.healthy.issuperset(coordinator.positions), "a node was not checked"
+        if coordinator.phase is Phase.STOPPING:
+            if None in coordinator.positions:
+                idle = [node.name for node in coordinator.nodes.values() if node.state is NodeState.IDLE]
+                assert not idle, f"a position is vacant, and {idle} are idle"
+            checked = {name for c in commands if isinstance(c, CheckNodes) for name in c.nodes}
+            assert all(coordinator.nodes[name].cordon is not None for name in checked), "checked during a recovery"
+
     def repaired(self, machine: Machine) -> None:
         self.damaged.discard(machine.position)
 
@@ -158,6 +174,7 @@ class Checkers:
         if self.trace is not None:
             self.trace.append((now, event, commands))
         self._look_who_moved(coordinator)
+        self._look_who_is_checked(event, commands, coordinator)
         most = isolations_max(self.cluster.config.nodes)
         assert coordinator.quarantine.isolations(now) <= most, "the policy took out too many nodes"
         assert coordinator.generation >= self._generation, "generations go back"
@@ -272,7 +289,7 @@ class Checkers:
             with pytest.raises(PlacementImpossible):
                 groups(domains, self._parity)
         elif exit_code == EXIT_NODES:
-            assert self.never_ran >= 3, message
+            assert self.never_ran >= 3 or (plan.config.preflight and "--preflight" in message), message
         else:
             assert exit_code == EXIT_LOST, message
             assert coordinator.durable.newest is None or self.cluster.storage.refused, message

@@ -128,7 +128,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         kinds = dice.choice(((), VERDICTS, OPERATORS, VERDICTS + OPERATORS))
         count = dice.choice((1, 4, 10)) if kinds else 0
         more = tuple(Fault(dice.uniform(2.0, 15.0), dice.choice(kinds), dice.random()) for _ in range(count))
-        config = msgspec.structs.replace(self.config, isolate_slow=dice.random() < 0.5)
+        config = msgspec.structs.replace(self.config, isolate_slow=dice.random() < 0.5, preflight=dice.random() < 0.3)
         return msgspec.structs.replace(self, config=config, faults=self.faults + more)
 
     def over_hosts(self, *, hosts: bool) -> Plan:

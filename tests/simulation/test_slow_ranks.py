@@ -50,7 +50,7 @@ def watch(shape: Shape, seed: int, steps: int, faults: Faults, noise: Noise | No
             pace.take(report, step * 0.1)
         for verdict in pace.verdicts(step * 0.1):
             named[verdict.ranks[0]].append(step)
-        for rank in pace.recovered():
+        for rank, _ in pace.quick_again():
             gone[rank].append(step)
         asked += len(pace.slowed())
     return named, gone, asked

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
+from link_figures import recorded
 
 from ftrain_launcher.detect.links import best_of, judge_matrix, probe_pairs
 from ftrain_launcher.detect.verdict import Kind, Link, Verdict
@@ -134,11 +136,83 @@ def test_a_slower_link_does_not_explain_a_hang() -> None:
     assert judge(limited(figures(), (1, 2), rate=2e8), figures(), hangs=True) is None
 
 
+def lossy(matrix: Matrix, *pairs: tuple[int, int], lost: int = 8, sent: int = 800) -> Matrix:
+    return {
+        p: msgspec.structs.replace(f, sent_segments=sent, lost_segments=lost if p in pairs else 0)
+        for p, f in matrix.items()
+    }
+
+
+@pytest.mark.parametrize("hangs", [False, True])
+def test_a_link_that_loses_segments_is_named_in_the_direction_in_which_they_went(hangs: bool) -> None:
+    verdict = judge(lossy(figures(), (1, 2)), figures(), hangs=hangs)
+    assert verdict is not None
+    assert (verdict.links, verdict.nodes) == ((Link(1, 2),), ())
+    assert "segments get lost (node1 -> node2: 8 of 800 segments got lost on the way)" in verdict.sentence
+
+
+def test_a_node_that_loses_segments_need_not_show_it_in_each_cell() -> None:
+    mine = [pair for pair in figures() if 1 in pair]
+    verdict = judge(lossy(figures(), *mine[:-1]), figures())
+    assert verdict is not None
+    assert (verdict.nodes, verdict.links) == (("node1",), ())
+
+
+def test_few_losses_and_losses_everywhere_accuse_nobody() -> None:
+    assert judge(lossy(figures(), (1, 2), lost=1), figures()) is None
+    assert judge(lossy(figures(), (1, 2), lost=2, sent=4000), figures()) is None
+    assert judge(lossy(figures(), *figures()), figures()) is None
+
+
+def test_each_link_is_forgiven_its_worst_round() -> None:
+    good, bad = lossy(figures()), lossy(figures(), (1, 2))
+    assert best_of([bad])[1, 2].lost_segments == 8
+    assert judge(best_of([bad, good, good]), figures()) is None
+    summed = best_of([bad, lossy(figures(), (1, 2), lost=2), lossy(figures(), (1, 2), lost=3)])[1, 2]
+    assert (summed.lost_segments, summed.sent_segments) == (5, 1600)
+
+
+def test_slow_cells_are_divided_from_the_others_by_a_gap() -> None:
+    """Processors that are busy make figures worse by factors that differ little from one to the next."""
+    pairs = list(figures())
+    uneven = {p: LinkFigure(p[1], 3e-4, 3e-4, 1e9 / 1.4**n) for n, p in enumerate(pairs)}
+    assert judge(uneven, figures()) is None
+    one_more = {**uneven, (1, 2): LinkFigure(2, 3e-4, 3e-4, 1e9 / 1.4**30)}
+    verdict = judge(one_more, figures())
+    assert verdict is not None
+    assert verdict.links == (Link(1, 2),)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["with quiet times", "without"])
+@pytest.mark.parametrize(
+    ("name", "nodes", "links"),
+    [
+        ("loss both ways", (), (Link(1, 2), Link(2, 1))),
+        ("loss one way", (), (Link(1, 2),)),
+        ("rate", ("node1",), ()),
+        ("delay", ("node1",), ()),
+    ],
+)
+def test_what_real_probes_showed(name: str, nodes: tuple[str, ...], links: tuple[Link, ...], known: bool) -> None:
+    quiet = best_of(recorded("quiet")) if known else {}
+    for rounds in (recorded(name), recorded(name)[:2]):
+        verdict = judge(best_of(rounds), quiet)
+        assert verdict is not None
+        assert (verdict.nodes, verdict.links) == (nodes, links)
+
+
+def test_what_real_probes_showed_of_sound_links_on_a_busy_machine() -> None:
+    quiet, busy = recorded("quiet"), recorded("busy")
+    for measured in (*quiet, *busy, best_of(quiet), best_of(busy)):
+        for usual in ({}, quiet[0], best_of(quiet), best_of([*quiet, *busy])):
+            assert judge(measured, usual) is None
+
+
 def test_a_probe_that_was_late_once_is_no_slow_link() -> None:
     quiet, late = figures(), delayed(figures(), (0, 1), seconds=0.02)
     assert judge(late, quiet) is not None
-    assert judge(best_of(late, figures()), quiet) is None
-    assert judge(best_of(best_of(late, late), late), quiet) is not None
+    assert judge(best_of([late, figures()]), quiet) is None
+    assert judge(best_of([late, late, late]), quiet) is not None
     lost = {**figures(), (2, 3): LinkFigure(3, failure="timeout")}
-    assert judge(best_of(lost, figures()), quiet) is None
-    assert judge(best_of(lost, lost), quiet) is not None
+    assert judge(best_of([lost, figures()]), quiet) is None
+    assert judge(best_of([lost, lost]), quiet) is not None

@@ -82,7 +82,7 @@ def test_equal_nodes_are_sound():
         ({"matmul_gflops": 20.0}, "BAD", "multiplies 20 GFLOP/s, others 60"),
         ({"matmul_gflops": 40.0}, "SUSPICIOUS", "multiplies 40 GFLOP/s, others 60"),
         ({"memory_gb_per_second": 4.0}, "BAD", "copies memory 4 GB/s, others 16"),
-        ({"cpu_share": 0.3}, "SUSPICIOUS", "gets of a core 0.3 (share), others 1"),
+        ({"cpu_share": 0.3}, "SUSPICIOUS", "gets 0.3 of a core, others 1"),
         ({"disk_mb_per_second": 9.0}, "SUSPICIOUS", "writes to disk 9 MB/s, others 200"),
         ({"exact": False}, "BAD", "computes wrongly"),
         ({"disk_failure": "/logs: read-only"}, "BAD", "/logs: read-only"),

@@ -179,6 +179,18 @@ def test_many_communicators_keep_their_indices(tmp_path: Path, worker: Worker):
     assert again.communicators[101] == Communicator("new", (0, 1))
 
 
+def test_a_group_is_told_with_its_description_unless_torch_made_that_up(tmp_path: Path, worker: Worker):
+    reader = CommReader("node0")
+    for name, description in (("0", "default_pg"), ("1", "undefined"), ("2", ""), ("3", "mesh_dp")):
+        worker.operate(worker.ring.add_communicator(name, WORLD, description))
+    report = reader.read(1, [worker.place], tmp_path)
+    assert [c.description for c in report.communicators] == ["default_pg", "", "", "mesh_dp"]
+    worker.operate(worker.ring.add_communicator("3", WORLD, "mesh_tp"))
+    again = reader.read(1, [worker.place], tmp_path)
+    assert [c.description for c in again.communicators[3:]] == ["mesh_tp"]
+    reader.close()
+
+
 def test_a_rank_is_idle_since_it_entered_or_left_an_operation(worker: Worker):
     assert now(worker).idle_seconds is None
     world = worker.ring.add_communicator("0", WORLD)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
+import pytest
 from unit.coordinator_job import Job, config
 
-from ftrain_launcher import detection
+from ftrain_launcher import detection, link_matrix
+from ftrain_launcher.detect.pace import Pace
 from ftrain_launcher.detect.records import (
     Collectives,
     Communicator,
@@ -18,11 +21,12 @@ from ftrain_launcher.detect.records import (
     ProcessState,
     RankRecord,
 )
-from ftrain_launcher.detect.verdict import Kind
+from ftrain_launcher.detect.verdict import Kind, Link, Verdict
 from ftrain_launcher.detection import Detection
 from ftrain_launcher.events import Detect, Diagnosed
-from ftrain_launcher.questions import Finding, Inspect, Inspected
+from ftrain_launcher.questions import Finding, Inspect, Inspected, Probe, Probed
 from ftrain_launcher.requests import Requests
+from ftrain_snapshot.messages import LinkFigure
 
 WORLD = Communicator("dp", (0, 1, 2))
 
@@ -36,26 +40,49 @@ def report(rank: int, generation: int, *, waits: bool) -> NodeReport:
     return NodeReport(node=f"node-{rank}", generation=generation, communicators=(WORLD,), ranks=(record,))
 
 
-class Agents:
-    """Outboxes of agents that answer at once, or never."""
+FINE = LinkFigure(0, 3e-4, 3e-4, 1e9, sent_segments=800)
+LOSSY = LinkFigure(0, 3e-4, 3e-4, 1e9, sent_segments=800, lost_segments=40)
 
-    def __init__(self, *, answer: bool) -> None:
+
+class Agents:
+    """Outboxes of agents that answer at once, or never. Their daemons find all links fine but those of ``links``."""
+
+    def __init__(self, *, answer: bool, links: Mapping[tuple[int, int], LinkFigure] | None = None) -> None:
         self.asked: list[Inspect] = []
+        self.rounds = 0
+        self.before_probes: Callable[[], None] = lambda: None
+        self._links = links or {}
         outboxes: dict[str, Any] = {f"node-{n}": self for n in range(3)}
         self.requests = Requests(outboxes)
         self._answer = answer
 
-    def put(self, wish: Inspect) -> None:
+    def put(self, wish: Inspect | Probe) -> None:
+        if isinstance(wish, Probe):
+            self._probe(wish)
+            return
         self.asked.append(wish)
         if self._answer:
             found = tuple(Finding(rank, "stopped", "train (train.py:7)") for rank in wish.ranks)
             self.requests.take(Inspected("node-1", wish.request, found))
 
+    def _probe(self, wish: Probe) -> None:
+        (source,) = {0, 1, 2} - {peer.position for peer in wish.peers}
+        self.rounds += source == 0
+        self.before_probes()
+        figures = [
+            msgspec.structs.replace(self._links.get((source, to.position), FINE), destination=to.position)
+            for to in wish.peers
+        ]
+        self.requests.take(Probed(node=f"node-{source}", request=wish.request, figures=tuple(figures)))
 
-async def watch(job: Job, agents: Agents, reports: list[NodeReport]) -> list[Diagnosed]:
-    """Give these reports; what is submitted until all looks have ended."""
+
+async def watch(
+    job: Job, agents: Agents, reports: list[NodeReport], later: Sequence[NodeReport] = ()
+) -> list[Diagnosed]:
+    """Give these reports, and the later ones when links are probed; what is submitted until all looks have ended."""
     submitted: list[Diagnosed] = []
     watched = Detection(job.coordinator, agents.requests, submitted.append)
+    agents.before_probes = lambda: [watched.take(one) for one in later] and None
     for one in reports:
         watched.take(one)
     while watched._background.tasks:
@@ -96,3 +123,58 @@ def test_reports_of_another_generation_are_not_looked_at() -> None:
 
 def test_nothing_is_asked_for_where_detection_is_off() -> None:
     assert asyncio.run(watch(running(Detect.OFF), Agents(answer=True), reports(1))) == []
+
+
+def stuck(rank: int, step: int) -> NodeReport:
+    """Of a node whose rank is in its tenth all-reduce, like all the others."""
+    operation = Operation(10, Op.ALL_REDUCE, 4096, 6, 1024, -1, 2.0, 0.01, 0.02)
+    record = RankRecord(rank, step, 2.0, (Collectives(0, 10, 9, (operation,), operation),), (), ProcessState("S", 1.0))
+    return NodeReport(node=f"node-{rank}", generation=1, communicators=(WORLD,), ranks=(record,))
+
+
+STUCK, WENT_ON = [stuck(rank, 3) for rank in range(3)], [stuck(rank, 4) for rank in range(3)]
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_matrix, "APART_SECONDS", 0.0)
+
+
+def test_what_hangs_over_a_bad_link_is_that_links_fault() -> None:
+    agents = Agents(answer=True, links={(0, 2): LinkFigure(2, failure="timeout")})
+    (found,) = asyncio.run(watch(running(), agents, STUCK))
+    assert (found.verdict.kind, found.verdict.links) == (Kind.COMMUNICATION_HANG, (Link(0, 2),))
+    assert agents.rounds == detection.ROUNDS_OF_HANG
+
+
+def test_what_hangs_and_no_link_is_bad_is_told_without_one() -> None:
+    agents = Agents(answer=True)
+    (found,) = asyncio.run(watch(running(), agents, STUCK))
+    assert (found.verdict.kind, found.verdict.links) == (Kind.COMMUNICATION_HANG, ())
+    assert agents.rounds == 1
+
+
+def test_what_went_on_while_links_were_probed_was_no_hang() -> None:
+    assert asyncio.run(watch(running(), Agents(answer=True), STUCK, WENT_ON)) == []
+    (found,) = asyncio.run(watch(running(), Agents(answer=True, links={(0, 2): LOSSY}), STUCK, WENT_ON))
+    assert (found.verdict.kind, found.verdict.links) == (Kind.COMMUNICATION_SLOW, (Link(0, 2),))
+
+
+def slow_rank(rank: int) -> Verdict:
+    return Verdict(kind=Kind.SLOW, generation=1, ranks=(rank,), confidence=0.9, sentence="it is slow", step=7)
+
+
+@pytest.mark.parametrize(
+    ("bad", "kind"),
+    [({}, Kind.SLOW), ({(0, 2): LOSSY}, Kind.SLOW), ({(1, 2): LOSSY}, Kind.COMMUNICATION_SLOW)],
+    ids=["no link is bad", "another's link", "its own node's link"],
+)
+def test_a_rank_that_seems_slow_behind_a_bad_link_is_not_accused(
+    bad: dict[tuple[int, int], LinkFigure], kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = [slow_rank(1)]
+    monkeypatch.setattr(Pace, "verdicts", lambda *_: [told.pop()] if told else [])
+    (found,) = asyncio.run(watch(running(), Agents(answer=True, links=bad), [report(0, 1, waits=False)]))
+    assert (found.verdict.kind, found.verdict.step) == (kind, 7)
+    assert found.verdict.details["stack of rank 1"] == "train (train.py:7)"
+    assert found.verdict.sentence.endswith("it is slow")

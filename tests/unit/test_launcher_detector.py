@@ -70,10 +70,23 @@ def test_the_rank_that_others_wait_for_is_named_and_the_sentence_says_why() -> N
     (verdict,) = told(*waiting(0, 1, 2), rank(3, beyond(called(7, LONG + 0.1)), letter="R"))
     assert (verdict.kind, verdict.ranks, verdict.confidence, verdict.step) == (Kind.HANG, (3,), 0.9, 10)
     assert verdict.sentence == (
-        "rank 3 on node-3 has not entered all_reduce #8 of 'world' for 1.0 s; ranks 0, 1, 2 wait for it; "
+        "rank 3 on node-3 has not entered all_reduce #8 of 'world' (ranks 0-3) for 1.0 s; ranks 0, 1, 2 wait for it; "
         "its process is running"
     )
     assert {(wait.waiter, wait.waited_for) for wait in verdict.waits} == {(0, (3,)), (1, (3,)), (2, (3,))}
+
+
+def test_a_group_goes_by_its_description() -> None:
+    ranks = (*waiting(0, 1, 2), rank(3, beyond(called(7, LONG + 0.1))))
+    for communicator, name in (
+        (Communicator("5", WORLD.members, "mesh_dp"), "'mesh_dp' (ranks 0-3)"),
+        (Communicator("0", WORLD.members, "default_pg"), "the world group"),
+    ):
+        (verdict,) = told(*ranks, communicators=(communicator, PAIR))
+        assert f"has not entered all_reduce #8 of {name} for 1.0 s" in verdict.sentence
+        assert {(w.communicator, w.description) for w in verdict.waits} == {
+            (communicator.name, communicator.description)
+        }
 
 
 def test_a_chain_of_waits_ends_at_its_sink() -> None:

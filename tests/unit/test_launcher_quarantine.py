@@ -22,6 +22,7 @@ from ftrain_launcher.events import (
     Leave,
     NodeChecked,
     Progress,
+    QuickAgain,
     Tick,
     UncordonNode,
 )
@@ -31,6 +32,7 @@ from ftrain_launcher.membership import NodeState, Phase
 from ftrain_launcher.messages import Stop
 from ftrain_launcher.policy import EXIT_PROGRAM
 from ftrain_launcher.quarantine import LEAVE_SECONDS
+from ftrain_launcher.story import tell
 
 BOTH = {snapshot(4): WHOLE, snapshot(5, slot=1): DATA}
 """What each node holds when step 4 is protected and step 5 is sealed."""
@@ -67,6 +69,24 @@ def again(job: Job, held: dict = SAFE) -> None:
 
 def protect(job: Job, version: int, sealed: int | None = None) -> None:
     job.tell(Progress(job.coordinator.formed, version if sealed is None else sealed, version))
+
+
+def move(job: Job, version: int) -> None:
+    """A snapshot is protected, and the time is up that a move waits for one more."""
+    protect(job, version)
+    job.tell(Tick(), LEAVE_SECONDS)
+    again(job)
+
+
+def second_host_taken_out() -> tuple[Job, list[str]]:
+    """A job over two of three hosts that trains on after its second was at fault; the nodes' names."""
+    job = Job(config(nodes=2, spares=1, hosts=True))
+    names = [job.come(f"host-{n}") for n in range(3)]
+    job.stop_all()
+    job.step_all()
+    say(job, Kind.COMMUNICATION_HANG, nodes=(names[1],))
+    again(job)
+    return job, names
 
 
 def last(job: Job) -> Incident:
@@ -192,10 +212,31 @@ def test_with_isolate_slow_a_node_that_stays_slow_gives_its_ranks_away() -> None
     assert job.coordinator.nodes["node-1"].cordon is None
     say(job, Kind.SLOW, 1, after=STAYS_SECONDS / 2)
     assert "node-1 is quarantined" in last(job).decision
-    protect(job, 4)
-    job.tell(Tick(), LEAVE_SECONDS)
-    again(job)
+    move(job, 4)
     assert job.members() == ["node-0", "node-3", "node-2"]
+
+
+def test_that_a_slow_rank_is_quick_again_is_told_once_and_only_if_it_was_told_to_be_slow(job: Job) -> None:
+    job.tell(QuickAgain(job.coordinator.formed, 1, 3))
+    assert not job.coordinator.incidents
+    say(job, Kind.SLOW, 1)
+    for _ in range(2):
+        job.tell(QuickAgain(job.coordinator.formed, 1, 60))
+    told = "rank 1 on node-1 is as quick as its peers again, at step 60"
+    assert last(job).over == told
+    assert [text for text in job.news if "quick" in text] == [f"incident 1: {told}"]
+    assert told in tell(views.incident(job.coordinator, 1)["incident"])[-1]
+
+
+def test_one_that_is_slow_again_before_long_is_told_again_and_has_not_stayed_slow() -> None:
+    job = started(isolate_slow=True)
+    for _ in range(3):
+        say(job, Kind.SLOW, 1, after=STAYS_SECONDS / 2)
+        job.tell(QuickAgain(job.coordinator.formed, 1, 60))
+    say(job, Kind.SLOW, 1)
+    assert (len(job.coordinator.incidents), last(job).over) == (1, "")
+    assert sum("training goes on" in text for text in job.news) == 4
+    assert job.coordinator.nodes["node-1"].cordon is None
 
 
 # ---- nodes that are taken out
@@ -263,12 +304,7 @@ def test_the_policy_takes_out_only_so_many_nodes_within_an_hour() -> None:
 
 
 def test_on_hosts_one_that_was_taken_out_comes_back_if_nobody_else_is_there() -> None:
-    job = Job(config(nodes=2, spares=1, hosts=True))
-    names = [job.come(f"host-{n}") for n in range(3)]
-    job.stop_all()
-    job.step_all()
-    say(job, Kind.COMMUNICATION_HANG, nodes=(names[1],))
-    again(job)
+    job, names = second_host_taken_out()
     assert job.members() == [names[0], names[2]]
     job.lose(names[2])
     assert job.members() == [names[0], names[1]]
@@ -277,24 +313,14 @@ def test_on_hosts_one_that_was_taken_out_comes_back_if_nobody_else_is_there() ->
 
 
 def test_what_an_operator_has_cordoned_as_well_is_not_taken_back() -> None:
-    job = Job(config(nodes=2, spares=1, hosts=True))
-    names = [job.come(f"host-{n}") for n in range(3)]
-    job.stop_all()
-    job.step_all()
-    say(job, Kind.COMMUNICATION_HANG, nodes=(names[1],))
-    again(job)
+    job, names = second_host_taken_out()
     cordon(job, names[1])
     job.lose(names[2])
     assert job.members() == [names[0]]
 
 
 def test_a_host_that_was_taken_out_does_not_come_back_as_another_node() -> None:
-    job = Job(config(nodes=2, spares=1, hosts=True))
-    names = [job.come(f"host-{n}") for n in range(3)]
-    job.stop_all()
-    job.step_all()
-    say(job, Kind.COMMUNICATION_HANG, nodes=(names[1],))
-    again(job)
+    job, names = second_host_taken_out()
     job.lose(names[1])
     job.tell(HostCame("another launcher", "host-1"))
     new = job.started[-1]
@@ -317,9 +343,7 @@ def test_a_host_that_is_lost_again_and_again_is_taken_out_whatever_its_node_is_c
     assert job.coordinator.nodes[new].position == 1
     assert "lost 3 times within an hour, more than any other node" in last(job).decision
     other = job.come("other")
-    protect(job, 7)
-    job.tell(Tick(), LEAVE_SECONDS)
-    again(job)
+    move(job, 7)
     assert job.members()[1] == other
 
 

@@ -70,6 +70,7 @@ def hang(**more: Any) -> dict[str, Any]:
         "verdicts": [verdict],
         "decision": "restart: the first hang of this rank",
         "harmless": False,
+        "over": None,
         **more,
     }
 

@@ -98,7 +98,7 @@ def test_one_group_of_several_ranks_is_one_communicator(tmp_path: Path) -> None:
             ring.record(ring.group("dp", 0, 1), Op.BROADCAST, 1, MS, 2 * MS, root=0)
             ring.record(tensor, Op.SEND, 1, MS, 2 * MS, root=rank + 2, failed=True)
     trace = read_rings(tmp_path, 1, [worker(0), worker(1, 1)], wish())
-    assert trace.communicators == (Communicator("tp (mesh_tp)", (0, 2)), WORLD, Communicator("tp (mesh_tp)", (1, 3)))
+    assert trace.communicators == (Communicator("tp", (0, 2), "mesh_tp"), WORLD, Communicator("tp", (1, 3), "mesh_tp"))
     assert [[r.communicator for r in rank.records] for rank in trace.ranks] == [[1, 0], [1, 2]]
     assert trace.ranks[1].records[1] == TraceRecord(2, Op.SEND, 1, 64, MS, 2 * MS, 3, True)
 
@@ -204,7 +204,7 @@ def test_operations_that_overlap_go_into_further_rows(out: Path) -> None:
     document = written(out, traced(0, records))
     assert [e["tid"] for e in check_trace(document)] == [2, 3, 2, 4]
     names = [e["args"]["name"] for e in document["traceEvents"] if e["name"] == "thread_name"]
-    assert names == ["steps", "dp of ranks 0-1", "dp of ranks 0-1 (2)", "dp of ranks 0-1 (3)"]
+    assert names == ["steps", "'dp' (ranks 0-1)", "'dp' (ranks 0-1) (2)", "'dp' (ranks 0-1) (3)"]
 
 
 def test_sends_and_receives_have_rows_apart_and_name_the_peer(out: Path) -> None:
@@ -218,7 +218,7 @@ def test_sends_and_receives_have_rows_apart_and_name_the_peer(out: Path) -> None
     assert shown["operation 99"]["tid"] == shown["broadcast"]["tid"] + 1
     assert shown["send"]["tid"] == 4
     names = [e["args"]["name"] for e in document["traceEvents"] if e["name"] == "thread_name"]
-    assert names[-1] == "dp of ranks 0-1: point to point"
+    assert names[-1] == "'dp' (ranks 0-1): point to point"
 
 
 def test_neighbours_do_not_overlap_by_rounding(out: Path) -> None:

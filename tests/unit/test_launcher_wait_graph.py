@@ -8,7 +8,8 @@ from collections.abc import Iterable
 import pytest
 
 from ftrain_launcher.detect.verdict import Wait
-from ftrain_launcher.wait_graph import LINES_MAX, draw, name_ranks
+from ftrain_launcher.detect.wording import name_ranks
+from ftrain_launcher.wait_graph import LINES_MAX, draw
 
 
 def wait(
@@ -20,6 +21,14 @@ def wait(
 def test_ranks_that_wait_in_one_operation_are_one_line() -> None:
     waits = [wait(rank, [3], seconds=0.1 * rank) for rank in (7, 6, 5, 4, 2, 1, 0)]
     assert draw(waits) == ["ranks 0-2,4-7 --all_reduce #1042 'dp' 0.7 s--> rank 3"]
+
+
+def test_a_group_goes_by_its_description_and_groups_that_share_it_are_told_together() -> None:
+    waits = [Wait(rank, (rank + 1,), str(rank), "all_reduce", 7, 0.8, "mesh_tp") for rank in (0, 2)]
+    assert draw(waits) == ["ranks 0,2 --all_reduce #7 'mesh_tp' 0.8 s--> ranks 1,3 (2 groups)"]
+    assert draw([Wait(0, (1,), "0", "barrier", 7, 0.8, "default_pg")]) == [
+        "rank 0 --barrier #7 the world group 0.8 s--> rank 1"
+    ]
 
 
 def test_who_waits_for_waiters_stands_below_them() -> None:

@@ -35,6 +35,7 @@ def test_a_worker_gets_ftrains_variables() -> None:
         FTRAIN_JOB="j", FTRAIN_NODE="node-1", FTRAIN_NODE_DIR="/dev/shm/ftrain-j/node-1", FTRAIN_GENERATION="3",
         FTRAIN_RESTORE="17:2:1", FTRAIN_DURABLE="", FTRAIN_SNAPSHOT_EVERY="5", FTRAIN_DEMOTE_AFTER_NAN="1",
         FTRAIN_CHECK_REPLICAS="100", FTRAIN_COLLECTIVE_TIMEOUT_SECONDS="", FTRAIN_RECORDER="1",
+        FTRAIN_DETERMINISTIC_REDUCTION="0",
     )  # fmt: skip
     assert worker_environment(**WORKER)["FTRAIN_RESTORE"] == ""
     assert worker_environment(**WORKER, demote_after_nan=False)["FTRAIN_DEMOTE_AFTER_NAN"] == "0"
@@ -43,6 +44,7 @@ def test_a_worker_gets_ftrains_variables() -> None:
 def test_the_middle_floor_reads_what_the_launcher_writes() -> None:
     from ftrain.environment import read_environment
 
+    assert read_environment(worker_environment(**WORKER, deterministic_reduction=True)).deterministic_reduction
     read = read_environment(worker_environment(**WORKER, restore=SnapshotId(17, 2, 1)))
     assert (read.rank, read.local_rank, read.world_size, read.local_world_size) == (3, 1, 4, 2)
     assert read.job is not None

@@ -11,6 +11,8 @@ from snapshot_lines import Bench, bench
 from ftrain_snapshot.errors import ProtocolError
 from ftrain_snapshot.messages import LinkFigure, Peer, Probe, Probed, Reply
 from ftrain_snapshot.probe import PIECE_BYTES, PROBERS_MAX, Probes
+from ftrain_snapshot.probe_line import KEPT_SECONDS
+from ftrain_snapshot.tcp_counts import Segments, segments
 from ftrain_snapshot.tls import Tls
 from ftrain_snapshot.transport import Connection
 from ftrain_snapshot.wire import Drop, Ping
@@ -42,9 +44,9 @@ class Place:
 
         connection.on_message = first
 
-    def measure(self, *peers: Peer, burst_bytes: int = 0, count: int = 3) -> list[Reply]:
+    def measure(self, *peers: Peer, burst_bytes: int = 0, count: int = 3, bursts: int = 1) -> list[Reply]:
         answers: list[Reply] = []
-        self.probes.measure(Probe("here", peers, count, burst_bytes), answers.append)
+        self.probes.measure(Probe("here", peers, count, burst_bytes, bursts=bursts), answers.append)
         return answers
 
     def close(self) -> None:
@@ -86,6 +88,23 @@ def test_a_link_has_its_figures(line, places):
     (again,) = figures(line, here.measure(there.peer(4)))
     assert (again.failure, again.bytes_per_second) == ("", None)
     assert there.pings == 1
+
+
+def test_there_may_be_several_bursts_and_the_kernel_tells_what_it_sent_and_lost(line, places):
+    here, there = places
+    for _ in range(2):  # the second counts only what it sent itself
+        (figure,) = figures(line, here.measure(there.peer(), burst_bytes=2 * PIECE_BYTES, bursts=3))
+        assert figure.bytes_per_second is not None
+        assert 0 < figure.sent_segments < 50
+        assert figure.lost_segments == 0
+    assert here.lines.usage.sent_bytes[-1] == 2 * 3 * 2 * PIECE_BYTES
+
+
+def test_of_a_connection_that_is_not_tcp_no_segments_are_known():
+    unix, other = socket.socketpair()
+    with unix, other:
+        assert segments(unix) == Segments(0, 0)
+    assert Segments(7, 1).since(Segments(5, 2)) == Segments(2, 0)
 
 
 def test_who_does_not_listen_or_does_not_answer_is_told_of_and_holds_up_nobody(line, places):
@@ -140,6 +159,6 @@ def test_a_connection_that_nobody_uses_is_closed(line, places):
     here, there = places
     figures(line, here.measure(there.peer()))
     assert here.probes._kept
-    line.now += 61
+    line.now += KEPT_SECONDS + 1
     line.turns(2)
     assert not here.probes._kept

@@ -112,16 +112,17 @@ def _ranks(ranks: list[int]) -> str | None:
 def _cordon(cordon: dict[str, Any] | None, now: float) -> str | None:
     if cordon is None:
         return None
-    who = "quarantined" if cordon["quarantined"] else "by an operator"
+    since = _ago(cordon["since"], now)
     why = f": {cordon['reason']}" if cordon["reason"] else ""
-    return f"{who} {_ago(cordon['since'], now)}{why}"
+    return f"quarantined {since}{why}" if cordon["quarantined"] else f"{since}{why}"
 
 
 def _health(health: dict[str, Any] | None, now: float) -> str | None:
     if health is None:
         return None
     why = f": {health['reason']}" if health["reason"] else ""
-    return f"{'good' if health['ok'] else 'bad'} {_ago(health['time'], now)}{why}"
+    state = "bad" if not health["ok"] else "suspicious" if health["reason"] else "ok"
+    return f"{state} {_ago(health['time'], now)}{why}"
 
 
 def _ago(then: float, now: float) -> str:

@@ -56,6 +56,8 @@ def add_to(commands: Commands) -> None:
     about_replicas = "steps between comparisons of what ranks must hold equal; 0: never; default 100"
     add("--check-replicas", type=int, default=100, metavar="N", help=about_replicas)
     add("--collective-timeout", type=float, metavar="SECONDS", help=about)
+    about_order = "sum gradients in one order at any world size, to the last bit; needs ctx.microbatches"
+    add("--deterministic-reduction", action="store_true", help=about_order)
     add(
         "--detect",
         choices=["act", "warn", "off"],
@@ -131,6 +133,7 @@ def _config(chosen: argparse.Namespace, nodes: int, *, hosts: bool) -> JobConfig
         demote_after_nan=chosen.demote_after_nan,
         check_replicas=checks.at_least("--check-replicas", chosen.check_replicas, 0),
         collective_timeout_seconds=checks.collective_timeout(chosen.collective_timeout),
+        deterministic_reduction=chosen.deterministic_reduction,
         durable=durable.durable(chosen, nodes * workers),
         zygote=not chosen.no_zygote,
     )

@@ -93,6 +93,10 @@ class Detector:
             self._told[verdict.kind] = found, now
         return new
 
+    def forget(self, kind: Kind) -> None:
+        """What was told of this kind is over: if it is found again, that is new."""
+        self._told.pop(kind, None)
+
     def explain(self, now: float) -> Verdict | None:
         """What differs among the newest reports, also if nothing is pending any more; None: nothing.
 

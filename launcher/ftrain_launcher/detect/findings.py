@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from ftrain_launcher.detect import mismatch, wording
 from ftrain_launcher.detect.hang import Judge, Late, Stuck
 from ftrain_launcher.detect.mismatch import Difference
+from ftrain_launcher.detect.records import Communicator
 from ftrain_launcher.detect.timeouts import allowed_seconds
 from ftrain_launcher.detect.verdict import WAITS_MAX, Kind, Verdict, Wait
 from ftrain_launcher.detect.waits import Gate, Graph, pending_of
@@ -57,8 +58,8 @@ class Findings:
     def _hang(self, late: list[Late]) -> Verdict:
         graph, first = self._graph, late[0]
         ranks = tuple(found.rank for found in late)
-        waiters = [rank for rank, _ in first.gate.waiters]
-        called = f"{wording.written(first.gate.waiters[0][1].op)} #{first.gate.seq} of '{first.gate.name}'"
+        waiters = sorted(rank for rank, _ in first.gate.waiters)
+        called = _called(first.gate.waiters[0][1].op, first.gate.seq, first.gate.communicator)
         has = "have" if len(ranks) > 1 else "has"
         entered = f"{has} not entered {called} for {first.seconds:.1f} s"
         if first.gate.group is not None and first.rank not in first.gate.lacking():
@@ -79,16 +80,14 @@ class Findings:
 
     def _mismatch(self, found: Difference) -> Verdict:
         calls = ", ".join(f"{wording.ranks(ranks)} called {wording.called(call)}" for ranks, call in found.calls[:4])
-        group = next(
-            one for one in self._graph.groups.values() if one.members == found.members and one.name == found.name
-        )
+        group, called = found.group, wording.group(found.group.communicator)
         gates = [gate for seq, gate in group.gates.items() if seq >= found.seq]
         if found.seq in group.under_way:
-            gates.append(Gate(found.name, found.seq, group.under_way[found.seq], group))
+            gates.append(Gate(group.communicator, found.seq, group.under_way[found.seq], group))
         return self._verdict(
             Kind.MISMATCH,
             found.suspects,
-            sentence=f"operation #{found.seq} of '{found.name}' differs: {calls}: an error of the program",
+            sentence=f"operation #{found.seq} of {called} differs: {calls}: an error of the program",
             confidence=found.confidence,
             seconds=max(map(self._judge.waited, gates), default=0.0),
             gates=gates,
@@ -101,12 +100,12 @@ class Findings:
         nodes = tuple(dict.fromkeys([node for node, _ in inside.most_common()] + sorted(others)))
         # Who has not left while others have is nearer to the fault than they are.
         ranks = first.inside if 2 * len(first.inside) <= len(first.members) else ()
-        called = f"{wording.written(first.operation.op)} #{first.operation.seq} of '{first.name}'"
+        called = _called(first.operation.op, first.operation.seq, first.communicator)
         have = "have" if len(first.inside) > 1 else "has"
         who = f"all members have entered {called}, and {wording.ranks(first.inside)} {have} not left it"
         graph = self._graph
         waits = [
-            Wait(rank, (), first.name, wording.written(first.operation.op), first.operation.seq, first.seconds)
+            _wait(rank, (), first.communicator, first.operation.op, first.operation.seq, first.seconds)
             for rank in first.inside
         ]
         verdict = self._verdict(
@@ -177,7 +176,7 @@ class Findings:
     def _where(self, rank: int) -> str:
         gate = self._graph.waiting[rank][0]
         operation = next(operation for waiter, operation in gate.waiters if waiter == rank)
-        return f"{wording.written(operation.op)} #{gate.seq} of '{gate.name}' for {wording.ranks(gate.lacking())}"
+        return f"{_called(operation.op, gate.seq, gate.communicator)} for {wording.ranks(gate.lacking())}"
 
     def _verdict(
         self,
@@ -220,8 +219,18 @@ class Findings:
             lacking = tuple(gate.lacking()[:WAITS_MAX])
             for rank, operation in gate.waiters[: WAITS_MAX - len(told)]:
                 seconds = self._judge.age(rank, operation)
-                told.append(Wait(rank, lacking, gate.name, wording.written(operation.op), gate.seq, round(seconds, 3)))
+                told.append(_wait(rank, lacking, gate.communicator, operation.op, gate.seq, round(seconds, 3)))
         return sorted(told, key=lambda wait: -wait.seconds)
+
+
+def _called(op: int, seq: int, communicator: Communicator) -> str:
+    return f"{wording.written(op)} #{seq} of {wording.group(communicator)}"
+
+
+def _wait(
+    waiter: int, waited_for: tuple[int, ...], communicator: Communicator, op: int, seq: int, seconds: float
+) -> Wait:
+    return Wait(waiter, waited_for, communicator.name, wording.written(op), seq, seconds, communicator.description)
 
 
 def explain(graph: Graph, generation: int, nodes: Mapping[int, str], now: float) -> Verdict | None:

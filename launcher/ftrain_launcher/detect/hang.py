@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from statistics import median, median_high
 
-from ftrain_launcher.detect.records import Operation
+from ftrain_launcher.detect.records import Communicator, Operation
 from ftrain_launcher.detect.timeouts import FIRST_SECONDS, HALTED_SECONDS, allowed_seconds
 from ftrain_launcher.detect.waits import Gate, Graph, Group, Standing
 
@@ -41,7 +41,7 @@ class Late:
 class Stuck:
     """An operation that all members have entered and that goes on for too long."""
 
-    name: str
+    communicator: Communicator
     operation: Operation
     members: tuple[int, ...]
     inside: tuple[int, ...]
@@ -152,14 +152,13 @@ class Judge:
         found = {}
         for group in self.graph.groups.values():
             for seq, waiters in group.under_way.items():
-                gate = Gate(group.name, seq, [one for one in waiters if one[0] not in halted], group)
+                gate = Gate(group.communicator, seq, [one for one in waiters if one[0] not in halted], group)
                 for rank in (rank for rank, _ in waiters if rank in halted):
                     if self.waited(gate) >= HALTED_SECONDS:
                         found[rank] = Late(rank, gate, self.waited(gate), 0.99)
         for transfer in self.graph.transfers:
-            gate = Gate(
-                transfer.name, transfer.operation.seq, [(transfer.rank, transfer.operation)], peer=transfer.peer
-            )
+            waiters = [(transfer.rank, transfer.operation)]
+            gate = Gate(transfer.communicator, transfer.operation.seq, waiters, peer=transfer.peer)
             if transfer.peer in halted and self.waited(gate) >= HALTED_SECONDS:
                 found[transfer.peer] = Late(transfer.peer, gate, self.waited(gate), 0.99)
         return list(found.values())
@@ -172,7 +171,7 @@ class Judge:
                 seconds = self._since_last(group, waiters)
                 if seconds >= median_high(allowed_seconds(operation) for _, operation in waiters):
                     inside = tuple(sorted(rank for rank, _ in waiters))
-                    yield Stuck(group.name, waiters[0][1], group.members, inside, seconds)
+                    yield Stuck(group.communicator, waiters[0][1], group.members, inside, seconds)
 
     def _since_last(self, group: Group, waiters: list[tuple[int, Operation]]) -> float:
         """For how long all were in it by the oldest of their reports; less if a member has gone on to another."""
@@ -192,7 +191,7 @@ class Judge:
             seconds = min(transfer.operation.age_seconds, taken - peer.taken + peer.idle_seconds)
             if seconds >= allowed_seconds(transfer.operation):
                 members = (transfer.peer, transfer.rank)
-                yield Stuck(transfer.name, transfer.operation, members, (transfer.rank,), seconds)
+                yield Stuck(transfer.communicator, transfer.operation, members, (transfer.rank,), seconds)
 
 
 def _sample(gate: Gate) -> list[tuple[int, Operation]]:

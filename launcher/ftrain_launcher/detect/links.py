@@ -2,15 +2,21 @@
 
 The figures fill a matrix of sources and destinations (C4, arXiv 2406.04594): one hot cell is a link, a hot row a node
 that sends badly, a hot column one that receives badly, row and column together a node, and where nothing stands out
-the links are not to blame: processors may be busy, or a rank slow. A cell is hot if its link is cut, or much worse than
-in quiet times, or, where nobody measured then, than the other cells. Round trips go both ways, so a delay shows in the
-cells of both directions; bandwidth and cuts tell the direction.
+the links are not to blame: processors may be busy, or a rank slow.
+
+A cell is hot if nothing gets through, if segments get lost (TCP counts them, in the one direction in which they went),
+or if it has become much slower than it was, and that much more than the others: what busy processors do to figures
+differs by little from cell to cell, so a gap divides the hot ones from the rest. Round trips go both ways, so a delay
+shows in the cells of both directions; bandwidth, loss and cuts tell the direction.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import IntEnum
+from itertools import pairwise
+from math import sqrt
 from typing import NamedTuple
 
 from ftrain_launcher.detect.verdict import Kind, Link, Verdict
@@ -22,25 +28,47 @@ Matrix = Mapping[Pair, LinkFigure]
 
 ALL_PAIRS_MAX = 8
 """Among so many nodes all pairs are probed; among more, each with its neighbours at a few distances."""
-HOT_FACTOR = 2.5
-"""So much worse than usual, and than most other links are now."""
-HOT_FACTOR_OF_HANG = 10.0
-"""Of a link that brings communication to a stop."""
+HOT_FACTOR = 3.0
+"""So much slower than usual."""
+HOT_FACTOR_SURE = 10.0
+"""Enough by itself: where it must explain that communication stands still, or too few others can be compared with."""
+GAP = 3.0
+"""So much worse is the best of the hot cells than the worst of the others."""
+HOT_SHARE_MAX = 0.7
+"""Of the cells; where more are slow, it is not the links. One node of three has two thirds of them."""
 COMPARED_MIN = 5
-"""So many other cells say what is usual, where nobody measured in quiet times."""
+"""So many other cells say what is usual, where nobody measured in quiet times, and how much figures differ."""
 RTT_EXCESS_SECONDS_MIN = 0.002
 """A busy machine adds milliseconds to a round trip, and less to the shortest of several."""
+LOSS_SHARE_MIN = 0.0025
+"""Of the segments that were sent: TCP gets no more than 70 MB/s through that over half a millisecond (Mathis 1997);
+networks that are well lose a tenth of it."""
+LOST_SEGMENTS_MIN = 2
 LINE_SHARE_MIN = 0.8
-"""Of a row's or column's cells that are hot, where its node is to blame."""
+"""Of a row's, a column's or a node's cells that are hot, where these are to blame."""
+HALF_SHARE_MIN = 0.6
+"""Of a node's row and of its column: loss does not show in each cell every time."""
 HEARD_SECONDS_MAX = 1.5
 """The destination's own probe came in so recently: that direction works."""
+
+
+class Fault(IntEnum):
+    """What is wrong with a cell, the worst last."""
+
+    SLOW = 1
+    LOSSY = 2
+    CUT = 3
+
+
+_WORDS = {Fault.SLOW: "slow", Fault.LOSSY: "segments get lost", Fault.CUT: "cut"}
 
 
 class Heat(NamedTuple):
     """How bad one cell is."""
 
+    fault: Fault
     factor: float
-    """So many times worse than usual; infinite: cut."""
+    """So many times slower than usual; of what is lossy, the share."""
     figure: str
     """For people."""
 
@@ -56,28 +84,38 @@ def probe_pairs(positions: Sequence[int]) -> list[Pair]:
     return [(nodes[i], nodes[(i + distance) % count]) for i in range(count) for distance in distances]
 
 
-def best_of(earlier: Matrix, later: Matrix) -> dict[Pair, LinkFigure]:
-    """Of each link the best that it has shown: a busy processor makes a probe late, and never early."""
-    return {pair: better(earlier.get(pair), figure) for pair, figure in {**earlier, **later}.items()}
+def best_of(rounds: Sequence[Matrix]) -> dict[Pair, LinkFigure]:
+    """Of each link the best that it has shown: a busy processor makes a probe late, and never early.
+
+    Losses are summed up over all rounds but each link's worst: what happened once is no property of a link.
+    """
+    pairs = dict.fromkeys(pair for measured in rounds for pair in measured)
+    return {pair: _best([measured[pair] for measured in rounds if pair in measured]) for pair in pairs}
 
 
 def better(old: LinkFigure | None, new: LinkFigure) -> LinkFigure:
-    """The best of two measurements of one link. Of two failures the first knows more: connections still stood then."""
-    if old is None:
-        return new
-    if old.failure or new.failure:
-        return old if new.failure else new
+    """The best of two measurements of one link."""
+    return new if old is None else _best((old, new))
+
+
+def _best(figures: Sequence[LinkFigure]) -> LinkFigure:
+    answered = [figure for figure in figures if not figure.failure]
+    if not answered:
+        return figures[0]  # it knows more: connections still stood then
+    counted = sorted(answered, key=lambda figure: figure.lost_segments)[: max(1, len(figures) - 1)]
     return LinkFigure(
-        destination=new.destination,
-        rtt_seconds=_best(min, old.rtt_seconds, new.rtt_seconds),
-        least_rtt_seconds=_best(min, old.least_rtt_seconds, new.least_rtt_seconds),
-        bytes_per_second=_best(max, old.bytes_per_second, new.bytes_per_second),
-        heard_seconds=new.heard_seconds,
+        destination=answered[-1].destination,
+        rtt_seconds=min(_known(figure.rtt_seconds for figure in answered), default=None),
+        least_rtt_seconds=min(_known(figure.least_rtt_seconds for figure in answered), default=None),
+        bytes_per_second=max(_known(figure.bytes_per_second for figure in answered), default=None),
+        heard_seconds=answered[-1].heard_seconds,
+        sent_segments=sum(figure.sent_segments for figure in counted),
+        lost_segments=sum(figure.lost_segments for figure in counted),
     )
 
 
-def _best(best: Callable[[float, float], float], a: float | None, b: float | None) -> float | None:
-    return best(a, b) if a is not None and b is not None else b if a is None else a
+def _known(values: Iterable[float | None]) -> list[float]:
+    return [value for value in values if value is not None]
 
 
 def judge_matrix(
@@ -89,51 +127,90 @@ def judge_matrix(
         figures: what was measured now; what was not is missing.
         quiet: the same from quiet times, as far as there is any.
         nodes: names by position.
-        hangs: communication does not go on at all, so only a link that is cut, or nearly, explains it.
+        hangs: communication does not go on at all, so a link that is only slower does not explain it.
     """
-    heats = {pair: heat for pair in figures if (heat := _heat(pair, figures, quiet)) is not None}
-    if not heats:
+    hot = _hot(figures, quiet, HOT_FACTOR_SURE if hangs else HOT_FACTOR)
+    if not hot or (len(figures) > COMPARED_MIN and len(hot) > HOT_SHARE_MAX * len(figures)):
         return None
-    level = _quartile([heat.factor for heat in heats.values()]) if len(heats) > COMPARED_MIN else 1.0
-    least = (HOT_FACTOR_OF_HANG if hangs else HOT_FACTOR) * level
-    hot = {pair: heat for pair, heat in heats.items() if heat.factor >= least}
-    if not hot or (len(heats) > COMPARED_MIN and len(hot) == len(heats)):
-        return None
-    found, links = _explain(hot, set(heats))
+    found, links = _explain(hot, set(figures))
     blamed = [f"all links of {nodes.get(node, node)}" for node in found] + [_words(link, nodes) for link in links]
     listed = ", ".join(blamed[:8]) + (f" and {len(blamed) - 8} more" if len(blamed) > 8 else "")
-    worst = max(hot, key=lambda pair: hot[pair].factor)
-    cut = any(heat.factor == float("inf") for heat in hot.values())
-    fine = len(heats) - len(hot)
+    worst = max(hot, key=lambda pair: hot[pair])
+    fine = len(figures) - len(hot)
     return Verdict(
         kind=Kind.COMMUNICATION_HANG if hangs else Kind.COMMUNICATION_SLOW,
         generation=generation,
         nodes=tuple(nodes[node] for node in found if node in nodes),
         links=tuple(links),
         confidence=0.9 if fine or quiet else 0.6,
-        sentence=f"{listed}: {'cut' if cut else 'slow'} ({_arrow(worst, nodes)}: {hot[worst].figure}); "
-        f"{fine} of {len(heats)} links that were probed are as usual",
+        sentence=f"{listed}: {_WORDS[hot[worst].fault]} ({_arrow(worst, nodes)}: {hot[worst].figure}); "
+        f"{fine} of {len(figures)} links that were probed are as usual",
         details={f"link {_arrow(pair, nodes)}": heat.figure for pair, heat in sorted(hot.items())[:32]},
     )
 
 
-def _heat(pair: Pair, figures: Matrix, quiet: Matrix) -> Heat | None:
-    """How bad a cell is; None: it says nothing."""
+def _hot(figures: Matrix, quiet: Matrix, factor_min: float) -> dict[Pair, Heat]:
+    """The cells that stand out."""
+    hot = {pair: heat for pair in figures if (heat := _broken(pair, figures)) is not None}
+    for heats in (_late(figures, quiet), _narrow(figures, quiet)):
+        hot_from = _gap([heat.factor for heat in heats.values()], factor_min)
+        for pair, heat in heats.items():
+            if heat.factor >= hot_from:
+                hot[pair] = max(heat, hot.get(pair, heat))
+    return hot
+
+
+def _gap(factors: Sequence[float], factor_min: float) -> float:
+    """From where on cells are hot: above a wide gap that not too many are above of, and nearer to the worst than to the
+    usual."""
+    if len(factors) <= COMPARED_MIN:
+        return HOT_FACTOR_SURE
+    few = int((1 - HOT_SHARE_MAX) * len(factors))
+    least = max(factor_min, sqrt(max(factors)))
+    steps = list(pairwise(sorted(factors)))[few:]
+    return min((above for below, above in steps if above >= least and above >= GAP * below), default=float("inf"))
+
+
+def _broken(pair: Pair, figures: Matrix) -> Heat | None:
+    """What needs no comparison."""
     figure = figures[pair]
     if figure.failure:
         back = figures.get((pair[1], pair[0]))
         heard = back.heard_seconds if back is not None else None
         if heard is not None and heard <= HEARD_SECONDS_MAX:
-            return Heat(1.0, "its probes arrive, the answers do not")  # so it is the other direction that is cut
-        return Heat(float("inf"), f"cut: {figure.failure}")
-    factors = [Heat(1.0, "as usual")]
-    rtt, rtt_usual = _least_rtt(figure), _reference(pair, figures, quiet, _least_rtt)
-    if rtt and rtt_usual and rtt >= rtt_usual + RTT_EXCESS_SECONDS_MIN:
-        factors.append(Heat(rtt / rtt_usual, f"a round trip takes {rtt * 1e3:.1f} ms, not {rtt_usual * 1e3:.1f}"))
-    rate, rate_usual = _rate(figure), _reference(pair, figures, quiet, _rate)
-    if rate and rate_usual:
-        factors.append(Heat(rate_usual / rate, f"{rate / 1e6:.0f} MB/s, not {rate_usual / 1e6:.0f}"))
-    return max(factors)
+            return None  # its probes arrive, and only the answers do not: it is the other direction that is cut
+        return Heat(Fault.CUT, float("inf"), f"cut: {figure.failure}")
+    if loses(figure):
+        words = f"{figure.lost_segments} of {figure.sent_segments} segments got lost on the way"
+        return Heat(Fault.LOSSY, figure.lost_segments / figure.sent_segments, words)
+    return None
+
+
+def _late(figures: Matrix, quiet: Matrix) -> dict[Pair, Heat]:
+    """How much longer round trips take than usual."""
+    heats = {}
+    for pair, figure in figures.items():
+        rtt, usual = _least_rtt(figure), _reference(pair, figures, quiet, _least_rtt)
+        factor = rtt / usual if rtt and usual and rtt >= usual + RTT_EXCESS_SECONDS_MIN else 1.0
+        words = f"a round trip takes {(rtt or 0) * 1e3:.1f} ms, not {(usual or 0) * 1e3:.1f}"
+        heats[pair] = Heat(Fault.SLOW, factor, words)
+    return heats
+
+
+def _narrow(figures: Matrix, quiet: Matrix) -> dict[Pair, Heat]:
+    """How much less than usual gets through."""
+    heats = {}
+    for pair, figure in figures.items():
+        rate, usual = _rate(figure), _reference(pair, figures, quiet, _rate)
+        factor = max(1.0, usual / rate) if rate and usual else 1.0
+        heats[pair] = Heat(Fault.SLOW, factor, f"{(rate or 0) / 1e6:.0f} MB/s, not {(usual or 0) / 1e6:.0f}")
+    return heats
+
+
+def loses(figure: LinkFigure) -> bool:
+    """Whether so much gets lost on the way there that TCP suffers."""
+    lost = figure.lost_segments
+    return lost >= LOST_SEGMENTS_MIN and lost >= LOSS_SHARE_MIN * figure.sent_segments
 
 
 def _least_rtt(figure: LinkFigure) -> float | None:
@@ -145,17 +222,14 @@ def _rate(figure: LinkFigure) -> float | None:
 
 
 def _reference(pair: Pair, figures: Matrix, quiet: Matrix, of: Callable[[LinkFigure], float | None]) -> float | None:
-    """What is usual for a cell: its own in quiet times, else what the better of the others have now."""
+    """What is usual for a cell: its own in quiet times, if that was no better than most others', else what the better
+    of the others have now."""
+    better, worse = (min, max) if of is _least_rtt else (max, min)
     if pair in quiet and (usual := of(quiet[pair])):
-        return usual
-    others = [value for other, figure in figures.items() if other != pair and (value := of(figure))]
-    if len(others) < COMPARED_MIN:
-        return None
-    return _quartile(others) if of is _least_rtt else -_quartile([-value for value in others])
-
-
-def _quartile(values: list[float]) -> float:
-    return sorted(values)[len(values) // 4]
+        then = sorted(_known(map(of, quiet.values())))
+        return worse(usual, then[len(then) // 2]) if len(then) > COMPARED_MIN else usual
+    others = sorted(_known(of(figure) for other, figure in figures.items() if other != pair), reverse=better is max)
+    return others[len(others) // 4] if len(others) >= COMPARED_MIN else None
 
 
 def _explain(hot: Mapping[Pair, Heat], measured: set[Pair]) -> tuple[list[int], list[Link]]:
@@ -163,10 +237,10 @@ def _explain(hot: Mapping[Pair, Heat], measured: set[Pair]) -> tuple[list[int], 
     left, nodes, links = set(hot), [], []
     for node in _by_heat(left):
         row, column = _line(node, measured, 0), _line(node, measured, 1)
-        mine = (row | column) & left
-        if len(row | column) > 2 and all(_is_hot(line, left) for line in (row, column) if line) and mine:
+        halves = all(_is_hot(line, left, HALF_SHARE_MIN) for line in (row, column) if line)
+        if len(row | column) > 2 and halves and _is_hot(row | column, left):
             nodes.append(node)
-            left -= mine
+            left -= row | column
             measured = measured - row - column
     for end in (0, 1):
         for node in _by_heat(left):
@@ -189,8 +263,8 @@ def _line(node: int, pairs: set[Pair], end: int) -> set[Pair]:
     return {pair for pair in pairs if pair[end] == node}
 
 
-def _is_hot(line: set[Pair], hot: set[Pair]) -> bool:
-    return len(line & hot) >= LINE_SHARE_MIN * len(line)
+def _is_hot(line: set[Pair], hot: set[Pair], share_min: float = LINE_SHARE_MIN) -> bool:
+    return bool(line & hot) and len(line & hot) >= share_min * len(line)
 
 
 def _arrow(pair: Pair, nodes: Mapping[int, str]) -> str:

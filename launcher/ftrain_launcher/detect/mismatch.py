@@ -37,9 +37,8 @@ Counts = tuple[int, tuple[int, ...]]
 class Difference:
     """Members entered different operations at one number of a communicator."""
 
-    name: str
+    group: Group
     seq: int
-    members: tuple[int, ...]
     calls: list[tuple[tuple[int, ...], Operation]]
     """Who called what, the fewest first."""
     legal: bool
@@ -83,7 +82,7 @@ def signature(operation: Operation) -> Signature:
     return operation.op, dtype, 0 if operation.op in UNEVEN else operation.elements, operation.root
 
 
-def differing(name: str, seq: int, members: tuple[int, ...], entered: Mapping[int, Operation]) -> Difference | None:
+def differing(group: Group, seq: int, entered: Mapping[int, Operation]) -> Difference | None:
     """Compare what the members entered at one number; None: nothing differs that must not."""
     calls: dict[Signature, list[int]] = defaultdict(list)
     for rank, operation in entered.items():
@@ -93,7 +92,7 @@ def differing(name: str, seq: int, members: tuple[int, ...], entered: Mapping[in
     sides = sorted(calls.values(), key=lambda ranks: (len(ranks), min(ranks)))
     kinds = {(op, dtype, root) for op, dtype, _, root in calls}
     legal = len(kinds) == 1 and next(iter(kinds))[0] in PERHAPS_UNEVEN
-    return Difference(name, seq, members, [(tuple(sorted(ranks)), entered[ranks[0]]) for ranks in sides], legal)
+    return Difference(group, seq, [(tuple(sorted(ranks)), entered[ranks[0]]) for ranks in sides], legal)
 
 
 def in_group(group: Group, seqs: Collection[int] | None = None) -> Difference | None:
@@ -103,7 +102,7 @@ def in_group(group: Group, seqs: Collection[int] | None = None) -> Difference | 
         if seqs is None or operation.seq in seqs:
             entered[operation.seq][rank] = operation
     for seq in sorted(entered):
-        if (found := differing(group.name, seq, group.members, entered[seq])) is not None:
+        if (found := differing(group, seq, entered[seq])) is not None:
             return found
     return None
 
@@ -115,7 +114,7 @@ def settle(graph: Graph, found: Difference) -> Difference:
     votes = Counter(
         signature(operation)[:3]
         for group in graph.groups.values()
-        if len(group.members) == len(found.members) and group.members != found.members
+        if len(group.members) == len(found.group.members) and group.members != found.group.members
         for operation in dict(operation for operation in group.operations() if operation[1].seq == found.seq).values()
     )
     sides = [(signature(call)[:3], ranks) for ranks, call in found.calls]

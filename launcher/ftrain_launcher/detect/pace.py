@@ -29,7 +29,7 @@ class Pace:
         self._new: list[Verdict] = []
         self._standing: dict[int, tuple[Verdict, float]] = {}
         """By rank: the verdict on it that holds, and when it was last told."""
-        self._gone: list[int] = []
+        self._gone: list[tuple[int, int]] = []
         self._slowed: list[Slowed] = []
 
     def take(self, report: NodeReport, now: float) -> None:
@@ -41,10 +41,10 @@ class Pace:
         for step in self._aligned.take(report, numbers, now):
             change = self._ranks.take(step)
             self._new += change.named
-            self._gone += change.gone
+            self._gone += [(rank, step.number) for rank in change.gone]
             for rank in change.gone:
                 self._standing.pop(rank, None)
-            self._slowed += self._links.take(step)
+            self._slowed += self._links.take(step, now)
 
     def verdicts(self, now: float) -> list[Verdict]:
         """Ranks that have become slow, and every ``REPEAT_SECONDS`` those that still are."""
@@ -53,8 +53,8 @@ class Pace:
         self._standing.update((rank, (verdict, now)) for verdict in new for rank in verdict.ranks)
         return new
 
-    def recovered(self) -> list[int]:
-        """Ranks that a verdict named and that are as quick as their peers again; each is told once."""
+    def quick_again(self) -> list[tuple[int, int]]:
+        """Ranks that a verdict named and that keep up with their peers again, with the step; each is told once."""
         gone, self._gone = self._gone, []
         return gone
 

@@ -1,9 +1,11 @@
 """Pure: where communication is slow, and between which nodes links should be probed.
 
 How long the last member to enter a collective stays in it is what the network needs; whoever waits for a slow rank
-entered before it. For each communicator and size this *transfer* is compared with its own earlier one. If it is much
-longer, step after step, probes between the nodes are asked for: they tell a slow link from processors that are busy
-(`links.judge_matrix`).
+entered before it. For each communicator and size this *transfer* is compared with its own earlier one. What it takes
+beyond that is summed up over the steps (CUSUM): a slower link makes each transfer longer. One that loses segments makes
+some of them much longer (TCP waits 200 ms and more before it sends again), and these are counted. Where either has
+grown, probes between the nodes are asked for, ever more seldom while it stays so: they tell a bad link from processors
+that are busy (`links.judge_matrix`). To ask costs little; it accuses nobody.
 """
 
 from __future__ import annotations
@@ -15,18 +17,25 @@ from typing import NamedTuple
 
 from ftrain_launcher.detect.aligned import Step
 from ftrain_launcher.detect.records import Communicator
+from ftrain_launcher.detect.wording import group
 
 BASE_STEPS = 20
 """A communicator's usual transfer is the median of so many."""
 STEPS_SKIPPED = 3
-FACTOR_MIN = 2.0
-EXCESS_SECONDS_MIN = 0.005
-WINDOW_STEPS = 12
-RAISED_MIN = 9
-"""Of the window's steps."""
-ASK_AGAIN_STEPS = 100
+EXCESS_FACTOR_MIN, EXCESS_SECONDS_MIN = 1.5, 0.005
+"""Only what is longer than so many times the usual transfer, and than that and so much more, is excess."""
+ASK_TRANSFERS, ASK_SECONDS_MIN = 10.0, 0.1
+"""So many usual transfers of excess, and so many seconds, are asked about."""
+STEP_SHARE_MAX = 0.5
+"""Of that, what one step may add."""
+SPIKE_FACTOR_MIN, SPIKE_SECONDS_MIN = 4.0, 0.15
+"""So many times the usual transfer, and so much more than that, is a spike."""
+SPIKES_MIN, SPIKES_STEPS = 2, 100
+"""So many within so many steps are asked about."""
+ASK_AGAIN_SECONDS, ASK_AGAIN_SECONDS_MAX = 5.0, 60.0
+"""After the first question, and after the last of many."""
 _BASE_DRIFT = 0.002
-"""So much a step the usual transfer follows the present one while that is not raised."""
+"""So much a step the usual transfer follows the present one while that has no excess."""
 
 
 class Slowed(NamedTuple):
@@ -35,15 +44,15 @@ class Slowed(NamedTuple):
     communicator: Communicator
     step: int
     seconds: float
-    """The median of the last transfers."""
+    """The longest transfer since it was last told."""
     usual_seconds: float
 
     @property
     def sentence(self) -> str:
         """For people."""
         return (
-            f"operations of '{self.communicator.name}' take {self.seconds * 1000:.1f} ms from the last entry, "
-            f"{self.seconds / self.usual_seconds:.1f} times the usual {self.usual_seconds * 1000:.1f}"
+            f"operations of {group(self.communicator)} take up to {self.seconds * 1000:.1f} ms from the last entry, "
+            f"and usually {self.usual_seconds * 1000:.1f}"
         )
 
 
@@ -54,11 +63,16 @@ class _Class:
     firsts: list[float] = field(default_factory=list)
     skipped: int = 0
     usual: float = 0.0
-    window: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW_STEPS))
-    asked: int | None = None
+    excess: float = 0.0
+    """The sum, in seconds; it sinks while transfers are as usual."""
+    steps: int = 0
+    spikes: deque[int] = field(default_factory=lambda: deque(maxlen=SPIKES_MIN))
+    """The last of them, by ``steps``."""
+    longest: float = 0.0
+    """Since it was last asked."""
 
-    def take(self, transfer: float, step: int) -> bool:
-        """Whether probes are to be asked for."""
+    def take(self, transfer: float) -> bool:
+        """Whether probes are wanted."""
         if self.skipped < STEPS_SKIPPED:
             self.skipped += 1
             return False
@@ -66,19 +80,25 @@ class _Class:
             self.firsts.append(transfer)
             self.usual = median(self.firsts)
             return False
-        self.window.append(transfer)
-        if not self._is_raised(transfer):
+        enough = max(ASK_TRANSFERS * self.usual, ASK_SECONDS_MIN)
+        excess = transfer - max(EXCESS_FACTOR_MIN * self.usual, self.usual + EXCESS_SECONDS_MIN)
+        self.excess = min(2 * enough, max(0.0, self.excess + min(excess, STEP_SHARE_MAX * enough)))
+        self.longest = max(self.longest, transfer)
+        self.steps += 1
+        if transfer >= max(SPIKE_FACTOR_MIN * self.usual, self.usual + SPIKE_SECONDS_MIN):
+            self.spikes.append(self.steps)
+        if excess < 0:
             self.usual *= 1 + (_BASE_DRIFT if transfer > self.usual else -_BASE_DRIFT)
-            return False
-        if sum(map(self._is_raised, self.window)) < RAISED_MIN:
-            return False
-        if self.asked is not None and step < self.asked + ASK_AGAIN_STEPS:
-            return False
-        self.asked = step
-        return True
+        spiky = len(self.spikes) == SPIKES_MIN and self.steps - self.spikes[0] < SPIKES_STEPS
+        return spiky or self.excess > enough
 
-    def _is_raised(self, transfer: float) -> bool:
-        return transfer >= FACTOR_MIN * self.usual and transfer >= self.usual + EXCESS_SECONDS_MIN
+
+@dataclass(slots=True)
+class _Asked:
+    """When probes were last asked for, for one communicator, and how long it is until they may be again."""
+
+    at: float
+    wait_seconds: float
 
 
 class SlowLinks:
@@ -87,25 +107,40 @@ class SlowLinks:
     def __init__(self, communicators: list[Communicator]) -> None:
         self._communicators = communicators
         self._classes: dict[tuple[int, int], _Class] = {}
+        self._asked: dict[int, _Asked] = {}
 
-    def take(self, step: Step) -> list[Slowed]:
-        """The communicators that call for probes now."""
+    def take(self, step: Step, now: float) -> list[Slowed]:
+        """The communicators that call for probes now; ``now`` in seconds, of any one clock."""
+        slowed: dict[int, Slowed] = {}
+        for (number, size), transfer in self._transfers(step).items():
+            found = self._classes.setdefault((number, size), _Class())
+            if found.take(transfer) and number not in slowed and self._may_ask(number, now):
+                slowed[number] = Slowed(self._communicators[number], step.number, found.longest, found.usual)
+                found.longest = 0.0
+        return list(slowed.values())
+
+    def _transfers(self, step: Step) -> dict[tuple[int, int], float]:
+        """By communicator and size, where all its members tell: the one that is missing may have entered last."""
         transfers: dict[tuple[int, int], float] = {}
         seen: dict[tuple[int, int], int] = {}
         for share in step.shares.values():
             for collectives in share.step.collectives:
                 size = (collectives.bytes // max(1, collectives.operations)).bit_length()
                 key = share.communicators[collectives.communicator], size
-                least = collectives.least_seconds
-                if least < transfers.get(key, float("inf")):
-                    transfers[key] = least
+                transfers[key] = min(collectives.least_seconds, transfers.get(key, float("inf")))
                 seen[key] = seen.get(key, 0) + 1
-        slowed = []
-        for key, transfer in transfers.items():
-            communicator = self._communicators[key[0]]
-            if seen[key] < len(communicator.members) or len(communicator.members) < 2:
-                continue  # the one that is missing may have entered last
-            found = self._classes.setdefault(key, _Class())
-            if found.take(transfer, step.number):
-                slowed.append(Slowed(communicator, step.number, median(found.window), found.usual))
-        return slowed
+        return {
+            key: seconds
+            for key, seconds in transfers.items()
+            if seen[key] >= max(2, len(self._communicators[key[0]].members))
+        }
+
+    def _may_ask(self, communicator: int, now: float) -> bool:
+        asked = self._asked.get(communicator)
+        if asked is not None and now < asked.at + asked.wait_seconds:
+            return False
+        wait_seconds = ASK_AGAIN_SECONDS
+        if asked is not None and now < asked.at + 2 * asked.wait_seconds:  # it has not been well in between
+            wait_seconds = min(2 * asked.wait_seconds, ASK_AGAIN_SECONDS_MAX)
+        self._asked[communicator] = _Asked(now, wait_seconds)
+        return True

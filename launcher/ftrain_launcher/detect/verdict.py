@@ -35,6 +35,8 @@ class Wait(msgspec.Struct, frozen=True, array_like=True):
     op: str
     seq: int
     seconds: float
+    description: str = ""
+    """The communicator's."""
 
 
 class Link(msgspec.Struct, frozen=True, array_like=True):

@@ -80,7 +80,7 @@ def _runs(process: ProcessState | None) -> bool:
 class Gate:
     """An operation that some ranks have entered and others have not."""
 
-    name: str
+    communicator: Communicator
     seq: int
     waiters: list[tuple[int, Operation]] = field(default_factory=list)
     group: Group | None = None
@@ -100,8 +100,7 @@ class Gate:
 class Group:
     """One communicator, and how far its members are."""
 
-    name: str
-    members: tuple[int, ...]
+    communicator: Communicator
     at: dict[int, Collectives] = field(default_factory=dict)
     recent: dict[int, tuple[Operation, ...]] = field(default_factory=dict)
     """What is known of operations that ranks have entered before."""
@@ -112,6 +111,11 @@ class Group:
     gates: dict[int, Gate] = field(default_factory=dict)
     under_way: dict[int, list[tuple[int, Operation]]] = field(default_factory=dict)
     """By number: operations that all have entered, and who is still in them."""
+
+    @property
+    def members(self) -> tuple[int, ...]:
+        """Global ranks."""
+        return self.communicator.members
 
     def sort(self) -> None:
         """Bring the members in order, once all are known."""
@@ -148,7 +152,7 @@ class Transfer:
 
     rank: int
     peer: int
-    name: str
+    communicator: Communicator
     operation: Operation
 
 
@@ -184,8 +188,7 @@ def look(standings: Mapping[int, Standing], stale: set[int]) -> Graph:
             key = keys[place.communicator]
             group = graph.groups.get(key)
             if group is None:
-                communicator = standing.communicators[place.communicator]
-                group = graph.groups[key] = Group(communicator.name, communicator.members)
+                group = graph.groups[key] = Group(standing.communicators[place.communicator])
             group.at[rank] = place
             if standing.recent:
                 group.recent[rank] = standing.recent.get(place.communicator, ())
@@ -213,7 +216,7 @@ def _add_group(graph: Graph, group: Group) -> None:
                 continue
             gate = group.gates.get(operation.seq)
             if gate is None:
-                gate = group.gates[operation.seq] = Gate(group.name, operation.seq, group=group)
+                gate = group.gates[operation.seq] = Gate(group.communicator, operation.seq, group=group)
                 graph.gates.append(gate)
             gate.waiters.append((rank, operation))
             graph.waiting.setdefault(rank, []).append(gate)
@@ -232,12 +235,12 @@ def _add_channel(graph: Graph, standing: Standing, rank: int, channel: Channel, 
         if _met(operation, other) < operation.seq:
             if channel.peer not in graph.standings:
                 graph.unknown.add(channel.peer)
-            gate = Gate(communicator.name, operation.seq, [(rank, operation)], peer=channel.peer)
+            gate = Gate(communicator, operation.seq, [(rank, operation)], peer=channel.peer)
             graph.gates.append(gate)
             graph.waiting.setdefault(rank, []).append(gate)
         elif operation.op == Op.RECEIVE:
             # What was sent has not come, or it was not waited for; who computes is not held by it.
-            graph.transfers.append(Transfer(rank, channel.peer, communicator.name, operation))
+            graph.transfers.append(Transfer(rank, channel.peer, communicator, operation))
             if not standing.busy:
                 graph.held.add(rank)
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from ftrain_launcher.detect.records import Op, Operation, ProcessState
+from ftrain_launcher.detect.records import Communicator, Op, Operation, ProcessState
 
 LISTED_MAX = 8
+_PARTS_MAX = 8
+"""A list of ranks of more parts is cut, and its ranks are counted."""
+_PROGRESSION_MIN = 4
+"""So many numbers at equal distances are told by the first two and the last."""
+_WORLD = "default_pg"
+"""How torch describes the group of all ranks."""
 _WRITTEN = {
     Op.ALL_GATHER_SINGLE: "all_gather_into_tensor",
     Op.REDUCE_SCATTER_SINGLE: "reduce_scatter_tensor",
@@ -28,6 +34,17 @@ _LETTERS = {
 def written(op: int) -> str:
     """An operation as torch's users write it."""
     return _WRITTEN.get(Op(op), Op(op).name.lower()) if op in Op.__members__.values() else f"operation {op}"
+
+
+def label(name: str, description: str) -> str:
+    """A process group: by its description where it has one, since torch names groups by numbers."""
+    return "the world group" if description == _WORLD else f"'{description or name}'"
+
+
+def group(communicator: Communicator) -> str:
+    """The same with its members: others may be called so, too."""
+    called = label(communicator.name, communicator.description)
+    return called if communicator.description == _WORLD else f"{called} ({name_ranks(communicator.members)})"
 
 
 def ranks(numbers: Sequence[int], nodes: Mapping[int, str] | None = None) -> str:
@@ -52,3 +69,40 @@ def state(process: ProcessState | None) -> str:
         return ""
     letter = process.letter if process.letter in "TtZX" else process.main_thread or process.letter
     return f"its process {_LETTERS.get(letter, f'is in state {letter}')}"
+
+
+def name_ranks(ranks: Iterable[int]) -> str:
+    """``rank 3``, ``ranks 0-2,4-7``, ``ranks 3,11,..,995``; of a longer list the beginning, and how many they are."""
+    ordered = sorted(set(ranks))
+    parts = list(_parts(ordered))
+    if len(ordered) == 1:
+        return f"rank {ordered[0]}"
+    if len(parts) <= _PARTS_MAX:
+        return f"ranks {','.join(parts)}"
+    return f"{len(ordered):,} ranks ({','.join(parts[: _PARTS_MAX // 2])},..)"
+
+
+def _parts(ordered: Sequence[int]) -> Iterator[str]:
+    """Runs and progressions, from left to right."""
+    start = 0
+    while start < len(ordered):
+        stop = _end_of_progression(ordered, start)
+        stride = ordered[start + 1] - ordered[start] if stop - start > 1 else 1
+        if stride == 1:
+            yield str(ordered[start]) if stop - start == 1 else f"{ordered[start]}-{ordered[stop - 1]}"
+        elif stop - start >= _PROGRESSION_MIN:
+            yield f"{ordered[start]},{ordered[start + 1]},..,{ordered[stop - 1]}"
+        else:
+            stop = start + 1
+            yield str(ordered[start])
+        start = stop
+
+
+def _end_of_progression(ordered: Sequence[int], start: int) -> int:
+    """Where the numbers from ``start`` on cease to be at equal distances."""
+    if start + 1 >= len(ordered):
+        return len(ordered)
+    stride, stop = ordered[start + 1] - ordered[start], start + 2
+    while stop < len(ordered) and ordered[stop] - ordered[stop - 1] == stride:
+        stop += 1
+    return stop

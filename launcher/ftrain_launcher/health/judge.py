@@ -66,8 +66,8 @@ RATES = (
     _Rate("copies memory", "GB/s", lambda f: f.memory_gb_per_second, 0.6, 0.33),
     _Rate("sends to itself", "GB/s", lambda f: f.loopback_gb_per_second, 0.33, 0.0),
     _Rate("writes to disk", "MB/s", lambda f: f.disk_mb_per_second, 0.2, 0.0),
-    _Rate("gets of a core", "(share)", lambda f: f.cpu_share, 0.5, 0.0),
-    _Rate("has in shared memory", "GB", lambda f: f.arena_bytes / 1e9, 0.5, 0.0),
+    _Rate("gets", "of a core", lambda f: f.cpu_share, 0.5, 0.0),
+    _Rate("has", "GB of shared memory", lambda f: f.arena_bytes / 1e9, 0.5, 0.0),
     _Rate("may use", "cores", lambda f: f.cores, 0.75, 0.0),
 )
 GPU_SUSPICIOUS_SHARE, GPU_BAD_SHARE = 0.9, 0.75
@@ -237,7 +237,7 @@ def _links(findings: _Findings, checkup: Checkup) -> None:
         findings.add(b, State.BAD if cut else State.SUSPICIOUS, text + (": one of the two has to go" if cut else ""))
 
     for pair, words in poor_links({p: f for p, f in checkup.links.items() if p not in sick}, busy).items():
-        findings.add(pair[0], State.SUSPICIOUS, f"poor: {_link(pair, words)}")
+        findings.add(pair[0], State.SUSPICIOUS, f"poor link: {_link(pair, words)}")
 
 
 def _link(pair: Pair, words: str) -> str:

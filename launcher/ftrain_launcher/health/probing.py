@@ -20,6 +20,7 @@ def probe(node: str, node_folder: Path, wish: Probe) -> Probed:
                 node,
                 wish.peers,
                 burst_bytes=wish.burst_bytes,
+                bursts=wish.bursts,
                 count=wish.count,
                 timeout_seconds=wish.timeout_seconds,
             )

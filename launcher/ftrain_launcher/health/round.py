@@ -9,11 +9,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ftrain.health.words import CheckNode, Failed, Hosting, HostPair, JoinPair, NodeFigures, PairFigures, RunPair, Task
-from ftrain_launcher.clock import Offset, Sample, estimate
+from ftrain_launcher.clock import Offset
+from ftrain_launcher.clock_reading import TIME_OF_DAY, offset_of
 from ftrain_launcher.detect.links import better
 from ftrain_launcher.events import NodeChecked
 from ftrain_launcher.health.judge import Checkup, NodeHealth, State, judge
@@ -23,7 +23,7 @@ from ftrain_launcher.health.schedule import apart, rounds
 from ftrain_launcher.health.shown import shown
 from ftrain_launcher.health.table import text
 from ftrain_launcher.membership import Node, NodeState
-from ftrain_launcher.questions import CheckHealth, ClockRead, ClockWanted, Health, Probe, Probed
+from ftrain_launcher.questions import CheckHealth, Health, Probe, Probed
 from ftrain_launcher.requests import Requests
 from ftrain_launcher.terminal import announce
 from ftrain_snapshot.messages import LinkFigure, Peer
@@ -38,7 +38,6 @@ PROBES = 8
 PROBE_SECONDS = 1.0
 _LATE_SECONDS = 5.0
 """For the answer to come in."""
-_CLOCK_SAMPLES, _CLOCK_SECONDS = 5, 1.0
 
 
 class HealthRounds:
@@ -88,7 +87,10 @@ class HealthRounds:
 
     def report(self, names: Sequence[str], tell: Callable[[NodeChecked], None]) -> asyncio.Task[None]:
         """Check these nodes, and tell of each, whatever happens to the check."""
-        training = any(self._nodes[name].position is not None for name in names)
+        hosts = {self._host(name) for name in names}
+        training = any(
+            node.position is not None and not node.gone and node.hostname in hosts for node in self._nodes.values()
+        )
 
         async def work() -> None:
             checkup, verdicts = await self.run(names, training=training)
@@ -133,22 +135,10 @@ class HealthRounds:
             return health
         return health.answer.reason if isinstance(health.answer, Failed) else health.answer
 
-    async def _read_clocks(self, names: Iterable[str]) -> dict[str, Offset]:
+    async def _read_clocks(self, names: Sequence[str]) -> dict[str, Offset]:
         """From each node's time of day to one's own; without those that do not answer."""
-        found: dict[str, Offset] = {}
-
-        async def read(name: str) -> None:
-            samples = []
-            for _ in range(_CLOCK_SAMPLES):
-                asked = time.time()
-                answer = await self._requests.ask(name, ClockWanted, ClockRead, _CLOCK_SECONDS)
-                if not isinstance(answer, str):
-                    samples.append(Sample(asked, answer.unix_seconds, time.time()))
-            if (offset := estimate(samples)) is not None:
-                found[name] = offset
-
-        await asyncio.gather(*map(read, names))
-        return found
+        offsets = await asyncio.gather(*(offset_of(self._requests, name, TIME_OF_DAY) for name in names))
+        return {name: offset for name, offset in zip(names, offsets, strict=True) if isinstance(offset, Offset)}
 
     # ---- pairs
 

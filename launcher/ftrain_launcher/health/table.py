@@ -55,7 +55,7 @@ def _row(node: dict[str, Any], links: list[dict[str, Any]]) -> list[str]:
             "-" if disk is None else f"{disk:.0f}",
             f"{figures['arena_free_bytes'] / 1e9:.1f} GB",
         ]
-    clock = "-" if offset is None else f"{offset * 1e3:+.0f} ms"
+    clock = "-" if offset is None else f"{round(offset * 1e3):+d} ms"
     mine = [link for link in links if node["node"] in (link["source"], link["destination"])]
     return [node["node"], node["hostname"], *measured, clock, _worst(mine), node["state"]]
 

@@ -18,7 +18,9 @@ class CommReader:
         self._node = node
         self._generation = 0
         self._workers: Sequence[tuple[int, int, int]] = []
-        self._communicators: dict[Communicator, int] = {}
+        self._communicators: list[Communicator] = []
+        self._indices: dict[tuple[str, tuple[int, ...]], int] = {}
+        """By name and members."""
         self._readers: dict[tuple[int, int, int], RankReader] = {}
 
     def look(self, generation: int, workers: Sequence[tuple[int, int, int]], node_folder: Path) -> bool:
@@ -77,6 +79,7 @@ class CommReader:
             self._readers.pop(worker).close()
         if generation != self._generation:
             self._communicators.clear()
+            self._indices.clear()
         self._generation, self._workers = generation, list(workers)
 
     def _open(self, worker: tuple[int, int, int], node_folder: Path) -> None:
@@ -94,5 +97,12 @@ class CommReader:
     def _index(self, group: Group) -> int | None:
         if group.members is None:
             return None
-        communicator = Communicator(group.name, group.members)
-        return self._communicators.setdefault(communicator, len(self._communicators))
+        index = self._indices.setdefault((group.name, group.members), len(self._indices))
+        self._communicators[index : index + 1] = [communicator_of(group)]
+        return index
+
+
+def communicator_of(group: Group) -> Communicator:
+    """A ring's process group; torch calls a description that nobody gave "undefined"."""
+    description = "" if group.description == "undefined" else group.description
+    return Communicator(group.name, group.members or (), description)

@@ -14,9 +14,9 @@ from typing import Any
 
 import msgspec
 
+from ftrain_launcher.detect import wording
 from ftrain_launcher.detect.records import Op
 from ftrain_launcher.trace.records import JobTrace, NodeTrace, NodeTraced, RankTrace, TraceRecord
-from ftrain_launcher.wait_graph import name_ranks
 
 _STEPS_ROW = 1
 _POINT_TO_POINT = frozenset({Op.SEND, Op.RECEIVE, Op.RECEIVE_ANY})
@@ -74,7 +74,7 @@ def missing(trace: JobTrace) -> list[str]:
     lines = [f"{node.node} is missing: {node.failure}" for node in trace.nodes if node.failure]
     for node, part in _parts(trace):
         if part.unrecorded:
-            lines.append(f"{name_ranks(part.unrecorded)} of {node.node}: the ring is missing or cannot be read")
+            lines.append(f"{wording.name_ranks(part.unrecorded)} of {node.node}: the ring is missing or cannot be read")
     return lines
 
 
@@ -100,8 +100,10 @@ class _Process:
         rows = ["steps"]
         for (communicator, is_point_to_point), records in sorted(by_row.items()):
             group = self._part.communicators[communicator]
-            where = {"communicator": group.name, "members": name_ranks(group.members) if group.members else "unknown"}
-            name = f"{group.name} of {where['members']}" + (": point to point" if is_point_to_point else "")
+            members = wording.name_ranks(group.members) if group.members else "unknown ranks"
+            where = {"communicator": group.name, "description": group.description, "members": members}
+            name = f"{wording.label(group.name, group.description)} ({members})"
+            name += ": point to point" if is_point_to_point else ""
             for lane, of_lane in enumerate(self._lanes(records), start=1):
                 rows.append(name if lane == 1 else f"{name} ({lane})")
                 slices += [self._operation(record, where, len(rows)) for record in of_lane]

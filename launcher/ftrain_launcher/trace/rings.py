@@ -6,10 +6,11 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from ftrain.comm.ring import Group, RingInvalid, RingReader, exit_ns, is_failed, is_pending, ring_path
+from ftrain.comm.ring import RingInvalid, RingReader, exit_ns, is_failed, is_pending, ring_path
 from ftrain_launcher.detect.records import Communicator
 from ftrain_launcher.messages import RankState
 from ftrain_launcher.questions import TraceWanted
+from ftrain_launcher.rings.reader import communicator_of
 from ftrain_launcher.trace.records import (
     RECORDS_PER_NODE_MAX,
     RECORDS_PER_RANK_MAX,
@@ -58,7 +59,7 @@ def _read_ring(
     records = ring.records(max(after, live.head - limit), live.head)
     indices = []
     for group in ring.groups(live.communicators):
-        communicator = Communicator(_label(group), group.members or ())
+        communicator = communicator_of(group)
         indices.append(communicators.setdefault(communicator, len(communicators)))
     left = exit_ns(records)
     left[is_pending(records)] = 0
@@ -72,8 +73,3 @@ def _read_ring(
             for step, time_ns in zip(*(marks[n].tolist() for n in ("step", "at_ns")), strict=True)
         ),
     )
-
-
-def _label(group: Group) -> str:
-    """torch names groups by numbers; a description tells people more, but groups may share it."""
-    return group.name if group.description in ("", "undefined") else f"{group.name} ({group.description})"

@@ -10,15 +10,13 @@ import asyncio
 import time
 from collections.abc import Iterable
 
-from ftrain_launcher.clock import Offset, Sample, estimate
-from ftrain_launcher.questions import ClockRead, ClockWanted, TracePart, TraceWanted
+from ftrain_launcher.clock_reading import CLOCK_SECONDS_MAX, MONOTONIC, offset_of
+from ftrain_launcher.questions import TracePart, TraceWanted
 from ftrain_launcher.requests import Requests
 from ftrain_launcher.trace.records import RECORDS_PER_JOB_MAX, NodeTraced
 
-_CLOCK_SAMPLES = 8
-_CLOCK_SECONDS = 1.0
 _PART_SECONDS = 10.0
-TRACE_SECONDS_MAX = _CLOCK_SAMPLES * _CLOCK_SECONDS + _PART_SECONDS
+TRACE_SECONDS_MAX = CLOCK_SECONDS_MAX + _PART_SECONDS
 
 
 class Tracing:
@@ -34,7 +32,7 @@ class Tracing:
         return tuple(await asyncio.gather(*(self._trace(node, steps, records_max, to_unix_ns) for node in nodes)))
 
     async def _trace(self, node: str, steps: int, records_max: int, to_unix_ns: int) -> NodeTraced:
-        offset = await self._offset(node)
+        offset = await offset_of(self._requests, node, MONOTONIC)
         if isinstance(offset, str):
             return NodeTraced(node=node, failure=offset)
         part = await self._requests.ask(
@@ -48,15 +46,3 @@ class Tracing:
             offset_ns=round(offset.seconds * 1e9) + to_unix_ns,
             error_ns=round(offset.error_seconds * 1e9),
         )
-
-    async def _offset(self, node: str) -> Offset | str:
-        """From the node's monotonic clock to one's own; or why it is not known."""
-        samples, failure = [], ""
-        for _ in range(_CLOCK_SAMPLES):
-            asked = time.monotonic()
-            answer = await self._requests.ask(node, ClockWanted, ClockRead, _CLOCK_SECONDS)
-            if isinstance(answer, str):
-                failure = answer
-                break
-            samples.append(Sample(asked, answer.monotonic_seconds, time.monotonic()))
-        return estimate(samples) or failure
