@@ -1,0 +1,231 @@
+"""The logical state of live objects, without a word to another rank: from DTensor's specs, from DDP, from rules.
+
+    a DTensor                          by its placements (FSDP2's own in the order in which FSDP2 cuts)
+    a parameter that a rule names      by the rule, over a named mesh
+    a parameter inside DDP             the same on all ranks of its group
+    the only rank's                    whole
+    any other plain tensor, a buffer   the rank's own
+
+Optimizer state goes with its parameter, under the parameter's name, as do tied weights under their first name. Wrappers
+leave no trace in names, so that a state of DDP can be read by FSDP2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import get_world_size
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor import Shard as DShard
+from torch.distributed.tensor.placement_types import Placement as DPlacement
+from torch.distributed.tensor.placement_types import _StridedShard
+from torch.nn.parallel import DistributedDataParallel
+
+from ftrain.logical.errors import LayoutInvalid
+from ftrain.logical.placements import (
+    Cut,
+    Located,
+    Placement,
+    Scope,
+    Shard,
+    Spread,
+    locate,
+    right_to_left,
+    sharded,
+    uncut,
+)
+from ftrain.logical.rules import NamedMesh, Rule, Rules
+from ftrain.logical.state import LogicalTensor, RankState
+
+TRANSPARENT = ("_orig_mod", "_checkpoint_wrapped_module")
+"""Under these names torch.compile and activation checkpointing keep the module that they wrap."""
+
+
+class Live(NamedTuple):
+    """A rank's state, and the local tensor of each description in it."""
+
+    state: RankState
+    tensors: tuple[Tensor, ...]
+
+
+def describe(
+    objects: Mapping[str, Any], rank: int, world_size: int, rules: Rules | None = None, mesh: NamedMesh | None = None
+) -> Live:
+    """Describe modules, optimizers and single tensors, by the names that they are tracked under.
+
+    Modules first: optimizer state is named by their parameters. ``mesh``: of the dimensions that rules speak of; by
+    default one, ``world``. FSDP2 modules that an evaluation left gathered are sharded again (FACTS 7).
+    Raises LayoutInvalid for a tensor that cannot be described, with what to write.
+    """
+    description = _Description(rank, world_size, rules, mesh or NamedMesh(("world",), (world_size,), (rank,)))
+    for name, tracked in objects.items():
+        if isinstance(tracked, nn.Module):
+            description.add_module(name, tracked)
+    for name, tracked in objects.items():
+        if isinstance(tracked, torch.optim.Optimizer):
+            description.add_optimizer(name, tracked)
+        elif isinstance(tracked, Tensor):
+            description.add_tensor(name, tracked)
+    return Live(RankState(rank, tuple(description.found), description.aliases), tuple(description.tensors))
+
+
+def named_mesh(mesh: DeviceMesh) -> NamedMesh:
+    """A device mesh in numbers. Raises LayoutInvalid if it has no names, or this rank no place in it."""
+    coordinate = mesh.get_coordinate()
+    if mesh.mesh_dim_names is None or coordinate is None:
+        raise LayoutInvalid("a mesh for layout rules needs mesh_dim_names, and this rank in it")
+    return NamedMesh(tuple(mesh.mesh_dim_names), tuple(mesh.shape), tuple(coordinate))
+
+
+class _Placed(NamedTuple):
+    """How a tensor is spread, and what this rank has of it."""
+
+    located: Located
+    cuts: list[Cut]
+
+    def whole(self, shape: tuple[int, ...]) -> Located:
+        """Of a tensor of another shape that is whole on each of the same ranks."""
+        located = locate(shape, uncut(self.cuts))
+        return located._replace(scope=Scope.OWN) if self.located.scope is Scope.OWN else located
+
+
+class _Description:
+    """A rank's tensors as they are found."""
+
+    def __init__(self, rank: int, world_size: int, rules: Rules | None, mesh: NamedMesh) -> None:
+        self._alone, self._rules, self._mesh = world_size == 1, rules or Rules({}), mesh
+        self.found: list[LogicalTensor] = []
+        self.tensors: list[Tensor] = []
+        self.aliases: dict[str, str] = {}
+        self._known: dict[int, tuple[str, _Placed]] = {}
+        self._ignored: set[int] = set()
+        """Parameters that DDP leaves alone."""
+
+    def add_module(self, name: str, module: nn.Module) -> None:
+        for part in module.modules():
+            if isinstance(part, FSDPModule):
+                part.reshard()
+        self._walk(name, module, [] if self._alone else None, by_fsdp=False)
+
+    def _walk(self, prefix: str, module: nn.Module, plain: list[Cut] | None, by_fsdp: bool) -> None:
+        """``plain``: how plain parameters are spread here; None: not at all."""
+        by_fsdp = by_fsdp or isinstance(module, FSDPModule)
+        for leaf, parameter in module._parameters.items():
+            if parameter is not None:
+                self._add(f"{prefix}.{leaf}", parameter, None if id(parameter) in self._ignored else plain, by_fsdp)
+        for leaf, buffer in module._buffers.items():
+            if buffer is not None:
+                self._add(f"{prefix}.{leaf}", buffer, None, by_fsdp)
+        if is_ddp := isinstance(module, DistributedDataParallel):
+            group: Any = module.process_group
+            inside = module.module.named_parameters()
+            self._ignored |= {id(each) for name, each in inside if name in module.parameters_to_ignore}
+            plain = [Cut(Spread.REPLICATE, get_world_size(group), 0)]
+        for leaf, child in module._modules.items():
+            if child is not None:
+                is_unseen = leaf in TRANSPARENT or (is_ddp and leaf == "module")
+                self._walk(prefix if is_unseen else f"{prefix}.{leaf}", child, plain, by_fsdp)
+
+    def add_tensor(self, name: str, tensor: Tensor) -> None:
+        self._add(name, tensor, None, by_fsdp=False)
+
+    def add_optimizer(self, name: str, optimizer: torch.optim.Optimizer) -> None:
+        also: dict[str, list[str]] = {}
+        for alias, first in self.aliases.items():
+            also.setdefault(first, []).append(alias)
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for index, parameter in enumerate(parameters):
+            if id(parameter) not in self._known:
+                self._add(f"{name}.params[{index}]", parameter, None, by_fsdp=False)
+            owner, placed = self._known[id(parameter)]
+            for key, value in optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    full = f"{name}.{owner}.{key}"
+                    self._put(full, value, self._beside(full, value, parameter, placed), like=owner)
+                    self.aliases |= {f"{name}.{alias}.{key}": full for alias in also.get(owner, ())}
+
+    def _beside(self, name: str, value: Tensor, parameter: Tensor, placed: _Placed) -> Located:
+        """How an optimizer's state is spread: as its parameter if it has its shape; else whole, if it is a scalar."""
+        if value.dim() and _local(value).shape == _local(parameter).shape:
+            return placed.located
+        if isinstance(value, DTensor):
+            return self._place(name, value, None, by_fsdp=False).located
+        if value.numel() == 1 or not sharded(placed.cuts):
+            return placed.whole(tuple(value.shape))
+        if (by_rule := self._by_rule(name, value)) is not None:
+            return by_rule.located
+        raise LayoutInvalid(
+            f"{name} has shape {tuple(value.shape)}, its sharded parameter another: give it a layout rule"
+        )
+
+    def _add(self, name: str, tensor: Tensor, plain: list[Cut] | None, by_fsdp: bool) -> None:
+        if id(tensor) in self._known:
+            self.aliases[name] = self._known[id(tensor)][0]
+            return
+        placed = self._place(name, tensor, plain, by_fsdp)
+        self._known[id(tensor)] = name, placed
+        self._put(name, tensor, placed.located)
+
+    def _place(self, name: str, tensor: Tensor, plain: list[Cut] | None, by_fsdp: bool) -> _Placed:
+        if isinstance(tensor, DTensor):
+            found = self._rules.match(name)
+            return _place_dtensor(name, tensor, by_fsdp, found[1] if found else Rule(), self._mesh)
+        if (by_rule := self._by_rule(name, tensor)) is not None:
+            return by_rule
+        located = locate(tensor.shape, plain or [])
+        return _Placed(located if plain is not None else located._replace(scope=Scope.OWN), plain or [])
+
+    def _by_rule(self, name: str, tensor: Tensor) -> _Placed | None:
+        found, located = self._rules.match(name), self._rules.locate(name, tensor.shape, self._mesh)
+        return None if found is None or located is None else _Placed(located, found[1].cuts(self._mesh))
+
+    def _put(self, name: str, tensor: Tensor, located: Located, like: str = "") -> None:
+        local = _local(tensor)
+        dtype = str(local.dtype).removeprefix("torch.")
+        self.found.append(
+            LogicalTensor(
+                name, dtype, local.element_size(), located.shape, located.axes, tuple(local.stride()),
+                located.copies, located.scope, like,
+            )
+        )  # fmt: skip
+        self.tensors.append(local)
+
+
+def _place_dtensor(name: str, tensor: DTensor, by_fsdp: bool, rule: Rule, mesh: NamedMesh) -> _Placed:
+    """By its placements; a rule adds what these cannot know: padding, and mesh dimensions that are not the tensor's."""
+    own = tensor.device_mesh
+    coordinate = own.get_coordinate()
+    if coordinate is None:
+        raise LayoutInvalid(f"{name}: this rank is not of the tensor's mesh {tuple(own.mesh.shape)}")
+    steps = zip(tensor.placements, own.shape, coordinate, strict=True)
+    cuts = [Cut(_placement(name, placement), ranks, place) for placement, ranks, place in steps]
+    if by_fsdp:
+        cuts = right_to_left(cuts)
+    named = own.mesh_dim_names
+    cuts += [] if named is None else [mesh.cut(dim, spread) for dim, spread in rule.clauses if dim not in named]
+    located = locate(tensor.shape, cuts, rule.trims)
+    if (made := tuple(axis.size for axis in located.axes)) != tuple(tensor._local_tensor.shape):
+        raise LayoutInvalid(
+            f"{name}: its placements {tuple(tensor.placements)} make a local shape {made}, "
+            f"it is {tuple(tensor._local_tensor.shape)}"
+        )
+    return _Placed(located, cuts)
+
+
+def _placement(name: str, placement: DPlacement) -> Placement:
+    if isinstance(placement, _StridedShard):
+        return Shard(placement.dim, int(placement.split_factor))
+    if isinstance(placement, DShard):
+        return Shard(placement.dim)
+    if isinstance(placement, Replicate):
+        return Spread.REPLICATE
+    raise LayoutInvalid(f"{name}: {placement!r} is a value that is still to be reduced: redistribute it first")
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
