@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ftrain.errors import (
         ArenaFull,
         EnvironmentInvalid,
+        ExactMisuse,
         FtrainError,
         LossNotFinite,
         NotTrackable,
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
         StateMismatch,
         StepOrder,
     )
+    from ftrain.exact.keyed import KeyedRandom, derive_seed
+    from ftrain.exact.loop import MicroBatch
+    from ftrain.exact.stream import ElasticStream
     from ftrain.sampler import ElasticSampler
 
 __version__ = "0.1.0"
@@ -30,9 +34,13 @@ __all__ = [
     "ArenaFull",
     "Context",
     "ElasticSampler",
+    "ElasticStream",
     "EnvironmentInvalid",
+    "ExactMisuse",
     "FtrainError",
+    "KeyedRandom",
     "LossNotFinite",
+    "MicroBatch",
     "NotProtected",
     "NotTrackable",
     "PeerSilent",
@@ -40,14 +48,19 @@ __all__ = [
     "StateMismatch",
     "StepOrder",
     "__version__",
+    "derive_seed",
     "resilient",
 ]
 
 _HOMES = {
     "Context": "ftrain.context",
     "ElasticSampler": "ftrain.sampler",
+    "ElasticStream": "ftrain.exact.stream",
+    "KeyedRandom": "ftrain.exact.keyed",
+    "MicroBatch": "ftrain.exact.loop",
     "NotProtected": "ftrain.context",
     "SnapshotDropped": "ftrain.capture",
+    "derive_seed": "ftrain.exact.keyed",
     "resilient": "ftrain.context",
 }
 

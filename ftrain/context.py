@@ -20,6 +20,8 @@ from ftrain import outcome
 from ftrain.comm import worker as recorder
 from ftrain.environment import JobEnvironment, WorkerEnvironment, read_environment
 from ftrain.errors import ArenaFull, FtrainError, LossNotFinite, StepOrder
+from ftrain.exact.keyed import KeyedRandom, derive_seed
+from ftrain.exact.loop import Exact, MicroBatch
 from ftrain.group import choose_device, process_group
 from ftrain.link import AgentLink, Finished, Hello, OutOfMemory
 from ftrain.session import Session
@@ -41,6 +43,7 @@ class Context:
         self._device = device
         self._session = session
         self._tracked: dict[str, Any] = {}
+        self._exact = Exact(self._tracked, deterministic=environment.deterministic_reduction)
         start = environment.job.start if environment.job is not None else None
         self._next_step = 0 if start is None else start + 1
         self._current: int | None = None
@@ -133,11 +136,56 @@ class Context:
 
         Raises LossNotFinite at the second such step in a row, unless the job was told to go on.
         """
-        step = self._current if self._current is not None else self._next_step
+        step = self._at
         if "loss" in values and self._session is not None:
             self._judge(step, values["loss"], self._session)
         fields = [f"step={step}", *(f"{name}={_readable(value)}" for name, value in values.items())]
         print(*fields, *([message] if message is not None else []), flush=True)
+
+    def microbatches(self, loader: Any) -> Iterator[MicroBatch]:
+        """Yield this rank's micro-batches of the next global batch: the same ones at any world size.
+
+        ``loader`` is a ``DataLoader`` with an `ElasticSampler` that has a ``micro_batch``, or with an `ElasticStream`.
+        For each: forward, then ``ctx.scale_loss(loss, micro.samples).backward()``. When the loop is over, the
+        gradients of all tracked models are the mean over the global batch, on every rank. Once for each optimizer
+        step. Raises ExactMisuse.
+        """
+        return self._exact.microbatches(loader)
+
+    def scale_loss(self, loss: torch.Tensor, samples: int) -> torch.Tensor:
+        """Weigh a loss, a mean over ``samples``, so that gradients become the mean over the global batch.
+
+        In `microbatches`, or with this rank's batch from an `ElasticSampler`; call ``backward`` on what it returns.
+        From the first use on the gradients of all tracked models are summed and divided by the global batch: give
+        every loss to it. Raises ExactMisuse.
+        """
+        return self._exact.scale_loss(loss, samples, self._at)
+
+    def global_loss(self) -> float:
+        """After a loop over `microbatches`: the mean of its losses over the global batch, the same on every rank."""
+        return self._exact.global_loss()
+
+    def clip_grad_norm(self, max_norm: float) -> float:
+        """Like torch's ``clip_grad_norm_`` for all tracked models; the same bits however FSDP2 cuts the gradients.
+
+        Returns the norm before. A collective.
+        """
+        return self._exact.clip_grad_norm(max_norm)
+
+    def rng(self, *purpose: int | str, seed: int = 0, sample: int | None = None) -> KeyedRandom:
+        """Randomness that belongs to the micro-batch at hand, or to a sample, and not to the rank.
+
+        ``with ctx.rng("dropout"):`` seeds torch's default generators; ``ctx.rng("crop", sample=i).generator()`` is a
+        generator of its own. The key is (``seed``, step, micro-batch or sample, ``purpose``): outside `microbatches`,
+        and without a sample, all ranks get the same.
+        """
+        place = ("sample", sample) if sample is not None else ("micro-batch", self._exact.number)
+        return KeyedRandom(derive_seed(seed, self._at, *place, *purpose))
+
+    @property
+    def _at(self) -> int:
+        """The step at hand."""
+        return self._current if self._current is not None else self._next_step
 
     def _judge(self, step: int, loss: Any, session: Session) -> None:
         number = loss.item() if isinstance(loss, torch.Tensor) and loss.numel() == 1 else loss
@@ -151,6 +199,7 @@ class Context:
             raise LossNotFinite(tuple(self._not_finite), session.newest_version())
 
     def _commit(self, step: int, *, last: bool) -> None:
+        self._exact.check_committed()
         if self._session is not None:
             assert self._environment.job is not None
             every = self._environment.job.snapshot_every

@@ -62,6 +62,8 @@ class WorkerEnvironment:
     master_addr: str | None = None
     """Host of the generation's store (None: there is no launcher)."""
     master_port: int | None = None
+    deterministic_reduction: bool = False
+    """Gradients are to be summed in an order that no world changes (docs/exactness.md); also without `ftrain run`."""
     job: JobEnvironment | None = None
     """Set under `ftrain run` only."""
 
@@ -80,9 +82,10 @@ class WorkerEnvironment:
 def read_environment(variables: Mapping[str, str] = os.environ) -> WorkerEnvironment:
     """Read all that ``ftrain`` takes from the environment. Raises EnvironmentInvalid."""
     job = _read_job(variables) if variables.get("FTRAIN_NODE_DIR") else None
+    deterministic = _number(variables, "FTRAIN_DETERMINISTIC_REDUCTION", 0) != 0
     names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     if job is None and not all(variables.get(name) for name in names):
-        return WorkerEnvironment()
+        return WorkerEnvironment(deterministic_reduction=deterministic)
     return WorkerEnvironment(
         rank=_number(variables, "RANK"),
         local_rank=_number(variables, "LOCAL_RANK", 0),
@@ -90,6 +93,7 @@ def read_environment(variables: Mapping[str, str] = os.environ) -> WorkerEnviron
         local_world_size=_number(variables, "LOCAL_WORLD_SIZE", 1),
         master_addr=variables.get("MASTER_ADDR"),
         master_port=_number(variables, "MASTER_PORT"),
+        deterministic_reduction=deterministic,
         job=job,
     )
 

@@ -8,6 +8,7 @@
     ├── ArenaFull            the node's memory cannot hold the job's snapshots
     ├── PeerSilent           another rank did not answer in time
     ├── OthersMissing        not all nodes wrote their part of a durable checkpoint (durable/attempt.py)
+    ├── ExactMisuse          exact batches were used in a way that would not be exact
     └── LossNotFinite        the loss was infinite or no number, twice in a row
 
 This module imports nothing: everybody may read it.
@@ -56,6 +57,10 @@ class ArenaFull(FtrainError):
 
 class PeerSilent(FtrainError):
     """Another rank did not do its part within the time allowed; a lost peer is the likely cause."""
+
+
+class ExactMisuse(FtrainError):
+    """Exact batches were used in a way that would not be exact; says what to do instead."""
 
 
 class LossNotFinite(FtrainError):

@@ -1,0 +1,92 @@
+"""Who sums which gradients: DDP, FSDP2, or nobody.
+
+Looked up once, when a script first asks for exact batches: by then its models are wrapped and tracked.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ftrain.ddp import find_ddps
+from ftrain.errors import ExactMisuse
+
+
+@dataclass(frozen=True)
+class Models:
+    """The tracked models, by who sums their gradients."""
+
+    parameters: tuple[nn.Parameter, ...]
+    """All that learn, each once."""
+    whole: tuple[nn.Parameter, ...]
+    """Those of which every rank has the whole gradient."""
+    ddps: tuple[DistributedDataParallel, ...]
+    sharded: tuple[Any, ...]
+    """Modules that ``fully_shard`` was called on."""
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """The ranks that gradients are summed over; None: all of the job."""
+        if self.sharded:
+            mesh: Any = self.sharded[0]._get_fsdp_state()._fsdp_param_groups[0].mesh_info
+            return mesh.shard_process_group  # type: ignore[no-any-return]
+        return self.ddps[0].process_group if self.ddps else None
+
+    @property
+    def world_size(self) -> int:
+        """How many ranks gradients are summed over."""
+        if self.sharded:
+            group = self.sharded[0]._get_fsdp_state()._fsdp_param_groups[0]
+            replicas = group.mesh_info.replicate_mesh_size if group._is_hsdp else 1
+            return int(group.mesh_info.shard_mesh_size * replicas)
+        if self.ddps:
+            return dist.get_world_size(self.ddps[0].process_group)
+        return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def find_models(tracked: Iterable[Any]) -> Models:
+    """Sort the modules among ``tracked``. Raises ExactMisuse where nobody sums, or more than one way at once."""
+    modules = [module for module in tracked if isinstance(module, nn.Module)]
+    every = [p for p in dict.fromkeys(p for m in modules for p in m.parameters()) if p.requires_grad]
+    if not every:
+        raise ExactMisuse("exact batches need a model: ctx.track it first")
+    sharded = _sharded(modules)
+    whole = [parameter for parameter in every if not _is_distributed(parameter)]
+    if len(whole) < len(every) and not sharded:
+        raise ExactMisuse("exact batches know DDP and fully_shard; a tracked model has DTensors without either")
+    return Models(tuple(every), tuple(whole), tuple(find_ddps(list(every)).values()), sharded)
+
+
+def _sharded(modules: list[nn.Module]) -> tuple[Any, ...]:
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # a script that shards has loaded it
+    if fsdp is None:
+        return ()
+    parts = dict.fromkeys(part for module in modules for part in module.modules())
+    return tuple(
+        part for part in parts if isinstance(part, fsdp.FSDPModule) and part._get_fsdp_state()._fsdp_param_groups
+    )
+
+
+def _is_distributed(parameter: torch.Tensor) -> bool:
+    tensor = sys.modules.get("torch.distributed.tensor")
+    return tensor is not None and isinstance(parameter, tensor.DTensor)
+
+
+def refuse_leftovers(parameters: Iterable[nn.Parameter]) -> None:
+    """A step begins without gradients. Raises ExactMisuse where one is there that is not all zeros."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            if bool(_local(parameter.grad).count_nonzero()):
+                raise ExactMisuse("gradients are left from before: call optimizer.zero_grad() before ctx.microbatches")
+            parameter.grad = None
+
+
+def _local(tensor: Any) -> Any:
+    return tensor.to_local() if _is_distributed(tensor) else tensor
