@@ -230,13 +230,18 @@ class Flight:
     def _copy_rows(self, chunk: int) -> None:
         plan, home = self.plan, self._place(chunk)
         rows = plan.lazy_rows[chunk] if chunk < len(plan.rows) else []
-        gone = {row.tensor for row in rows if plan.flats[row.tensor].data_ptr() != plan.addresses[row.tensor]}  # type: ignore[union-attr]
+        gone = self._gone(rows)
         self.caught |= gone
         if not gone:
             self._copier.copy(plan, rows, home)
         for row in rows:
             if plan.tensors[row.tensor]._version != self._versions[row.tensor]:
                 self.caught.add(row.tensor)
+
+    def _gone(self, rows: list[Row]) -> set[int]:
+        """The tensors whose memory has been given back since: it must not be read."""
+        flats = ((row.tensor, self.plan.flats[row.tensor]) for row in rows)
+        return {i for i, flat in flats if flat is not None and flat.data_ptr() != self.plan.addresses[i]}
 
     def _copy(self, chunk: int) -> None:
         if chunk in self._tokens:
@@ -250,6 +255,9 @@ class Flight:
         assert self._reference is not None
         self._region.keep(chunk, self._reference)
         rows = self.plan.rows[chunk]
+        if gone := self._gone(rows):
+            self.caught |= gone
+            return
         kept = self._reference.chunk(chunk, chunk_bytes(self.header.unit_bytes, chunk))
         live = [self.plan.views[row.tensor][row.start : row.start + row.length] for row in rows]
         rows, live = _here(rows, live)

@@ -5,6 +5,8 @@ accumulates gradients over several commits, those not yet used are state: they a
 per parameter: a gradient is live unless a tracked optimizer has stepped with this very tensor and nothing has
 written to it since. (``zero_grad(set_to_none=False)`` writes, so such zeros are captured: harmless.) Parameters
 of modules whose optimizer is not tracked, or is no ``torch.optim.Optimizer``, always count as live.
+
+A sparse gradient (``nn.Embedding(sparse=True)``) is kept as the two dense tensors that it is made of.
 """
 
 from __future__ import annotations
@@ -26,22 +28,33 @@ def watch_optimizer(optimizer: torch.optim.Optimizer) -> torch.utils.hooks.Remov
     return optimizer.register_step_post_hook(_mark_spent)
 
 
-def live_gradients(parameters: Tensors) -> dict[int, torch.Tensor]:
-    """The gradients that are state now, by the parameter's index."""
-    live: dict[int, torch.Tensor] = {}
+def live_gradients(parameters: Tensors) -> dict[int, Any]:
+    """The gradients that are state now, by the parameter's index; sparse ones in their parts."""
+    live: dict[int, Any] = {}
     if not parameters.have_gradients():
         return live
     for index, gradient in enumerate(map(_GRAD, parameters.all)):
         if gradient is not None and getattr(gradient, _SPENT, None) != gradient._version:
-            live[index] = gradient
+            live[index] = _parts(gradient) if gradient.layout is torch.sparse_coo else gradient
     return live
 
 
-def load_gradients(parameters: list[nn.Parameter], gradients: dict[int, torch.Tensor]) -> None:
+def load_gradients(parameters: list[nn.Parameter], gradients: dict[int, Any]) -> None:
     """Put live gradients back; all others are none, as before a first backward."""
     for index, parameter in enumerate(parameters):
         gradient = gradients.get(index)
+        if isinstance(gradient, dict):
+            gradient = torch.sparse_coo_tensor(**gradient, check_invariants=False)
         parameter.grad = None if gradient is None else gradient.to(parameter.device)
+
+
+def _parts(gradient: torch.Tensor) -> dict[str, Any]:
+    return {
+        "indices": gradient._indices(),
+        "values": gradient._values(),
+        "size": gradient.shape,
+        "is_coalesced": gradient.is_coalesced(),
+    }
 
 
 def _mark_spent(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:

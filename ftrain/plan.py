@@ -11,6 +11,7 @@ copied in the background; the others are copied before commit returns, those tha
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -85,6 +86,17 @@ def owned_by(sources: Iterable[Source]) -> dict[TensorKey, Owned]:
     return found
 
 
+def _view(flat: Tensor, *, locked: bool) -> memoryview:
+    """The bytes of a flat tensor in main memory.
+
+    numpy's view locks them: torch resizes no storage that numpy has seen, so that nobody reads freed memory. Buffers
+    are resized by scripts, with ``resize_`` or ``out=``, and are copied at commit: theirs must not be locked.
+    """
+    if locked:
+        return memoryview(flat.numpy().data)
+    return memoryview((ctypes.c_ubyte * len(flat)).from_address(flat.data_ptr())).cast("B")
+
+
 class Plan:
     """See the top of this file. Index i of any list here is tensor i of the layout."""
 
@@ -110,8 +122,8 @@ class Plan:
         self.addresses = [0 if flat is None else flat.data_ptr() for flat in flats]
         on_cpu = [flat is not None and flat.device.type == "cpu" for flat in flats]
         self.views = [
-            memoryview(flat.numpy().data) if here and flat is not None and len(flat) else memoryview(b"")
-            for here, flat in zip(on_cpu, flats, strict=True)
+            _view(flat, locked=not one.buffer) if here and flat is not None and len(flat) else memoryview(b"")
+            for here, flat, one in zip(on_cpu, flats, owned, strict=True)
         ]
         versioned = [not tensor.is_inference() for tensor in self.tensors]
         listed = set(map(id, self.tensors))
@@ -146,12 +158,16 @@ class Plan:
         self._divide()
 
     def look(self) -> Numbers | None:
-        """What torch has counted of changes in place, tensor by tensor; None: one lies elsewhere, so the plan is void.
+        """What torch has counted of changes in place, tensor by tensor; None: the plan is void.
+
+        That is where a tensor lies elsewhere, or one that is copied now has another shape in its old place.
 
         Of fused steps the count says nothing (FACTS 7).
         """
         in_place, versions = self._placed.look()
-        return versions[: len(self.tensors)] if in_place else None
+        if not in_place or any(self.tensors[index].size() != self.shapes[index] for index in self._at_commit):
+            return None
+        return versions[: len(self.tensors)]
 
     def versions(self) -> Numbers:
         """The same count, wherever the tensors lie."""
@@ -165,11 +181,15 @@ class Plan:
         return found
 
     def misshapen(self) -> set[int]:
-        """The tensors whose shapes are not those of the plan any more, though they lie where they did."""
+        """The tensors whose shapes are not those of the plan any more, though they lie where they did.
+
+        Not those that were copied at commit: what becomes of them later does not matter.
+        """
         shapes = list(map(Tensor.size, self.tensors))
         if shapes == self.shapes:
             return set()
-        return {index for index, shape in enumerate(shapes) if shape != self.shapes[index]}
+        changed = {index for index, shape in enumerate(shapes) if shape != self.shapes[index]}
+        return changed - set(np.flatnonzero(self.fickle).tolist())
 
     def chunks_of(self, marked: Flags) -> Flags:
         """The chunks that hold any of the marked tensors; the same ones are marked at most captures."""
@@ -189,6 +209,7 @@ class Plan:
     def _divide(self) -> None:
         self.lazy_rows = [[row for row in rows if self.lazy[row.tensor]] for rows in self.rows]
         self.eager_rows = [[row for row in rows if not self.lazy[row.tensor]] for rows in self.rows]
+        self._at_commit: list[int] = np.flatnonzero(self.fickle).tolist()
         self.has_eager = np.array([bool(rows) for rows in self.eager_rows], bool)
 
     @property

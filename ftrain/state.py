@@ -99,6 +99,8 @@ def load_state(name: str, tracked: Any, state: dict[str, Any]) -> None:
 
     Raises StateMismatch if the object does not take it.
     """
+    if isinstance(tracked, nn.Module):
+        _fill_expanded(tracked, state["state"])
     try:
         tracked.load_state_dict(state["state"])
     except (KeyError, RuntimeError, ValueError) as error:
@@ -115,6 +117,8 @@ def unique_parameters(objects: Mapping[str, Any]) -> list[nn.Parameter]:
     for tracked in objects.values():
         if isinstance(tracked, nn.Module):
             found.update((id(parameter), parameter) for parameter in tracked.parameters())
+    # Last: one that a script has replaced in its module, and forgotten here, must not move the others.
+    for tracked in objects.values():
         if isinstance(tracked, torch.optim.Optimizer):
             found.update((id(p), p) for group in tracked.param_groups for p in group["params"])
     return list(found.values())
@@ -150,6 +154,27 @@ def _transient_buffers(module: nn.Module) -> Iterator[tuple[str, nn.Module, str]
                 yield f"{prefix}.{name}".removeprefix("."), owner, name
 
 
+def _fill_expanded(module: nn.Module, state: dict[str, Any]) -> None:
+    """Tensors made by ``expand`` repeat their elements, and ``load_state_dict`` refuses to write into these."""
+    for path, tensor in own_tensors(module).items():
+        saved = state.get(path)
+        if _is_expanded(tensor) and isinstance(saved, torch.Tensor) and saved.shape == tensor.shape:
+            _fill(tensor, saved)
+            state[path] = tensor  # loading finds that it is there already
+
+
+def _is_expanded(tensor: torch.Tensor) -> bool:
+    return any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def _fill(tensor: torch.Tensor, value: torch.Tensor) -> None:
+    """``copy_``, each element in memory once."""
+    for dimension, stride in enumerate(tensor.stride()):
+        if stride == 0 and tensor.shape[dimension] > 1:
+            tensor, value = tensor.narrow(dimension, 0, 1), value.narrow(dimension, 0, 1)
+    tensor.copy_(value)
+
+
 def _load_buffers(name: str, module: nn.Module, buffers: dict[str, torch.Tensor]) -> None:
     owners = {path: (owner, leaf) for path, owner, leaf in _transient_buffers(module)}
     for path, value in buffers.items():
@@ -162,9 +187,10 @@ def _load_buffers(name: str, module: nn.Module, buffers: dict[str, torch.Tensor]
         owner, leaf = owners[path]
         current = owner._buffers.get(leaf)
         if current is not None and current.shape == value.shape and current.dtype == value.dtype:
-            current.copy_(value)
+            _fill(current, value)
         else:
             owner._buffers[leaf] = value if current is None else value.to(current.device)
+            owner._non_persistent_buffers_set.add(leaf)  # one that was registered in the middle of training
 
 
 def _keep_dtypes(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from ftrain_snapshot.errors import ArenaTooSmall, ChecksumMismatch, ProtocolErro
 from ftrain_snapshot.fetch import Fetches
 from ftrain_snapshot.log import log
 from ftrain_snapshot.loop import Task, Work
-from ftrain_snapshot.manifest import UnitDescriptor, checksum, chunk_count, sum_at
+from ftrain_snapshot.manifest import UnitDescriptor, chunk_count, sum_at
 from ftrain_snapshot.messages import SnapshotId, Volume
 from ftrain_snapshot.node import Node
 from ftrain_snapshot.rebuild_plan import Shape
@@ -151,19 +151,33 @@ class Protect:
         except ArenaTooSmall as error:
             self._abandon(assembly, str(error))
             return
+        before = part.fold.came(stripe)
         if not part.fold.add(column, part.row[column], stripe, body, expected_sum, place):
             return
         assembly.volume.coded_bytes += len(body)
+        if lost := before & ~part.fold.came(stripe):
+            self._sum_again(assembly, part, stripe, [p for p, c in part.columns.items() if lost >> c & 1])
         if part.fold.came(stripe) == (1 << len(part.columns)) - 1:
-            self._close_stripe(assembly, part, stripe, place)
+            self._close_stripe(assembly, part, stripe)
         elif stripe in part.missing:
             part.missing[stripe] -= 1
             if part.missing[stripe] == 0:
-                self._close_stripe(assembly, part, stripe, place)
+                self._close_stripe(assembly, part, stripe)
 
-    def _close_stripe(self, assembly: Assembly, part: Part, stripe: int, place: memoryview) -> None:
-        """All has come: its checksum, while it is in cache."""
-        sum_ = checksum(place[: part.fold.length(stripe)])
+    def _sum_again(self, assembly: Assembly, part: Part, stripe: int, lost: list[int]) -> None:
+        """What had come from these was damaged here before it was complete: ask them once more."""
+        log("sum_damaged", version=assembly.catalog.snapshot.version, rotation=part.rotation, stripe=stripe)
+        assembly.damaged += 1
+        if assembly.damaged > DAMAGED_MAX:
+            self._abandon(assembly, f"rotation {part.rotation}, stripe {stripe}: damaged while it was summed up")
+        elif stripe in part.missing:  # else it has not been looked at yet: what has not come is asked for then
+            part.missing[stripe] += len(lost)
+            for position in lost:
+                self._ask(assembly, part, position, stripe, stripe + 1)
+
+    def _close_stripe(self, assembly: Assembly, part: Part, stripe: int) -> None:
+        """All has come."""
+        sum_ = part.fold.sum(stripe)
         self._store.record_parity(assembly.catalog.snapshot, part.lane, part.rotation, stripe, sum_)
         part.missing.pop(stripe, None)
         part.done.add(stripe)
@@ -194,8 +208,7 @@ class Protect:
             due = [p for p in part.columns if shape.length(p, part.rotation, stripe)]
             absent = [p for p in due if not part.fold.came(stripe) >> part.columns[p] & 1]
             if not absent:
-                place = self._store.place_parity(assembly.catalog.snapshot, part.lane, part.rotation, stripe)
-                self._close_stripe(assembly, part, stripe, place)
+                self._close_stripe(assembly, part, stripe)
             elif unchanged.keep(stripe):
                 assembly.volume.kept_chunks += 1
                 part.done.add(stripe)

@@ -24,6 +24,7 @@ from ftrain_snapshot.messages import Damage, SnapshotId
 from ftrain_snapshot.node import Node
 from ftrain_snapshot.rebuild_plan import Piece, Shape, Sight, Stuck, impossible, pieces
 from ftrain_snapshot.relay import PIECE_STRIPES_MAX
+from ftrain_snapshot.wire import Mismatch
 
 ORDERS_MAX = 4
 """Pieces in flight: together 16 MiB from each source, and as much scratch."""
@@ -61,7 +62,7 @@ class Rebuild:
         """Why there was no room for the last rebuilt bytes; empty if there was."""
         self.parity_waits = False
         """Own data is missing of which it is not known yet what: it goes first."""
-        self._loop, self._store = node.loop, node.store
+        self._loop, self._store, self._links = node.loop, node.store, node.links
         self._group, self._position, self._codec = node.group, node.position, node.codec
         self._gather = gather
         self._snapshot = snapshot
@@ -288,10 +289,16 @@ class Rebuild:
         log("rebuilt_wrong", version=self._snapshot.version, lane=order.piece.lane, rotation=order.piece.rotation)
         holders = self._group.parity_members(order.piece.rotation)
         for source in order.piece.sources:
-            if source.position in holders:
-                self._strike(order.piece, source.position, stripe)
+            if source.position in holders and self._strike(order.piece, source.position, stripe):
+                self._refute(order.piece, source.position, stripe)
         self.plan()
         self._changed()
+
+    def _refute(self, piece: Piece, holder: int, stripe: int) -> None:
+        """Let the holder know: else its parity counts as sound, and the same snapshot is chosen again and again."""
+        log("parity_refuted", version=self._snapshot.version, holder=holder, rotation=piece.rotation, stripe=stripe)
+        if (link := self._links.get(holder)) is not None:
+            link.send(Mismatch(self._snapshot, piece.lane, piece.rotation, stripe, 0, refuted=True))
 
     def failed(self, order: _Stripes, source: int, damaged: int | None, *, silent: bool) -> None:
         """The order is over; plan anew without its source, or once more with it."""
@@ -318,11 +325,13 @@ class Rebuild:
         self._silent.discard(source)
         self.plan()
 
-    def _strike(self, piece: Piece, source: int, stripe: int) -> None:
+    def _strike(self, piece: Piece, source: int, stripe: int) -> bool:
+        """Whether it is left out there from now on."""
         key = (source, piece.lane, piece.rotation, stripe)
         self._strikes[key] += 1
         if self._strikes[key] >= STRIKES_MAX:
             self._distrust(source, piece, stripe, stripe + 1)
+        return self._strikes[key] == STRIKES_MAX
 
     def _distrust(self, source: int, piece: Piece, first: int, stop: int) -> None:
         self._distrusted.setdefault(source, []).append(Damage(piece.lane, piece.rotation, first, stop))

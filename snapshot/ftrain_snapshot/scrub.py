@@ -257,5 +257,11 @@ class Scrub:
             self._note(snapshot, place)
 
     def on_mismatch(self, mismatch: Mismatch) -> None:
-        """A chunk of this node's arrived damaged: is it damaged here?"""
-        self.look_at(mismatch.snapshot, (mismatch.lane, mismatch.rotation, mismatch.stripe))
+        """A chunk of this node's arrived damaged: is it damaged here? Or it is parity, and not that of the data."""
+        snapshot, place = mismatch.snapshot, (mismatch.lane, mismatch.rotation, mismatch.stripe)
+        if not mismatch.refuted:
+            self.look_at(snapshot, place)
+        elif mismatch.rotation in self._group.parity_rotations(self._position) and self._store.my_part(
+            snapshot, *place
+        ):
+            self._note(snapshot, place)

@@ -143,6 +143,8 @@ class Mismatch(msgspec.Struct, frozen=True, array_like=True, tag="mismatch"):
     stripe: Count
     attempt: Attempt
     """As in the chunk."""
+    refuted: bool = False
+    """They are as on record, and what is made of them is wrong all the same: they are not the parity of the data."""
 
 
 class FarRead(msgspec.Struct, frozen=True, array_like=True, tag="far_read"):

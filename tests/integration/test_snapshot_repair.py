@@ -18,9 +18,10 @@ from snapshot_nodes import Cluster, Node, cluster_root, wait_until
 from ftrain_snapshot import arena
 from ftrain_snapshot.errors import SnapshotError, SnapshotIncomplete
 from ftrain_snapshot.lane import Lane
-from ftrain_snapshot.manifest import CHUNK_BYTES
+from ftrain_snapshot.manifest import CHUNK_BYTES, checksum
 from ftrain_snapshot.messages import Membership, Peer, SnapshotId
 from ftrain_snapshot.placement import group_of
+from ftrain_snapshot.store import Store
 
 root = pytest.fixture(cluster_root)
 SIZE = 3 * CHUNK_BYTES + 5000
@@ -204,6 +205,41 @@ def test_one_more_loss_than_there_is_parity_is_an_honest_failure(cluster):
         with pytest.raises(SnapshotIncomplete, match="cannot be restored on position"):
             cluster.nodes[position].agent.wait_restored(cluster.generation, 10)
     cluster.nodes[-1].agent.wait_restored(cluster.generation, 10)
+
+
+def make_parity_wrong(cluster: Nodes, position: int, snapshot: SnapshotId) -> None:
+    """The first chunk of all parity there is not that of the data, and its checksum says that it is right."""
+    node = cluster.nodes[position]
+    node.kill_daemon()
+    store = Store(node.dir)
+    for _ in store.attach():
+        pass
+    catalog = store.catalog(snapshot)
+    for lane, rotation, length in [(p.lane, p.rotation, p.parity_bytes) for p in catalog.parity]:
+        view = store.parity(snapshot, lane, rotation, 0)
+        view[50] ^= 1
+        store.record_parity(snapshot, lane, rotation, 0, checksum(view))
+        catalog.put_parity(store.describe_parity(snapshot, lane, rotation, catalog.parity[0].generator, length))
+    store.save(catalog)
+    node.start()
+    node.ready()
+    cluster.configure(resumed=True)
+
+
+@pytest.mark.parametrize("cluster", [(4, 1)], indirect=True, ids=str)
+def test_parity_that_is_not_that_of_the_data_costs_its_snapshot(cluster):
+    """Given wrong parity that looks sound, when it is needed, then that snapshot is not chosen a second time."""
+    second = cluster.snapshot(1, 0, data=data_of(1))
+    cluster.wait_protected(1)
+    make_parity_wrong(cluster, 3, second)
+    cluster.lose_and_replace(0)
+    assert cluster.newest() == second
+    cluster.configure(second)
+    with pytest.raises(SnapshotIncomplete, match="do not have the checksum of the lost ones"):
+        cluster.nodes[0].agent.wait_restored(cluster.generation, 10)
+    wait_until(lambda: cluster.newest() == cluster.first, what="the older one")
+    cluster.restore(cluster.first)
+    cluster.check(cluster.first, 0, data_of(0))
 
 
 @pytest.mark.parametrize("cluster", [(4, 2)], indirect=True, ids=str)

@@ -290,6 +290,31 @@ def growing_buffers() -> Case:
     return simple(model, torch.optim.AdamW(model.parameters()))
 
 
+class Resized(nn.Module):
+    """Its buffers change their shapes in place, within their memory and beyond it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = net()
+        self.register_buffer("cache", torch.zeros(2), persistent=False)
+        self.register_buffer("joined", torch.zeros(3), persistent=False)
+        self.calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.cache.resize_(2 + self.calls * 5 % 4).fill_(self.calls)
+            torch.cat([torch.ones(1 + self.calls * 3 % 5), self.cache], out=self.joined)
+        return self.body(x)  # type: ignore[no-any-return]
+
+
+@case
+def resized_buffers() -> Case:
+    model = Resized()
+    return simple(model, torch.optim.AdamW(model.parameters()))
+
+
 class Kinds(nn.Module):
     def __init__(self) -> None:
         super().__init__()

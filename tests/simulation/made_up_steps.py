@@ -373,7 +373,8 @@ class Player:
                 total = sum(i.bytes for i in mine)
                 collectives.append(CollectivesStep(index, len(mine), total, sum(lengths), least))
         seconds = state.clock - state.begun
-        return RankStep(rank, number, seconds, seconds - state.waited, tuple(collectives), state.kept)
+        own = seconds - state.waited
+        return RankStep(rank, number, seconds, own, tuple(collectives), own - state.kept)
 
     def _reports(self, number: int, steps: dict[int, RankStep]) -> list[NodeReport]:
         by_node: dict[str, list[int]] = defaultdict(list)

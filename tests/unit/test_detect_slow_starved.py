@@ -22,7 +22,9 @@ WORLD = Communicator("world", (0, 1, 2, 3))
 STEP_SECONDS = 0.02
 
 
-def judged(own: float, starved: float = 0.0, steps: int = 60, peers_starved: float = 0.0) -> list[Verdict]:
+def judged(
+    own: float, starved: float = 0.0, steps: int = 60, peers_starved: float = 0.0, *, uses_processor: bool = False
+) -> list[Verdict]:
     """Rank 1's own time and what it was starved, in steps in which its peers take 20 ms each."""
     pace, found = Pace(1, dict.fromkeys(range(4), "node0")), []
     entered = Collectives(0, 1, 1, (), Operation(1, Op.ALL_REDUCE, 4, 6, 1, -1, 0.0, 0.0))
@@ -33,7 +35,8 @@ def judged(own: float, starved: float = 0.0, steps: int = 60, peers_starved: flo
             inside = max(own, STEP_SECONDS) - outside + 0.001
             used = (CollectivesStep(0, 1, 1 << 20, inside, inside),)
             waited = starved if rank == 1 else peers_starved
-            done.append(RankStep(rank, number, outside + inside, outside, used, waited))
+            processor = outside - waited if uses_processor else 0.0
+            done.append(RankStep(rank, number, outside + inside, outside, used, processor, waited))
         records = tuple(RankRecord(rank, number, 0.0, (entered,)) for rank in range(4))
         one = NodeReport(node="node0", generation=1, communicators=(WORLD,), ranks=records, steps=tuple(done))
         pace.take(one, number * 0.05)
@@ -63,12 +66,18 @@ def test_a_slow_rank_is_named_though_all_are_starved() -> None:
     assert verdict.details["own_seconds"] == "0.033000"
 
 
+def test_who_uses_a_processor_for_longer_waits_for_one_for_longer() -> None:
+    assert judged(0.030, 0.018, peers_starved=0.008) == []
+    assert judged(0.030, 0.012, peers_starved=0.008, uses_processor=True)[0].ranks == (1,)
+    assert judged(0.030, 0.018, peers_starved=0.008, uses_processor=True) == []
+
+
 def test_no_peer_of_a_starved_rank_is_slow() -> None:
     assert judged(0.02, 0.02) == []
 
 
 def test_what_a_report_tells_is_spread_over_the_steps_that_were_on_no_processor() -> None:
-    steps = [RankStep(0, number, 0.1, 0.08, (), idle) for number, idle in enumerate((0.02, 0.06))]
+    steps = [RankStep(0, number, 0.1, 0.08, (), processor) for number, processor in enumerate((0.06, 0.02))]
     assert [step.starved_seconds for step in spread(steps, 0.04)] == pytest.approx([0.01, 0.03])
     assert [step.starved_seconds for step in spread(steps, 1.0)] == pytest.approx([0.02, 0.06])
     assert [step.starved_seconds for step in spread(steps, 0.0)] == [0.0, 0.0]

@@ -33,7 +33,7 @@ def test_what_comes_in_any_order_is_the_row_of_the_generator(order, parity):
             body = memoryview(sources[column])
             assert fold.add(column, row[column], 5, body, checksum(body), destination)
         assert fold.came(5) == 0b111
-        assert fold.length(5) == max(LENGTHS)
+        assert fold.sum(5) == checksum(expected)
         assert destination[: max(LENGTHS)] == expected
         assert not any(destination[max(LENGTHS) :])
 
@@ -66,4 +66,15 @@ def test_a_forgotten_stripe_is_written_anew():
         fold.add(0, 1, 0, body, checksum(body), place)
         fold.forget(0)
     assert bytes(place) == b"b" * 64
-    assert fold.came(0) == fold.length(0) == 0
+    assert fold.came(0) == 0
+
+
+@pytest.mark.parametrize("coefficient", [1, 7])
+def test_a_sum_that_is_damaged_begins_anew(coefficient):
+    fold = Fold(codec_for(2, "numpy"))
+    bodies, place = [memoryview(bytes([value]) * 64) for value in (1, 2)], memoryview(bytearray(64))
+    fold.add(0, coefficient, 3, bodies[0], checksum(bodies[0]), place)
+    place[9] ^= 1
+    assert fold.add(1, 1, 3, bodies[1], checksum(bodies[1]), place)
+    assert fold.came(3) == 0b10
+    assert bytes(place) == bytes(bodies[1])

@@ -14,7 +14,7 @@ from ftrain_snapshot.manifest import CHUNK_BYTES
 from ftrain_snapshot.messages import Membership, Peer, SnapshotId
 from ftrain_snapshot.node import Node as Member
 from ftrain_snapshot.placement import group_of
-from ftrain_snapshot.protect import Protect
+from ftrain_snapshot.protect import DAMAGED_MAX, Protect
 from ftrain_snapshot.store import Store
 from ftrain_snapshot.wire import Abandon, Chunk, Describe, Fetch, FetchFailed, PositionSealed, PositionStored
 
@@ -215,6 +215,32 @@ def test_chunks_that_are_lost_or_damaged_on_the_way_are_fetched(tmp_path, seed):
         snapshot = world.take()
         assert all(world.stored(snapshot))
         world.check(snapshot)
+
+
+@pytest.mark.parametrize("fetched", [False, True])
+@pytest.mark.parametrize("hits", [1, DAMAGED_MAX, 999])
+def test_a_sum_that_is_damaged_before_it_is_complete_is_made_again(tmp_path, fetched, hits):
+    """Given bits that flip in parity that is still being made, when it is complete, then it is that of the data."""
+    world, left = World(tmp_path, 4, 1), hits
+    world.loses = lambda message: fetched and isinstance(message, Chunk) and message.attempt == 0
+    store, protect = world.nodes[0].store, world.nodes[0].protect
+
+    def flip(message: object) -> bool:
+        nonlocal left
+        for part in (p for a in protect._assemblies.values() for p in a.parts.values()):
+            if left and part.fold.came(0) and 0 not in part.done:
+                store.place_parity(snapshot, 0, part.rotation, 0)[left] ^= 4
+                left -= 1
+        return False
+
+    world.spoils, snapshot = flip, SnapshotId(0, 1, 0)
+    assert world.take() == snapshot
+    assert left < hits
+    assert all(world.stored(snapshot)) == (hits <= DAMAGED_MAX)
+    if hits <= DAMAGED_MAX:
+        world.check(snapshot)
+    else:  # memory that does not hold what is written there
+        assert "summed up" in next(m.reason for m in world.nodes[0].told if isinstance(m, Abandon))
 
 
 def test_a_source_whose_bytes_are_damaged_is_given_up_after_a_few_tries_with_the_reason(tmp_path):

@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import ftrain
-from ftrain import outcome, slots
+from ftrain import outcome
 from ftrain.environment import read_environment
 from ftrain.errors import EnvironmentInvalid, PeerSilent
 from ftrain.link import AgentLink, Finished, Hello, LinkMessage
@@ -36,9 +36,6 @@ class FakeStore(dict[str, bytes]):
 
     def check(self, keys: list[str]) -> bool:
         return all(key in self for key in keys)
-
-    def delete_key(self, key: str) -> bool:
-        return self.pop(key, None) is not None
 
 
 class FakeGate:
@@ -79,12 +76,19 @@ def test_with_patience_rank_0_waits_for_the_gate() -> None:
     assert chooser.choose(2, patience_seconds=0.01) is None
 
 
-def test_published_slots_are_forgotten_in_time() -> None:
-    store = FakeStore()
-    chooser = SlotChooser(store, FakeGate())
-    for version in range(3 * slots.KEEP_KEYS):
-        chooser.choose(version)
-    assert len(store) == slots.KEEP_KEYS
+def test_rank_0_may_run_far_ahead() -> None:
+    """Given ranks that wait for nothing, when the last comes to a version, then it does there what rank 0 did."""
+    store, gate = FakeStore(), FakeGate()
+    first, other = SlotChooser(store, gate), SlotChooser(store, None)
+    gate.word = (1, 2)
+    decided = [first.choose(version) for version in range(500)]
+    assert decided == [2] + [None] * 499
+    assert [other.choose(version) for version in range(400)] == decided[:400]
+    gate.word = (2, 0)  # now all have captured version 0
+    decided += [first.choose(version) for version in range(500, 600)]
+    assert [other.choose(version) for version in range(400, 600)] == decided[400:]
+    assert decided[500] == 0
+    assert len(store) == 1
 
 
 def test_a_silent_rank_0_is_given_up() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -208,3 +209,56 @@ def test_gradients_are_state_until_an_optimizer_has_used_them() -> None:
     load_gradients(parameters, {0: kept[0]})
     assert torch.equal(parameters[0].grad, kept[0])
     assert parameters[1].grad is None
+
+
+def test_gradients_that_are_sparse_come_back(round_trip: RoundTrip) -> None:
+    """Given an embedding that accumulates sparse gradients, when they are captured, then nothing tells."""
+    table = nn.Embedding(9, 3, sparse=True)
+    for rows in ([1, 4, 1], [4, 8]):
+        table(torch.tensor(rows)).square().sum().backward()
+    gradient = table.weight.grad
+    assert not gradient.is_coalesced()
+    state = round_trip({"gradients": live_gradients(Tensors([table.weight]))})
+    table.weight.grad = None
+    load_gradients([table.weight], state["gradients"])
+    assert table.weight.grad.is_coalesced() == gradient.is_coalesced()
+    assert torch.equal(table.weight.grad._indices(), gradient._indices())
+    assert torch.equal(table.weight.grad._values(), gradient._values())
+
+
+def test_a_parameter_that_only_an_optimizer_knows_does_not_move_the_others() -> None:
+    one, two = nn.Linear(2, 2), nn.Linear(3, 3)
+    optimizer = torch.optim.SGD(one.parameters(), lr=0.1)
+    one.weight = nn.Parameter(torch.ones(2, 2))
+    found = unique_parameters({"one": one, "optimizer": optimizer, "two": two})
+    assert [id(parameter) for parameter in found[:4]] == [id(p) for m in (one, two) for p in m.parameters()]
+    assert len(found) == 5
+
+
+class Repeated(nn.Module):
+    """Its tensors repeat their elements."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        column = torch.arange(3.0)[:, None] + value
+        self.weight = nn.Parameter(column.expand(3, 5), requires_grad=False)
+        self.register_buffer("mask", torch.full((1,), value).expand(2, 7))
+        self.register_buffer("hidden", torch.full((4,), value).expand(6, 4), persistent=False)
+
+
+def test_expanded_tensors_are_loaded_and_stay_expanded(round_trip: RoundTrip) -> None:
+    old, new = Repeated(2.0), Repeated(0.0)
+    load_state("model", new, round_trip({"model": state_of(old)})["model"])
+    for name in ("weight", "mask", "hidden"):
+        assert torch.equal(getattr(new, name), getattr(old, name)), name
+        assert getattr(new, name).stride() == getattr(old, name).stride(), name
+
+
+def test_a_buffer_registered_while_training_stays_out_of_the_state_dict(round_trip: RoundTrip) -> None:
+    """Given a buffer that the script registers late, when it is restored twice, then it is what it was."""
+    modules = [nn.Linear(2, 2) for _ in range(3)]
+    modules[0].register_buffer("late", torch.ones(3), persistent=False)
+    for old, new in pairwise(modules):
+        load_state("model", new, round_trip({"model": state_of(old)})["model"])
+        assert torch.equal(new.late, torch.ones(3))
+        assert "late" not in new.state_dict()

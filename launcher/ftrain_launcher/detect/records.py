@@ -145,9 +145,11 @@ class RankStep(msgspec.Struct, frozen=True, array_like=True):
     own_seconds: float
     """Of these, not spent waiting for operations. One that is under way while the rank computes takes none of it."""
     collectives: tuple[CollectivesStep, ...] = ()
+    processor_seconds: float = 0.0
+    """Of ``own_seconds``, on a processor."""
     starved_seconds: float = 0.0
-    """Of ``own_seconds``, how long it may have waited for a processor that others used: when it was on none, as far as
-    the kernel has counted such waiting from report to report."""
+    """Of the rest, how long it may have waited for a processor that others used: what the kernel has counted from
+    report to report, spread over its steps."""
 
 
 class NodeReport(msgspec.Struct, frozen=True, tag="comm", kw_only=True):

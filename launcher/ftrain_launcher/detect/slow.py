@@ -7,9 +7,9 @@ enough.
 
 Each step gives each rank a ratio: its own time over the median of its peers of the same role (`roles`). A rank
 without any (a stage of a pipeline) is compared with its own earlier time, as the other ranks without peers are with
-theirs, so that what slows down all is no fault. Time in which others used the rank's processor, beyond what its peers
-were kept waiting, explains its excess as far as it goes (`rings.starvation`); the peers' times stay as they are, so
-that nobody looks slow beside a starved rank.
+theirs, so that what slows down all is no fault. Time in which others used the rank's processor explains its excess as
+far as it goes beyond what its peers are kept waiting for so much use of one (`rings.starvation`); the peers' times stay
+as they are, so that nobody looks slow beside a starved rank.
 
 The ratios' excess is summed up (Page's CUSUM): each step adds what exceeds the allowance, clipped, so that no single
 step counts much, and subtracts what falls short. At the limit the rank is named, if the median of its last ratios
@@ -160,8 +160,7 @@ class SlowRanks:
         own = {rank: share.step.own_seconds for rank, share in step.shares.items()}
         typical = median(share.step.seconds for share in step.shares.values())
         least = max(EXCESS_SECONDS_MIN, EXCESS_OF_STEP_MIN * typical)
-        starved = {rank: share.step.starved_seconds for rank, share in step.shares.items()}
-        for found in self._ratios(own, starved):
+        for found in self._ratios(own, step):
             state = self._ranks[found.rank]
             share = step.shares[found.rank].step
             if state.sum == 0.0:
@@ -177,32 +176,38 @@ class SlowRanks:
                 named.append(self._verdict(found, state, step.number))
         return Change(tuple(named), tuple(gone))
 
-    def _ratios(self, own: dict[int, float], starved: dict[int, float]) -> Iterator[_Ratio]:
+    def _ratios(self, own: dict[int, float], step: Step) -> Iterator[_Ratio]:
         """Each rank of the step, over its reference; none for those of which nothing can be said."""
         grouped: set[int] = set()
         for group in self._roles.groups():
             grouped.update(group)
             ranks = [rank for rank in group if rank in own]
             if len(ranks) > 1:
-                yield from self._among(ranks, own, starved)
+                yield from self._among(ranks, own, step)
         alone: dict[int, float] = {}
         for rank, seconds in own.items():
             state = self._state(rank)
             if rank not in grouped and (base := _follow(state, seconds)) is not None:
                 alone[rank] = seconds / base
         if len(alone) > 1:
-            for found in self._among(list(alone), alone, starved):
+            for found in self._among(list(alone), alone, step):
                 rank, base = found.rank, self._ranks[found.rank].base or 0.0
                 yield found._replace(own=own[rank], reference=base * found.reference, peers=0)
 
-    def _among(self, ranks: list[int], values: dict[int, float], starved: dict[int, float]) -> Iterator[_Ratio]:
-        others, others_starved = (_Others(sorted(of[rank] for rank in ranks)) for of in (values, starved))
+    def _among(self, ranks: list[int], values: dict[int, float], step: Step) -> Iterator[_Ratio]:
+        others = _Others(sorted(values[rank] for rank in ranks))
+        shares = [step.shares[rank].step for rank in ranks]
+        others_starved = _Others(sorted(share.starved_seconds for share in shares))
+        others_used = _Others(sorted(share.processor_seconds for share in shares))
         for rank in ranks:
             value = values[rank]
             reference = others.median(value)
             if reference > 0.0:
                 self._state(rank)
-                beyond = max(0.0, starved[rank] - others_starved.median(starved[rank]))
+                share = step.shares[rank].step
+                used = others_used.median(share.processor_seconds)
+                more = max(1.0, share.processor_seconds / used) if used > 0.0 else 1.0
+                beyond = max(0.0, share.starved_seconds - more * others_starved.median(share.starved_seconds))
                 yield _Ratio(rank, value / reference, value, reference, len(ranks) - 1, beyond)
 
     def _state(self, rank: int) -> _Rank:
@@ -221,8 +226,8 @@ class SlowRanks:
             generation=self._generation,
             ranks=(found.rank,),
             confidence=(0.95 if ratio >= 1.3 else 0.8) - (0.0 if found.peers else 0.15),
-            sentence=f"rank {found.rank} on {node} is slow: it takes {ratio:.2f} times {than} own time, {_ms(own)} ms a "
-            f"step and not {_ms(theirs)}, since step {state.since}; it waits for others for {_ms(inside)} ms a step",
+            sentence=f"rank {found.rank} on {node} is slow: it takes {ratio:.2f} times {than} own time, {_ms(own)} ms "
+            f"a step and not {_ms(theirs)}, since step {state.since}; it waits for others for {_ms(inside)} ms a step",
             seconds=state.seconds,
             step=step,
             details={

@@ -15,16 +15,12 @@ from ftrain_launcher.rings.view import Mark
 
 
 def spread(steps: list[RankStep], starved_seconds: float) -> list[RankStep]:
-    """These steps, of which each says how long it was on no processor, with their part of what the kernel counted.
-
-    Args:
-        starved_seconds: how long the rank has waited for a processor in all of these steps.
-    """
-    most = sum(step.starved_seconds for step in steps)
-    if most <= starved_seconds:
+    """These steps, with what their rank has been starved in them: the most where it was on no processor for longest."""
+    idle = [step.own_seconds - step.processor_seconds for step in steps]
+    if starved_seconds == 0.0 or sum(idle) == 0.0:
         return steps
-    share = starved_seconds / most
-    return [replace(step, starved_seconds=share * step.starved_seconds) for step in steps]
+    share = min(1.0, starved_seconds / sum(idle))
+    return [replace(step, starved_seconds=share * most) for step, most in zip(steps, idle, strict=True)]
 
 
 class _Sum:
@@ -85,5 +81,5 @@ class StepLog:
         )
         seconds, waited = (mark.at_ns - last.at_ns) * 1e-9, (mark.waited_ns - last.waited_ns) * 1e-9
         own = max(0.0, min(seconds - waited, seconds))
-        idle = own - (mark.processor_ns - last.processor_ns) * 1e-9
-        return RankStep(self._rank, mark.step, seconds, own, collectives, max(0.0, min(idle, own)))
+        processor = (mark.processor_ns - last.processor_ns) * 1e-9
+        return RankStep(self._rank, mark.step, seconds, own, collectives, max(0.0, min(processor, own)))
