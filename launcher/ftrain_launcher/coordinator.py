@@ -197,7 +197,7 @@ class Coordinator:
     def _tick(self, now: float) -> None:
         if self._ending.deadline is not None and now >= self._ending.deadline:
             self._finish()
-        self._end(self._running.tick(now) or self._recruiting.tick(now, self._preflight.failures), now)
+        self._end(self._running.tick(self._formed, now) or self._recruiting.tick(now, self._preflight.failures), now)
         while (node := self._roster.overdue(now)) is not None:
             self._lose(node, node.overdue, now)
 

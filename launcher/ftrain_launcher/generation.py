@@ -28,6 +28,8 @@ class Generation:
         """The nodes of the generation that was formed before it, in order of position."""
         self.number = form.generation if form else 0
         self.ranks = Ranks([peer.node for peer in form.peers], form.work.nproc_per_node) if form else Ranks()
+        self.unprotected_since: float | None = None
+        """While nothing is protected: when the first snapshot was sealed; infinite: people have been told."""
         self._judged: Start | None = None
         """Where the next one could start, when last all that are left had answered."""
 

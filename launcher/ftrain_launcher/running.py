@@ -5,6 +5,7 @@ Its agents go on telling of it while it is being stopped for the next one: then 
 
 from __future__ import annotations
 
+from math import inf
 from typing import assert_never
 
 from ftrain_launcher.causes import Sign, describe, sign_of_exit, sign_of_verdict
@@ -32,6 +33,8 @@ from ftrain_launcher.roster import Roster
 from ftrain_snapshot.messages import Levels
 
 Report = WorkerExit | RankRestored | RankStepped | ArenaShort | Progress | DurableEnded | Diagnosed | QuickAgain
+UNPROTECTED_SECONDS = 60.0
+"""After the first snapshot was sealed; protecting it takes seconds."""
 _FINISHED = Action(False, "training finished")
 
 
@@ -71,6 +74,8 @@ class Running:
             case Progress():
                 if report.sealed is not None:
                     generation.levels = Levels(sealed=report.sealed, protected=report.protected)
+                    if generation.unprotected_since is None:
+                        generation.unprotected_since = now
                 return None if stopping else self._write_what_is_due(report, now)
             case RankRestored() | RankStepped():
                 if not stopping:
@@ -98,12 +103,27 @@ class Running:
             self._orders.send(node, WriteDurable(self._durable.writing))
         return None
 
-    def tick(self, now: float) -> Action | None:
-        """A deadline of the durable tier may have come; how the job ends."""
+    def tick(self, generation: Generation, now: float) -> Action | None:
+        """A deadline of the durable tier may have come; how the job ends. Nothing may be protected for too long."""
         self._tell_of_write(self._durable.tick(now))
+        self._warn_of_exposure(generation, now)
         if self._durable.is_overdue(now):
             return Action(False, "training finished (whether its last checkpoint is to be written, nobody said)")
         return None
+
+    def _warn_of_exposure(self, generation: Generation, now: float) -> None:
+        since = generation.unprotected_since
+        if since is None or not self._config.work.parity or generation.levels.protected is not None:
+            return
+        if now - since >= UNPROTECTED_SECONDS:
+            generation.unprotected_since = inf
+            self._orders.announce(
+                [
+                    f"warning: no snapshot has been protected in {UNPROTECTED_SECONDS:g} s, so a lost node would cost "
+                    f"all (step {generation.levels.sealed} is sealed): can the nodes' daemons reach each other? Their "
+                    "logs say"
+                ]
+            )
 
     # ---- verdicts
 

@@ -492,6 +492,23 @@ def test_levels_of_an_older_generation_are_dropped(job: Job) -> None:
     assert (job.coordinator.levels.sealed, job.coordinator.levels.protected) == (5, 5)
 
 
+def test_people_are_told_once_if_nothing_gets_protected(job: Job) -> None:
+    job.tell(Progress(1, 0, None))
+    job.tell(Tick(), after=59)
+    assert not [line for line in job.news if "protected" in line]
+    job.tell(Tick(), after=2)
+    job.tell(Tick(), after=100)
+    (line,) = [line for line in job.news if "no snapshot has been protected" in line]
+    assert "step 0 is sealed" in line
+
+
+def test_and_not_once_something_was(job: Job) -> None:
+    job.tell(Progress(1, 0, None))
+    job.tell(Progress(1, 5, 4))
+    job.tell(Tick(), after=100)
+    assert not [line for line in job.news if "protected" in line]
+
+
 # ---- the controller restarts
 
 
