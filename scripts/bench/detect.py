@@ -29,6 +29,8 @@ from rich.table import Table
 
 QUIET_STEPS, QUIET_STEPS_QUICK = 10_000, 500
 QUIET_STEP_SECONDS = 0.01
+QUIET_STEP_SECONDS_MAX = 0.5
+"""Where eight ranks and their neighbours share two processors."""
 NEIGHBOURS = 2
 FIRST_STEP, LAST_STEP = 30, 60
 """Faults strike between."""
@@ -113,7 +115,7 @@ def quiet_run(args: argparse.Namespace, folder: Path) -> tuple[int, int]:
     for shape in shapes:
         arguments = ["--shape", shape, "--steps", str(steps // len(shapes)), "--step-seconds", str(QUIET_STEP_SECONDS)]
         with neighbours(NEIGHBOURS, args.seed % 2**31):
-            exit_code = train(folder / f"quiet-{shape}", shape, (), arguments)
+            exit_code = train(folder / f"quiet-{shape}", shape, (), arguments, QUIET_STEP_SECONDS_MAX * steps)
         found = incidents(folder / f"quiet-{shape}" / "home")
         print(
             f"quiet in {shape}: exit code {exit_code}, {len(found)} incidents {[i['reason'] for i in found]}",

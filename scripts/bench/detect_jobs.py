@@ -55,7 +55,9 @@ def run(trial: Trial, folder: Path) -> Outcome:
     return read(folder, world_size(trial.shape, trial.case), exit_code)
 
 
-def train(folder: Path, shape: str, flags: tuple[str, ...], arguments: list[str]) -> int | None:
+def train(
+    folder: Path, shape: str, flags: tuple[str, ...], arguments: list[str], seconds_max: float = JOB_SECONDS_MAX
+) -> int | None:
     """Run one job on emulated nodes; its exit code, None if it had to be ended."""
     (folder / "out").mkdir(parents=True, exist_ok=True)
     where = ["--local-nodes", str(NODES[shape]), "--nproc-per-node", str(PER_NODE)]
@@ -63,7 +65,7 @@ def train(folder: Path, shape: str, flags: tuple[str, ...], arguments: list[str]
     name = f"detect-{os.getpid()}-{folder.name}"
     with Job(name, [*where, *flags], TRAINEE, ["--out", str(folder / "out"), *arguments], folder / "log") as job:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            return job.process.wait(JOB_SECONDS_MAX)
+            return job.process.wait(seconds_max)
     return None
 
 
