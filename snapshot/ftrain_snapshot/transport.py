@@ -133,6 +133,8 @@ class Connection:
         self._frame_bytes = 0
         self._wake = self._flush  # one bound method: by it, lines know this connection
         _tune(sock)
+        self._failure: str | None = None
+        """Why sending has failed, until that is told."""
         self._deadline: Timer | None = loop.later(HANDSHAKE_TIMEOUT_SECONDS, self._too_slow)
         loop.watch(sock, self._on_ready, write=dialled)
         self._out.append(memoryview(self._handshake.greeting))
@@ -152,7 +154,7 @@ class Connection:
         if not self._waits_to_write:
             self._flush()
         if self._unread_bytes > UNREAD_BYTES_MAX:
-            self.close("it does not read what it is told")
+            self._fail("it does not read what it is told")
 
     def send_bulk(
         self,
@@ -169,7 +171,7 @@ class Connection:
         if self.closed:
             return
         if len(self._urgent) + len(self._bulk) >= QUEUED_MAX:
-            self.close("it asks for more than it takes")
+            self._fail("it asks for more than it takes")
             return
         if urgent:
             self._urgent.append((message, body, on_sent))
@@ -191,9 +193,28 @@ class Connection:
         return segments(self._sock)
 
     def close(self, reason: str) -> None:
-        """Close it; ``on_closed`` is called. Does nothing if it is closed."""
+        """Close it; ``on_closed`` is called, if it was not before."""
+        if self.closed:
+            self._tell_failure()
+            return
+        self._shut()
+        self.on_closed(self, reason)
+
+    def _fail(self, reason: str) -> None:
+        """Close it while something is sent; ``on_closed`` is called a little later: who tells all members something
+        must not find them changed in the middle of it."""
         if self.closed:
             return
+        self._shut()
+        self._failure = reason
+        self._loop.later(0.0, self._tell_failure)
+
+    def _tell_failure(self) -> None:
+        if self._failure is not None:
+            reason, self._failure = self._failure, None
+            self.on_closed(self, reason)
+
+    def _shut(self) -> None:
         self.closed = True
         if self._deadline is not None:
             self._deadline.cancel()
@@ -202,7 +223,6 @@ class Connection:
         self._sock.close()
         for queue in (self._out, self._urgent, self._bulk):
             queue.clear()
-        self.on_closed(self, reason)
 
     def _too_slow(self) -> None:
         self.close("it did not prove itself in time")
@@ -250,7 +270,7 @@ class Connection:
         except BlockingIOError:
             pass
         except OSError as error:
-            self.close(f"{type(error).__name__}: {error}")
+            self._fail(f"{type(error).__name__}: {error}")
             return
         waits = bool(self._out or self._next_chunk()) and not stream.send_needs_read
         waits = waits or stream.receive_needs_write

@@ -160,15 +160,22 @@ def test_a_campaign_of_random_kills(start: StartJob, undisturbed: Undisturbed, s
     for step in held:
         time.sleep(chance.uniform(0, 0.8))  # the moment is the fault's own, not a wait for something
         what = chance.choice(["worker", "worker", "worker", "agent", "daemon", "controller", "node"])
-        status = job.wait_for(lambda s: s if s["state"] == "running" and all(_pids(s)) else None, "all is well")
+        status = job.wait_for(
+            lambda s: s if s["state"] == "running" and all(_pids(s)) and _there(s) else None, "all well"
+        )
         _kill_one(job, status, what, chance)
         job.go(step)
     assert_same(job, undisturbed(NODES))
     assert all(i["steps_lost"] <= (i["kind"] == "node_lost") for i in job.ask("incidents")["incidents"])
 
 
+def _there(status: dict) -> list[dict]:
+    """The nodes of which a new controller has heard again."""
+    return [n for n in status["nodes"] if n["state"] == "active" and n["agent_pid"] and n["daemon_pid"]]
+
+
 def _kill_one(job: Job, status: dict, what: str, chance: random.Random) -> None:
-    node = chance.choice([n for n in status["nodes"] if n["state"] == "active" and n["agent_pid"] and n["daemon_pid"]])
+    node = chance.choice(_there(status))
     levels = status["snapshots"]
     with contextlib.suppress(ProcessLookupError):
         match what:

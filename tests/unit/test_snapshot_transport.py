@@ -263,10 +263,36 @@ def test_who_never_reads_what_it_is_told_is_closed(line: Bench, monkeypatch: pyt
     line.loop.forget(acceptor.connection._sock)
     for number in range(10_000):
         dialler.connection.send(note(number))
-        if dialler.reason is not None:
+        if dialler.connection.closed:
             break
+    line.turns(1)
     assert dialler.reason == "it does not read what it is told"
     assert number < 1500
+
+
+def test_who_sends_to_one_that_is_gone_hears_of_it_afterwards(line: Bench):
+    left, right = line.pair()
+    line.until(lambda: proved(left, right))
+    right.connection.close("gone")
+    for number in range(3):
+        left.connection.send(note(number))
+        left.connection.send_bulk(note(number), memoryview(b"bytes"))
+        assert left.reason is None, "not while something is being told to all"
+    assert left.connection.closed
+    line.turns(1)
+    assert left.reason is not None
+    assert "BrokenPipe" in left.reason
+
+
+def test_and_at_once_if_it_is_replaced_before(line: Bench):
+    left, right = line.pair()
+    line.until(lambda: proved(left, right))
+    right.connection.close("gone")
+    left.connection.send(note(1))
+    left.connection.close("it has connected anew")
+    assert left.reason is not None
+    assert "BrokenPipe" in left.reason
+    line.turns(1)  # and only once: `End` would say so
 
 
 def test_what_was_sent_and_received_is_counted_by_what_it_was_for(line: Bench):
