@@ -189,7 +189,7 @@ class Plan:
         if shapes == self.shapes:
             return set()
         changed = {index for index, shape in enumerate(shapes) if shape != self.shapes[index]}
-        return changed - set(np.flatnonzero(self.fickle).tolist())
+        return changed.difference(self._at_commit)
 
     def chunks_of(self, marked: Flags) -> Flags:
         """The chunks that hold any of the marked tensors; the same ones are marked at most captures."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -65,6 +66,22 @@ def parser(description: str) -> argparse.ArgumentParser:
     made.add_argument("--json", type=Path, metavar="FILE", help="write the rows here as well")
     made.add_argument("--quick", action="store_true", help="under a minute; figures are rougher")
     return made
+
+
+def run_ranks(world: int, target: Callable[..., None], *arguments: object) -> None:
+    """Processes that are given their rank and these arguments, to their end.
+
+    Raises:
+        RuntimeError: one of them failed.
+    """
+    context = multiprocessing.get_context("spawn")
+    ranks = [context.Process(target=target, args=(rank, *arguments), daemon=True) for rank in range(world)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+        if process.exitcode != 0:
+            raise RuntimeError(f"a rank ended with {process.exitcode}")
 
 
 def median(values: Sequence[float]) -> float:

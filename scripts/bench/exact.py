@@ -11,7 +11,6 @@ two to a rank with 4 ranks, which is one node of the tree; 3 ranks have two node
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import tempfile
 import time
@@ -122,16 +121,9 @@ def rank_main(rank: int, world: int, rounds: int, folder: Path) -> None:
 
 def measure(world: int, rounds: int) -> dict[str, float]:
     """Milliseconds of each way, all ranks on this machine."""
-    context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory(prefix="bench-exact-") as name:
         folder = Path(name)
-        ranks = [context.Process(target=rank_main, args=(r, world, rounds, folder), daemon=True) for r in range(world)]
-        for process in ranks:
-            process.start()
-        for process in ranks:
-            process.join()
-            if process.exitcode != 0:
-                raise RuntimeError(f"a rank ended with {process.exitcode}")
+        common.run_ranks(world, rank_main, world, rounds, folder)
         found: dict[str, float] = json.loads((folder / "found").read_text())
         return found
 

@@ -9,7 +9,6 @@ and four ranks wait for each other, as real ones do.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import tempfile
 import time
@@ -71,18 +70,6 @@ def timed(tensor: torch.Tensor) -> float:
     return (time.perf_counter_ns() - began) / 1000
 
 
-def run(world: int, pairs: int, folder: Path) -> None:
-    """All ranks, to their end."""
-    context = multiprocessing.get_context("spawn")
-    ranks = [context.Process(target=measure, args=(rank, world, pairs, folder), daemon=True) for rank in range(world)]
-    for process in ranks:
-        process.start()
-    for process in ranks:
-        process.join()
-        if process.exitcode != 0:
-            raise RuntimeError(f"a rank ended with {process.exitcode}")
-
-
 def main() -> None:
     arguments = common.parser(__doc__ or "").parse_args()
     report = common.Report(f"all-reduce of {ELEMENTS * 4} bytes over gloo")
@@ -91,7 +78,7 @@ def main() -> None:
     for world in WORLDS:
         with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="bench-recorder-") as name:
             folder = Path(name)
-            run(world, pairs, folder)
+            common.run_ranks(world, measure, world, pairs, folder)
             bare, recorded, added = (float(word) for word in (folder / "found").read_text().split())
         ranks = f"{world} rank{'s' * (world > 1)}"
         report.add(f"{ranks}: bare", bare, "us")

@@ -19,18 +19,16 @@ constexpr auto relaxed = std::memory_order_relaxed;
 constexpr auto acquire = std::memory_order_acquire;
 constexpr auto release = std::memory_order_release;
 
-inline uint64_t now_ns() {
+inline uint64_t clock_ns(clockid_t clock) {
   timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
+  clock_gettime(clock, &t);
   return uint64_t(t.tv_sec) * 1000000000u + uint64_t(t.tv_nsec);
 }
 
+inline uint64_t now_ns() { return clock_ns(CLOCK_MONOTONIC); }
+
 // Of the calling thread.
-inline uint64_t processor_ns() {
-  timespec t;
-  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-  return uint64_t(t.tv_sec) * 1000000000u + uint64_t(t.tv_nsec);
-}
+inline uint64_t processor_ns() { return clock_ns(CLOCK_THREAD_CPUTIME_ID); }
 
 inline uint32_t this_thread() {
   thread_local const uint32_t thread = uint32_t(syscall(SYS_gettid));
@@ -167,10 +165,10 @@ struct Ring {
   // computed, it has waited for: the one that ends is added up, another begins. Where the only operation under way
   // blocks its caller, no processor time has to be asked for.
   void begin_stretch(uint64_t now, bool blocks) {
-    const bool covers = !blocks || header->inside.load() > 0;
+    const bool inside = header->inside.load() > 0, covers = !blocks || inside;
     const uint64_t begun = stretch.begun_ns.load(relaxed), before = stretch.processor_ns.load(relaxed);
     const uint64_t processor = covers || before != BLOCKS ? processor_ns() : BLOCKS;
-    const uint64_t left = header->inside.load() > 0 ? now : header->last_exit_ns.load(relaxed);
+    const uint64_t left = inside ? now : header->last_exit_ns.load(relaxed);
     uint64_t waited = begun != 0 && left > begun ? left - begun : 0;
     if (waited > 0 && before != BLOCKS && stretch.thread.load(relaxed) == this_thread()) {
       const uint64_t computed = processor - before;
