@@ -84,6 +84,27 @@ class Peer(msgspec.Struct, frozen=True):
     port: Annotated[int, msgspec.Meta(ge=0, le=65535)]
 
 
+class Origin(msgspec.Struct, frozen=True):
+    """The snapshot that a generation starts from, and the world that captured it: another one than its own."""
+
+    snapshot: SnapshotId
+    nodes: Count
+    """How many that world had: positions 0 to ``nodes`` - 1."""
+    parity: Count
+    groups: tuple[tuple[Count, ...], ...]
+    """Of that world; empty: those of unlabelled nodes."""
+    codec: Name
+    holders: tuple[Peer, ...]
+    """Nodes that hold its shares now, by their positions of that world; those that are lost are left out."""
+    position: Number = -1
+    """This node's position in that world; -1: it holds nothing of it. Differs from node to node."""
+
+    @property
+    def grouping(self) -> tuple[tuple[int, ...], ...] | int:
+        """The groups as ``placement.group_of`` takes them."""
+        return self.groups or self.nodes
+
+
 class Membership(msgspec.Struct, frozen=True):
     """One generation as a daemon sees it."""
 
@@ -111,6 +132,8 @@ class Membership(msgspec.Struct, frozen=True):
     """The gate pins a safe snapshot for storage at every so many steps; 0: there is no storage."""
     durable_newest: Number | None = None
     """The newest version on storage when this generation began."""
+    origin: Origin | None = None
+    """What this generation starts from, if another world captured it; then ``restore`` is None."""
 
     @property
     def grouping(self) -> tuple[tuple[int, ...], ...] | int:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from certificates import make_certificates
 from jobs import ARGUMENTS, Job, Outcome, exists, holding, pids_of, ranks_of
 from needs import require_root
 
@@ -88,10 +89,14 @@ def test_a_killed_worker_and_a_node_without_a_spare(start: StartJob, undisturbed
 
 
 def test_training_goes_on_without_controller_agent_and_daemon_and_a_spare_takes_over(
-    start: StartJob, undisturbed: Undisturbed
+    start: StartJob, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
-    """First all that is no worker is killed, and no worker notices. Then a node is lost, and the spare replaces it."""
-    job = start(arguments=(*ARGUMENTS, *holding(40, 80, 119)))
+    """First all that is no worker is killed, and no worker notices. Then a node is lost, and the spare replaces it.
+
+    All of it under TLS: what is lost is decoded from what comes encrypted.
+    """
+    tls = make_certificates(tmp_path / "certificates").arguments()
+    job = start(*FLAGS, *tls, arguments=(*ARGUMENTS, *holding(40, 80, 119)))
     status = job.wait_step(10)
     pids = {r["rank"]: r["pid"] for r in ranks_of(status).values()}
     killed = {status["controller"]["pid"], status["nodes"][1]["agent_pid"], status["nodes"][2]["daemon_pid"]}
