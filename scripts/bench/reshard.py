@@ -1,0 +1,338 @@
+"""Fewer nodes and more again, from memory: what it costs and whether anything is lost, against torchrun and DCP.
+
+    .venv/bin/python scripts/bench/reshard.py [--quick] [--json FILE] [--mib N] [--changes N] [--only PART ...]
+
+*recovery*: FSDP2 on four nodes (reshard_worker.py), ``--local-nodes 3:4``, no spare; one node is lost with its memory,
+and the job goes on with three. torchrun: four agents, ``--nnodes 3:4`` with the tightest settings that work (FACTS 5),
+a DCP checkpoint on tmpfs at each step, and as much state. From the kill to the first step that nobody had done. What
+reading the state took is noted by the ranks themselves, beside one copy of the same bytes into warm memory; torchrun's
+ranks do so for ``dcp.load``.
+
+*curve*: 4 -> 3 -> 4 nodes against a job that is left alone, same seed: losses step by step, in both modes of summing.
+
+*changes*: nodes are lost, and come back, again and again; the ranks note their samples, and each must have been
+trained on once in each epoch. *drain*: a planned change; no step may be done twice, or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+from common import CLEAN_TIMEOUT_SECONDS, ROOT, Report, median, parser
+from job import FTRAIN, MARK, STOP_TIMEOUT_SECONDS, Job, Json, mark_session, ranks
+from leftovers import SHARED_MEMORY, marked_processes, shared_memory_entries, wait_until_clean
+
+WORKER = ROOT / "scripts" / "bench" / "reshard_worker.py"
+NODES = 4
+PARTS = ("recovery", "curve", "changes", "drain")
+TIMEOUT_SECONDS = 300.0
+WARM_STEPS = 4
+CURVE_STEPS, CURVE_FAULT = 200, 60
+EPOCH_STEPS = 40
+TIGHTEST = "last_call_timeout=1,keep_alive_interval=1,keep_alive_max_attempt=3"
+
+
+class Line(NamedTuple):
+    """A rank's note of a finished step."""
+
+    step: int
+    time: float
+    pid: int
+    loss: float
+
+
+def lines_of(folder: Path) -> list[Line]:
+    """All ranks' notes."""
+    found = []
+    for path in folder.glob("rank-*"):
+        text = path.read_text()
+        for line in text[: text.rfind("\n") + 1].splitlines():
+            step, when, pid, loss = line.split()
+            found.append(Line(int(step), float(when), int(pid), float.fromhex(loss)))
+    return found
+
+
+def losses(folder: Path) -> dict[int, float]:
+    """The loss of each step, the last time that it was done."""
+    return {line.step: line.loss for line in sorted(lines_of(folder), key=lambda line: line.time)}
+
+
+def wait_until(what: str, alive: Callable[[], bool], condition: Callable[[], bool]) -> None:
+    """Raises RuntimeError if it does not come to be."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    while not condition():
+        if not alive() or time.monotonic() > deadline:
+            raise RuntimeError(f"the job did not get {what}")
+        time.sleep(0.05)
+
+
+def seconds_to_new_step(folder: Path, killed_at: float, world: int, alive: Callable[[], bool]) -> float:
+    """From the fault until so many processes that were not there before have done a step that nobody had done."""
+    before = [line for line in lines_of(folder) if line.time <= killed_at]
+    old, done = {line.pid for line in before}, max(line.step for line in before)
+    firsts: dict[int, float] = {}
+
+    def all_there() -> bool:
+        for line in lines_of(folder):
+            if line.pid not in old and line.step > done:
+                firsts[line.pid] = min(line.time, firsts.get(line.pid, line.time))
+        return len(firsts) >= world
+
+    wait_until("going again", alive, all_there)
+    return sorted(firsts.values())[world - 1] - killed_at
+
+
+def reads_of(folder: Path, world: int) -> list[dict[str, Any]]:
+    """What each rank of a world of that size noted of reading its state."""
+    entries = [json.loads(line) for path in folder.glob("read-*") for line in path.read_text().splitlines()]
+    return [entry for entry in entries if entry["world"] == world]
+
+
+class Started:
+    """A job of ours on emulated nodes, and the folder that its ranks write to."""
+
+    def __init__(self, stack: ExitStack, folder: Path, *flags: str, mib: int, steps: int, pause_seconds: float) -> None:
+        folder.mkdir()
+        self.folder = folder
+        arguments = ["ftrain", str(folder), "--mib", str(mib), "--steps", str(steps)]
+        arguments += ["--pause-seconds", str(pause_seconds)]
+        flags = ("--nproc-per-node", "1", "--snapshot-every", "1", "--max-restarts", "1000", *flags)
+        self.job = stack.enter_context(
+            Job(f"bench-{folder.name}-{os.getpid()}", flags, WORKER, arguments, folder / "log")
+        )
+
+    def alive(self) -> bool:
+        return self.job.process.poll() is None
+
+    def wait_world(self, size: int, more_steps: int = 2) -> Json:
+        """Until so many ranks train, and have come on; the status."""
+
+        def steps(status: Json) -> list[int]:
+            found = [rank["step"] for rank in ranks(status).values()] if status["state"] == "running" else []
+            return [step for step in found if step is not None] if len(found) == size else []
+
+        first = self.job.wait_for(f"{size} ranks", lambda s: len(steps(s)) == size, TIMEOUT_SECONDS)
+        target = max(steps(first)) + more_steps
+        return self.job.wait_for("coming on", lambda s: min(steps(s), default=-1) >= target, TIMEOUT_SECONDS)
+
+    def lose(self, status: Json, chance: random.Random) -> float:
+        """Lose one of the nodes that have ranks; when."""
+        active = [node for node in status["nodes"] if node["ranks"]]
+        return self.job.lose_node(active[chance.randrange(len(active))])
+
+
+# ---- recovery
+
+
+def recovery(report: Report, folder: Path, mib: int, chance: random.Random) -> None:
+    """From a lost node to the first new step on three, and what reading took."""
+    with ExitStack() as stack:
+        ours = Started(stack, folder / "ours", "--local-nodes", "3:4", mib=mib, steps=10**6, pause_seconds=0.0)
+        status = ours.wait_world(NODES, WARM_STEPS)
+        ours.job.wait_for("protected", lambda s: s["snapshots"]["protected"] is not None, TIMEOUT_SECONDS)
+        killed_at = ours.lose(status, chance)
+        seconds = seconds_to_new_step(ours.folder, killed_at, NODES - 1, ours.alive)
+    theirs = rival_recovery(folder / "theirs", mib)
+    report.add("node lost, ftrain: to the first step on 3 nodes", seconds, "s")
+    report.add("the same, torchrun --nnodes 3:4, tightest settings", theirs, "s")
+    report.add("ftrain over torchrun", seconds / theirs, "ratio", 0.2)
+    mine, dcp = reads_of(ours.folder, NODES - 1), reads_of(folder / "theirs", NODES - 1)
+    slowest = median([max(entry["read_seconds"] for entry in mine)])
+    report.add("reading 4 -> 3, one node decoded", slowest, "s")
+    report.add("the same over one copy", slowest / max(entry["copy_seconds"] for entry in mine), "ratio", 10)
+    report.add("the same over dcp.load from tmpfs", slowest / max(entry["read_seconds"] for entry in dcp), "ratio", 1)
+    for side, entries, limit in (("ftrain", mine, 0.1), ("dcp.load", dcp, None)):
+        peak = max(entry["peak_bytes"] / entry["state_bytes"] for entry in entries)
+        report.add(f"extra memory while reading, share of a rank's state, {side}", peak, "ratio", limit)
+
+
+def rival_recovery(folder: Path, mib: int) -> float:
+    """Four torchrun agents; one that does not host the rendezvous is killed with its worker."""
+    folder.mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "3:4", "--nproc-per-node", "1"]
+    command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "bench"]
+    command += [
+        "--rdzv-conf",
+        TIGHTEST,
+        "--monitor-interval",
+        "0.05",
+        "--max-restarts",
+        "100",
+        "--local-addr",
+        "127.0.0.1",
+    ]
+    command += [str(WORKER), "torchrun", str(folder), "--mib", str(mib), "--steps", str(10**6)]
+    environment = {**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    agents: list[subprocess.Popen[bytes]] = []
+    try:
+        for number in range(NODES):
+            with (folder / f"log-{number}").open("wb") as log:
+                agents.append(
+                    subprocess.Popen(
+                        command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                        start_new_session=True,
+                    )
+                )  # fmt: skip
+            time.sleep(0.5)  # the first one is to host the rendezvous
+
+        def alive() -> bool:
+            return all(agent.poll() is None for agent in agents[: NODES - 1])
+
+        def warm() -> bool:
+            done = Counter(line.pid for line in lines_of(folder))
+            return len(done) >= NODES and min(done.values()) >= WARM_STEPS
+
+        wait_until("warm", alive, warm)
+        lost = psutil.Process(agents[-1].pid)
+        for process in [lost, *lost.children(recursive=True)]:
+            process.kill()
+        return seconds_to_new_step(folder, time.time(), NODES - 1, alive)
+    finally:
+        for agent in agents:
+            if agent.poll() is None:
+                agent.terminate()
+        for agent in agents:
+            try:
+                agent.wait(STOP_TIMEOUT_SECONDS)
+            except subprocess.TimeoutExpired:
+                agent.kill()
+                agent.wait(STOP_TIMEOUT_SECONDS)
+
+
+# ---- what the losses and the samples say
+
+
+def trained(folder: Path, steps: int, *flags: str, change: Callable[[Started], None], pause_seconds: float) -> Path:
+    """A small job to its end, and what is done to it meanwhile."""
+    with ExitStack() as stack:
+        started = Started(
+            stack, folder, "--local-nodes", "3:4", *flags, mib=1, steps=steps, pause_seconds=pause_seconds
+        )
+        change(started)
+        started.job.wait_ended(TIMEOUT_SECONDS)
+    return folder
+
+
+def curve(report: Report, folder: Path, chance: random.Random) -> None:
+    """4 -> 3 -> 4 against a job that is left alone."""
+
+    def shrink_and_grow(started: Started) -> None:
+        wait_until("under way", started.alive, lambda: max(losses(started.folder), default=0) >= CURVE_FAULT)
+        started.lose(started.wait_world(NODES), chance)
+        started.wait_world(NODES - 1)
+        started.wait_world(NODES)
+
+    for mode, flags, limit in (("default", (), 1e-5), ("bit-exact", ("--deterministic-reduction",), 0.0)):
+        quiet = trained(folder / f"quiet-{mode}", CURVE_STEPS, *flags, change=lambda _: None, pause_seconds=0.0)
+        moved = trained(folder / f"moved-{mode}", CURVE_STEPS, *flags, change=shrink_and_grow, pause_seconds=0.1)
+        pairs = [(losses(quiet)[step], losses(moved)[step]) for step in range(CURVE_STEPS)]
+        worst = max(abs(a - b) / abs(a) for a, b in pairs)
+        report.add(f"losses of 4 -> 3 -> 4, {mode}, largest relative difference in 200 steps", worst, "ratio", limit)
+
+
+def changes(report: Report, folder: Path, count: int, chance: random.Random) -> None:
+    """Nodes are lost and come back; the samples of whole epochs are counted."""
+
+    def many(started: Started) -> None:
+        done = 0
+        while done < count:
+            status = started.wait_world(NODES, 1)
+            started.lose(status, chance)
+            started.wait_world(NODES - 1, 1)
+            done += 2
+        started.job.process.send_signal(signal.SIGINT)
+        started.job.process.wait(STOP_TIMEOUT_SECONDS)
+
+    with ExitStack() as stack:
+        started = Started(stack, folder / "many", "--local-nodes", "3:4", mib=1, steps=10**6, pause_seconds=0.05)
+        many(started)
+    seen = samples_of(folder / "many")
+    epochs = (max(seen) - 1) // EPOCH_STEPS
+    wrong = 0
+    for epoch in range(epochs):
+        steps = range(epoch * EPOCH_STEPS, (epoch + 1) * EPOCH_STEPS)
+        times = Counter(sample for step in steps for sample in seen.get(step, ()))
+        wrong += sum(times[sample] != 1 for sample in range(EPOCH_STEPS * 24))
+    report.add(f"changes of the world, in {epochs} epochs", count, "count")
+    report.add("samples seen more or less than once in an epoch", wrong, "count", 0)
+
+
+def drain(report: Report, folder: Path, chance: random.Random) -> None:
+    """An operator takes a node out, and none is there instead: steps that were done twice."""
+
+    def take_out(started: Started) -> None:
+        status = started.wait_world(NODES, 20)
+        active = [node["name"] for node in status["nodes"] if node["ranks"]]
+        command = [FTRAIN, "drain", active[chance.randrange(NODES)], "--job", started.job.name]
+        subprocess.run(command, check=True, capture_output=True, timeout=TIMEOUT_SECONDS)
+        started.wait_world(NODES - 1)
+
+    for kind, path in (("drain", trained(folder / "drain", 120, change=take_out, pause_seconds=0.1)),):
+        times = Counter((line.step, line.pid) for line in lines_of(path))
+        by_step = Counter(step for step, _ in times)
+        again = sum(count > NODES for count in by_step.values())
+        report.add(f"steps done twice or lost by a planned change ({kind})", again + 120 - len(by_step), "count", 0)
+
+
+def samples_of(folder: Path) -> dict[int, list[int]]:
+    """What each step trained on, the last time that it was done, by all ranks."""
+    newest: dict[int, int] = {}
+    found: dict[tuple[int, int], list[int]] = {}
+    for path in folder.glob("samples-*"):
+        text = path.read_text()
+        for line in text[: text.rfind("\n") + 1].splitlines():
+            step, generation, *samples = map(int, line.split())
+            newest[step] = max(generation, newest.get(step, generation))
+            found.setdefault((step, generation), []).extend(samples)
+    return {step: found[step, generation] for step, generation in newest.items()}
+
+
+def main() -> None:
+    options = parser(__doc__ or "")
+    options.add_argument("--mib", type=int, help="state in all; default 2048, quick 96")
+    options.add_argument("--changes", type=int, help="default 50, quick 4")
+    options.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
+    options.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
+    args = options.parse_args()
+    print(f"seed {args.seed}")
+    chance, mark, before = random.Random(args.seed), mark_session(), shared_memory_entries()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    report = Report("Fewer nodes and more again")
+    with tempfile.TemporaryDirectory(prefix="reshard-", dir=SHARED_MEMORY) as tmpfs:
+        folder = Path(tmpfs)
+        os.environ["FTRAIN_HOME"] = str(folder / "home")
+        if "recovery" in args.only:
+            recovery(report, folder, args.mib or (96 if args.quick else 2048), chance)
+        if "curve" in args.only:
+            curve(report, folder, chance)
+        if "changes" in args.only:
+            changes(report, folder, args.changes or (4 if args.quick else 50), chance)
+        if "drain" in args.only:
+            drain(report, folder, chance)
+    left = wait_until_clean(MARK, mark, before, CLEAN_TIMEOUT_SECONDS)
+    for pid in marked_processes(MARK, mark):
+        os.kill(pid, signal.SIGKILL)
+    report.add("processes and shared memory left behind", len(left), "count", 0)
+    report.write(args.json)
+    print("\n".join(left), end="\n" if left else "")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""The training that scripts/bench/reshard.py shrinks and grows: FSDP2, under ftrain or under torchrun.
+
+    reshard_worker.py ftrain|torchrun FOLDER --mib N --steps N
+
+The state, parameters and AdamW's, is as large as is asked for; a global batch is the same whatever the world. Each rank
+appends ``step time pid loss`` to FOLDER/rank-N when a step is computed, the generation and the samples that it has
+trained on to FOLDER/samples-N, and what reading its state took to FOLDER/read-N. Under torchrun the state comes back
+from the newest DCP checkpoint that is complete, written at each step. ftrain is imported under ftrain only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+if TYPE_CHECKING:
+    import ftrain
+
+GLOBAL_BATCH, MICRO_BATCH, SAMPLES = 24, 2, 960
+STATES = 3
+"""AdamW keeps two tensors beside each parameter."""
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("side", choices=["ftrain", "torchrun"])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--mib", type=int, required=True, help="of all state, over all ranks")
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--pause-seconds", type=float, default=0.0, help="a step takes at least so long")
+    return parser.parse_args()
+
+
+class Training:
+    """A stack of linear layers, its optimizer and its data."""
+
+    def __init__(self, args: argparse.Namespace, rank: int, world: int, generation: int) -> None:
+        torch.set_num_threads(1)
+        torch.manual_seed(0)
+        width = 64 if args.mib < 4 else 512 if args.mib < 512 else 2048
+        layers = max(2, (args.mib << 20) // (STATES * 4 * width * width))
+        self.model = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(layers)))
+        mesh = init_device_mesh("cpu", (world,))
+        for layer in (*self.model, self.model):
+            fully_shard(layer, mesh=mesh)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3)
+        self.data = torch.randn(SAMPLES, width, generator=torch.Generator().manual_seed(1))
+        self._folder, self._rank, self._generation = args.folder, rank, generation
+        self._lines = os.open(args.folder / f"rank-{rank}", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        self._samples = os.open(args.folder / f"samples-{rank}", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+    def loss(self, data: Tensor) -> Tensor:
+        """Mean over the samples."""
+        error: Tensor = self.model(data) - data.flip(1)
+        return error.square().mean()
+
+    def update(self) -> None:
+        """One optimizer step."""
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def note(self, step: int, loss: float, samples: list[int]) -> None:
+        """Step ``step`` is done."""
+        os.write(self._samples, f"{step} {self._generation} {' '.join(map(str, samples))}\n".encode())
+        os.write(self._lines, f"{step} {time.time()} {os.getpid()} {loss.hex()}\n".encode())
+
+    def note_read(self, seconds: float, peak_bytes: int) -> None:
+        """How long reading took, beside one copy of the same bytes into warm memory."""
+        own = [p.to_local() for p in self.model.parameters()]  # type: ignore[attr-defined]
+        own += [v.to_local() for s in self.optimizer.state.values() for v in s.values() if hasattr(v, "to_local")]
+        targets = [torch.zeros_like(each) for each in own]
+        copies = []
+        for _ in range(3):
+            began = time.perf_counter()
+            for target, source in zip(targets, own, strict=True):
+                target.copy_(source)
+            copies.append(time.perf_counter() - began)
+        entry = {
+            "world": dist.get_world_size(),
+            "read_seconds": seconds,
+            "copy_seconds": min(copies),
+            "peak_bytes": peak_bytes,
+            "state_bytes": sum(each.nbytes for each in own),
+        }
+        with (self._folder / f"read-{self._rank}").open("a") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+class Peak:
+    """Most memory of this process that was in use for a moment only, from `__init__` to `taken`."""
+
+    def __init__(self) -> None:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew (proc(5))
+
+    def taken(self) -> int:
+        """In bytes, beyond what is in use now."""
+        lines = Path("/proc/self/status").read_text().splitlines()
+        sizes = {
+            line.split(":")[0]: int(line.split()[1]) << 10 for line in lines if line.startswith(("VmHWM", "VmRSS"))
+        }
+        return sizes["VmHWM"] - sizes["VmRSS"]
+
+
+def under_ftrain(args: argparse.Namespace) -> None:
+    """Micro-batches by ``ctx.microbatches``: losses do not depend on the world."""
+    from torch.utils.data import DataLoader
+
+    import ftrain
+
+    @ftrain.resilient
+    def train(ctx: ftrain.Context) -> None:
+        training = Training(args, ctx.rank, ctx.world_size, ctx.generation)
+        sampler = ftrain.ElasticSampler(SAMPLES, global_batch=GLOBAL_BATCH, micro_batch=MICRO_BATCH, seed=0)
+        loader: Any = DataLoader(training.data, batch_sampler=sampler)  # type: ignore[arg-type]
+        dist.barrier()
+        peak, began = Peak(), time.perf_counter()
+        ctx.track(model=training.model, optimizer=training.optimizer, sampler=sampler)
+        if ctx.generation > 1:
+            training.note_read(time.perf_counter() - began, peak.taken())
+        for step in ctx.steps(args.steps):
+            until = time.monotonic() + args.pause_seconds
+            samples: list[int] = []
+            for micro in ctx.microbatches(loader):
+                ctx.scale_loss(training.loss(micro.data), micro.samples).backward()  # type: ignore[no-untyped-call]
+                samples += micro.indices
+            training.update()
+            time.sleep(max(0.0, until - time.monotonic()))
+            training.note(step, ctx.global_loss(), samples)
+
+    train()
+
+
+def under_torchrun(args: argparse.Namespace) -> None:
+    """As a careful user would: equal parts of each batch, a sharded checkpoint at every step, the last two kept."""
+    dist.init_process_group("gloo")
+    rank, world = dist.get_rank(), dist.get_world_size()
+    training = Training(args, rank, world, int(os.environ["TORCHELASTIC_RESTART_COUNT"]))
+    saved = sorted(int(path.name[5:]) for path in args.folder.glob("done-*"))
+    if saved:
+        dist.barrier()
+        peak, began = Peak(), time.perf_counter()
+        model, optimizer = get_state_dict(training.model, training.optimizer)
+        state: dict[str, Any] = {"model": model, "optimizer": optimizer}
+        load(state, checkpoint_id=args.folder / f"step-{saved[-1]}")
+        set_state_dict(
+            training.model, training.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
+        )
+        training.note_read(time.perf_counter() - began, peak.taken())
+    for step in range(saved[-1] + 1 if saved else 0, args.steps):
+        first = step * GLOBAL_BATCH % SAMPLES
+        own = list(range(first, first + GLOBAL_BATCH))[rank::world]
+        loss = training.loss(training.data[own])
+        loss.backward()  # type: ignore[no-untyped-call]
+        training.update()
+        training.note(step, loss.item(), own)
+        model, optimizer = get_state_dict(training.model, training.optimizer)
+        save({"model": model, "optimizer": optimizer}, checkpoint_id=args.folder / f"step-{step}")
+        if rank == 0:
+            (args.folder / f"done-{step}").touch()
+            for old in (step - 2,):
+                (args.folder / f"done-{old}").unlink(missing_ok=True)
+                shutil.rmtree(args.folder / f"step-{old}", ignore_errors=True)
+
+
+if __name__ == "__main__":
+    chosen = parse()
+    {"ftrain": under_ftrain, "torchrun": under_torchrun}[chosen.side](chosen)
