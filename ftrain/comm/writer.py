@@ -82,9 +82,15 @@ class RingWriter:
         OSError: there is no room for it, or no folder.
     """
 
-    def __init__(self, path: Path, identity: Identity, clock_ns: Callable[[], int] = time.monotonic_ns) -> None:
-        self._clock_ns = clock_ns
-        self._is_real = clock_ns is time.monotonic_ns
+    def __init__(
+        self,
+        path: Path,
+        identity: Identity,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+        processor_ns: Callable[[], int] = time.thread_time_ns,
+    ) -> None:
+        """``processor_ns``: processor time of the thread that calls."""
+        self._clock_ns, self._processor_ns = clock_ns, processor_ns
         self._members_max = max(4096, 8 * identity.world_size)
         self._layout = Layout.of(self._members_max)
         fd = create_ring(path, identity)
@@ -223,9 +229,6 @@ class RingWriter:
             computed = processor - before if thread == its_thread else 0
             self._waited_ns += max(0, min(left - begun, now - begun - computed))
         self._begun = now, thread, processor
-
-    def _processor_ns(self) -> int:
-        return time.thread_time_ns() if self._is_real else 0
 
     def _go_out(self, now: int) -> None:
         self._inside -= 1

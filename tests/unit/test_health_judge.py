@@ -217,6 +217,8 @@ def test_nobody_is_at_fault_for_half_of_its_links_or_less(count, data):
 def test_links_that_were_not_measured_are_not_sick():
     assert sick_links({}) == {}
     assert sick_links({("a", "b"): LinkFigure(0, 1e-4, 1e-4)}) == {}
+    lossy = LinkFigure(0, 1e-4, 1e-4, sent_segments=1000, lost_segments=60)
+    assert sick_links({("a", "b"): lossy}) == {("a", "b"): "60 of 1000 segments lost on the way"}
 
 
 # All-reduces.

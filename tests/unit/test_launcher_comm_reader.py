@@ -39,7 +39,7 @@ class Worker:
         identity = Identity(PYTHON, self.pid, rank, rank, len(WORLD), generation)
         self.place = (rank, rank, self.pid)
         self.path = ring_path(folder, rank)
-        self.ring = RingWriter(self.path, identity, self.clock)
+        self.ring = RingWriter(self.path, identity, self.clock, lambda: 0)
 
     def enter(self, communicator: int, op: int = Op.ALL_REDUCE, **fields: int | bool):
         return self.ring.enter(Call(communicator=communicator, op=op, **fields))

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Set
 from statistics import median
 
+from ftrain_launcher.detect.links import loses
 from ftrain_snapshot.messages import LinkFigure
 
 Pair = tuple[str, str]
@@ -38,6 +39,8 @@ def sick_links(links: Mapping[Pair, LinkFigure], busy: Set[str] = frozenset()) -
     for pair, figure in links.items():
         if figure.failure:
             found[pair] = _cut(figure)
+        elif loses(figure):
+            found[pair] = f"{figure.lost_segments} of {figure.sent_segments} segments lost on the way"
         elif pair in rates and rates[pair] < SLOW_SHARE * rate:
             found[pair] = f"{rates[pair] / 1e6:.1f} MB/s (others {rate / 1e6:.0f})"
         elif busy.isdisjoint(pair) and pair in trips and trips[pair] > max(LATE_SECONDS, LATE_TIMES * trip):
