@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         ExactMisuse,
         FtrainError,
         LossNotFinite,
+        MeshImpossible,
         NotTrackable,
         PeerSilent,
         StateMismatch,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from ftrain.exact.keyed import KeyedRandom, derive_seed
     from ftrain.exact.loop import MicroBatch
     from ftrain.exact.stream import ElasticStream
+    from ftrain.reshard.certificate import NotCertified
     from ftrain.sampler import ElasticSampler
 
 __version__ = "0.1.0"
@@ -40,7 +42,9 @@ __all__ = [
     "FtrainError",
     "KeyedRandom",
     "LossNotFinite",
+    "MeshImpossible",
     "MicroBatch",
+    "NotCertified",
     "NotProtected",
     "NotTrackable",
     "PeerSilent",
@@ -58,6 +62,7 @@ _HOMES = {
     "ElasticStream": "ftrain.exact.stream",
     "KeyedRandom": "ftrain.exact.keyed",
     "MicroBatch": "ftrain.exact.loop",
+    "NotCertified": "ftrain.reshard.certificate",
     "NotProtected": "ftrain.context",
     "SnapshotDropped": "ftrain.capture",
     "derive_seed": "ftrain.exact.keyed",

@@ -26,6 +26,7 @@ from ftrain.layout import Kind, Layout, lay_out
 from ftrain.looks import Numbers, Tensors
 from ftrain.marks import Mark, Marks, Steps
 from ftrain.plan import Owned, Plan, Row, owned_by, rows_of
+from ftrain.reshard.describer import Describer
 from ftrain.samples import Samples
 from ftrain.sources import Source, source_of
 from ftrain.state import TensorKey, refuse_special, tensor_key, unique_parameters
@@ -33,7 +34,7 @@ from ftrain_snapshot.lane import Lane
 from ftrain_snapshot.manifest import NO_SNAPSHOT, Header, State, checksum
 from ftrain_snapshot.messages import SnapshotId
 
-FORMAT = 2
+FORMAT = 3
 """Version of the manifest's format."""
 TRIAL_CAPTURES = 3
 """A large buffer that so many captures in a row find equal is taken for one that its marks tell the truth of."""
@@ -56,6 +57,8 @@ class Manifest(msgspec.Struct, frozen=True, array_like=True):
     """The plan's `Layout`; encoded once per plan."""
     tail: msgspec.Raw
     """That of the tensors behind it; in the tree they are -1, -2, and so on."""
+    logical: msgspec.Raw
+    """What the plan's tensors are, whatever the world (`ftrain.reshard.describer.Logical`); encoded once per plan."""
     tree: Any
     """Python values and indices of tensors, packed by `ftrain.encoding`."""
 
@@ -85,10 +88,17 @@ class Capturer:
     """Captures one rank's state. ``replicated`` tells which tensors all ranks hold the same."""
 
     def __init__(
-        self, rank: int, world_size: int, replicated: Callable[[], set[TensorKey]], lane: int, line: Line | None
+        self,
+        rank: int,
+        world_size: int,
+        replicated: Callable[[], set[TensorKey]],
+        lane: int,
+        line: Line | None,
+        describer: Describer | None = None,
     ) -> None:
         self._rank, self._world_size, self._lane = rank, world_size, lane
         self._replicated, self._line = replicated, line
+        self._describer = describer or Describer(rank, world_size)
         self._sources: list[Source] = []
         self._plan: Plan | None = None
         self._parameters = Tensors(())
@@ -115,6 +125,10 @@ class Capturer:
         """Make a new plan for the next capture: what is replicated has changed."""
         self.finish()
         self._plan = None
+
+    def is_settled(self) -> bool:
+        """Whether the tracked objects can be captured now: FSDP2 may be half way through accumulating gradients."""
+        return all(source.is_settled() for source in self._sources)
 
     def collect(self, rest: Callable[[Tensors], Mapping[str, Any]]) -> Content:
         """Read the state: that of the tracked objects, and beside it what ``rest`` returns. Raises NotTrackable.
@@ -155,8 +169,9 @@ class Capturer:
 
     def manifest(self, version: int, content: Content) -> bytes:
         """What goes behind the data."""
-        layout, tail = msgspec.Raw(content.plan.encoded_layout), msgspec.Raw(content.tail_layout)
-        return msgspec.msgpack.encode(Manifest(FORMAT, self._rank, version, layout, tail, content.tree))
+        plan = content.plan
+        layout, tail, logical = map(msgspec.Raw, (plan.encoded_layout, content.tail_layout, plan.logical))
+        return msgspec.msgpack.encode(Manifest(FORMAT, self._rank, version, layout, tail, logical, content.tree))
 
     def _pack(self, packer: Packer, rest: Mapping[str, Any]) -> Any:
         objects: list[Any] = [DICT]
@@ -180,7 +195,8 @@ class Capturer:
         self.finish()
         for source in self._sources:
             source.read()
-        self._parameters = Tensors(unique_parameters({source.name: source.tracked for source in self._sources}))
+        objects = {source.name: source.tracked for source in self._sources}
+        self._parameters = Tensors(unique_parameters(objects))
         owned = owned_by(self._sources)
         used: dict[TensorKey, Owned] = {}
 
@@ -198,6 +214,7 @@ class Capturer:
         others = chain.from_iterable(source.own for source in self._sources)
         plan = self._plan = Plan(list(used.values()), others, shared, self._rank, self._world_size)
         plan.distrust(index for index, name in enumerate(plan.names) if name in self._distrusted)
+        plan.logical = self._describer.record(objects, plan)
         self._marks = Marks(plan)
         self._samples, self._copier = Samples(plan), copier_for(plan.device)
         self._references.clear()

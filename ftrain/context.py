@@ -11,8 +11,8 @@ import functools
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Any, Concatenate, ParamSpec, TypeVar, overload
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, overload
 
 import torch
 
@@ -24,8 +24,15 @@ from ftrain.exact.keyed import KeyedRandom, derive_seed
 from ftrain.exact.loop import Exact, MicroBatch
 from ftrain.group import choose_device, process_group
 from ftrain.link import AgentLink, Finished, Hello, OutOfMemory
+from ftrain.logical.rules import Rules
+from ftrain.mesh import mesh_sizes
 from ftrain.session import Session
 from ftrain.state import check_trackable, collect, state_of
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from ftrain.reshard.storage import SnapshotReader
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -104,6 +111,39 @@ class Context:
         self._tracked.update(objects)
         if self._session is not None:
             self._session.track(objects)
+
+    def layout(self, rules: Mapping[str, str], mesh: DeviceMesh | None = None) -> None:
+        """Say how tensors are spread that are neither DTensors nor inside DDP, by patterns of their names.
+
+        ``mesh`` names the dimensions that the rules speak of; without one there is ``world``. Call it before `track`.
+        A job of another size can then read them; docs/resharding.md has the language. Raises LayoutInvalid.
+        """
+        from ftrain.logical.live import named_mesh  # it takes FSDP along, which few scripts need this early
+
+        if self._tracked:
+            raise ValueError("call ctx.layout before ctx.track: what is tracked is restored at once")
+        read, named = Rules(rules), None if mesh is None else named_mesh(mesh)
+        if self._session is not None:
+            self._session.describer.rules, self._session.describer.mesh = read, named
+
+    def mesh(self, *names: str, **sizes: int) -> DeviceMesh:
+        """The device mesh for the world as it is now: ``ctx.mesh("dp", "tp", tp=2)``.
+
+        At most one dimension has no size: it takes what remains, so that it is the one to give way when nodes are
+        lost. Raises MeshImpossible where the sizes cannot be had from this number of ranks.
+        """
+        from torch.distributed.device_mesh import init_device_mesh
+
+        shape = mesh_sizes(names, sizes, self.world_size)
+        return init_device_mesh(self._device.type, shape, mesh_dim_names=names)
+
+    def snapshot_reader(self) -> SnapshotReader | None:
+        """For ``torch.distributed.checkpoint.load``: what another world captured and this one starts from.
+
+        For scripts that load a state themselves rather than by `track`; until the first step. None: there is no such
+        snapshot.
+        """
+        return None if self._session is None else self._session.snapshot_reader()
 
     def steps(self, total: int) -> Iterator[int]:
         """Yield the steps that are still to be done, up to ``total - 1``; commit each when its iteration ends.

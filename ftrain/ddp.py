@@ -21,6 +21,7 @@ from typing import Any, cast
 import msgspec
 import torch
 import torch.distributed as dist
+import xxhash
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -39,6 +40,8 @@ class BucketLayout(msgspec.Struct, frozen=True):
     """static_graph only: the gradients of one backward as they came; a parameter may come twice, or never."""
     sync_next: bool = True
     """The next forward broadcasts buffers (not after a forward under ``no_sync``)."""
+    parameters: int = 0
+    """Digest of the parameters that it is about: their names and shapes. Another world looks for the same."""
 
 
 def find_ddps(parameters: list[nn.Parameter]) -> dict[int, DistributedDataParallel]:
@@ -79,6 +82,9 @@ class Buckets:
     def __init__(self, ddp: DistributedDataParallel) -> None:
         self.ddp = ddp
         self._rebuilt: BucketLayout | None = None
+        facts = [(name, tuple(p.shape), p.requires_grad) for name, p in ddp.module.named_parameters()]
+        self.parameters = xxhash.xxh3_64_intdigest(msgspec.msgpack.encode(facts))
+        """See `BucketLayout`."""
 
     @property
     def rebuilds(self) -> bool:
@@ -100,7 +106,7 @@ class Buckets:
     def layout(self) -> BucketLayout:
         """The layout now; call `settle` first."""
         sync = bool(self.ddp.require_forward_param_sync)
-        return msgspec.structs.replace(self._rebuilt or BucketLayout(), sync_next=sync)
+        return msgspec.structs.replace(self._rebuilt or BucketLayout(), sync_next=sync, parameters=self.parameters)
 
     def replay(self, layout: BucketLayout) -> None:
         """Bring a fresh DDP to ``layout``. A collective. Raises StateMismatch if the model is another one."""

@@ -2,8 +2,9 @@
 
 `Packer.pack` turns a tree of values into plain msgpack types. Scalars stay bare; every container becomes an array
 whose first item is a tag, so that tuples, sets, ordered dicts and the like come back as what they were. Tensors
-are taken out of the tree: the packer keeps them in a list, and the tree keeps their index. Types must match
-exactly: a subclass (an enum, a named tuple, a user's own dict) would come back as something else, so it is refused.
+are taken out of the tree: the packer keeps them in a list, and the tree keeps their index; of a sharded one (DTensor)
+that of its local tensor, and what that is a part of. Types must match exactly: a subclass (an enum, a named tuple, a
+user's own dict) would come back as something else, so it is refused.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ import numpy as np
 import torch
 
 from ftrain.errors import NotTrackable
+from ftrain.sharded import is_sharded, local_of, spec_of
+from ftrain.shards import Part, packed_spec, unpacked_spec
 
 MAX_DEPTH = 64
 """Nesting allowed in a state; deeper ones are taken for cycles."""
 
 LIST, TUPLE, DICT, ORDERED, SET, FROZENSET, COUNTER, DEFAULTDICT, DEQUE = range(9)
-SIZE, DTYPE, DEVICE, SCALAR, ARRAY, COMPLEX, BIG, TEXT, TENSOR = range(9, 18)
+SIZE, DTYPE, DEVICE, SCALAR, ARRAY, COMPLEX, BIG, TEXT, TENSOR, PART = range(9, 19)
 
 _FACTORIES: dict[str, Callable[[], Any] | None] = {"": None, "list": list, "int": int, "float": float, "dict": dict}
 _SEQUENCES: dict[type, int] = {list: LIST, tuple: TUPLE, set: SET, frozenset: FROZENSET, torch.Size: SIZE}
@@ -32,7 +35,10 @@ _BUILDERS: dict[int, Callable[[Iterable[Any]], Any]] = {
 
 
 class Packer:
-    """One walk over one tree. ``add_tensor(tensor, path)`` returns the index that stands for a tensor."""
+    """One walk over one tree. ``add_tensor(tensor, path)`` returns the index that stands for a tensor.
+
+    Of a DTensor it is given the local one.
+    """
 
     def __init__(self, add_tensor: Callable[[torch.Tensor, Callable[[], str]], int]) -> None:
         self._add_tensor = add_tensor
@@ -71,7 +77,7 @@ class Packer:
         if len(self._path) > MAX_DEPTH:
             raise self._refusal(kind, f"nested deeper than {MAX_DEPTH} levels: does it contain itself?")
         if isinstance(value, torch.Tensor):
-            return [TENSOR, self._add_tensor(value, self.path)]
+            return self._pack_tensor(kind, value)
         if kind is dict:
             return [DICT, *self._pairs(value)]
         if kind in _SEQUENCES:
@@ -90,6 +96,15 @@ class Packer:
         if kind is deque:
             return [DEQUE, value.maxlen, *self._items(value)]
         return self._pack_leaf(kind, value)
+
+    def _pack_tensor(self, kind: type, tensor: torch.Tensor) -> list[Any]:
+        if not is_sharded(tensor):
+            return [TENSOR, self._add_tensor(tensor, self.path)]
+        try:
+            spec = spec_of(tensor)
+        except ValueError as error:
+            raise self._refusal(kind, str(error)) from error
+        return [PART, self._add_tensor(local_of(tensor), self.path), *packed_spec(spec)]
 
     def _pack_leaf(self, kind: type, value: Any) -> Any:
         if kind is complex:
@@ -145,12 +160,14 @@ def _is_clean(text: str) -> bool:
 
 
 def unpack(packed: Any, tensors: Sequence[Any]) -> Any:
-    """The way back from `Packer.pack`; ``tensors[i]`` is what index i stands for."""
+    """The way back from `Packer.pack`; ``tensors[i]`` is what index i stands for. For a DTensor there is a `Part`."""
     if type(packed) is not list:
         return packed
     tag, items = packed[0], packed[1:]
     if tag == TENSOR:
         return tensors[items[0]]
+    if tag == PART:
+        return Part(tensors[items[0]], unpacked_spec(items[1:]))
     if tag in _BUILDERS:
         return _BUILDERS[tag](unpack(item, tensors) for item in items)
     if tag in (DICT, COUNTER):

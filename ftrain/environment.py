@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from ftrain.errors import EnvironmentInvalid
-from ftrain_snapshot.messages import SnapshotId
+from ftrain_snapshot.messages import Origin, SnapshotId
 from ftrain_snapshot.storage import DurableId
 
 
@@ -32,6 +34,8 @@ class JobEnvironment:
     """The snapshot to start from (None: from the beginning)."""
     snapshot_every: int
     """A snapshot is due after every so many steps; 0: as often as costs little (cadence.py)."""
+    origin: Origin | None = None
+    """The snapshot to start from where another world captured it (None: there is none, or this world did)."""
     durable: DurableId | None = None
     """The checkpoint on storage to start from (None: there is a snapshot in memory, or nothing)."""
     demote_after_nan: bool = True
@@ -48,6 +52,8 @@ class JobEnvironment:
         """The step after which this generation goes on; None: it begins anew."""
         if self.restore is not None:
             return self.restore.version
+        if self.origin is not None:
+            return self.origin.snapshot.version
         return None if self.durable is None else self.durable.step
 
 
@@ -123,6 +129,7 @@ def _read_job(variables: Mapping[str, str]) -> JobEnvironment:
         generation=_number(variables, "FTRAIN_GENERATION"),
         restore=_snapshot(variables.get("FTRAIN_RESTORE", "")),
         snapshot_every=max(0, _number(variables, "FTRAIN_SNAPSHOT_EVERY", 1)),
+        origin=_origin(variables.get("FTRAIN_ORIGIN", "")),
         durable=_durable(variables.get("FTRAIN_DURABLE", "")),
         demote_after_nan=_number(variables, "FTRAIN_DEMOTE_AFTER_NAN", 1) != 0,
         check_replicas=max(0, _number(variables, "FTRAIN_CHECK_REPLICAS", 100)),
@@ -139,6 +146,13 @@ def _snapshot(text: str) -> SnapshotId | None:
     except ValueError:
         raise EnvironmentInvalid(f"FTRAIN_RESTORE={text!r} is not version:generation:slot") from None
     return SnapshotId(version, generation, slot)
+
+
+def _origin(text: str) -> Origin | None:
+    try:
+        return msgspec.json.decode(text, type=Origin) if text else None
+    except msgspec.DecodeError as error:
+        raise EnvironmentInvalid(f"FTRAIN_ORIGIN={text!r} is not the origin of a state: {error}") from None
 
 
 def _durable(text: str) -> DurableId | None:

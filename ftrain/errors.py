@@ -8,6 +8,9 @@
     ├── ArenaFull            the node's memory cannot hold the job's snapshots
     ├── PeerSilent           another rank did not answer in time
     ├── OthersMissing        not all nodes wrote their part of a durable checkpoint (durable/attempt.py)
+    ├── MeshImpossible       a device mesh does not fit the number of ranks that there are
+    ├── NotCertified         a re-sharded state is not what the snapshot held (reshard/certificate.py)
+    ├── LogicalError         the state of another world cannot be described or read (logical/errors.py)
     ├── ExactMisuse          exact batches were used in a way that would not be exact
     └── LossNotFinite        the loss was infinite or no number, twice in a row
 
@@ -57,6 +60,10 @@ class ArenaFull(FtrainError):
 
 class PeerSilent(FtrainError):
     """Another rank did not do its part within the time allowed; a lost peer is the likely cause."""
+
+
+class MeshImpossible(FtrainError):
+    """The sizes that were asked for cannot be had from this number of ranks."""
 
 
 class ExactMisuse(FtrainError):

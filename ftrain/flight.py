@@ -235,7 +235,7 @@ class Flight:
         if not gone:
             self._copier.copy(plan, rows, home)
         for row in rows:
-            if plan.tensors[row.tensor]._version != self._versions[row.tensor]:
+            if plan.version(row.tensor) != self._versions[row.tensor]:
                 self.caught.add(row.tensor)
 
     def _gone(self, rows: list[Row]) -> set[int]:

@@ -6,6 +6,8 @@ per parameter: a gradient is live unless a tracked optimizer has stepped with th
 written to it since. (``zero_grad(set_to_none=False)`` writes, so such zeros are captured: harmless.) Parameters
 of modules whose optimizer is not tracked, or is no ``torch.optim.Optimizer``, always count as live.
 
+A write to a DTensor's local tensor counts as one to the gradient: so FSDP2 accumulates.
+
 A sparse gradient (``nn.Embedding(sparse=True)``) is kept as the two dense tensors that it is made of.
 """
 
@@ -18,6 +20,7 @@ import torch
 from torch import nn
 
 from ftrain.looks import Tensors
+from ftrain.sharded import is_sharded, joined, local_of
 
 _SPENT = "_ftrain_spent"
 _GRAD = attrgetter("grad")
@@ -34,7 +37,7 @@ def live_gradients(parameters: Tensors) -> dict[int, Any]:
     if not parameters.have_gradients():
         return live
     for index, gradient in enumerate(map(_GRAD, parameters.all)):
-        if gradient is not None and getattr(gradient, _SPENT, None) != gradient._version:
+        if gradient is not None and getattr(gradient, _SPENT, None) != _count(gradient):
             live[index] = _parts(gradient) if gradient.layout is torch.sparse_coo else gradient
     return live
 
@@ -45,7 +48,13 @@ def load_gradients(parameters: list[nn.Parameter], gradients: dict[int, Any]) ->
         gradient = gradients.get(index)
         if isinstance(gradient, dict):
             gradient = torch.sparse_coo_tensor(**gradient, check_invariants=False)
+        gradient = joined(gradient, [parameter])
         parameter.grad = None if gradient is None else gradient.to(parameter.device)
+
+
+def _count(gradient: torch.Tensor) -> int:
+    """How often it was written to."""
+    return gradient._version + (local_of(gradient)._version if is_sharded(gradient) else 0)
 
 
 def _parts(gradient: torch.Tensor) -> dict[str, Any]:
@@ -62,4 +71,4 @@ def _mark_spent(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter.grad is not None:
-                setattr(parameter.grad, _SPENT, parameter.grad._version)
+                setattr(parameter.grad, _SPENT, _count(parameter.grad))

@@ -63,6 +63,34 @@ class Finished(msgspec.Struct, frozen=True, tag="finished"):
     """The training function returned: what happens to the process from here on is no training fault."""
 
 
+class Halted(msgspec.Struct, frozen=True, tag="halted"):
+    """The rank waits to be ended after ``step``, whose snapshot it has sealed; or it could not, and goes on."""
+
+    step: int
+    sealed: bool
+    time: float
+
+
+class Certified(msgspec.Struct, frozen=True, tag="certified", kw_only=True):
+    """From rank 0: the state that was re-sharded from another world's snapshot is proved (reshard/certificate.py)."""
+
+    version: int
+    """The snapshot."""
+    ranks: int
+    """Of this world."""
+    tensors: int
+    """Logical tensors, each of whose elements is held as often as its layout says."""
+    compared_bytes: int
+    """Of replicas, over all ranks: all that several ranks hold."""
+    counters: int
+    """Parameters whose optimizer steps are equal on all their ranks."""
+    samplers: dict[str, int]
+    """Positions, equal on all ranks, in global batches."""
+    samples: dict[str, int]
+    """How many samples were trained on by then; the ranks' next batches together are the next global batch."""
+    seconds: float
+
+
 class StoreReady(msgspec.Struct, frozen=True, tag="store_ready"):
     """From the store process of a generation: it listens."""
 
@@ -88,7 +116,9 @@ class Replicas(msgspec.Struct, frozen=True, tag="replicas"):
     digests: tuple[ReplicaDigest, ...]
 
 
-LinkMessage = Hello | Restored | FirstStep | Failed | OutOfMemory | Finished | StoreReady | Replicas
+LinkMessage = (
+    Hello | Restored | FirstStep | Failed | OutOfMemory | Finished | Halted | Certified | StoreReady | Replicas
+)
 
 
 class AgentLink:

@@ -24,6 +24,7 @@ Numbers = np.ndarray[tuple[int], np.dtype[np.int64]]
 _VERSION = torch._C.TensorBase._version.__get__  # type: ignore[attr-defined]
 """The property's own getter: half the price of asking for the attribute."""
 _GRAD = attrgetter("grad")
+_LOCAL = attrgetter("_local_tensor")
 _POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
 _LIST, _DICTIONARY, _MEMBERS = range(3)
 """Kinds of containers, as ``tensors.cpp`` has them."""
@@ -58,6 +59,15 @@ def _tensor_offset() -> int:
     return places[0] if len(places) == 1 else -1
 
 
+def _slot_offset(tensors: Sequence[Any]) -> int:
+    """Where these objects, all of one type, keep the address of their local tensor; -1: that is not known."""
+    if len({type(tensor) for tensor in tensors}) != 1:
+        return -1
+    words = (ctypes.c_uint64 * (type(tensors[0]).__basicsize__ // 8)).from_address(id(tensors[0]))
+    places = [8 * place for place, word in enumerate(words) if word == id(tensors[0]._local_tensor)]
+    return places[0] if len(places) == 1 else -1
+
+
 def are_same(left: Sequence[Any], right: Sequence[Any]) -> bool:
     """By identity: tensors compare by their elements."""
     return len(left) == len(right) and all(map(is_, left, right))
@@ -71,6 +81,10 @@ class Tensors:
         self._objects = _pointers(self.all)
         self._asked = (self._objects.ctypes.data, len(self.all), _tensor_offset())
         self._native = _native() if self._are_known() else None
+
+    def objects_asked(self, offset: int) -> tuple[int, int, int]:
+        """How the library is told of these objects, and to look so many bytes from their beginning."""
+        return self._objects.ctypes.data, len(self.all), offset
 
     def _are_known(self) -> bool:
         """Whether the library finds these tensors."""
@@ -105,6 +119,35 @@ class Placed(Tensors):
             self._native = None
         in_place = list(map(Tensor.data_ptr, self.all)) == self._addresses.tolist()
         return in_place, np.array([0 if one.is_inference() else _VERSION(one) for one in self.all], np.int64)
+
+
+class Faces:
+    """DTensors: whether each has the local tensor that it had when this was made, and what torch counts of it.
+
+    An operation on a DTensor counts there and not at its local tensor, one on the local tensor only there (FACTS 7).
+    """
+
+    def __init__(self, faces: Iterable[tuple[int, Tensor]]) -> None:
+        """``faces``: with each one the index of its local tensor among those that it is looked at with."""
+        pairs = [(index, face) for index, face in faces if not face.is_inference()]
+        self._placed = Placed(face for _, face in pairs)
+        self._at = np.array([index for index, _ in pairs], np.intp)
+        self._behind = list(map(_LOCAL, self._placed.all))
+        self._locals = _pointers(self._behind)
+        self._asked = (*self._placed.objects_asked(_slot_offset(self._placed.all)), self._locals.ctypes.data)
+        native = _native()
+        self._native = native if native is not None and self._asked[2] > 0 else None
+
+    def add_versions(self, versions: Numbers) -> None:
+        """Add to the local tensors' counts what is counted here."""
+        if len(self._at):
+            np.add.at(versions, self._at, self._placed.look()[1])
+
+    def are_same(self) -> bool:
+        """Whether nothing has been put behind them."""
+        if self._native is not None:
+            return bool(self._native.ftrain_tensors_known(*self._asked))
+        return are_same(list(map(_LOCAL, self._placed.all)), self._behind)
 
 
 class Containers:

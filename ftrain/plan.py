@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import msgspec
@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from ftrain.layout import Kind, flat_bytes, lay_out
-from ftrain.looks import Numbers, Placed
+from ftrain.looks import Faces, Numbers, Placed
+from ftrain.sharded import is_sharded, local_of
 from ftrain.sources import Source
 from ftrain.state import TensorKey, tensor_key
 from ftrain_snapshot.manifest import CHUNK_BYTES
@@ -35,7 +36,7 @@ SMALL_BYTES = 64 << 10
 
 @dataclass
 class Owned:
-    """A tensor that a tracked object calls its own."""
+    """A tensor that a tracked object calls its own; of a DTensor the local one."""
 
     tensor: Tensor
     name: str
@@ -44,6 +45,8 @@ class Owned:
     volatile: bool
     lazy: bool
     buffer: bool
+    faces: list[Tensor] = field(default_factory=list)
+    """The DTensors that it is local to."""
 
 
 class Row(NamedTuple):
@@ -71,12 +74,15 @@ def owned_by(sources: Iterable[Source]) -> dict[TensorKey, Owned]:
     found: dict[TensorKey, Owned] = {}
     for source in sources:
         for name, tensor, parameter in source.tensors():
-            key = tensor_key(tensor)
+            local = local_of(tensor)
+            key = tensor_key(local)
             owned = found.get(key)
             if owned is None:
                 buffer = parameter is None and not isinstance(tensor, nn.Parameter)
-                small = tensor.numel() * tensor.element_size() < SMALL_BYTES
-                owned = found[key] = Owned(tensor, name, set(), buffer and small, False, buffer)
+                small = local.numel() * local.element_size() < SMALL_BYTES
+                owned = found[key] = Owned(local, name, set(), buffer and small, False, buffer)
+            if is_sharded(tensor) and not any(face is tensor for face in owned.faces):
+                owned.faces.append(tensor)
             owned.movers |= {id(tensor)}
             if parameter is not None:
                 owned.movers |= {id(parameter)}
@@ -111,6 +117,8 @@ class Plan:
         kinds = [Kind(key in shared, one.volatile) for key, one in zip(keys, owned, strict=True)]
         self.layout = lay_out(self.tensors, self.names, kinds, world_size)
         self.encoded_layout = msgspec.msgpack.encode(self.layout)
+        self.logical = b""
+        """What the tensors are, whatever the world, encoded; the capturer's to say."""
         self.digest = self.layout.digest
         self.data_bytes = self.layout.region_bytes(rank)
 
@@ -125,9 +133,11 @@ class Plan:
             _view(flat, locked=not one.buffer) if here and flat is not None and len(flat) else memoryview(b"")
             for here, flat, one in zip(on_cpu, flats, owned, strict=True)
         ]
-        versioned = [not tensor.is_inference() for tensor in self.tensors]
+        self._counted = [(one.tensor, *one.faces) for one in owned]
+        versioned = [not any(tensor.is_inference() for tensor in counted) for counted in self._counted]
         listed = set(map(id, self.tensors))
         self._placed = Placed([*self.tensors, *(tensor for tensor in others if id(tensor) not in listed)])
+        self._faces = Faces((index, face) for index, one in enumerate(owned) for face in one.faces)
         sound = [flat is not None and has for flat, has in zip(flats, versioned, strict=True)]
         self.lazy = [one.lazy and good for one, good in zip(owned, sound, strict=True)]
         buffers = [one.buffer for one in owned]
@@ -165,13 +175,21 @@ class Plan:
         Of fused steps the count says nothing (FACTS 7).
         """
         in_place, versions = self._placed.look()
+        self._faces.add_versions(versions)
+        in_place = in_place and self._faces.are_same()
         if not in_place or any(self.tensors[index].size() != self.shapes[index] for index in self._at_commit):
             return None
         return versions[: len(self.tensors)]
 
     def versions(self) -> Numbers:
         """The same count, wherever the tensors lie."""
-        return self._placed.look()[1][: len(self.tensors)]
+        versions = self._placed.look()[1]
+        self._faces.add_versions(versions)
+        return versions[: len(self.tensors)]
+
+    def version(self, index: int) -> int:
+        """The same count of one tensor."""
+        return sum(tensor._version for tensor in self._counted[index])
 
     def moved_by(self, stepped: Iterable[int]) -> np.ndarray[tuple[int], np.dtype[np.intp]]:
         """The tensors that change when optimizers step with these parameters, given by ``id``."""

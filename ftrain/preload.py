@@ -33,6 +33,7 @@ MODULES = (
     "ftrain.durable.attempt",
     "ftrain.durable.reader",
     "ftrain.durable.source",
+    "ftrain.reshard.crossing",
     "ftrain.sampler",
     "ftrain.store",
     "ftrain_snapshot.client",

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ftrain.sharded import local_of
+
 FALLBACK_FACTOR = 2.0
 """State per parameter byte where the optimizer cannot be probed; Adam's."""
 _SIDE = 3
@@ -49,14 +51,15 @@ def missing_state_bytes(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, 
             if optimizer.state.get(parameter) or not parameter.requires_grad:
                 continue
             kind = (id(group), parameter.dtype, parameter.dim())
+            local = local_of(parameter)
             if kind not in probed:
-                probed[kind] = _state_per_byte(optimizer, settings, parameter)
-            size = parameter.numel() * parameter.element_size()
+                probed[kind] = _state_per_byte(optimizer, settings, local)
+            size = local.numel() * local.element_size()
             missing[parameter] = math.ceil(size * probed[kind])
     return missing
 
 
-def _state_per_byte(optimizer: torch.optim.Optimizer, settings: dict[str, Any], like: nn.Parameter) -> float:
+def _state_per_byte(optimizer: torch.optim.Optimizer, settings: dict[str, Any], like: torch.Tensor) -> float:
     probe = nn.Parameter(torch.zeros([_SIDE] * like.dim(), dtype=like.dtype, device=like.device))
     probe.grad = torch.zeros_like(probe)
     kind = type(optimizer)

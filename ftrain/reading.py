@@ -19,11 +19,14 @@ from ftrain.capture import FORMAT, Manifest
 from ftrain.encoding import unpack
 from ftrain.errors import StateMismatch
 from ftrain.layout import REGION_ORDER, Layout, TensorSpec, fills
+from ftrain.logical.state import RankState
+from ftrain.reshard.describer import Logical
 from ftrain_snapshot.errors import ProtocolError
 from ftrain_snapshot.frames import decode
 
 _MANIFEST: msgspec.msgpack.Decoder[Manifest] = msgspec.msgpack.Decoder(Manifest)
 _LAYOUT: msgspec.msgpack.Decoder[Layout] = msgspec.msgpack.Decoder(Layout)
+_LOGICAL: msgspec.msgpack.Decoder[Logical] = msgspec.msgpack.Decoder(Logical)
 _BYTES_MAX = 1 << 56
 _NO_TREE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, SyntaxError)
 """What torch, numpy and Python say to values that are none; deep nesting is a RuntimeError, too."""
@@ -53,6 +56,22 @@ def read_manifest(
     if data_bytes is not None and layout.region_bytes(rank) + tail.region_bytes(0) > data_bytes:
         raise StateMismatch(f"the snapshot's manifest speaks of more than the {data_bytes} bytes in this region")
     return content, layout, tail
+
+
+def read_logical(content: Manifest) -> RankState:
+    """What the rank's tensors are, whatever the world. Whether that holds together is for coverage.py to say.
+
+    Raises StateMismatch if it was not described, with the reason.
+    """
+    try:
+        logical = decode(_LOGICAL, content.logical)
+    except ProtocolError as error:
+        raise StateMismatch(f"what rank {content.rank} says of its tensors cannot be read: {error}") from error
+    if isinstance(logical, str):
+        raise StateMismatch(f"rank {content.rank} could not describe its state for another world: {logical}")
+    if logical.rank != content.rank:
+        raise StateMismatch(f"the manifest of rank {content.rank} describes rank {logical.rank}")
+    return logical
 
 
 def read_tree(packed: Any, tensors: Sequence[Any]) -> dict[str, Any]:

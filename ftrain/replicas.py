@@ -129,7 +129,7 @@ def _digest(what: str, members: Members, tensors: list[Tensor], turn: int) -> Re
     taken = tensors[turn % turns :: turns]
     hasher = xxhash.xxh3_64()
     for tensor in taken:
-        for piece in _pieces(tensor):
+        for piece in pieces(tensor):
             hasher.update(piece)
     facts = [members, [(str(tensor.dtype), tuple(tensor.shape)) for tensor in taken]]
     kind = xxhash.xxh3_64_intdigest(msgspec.msgpack.encode(facts))
@@ -138,7 +138,7 @@ def _digest(what: str, members: Members, tensors: list[Tensor], turn: int) -> Re
     )
 
 
-def _pieces(tensor: Tensor) -> Iterator[Any]:
+def pieces(tensor: Tensor) -> Iterator[Any]:
     """The tensor's bytes; those of a GPU through a bounded copy."""
     flat = flat_bytes(tensor)
     flat = materialized_bytes(tensor) if flat is None else flat

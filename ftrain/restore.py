@@ -1,7 +1,8 @@
 """The way back: from the lanes of all ranks to each rank's state, for the world size that captured it.
 
-Bytes go from the arena straight to where they are needed, once. A module's tensors are filled in place, and
-``load_state_dict`` then finds them there; everything else becomes a new tensor, which an optimizer keeps as its own.
+Bytes go from the arena straight to where they are needed, once. A module's tensors (of a DTensor the local one) are
+filled in place, and ``load_state_dict`` then finds them there; everything else becomes a new tensor, which an optimizer
+keeps as its own.
 So nothing ever refers to the arena: training would write into the snapshot (FACTS 7). Ranges of replicated tensors
 that other ranks keep come over the process group, in bounded pieces.
 
@@ -26,6 +27,8 @@ from ftrain.layout import REGION_ORDER, Kind, Layout, Piece, TensorSpec, flat_by
 from ftrain.memory import huge_tensors
 from ftrain.plan import Row, rows_of
 from ftrain.reading import part_of, read_manifest, read_tree
+from ftrain.sharded import local_of
+from ftrain.shards import Part
 from ftrain.state import own_tensors
 from ftrain_snapshot.arena import Mapping as Mapped
 from ftrain_snapshot.lane import Region
@@ -52,7 +55,7 @@ def read_state(
     """The tree that was captured. A collective if ``world_size`` is above one.
 
     Modules among ``objects`` already hold their tensors' values when this returns, and the tree names the very tensors;
-    ``load_state`` is still to be called.
+    ``load_state`` is still to be called. In place of DTensors there are `Part`s, whose meshes it looks up.
 
     Raises StateMismatch if the snapshot is of another format, rank or world size, or no state at all;
     SnapshotIncomplete, ChecksumMismatch.
@@ -84,6 +87,8 @@ def _places(specs: tuple[TensorSpec, ...], saved: Mapping[str, Any], objects: Ma
             own = own_tensors(tracked)
             for path, index in chain(part_of(state, "state").items(), part_of(state, "buffers").items()):
                 tensor = own.get(path)
+                index = index.local if isinstance(index, Part) else index
+                tensor = None if tensor is None else local_of(tensor)
                 if isinstance(index, _Index) and tensor is not None and _fits(specs[index.value], tensor):
                     places.setdefault(index.value, tensor)
         if state is not None and isinstance(tracked, torch.optim.Optimizer):
@@ -96,6 +101,8 @@ def _places(specs: tuple[TensorSpec, ...], saved: Mapping[str, Any], objects: Ma
 def _indices(value: Any) -> list[int]:
     if isinstance(value, _Index):
         return [value.value]
+    if isinstance(value, Part):
+        return _indices(value.local)
     if isinstance(value, dict):
         return [index for item in value.values() for index in _indices(item)]
     return [index for item in value for index in _indices(item)] if isinstance(value, list | tuple) else []
@@ -151,7 +158,7 @@ class _Source:
 
 def _exchange(layout: Layout, kind: Kind, rank: int, source: _Source, flats: list[Tensor]) -> None:
     """Give the other ranks this one's range of a replicated space, and take theirs."""
-    device = _exchange_device()
+    device = exchange_device()
     scratch = torch.empty(PIECE_BYTES, dtype=torch.uint8, device=device)
     for root in range(layout.world_size):
         start, end = layout.share(root, kind)
@@ -173,7 +180,8 @@ def _scatter(pieces: Iterable[Piece], source: Tensor, flats: list[Tensor]) -> No
         flats[piece.index][piece.start : piece.end].copy_(source[piece.region_offset : end])
 
 
-def _exchange_device() -> torch.device:
+def exchange_device() -> torch.device:
+    """Where tensors are that travel over the default process group."""
     # "cpu:gloo,cuda:nccl" and gloo move CPU tensors; a plain nccl group only its GPU's.
     if dist.get_backend() == "nccl":
         return torch.device("cuda", torch.cuda.current_device())

@@ -95,6 +95,10 @@ class ElasticSampler:
         high = start + self._global_batch * (rank + 1) // world_size
         return self._stream(low, high)
 
+    def whole_batch(self, index: int) -> list[int]:
+        """All ranks' parts of global batch ``index``."""
+        return self._stream(index * self._global_batch, (index + 1) * self._global_batch)
+
     def indices(self, step: int, number: int) -> list[int]:
         """Micro-batch ``number`` of global batch ``step``; asking changes nothing."""
         assert self._cut is not None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import torch
@@ -23,16 +23,23 @@ from ftrain.environment import JobEnvironment, WorkerEnvironment
 from ftrain.errors import StateMismatch
 from ftrain.gradients import live_gradients, load_gradients, watch_optimizer
 from ftrain.group import connect_store
+from ftrain.halt import Halt
 from ftrain.link import AgentLink, FirstStep, Restored
 from ftrain.probe import foreseen_bytes
 from ftrain.replicas import ReplicaCheck
+from ftrain.reshard.describer import Describer
 from ftrain.restore import read_state
 from ftrain.rng import rng_state, set_rng_state
+from ftrain.sharded import is_same_everywhere, local_of
 from ftrain.slots import SlotChooser
 from ftrain.state import TensorKey, load_state, tensor_key, unique_parameters
 from ftrain_snapshot.control import ControlPage
 from ftrain_snapshot.manifest import unit_bytes
 from ftrain_snapshot.messages import SnapshotId
+
+if TYPE_CHECKING:
+    from ftrain.reshard.crossing import Crossing
+    from ftrain.reshard.storage import SnapshotReader
 
 LAST_PATIENCE_SECONDS = 30.0
 """The last step's snapshot waits so long for the one before it; protecting takes a few seconds at most."""
@@ -51,10 +58,15 @@ class Session:
         store = PrefixStore(f"ftrain/slots/{job.generation}", connect_store(environment))
         self._slots = SlotChooser(store, self._control if environment.rank == 0 else None)
         self._cadence = Cadence()
+        self._halt = Halt(self._control, self._lane, link.send)
+        self._environment, self._world_size = environment, environment.world_size
+        self.describer = Describer(environment.rank, environment.world_size)
+        """What the script says of its tensors (`Context.layout`) goes here, before anything is tracked."""
         self._capturer = Capturer(
-            environment.rank, environment.world_size, self._replicated, environment.local_rank, self._arena.client
-        )
-        self._world_size = environment.world_size
+            environment.rank, environment.world_size, self._replicated, environment.local_rank, self._arena.client,
+            self.describer,
+        )  # fmt: skip
+        self._crossing: Crossing | None = None
         self._replicas = ReplicaCheck(job.check_replicas, link.send)
         self._objects: dict[str, Any] = {}
         self._buckets: dict[int, Buckets] = {}
@@ -71,6 +83,8 @@ class Session:
             self._restore(self._job.start, objects)
         self._capturer.track(self._objects)
         self._meet_ddps()
+        if self._crossing is not None:
+            self._crossing.certify(self._objects, self._link.send)
         self._announce()
         content, manifest = self._collect(-1)
         foreseen = foreseen_bytes(self._optimizers(), self._replicated_parameters(), self._world_size)
@@ -93,20 +107,24 @@ class Session:
             if forgotten:
                 raise StateMismatch(f"the snapshot holds {', '.join(forgotten)}, which the script has not tracked")
         self._meet_ddps()
-        self._restored = None
+        if self._crossing is not None:
+            self._crossing.certify(self._objects, self._link.send, is_last=True)
+        self._restored = self._crossing = None
         self._announce()
 
     def commit(self, step: int, *, due: bool | None, last: bool = False, sound: bool = True) -> None:
         """Step ``step`` is done: say so, and capture it if ``due``, unless this rank's state is not ``sound``.
 
         ``due`` None: rank 0 decides, by what snapshots cost. The ``last`` is due, and waits for its predecessor to be
-        protected.
+        protected. So is the one after which the job is halted: then this does not return, unless the halt is given up.
 
         Raises NotTrackable, ArenaFull, PeerSilent.
         """
         self.begin()
+        halts = self._halt.arrive(step)
+        last = last or halts
         # A list: every reducer must be asked, since settling is a collective.
-        settled = all([buckets.settle() for buckets in self._buckets.values()])
+        settled = all([buckets.settle() for buckets in self._buckets.values()]) and self._capturer.is_settled()
         if last or due is not False:
             wanted = last or due or self._is_time()
             self._snapshot(step, settled, sound, wanted, LAST_PATIENCE_SECONDS if last else 0.0)
@@ -117,6 +135,10 @@ class Session:
         if not self._stepped:
             self._stepped = True
             self._link.send(FirstStep(step, time.time()))
+        if halts:
+            self._capturer.finish()
+            newest = self._capturer.newest
+            self._halt.stay(step, sealed=newest is not None and newest.version == step)
 
     def newest_version(self) -> int | None:
         """The newest snapshot that this rank has sealed, or started from."""
@@ -168,14 +190,35 @@ class Session:
         return content, self._capturer.manifest(step, content)
 
     def _restore(self, step: int, objects: Mapping[str, Any]) -> None:
+        if self._job.origin is not None:
+            self._restored = self._cross(objects)
+            set_rng_state(self._restored["rng"])
+            return
         if self._restored is None:
             self._restored = self._read(objects)
         for name, tracked in objects.items():
             if name not in self._restored["objects"]:
                 raise StateMismatch(f"{name} is tracked, but the snapshot of step {step} lacks it")
-            load_state(name, tracked, self._restored["objects"][name])
+            load_state(name, tracked, self._restored["objects"][name], self._objects.values())
         load_gradients(unique_parameters(self._objects), self._restored["gradients"])
         set_rng_state(self._restored["rng"])
+
+    def _cross(self, objects: Mapping[str, Any]) -> dict[str, Any]:
+        """Restore objects from what another world captured."""
+        if self._world_size > 1:
+            self.describer.ddps = tuple(find_ddps(unique_parameters(self._objects)).values())
+        return self._origin().restore(objects, self._objects)
+
+    def snapshot_reader(self) -> SnapshotReader | None:
+        """See `Context.snapshot_reader`."""
+        return None if self._job.origin is None or self._begun else self._origin().reader()
+
+    def _origin(self) -> Crossing:
+        if self._crossing is None:
+            from ftrain.reshard.crossing import Crossing  # it takes DCP along, which few runs need
+
+            self._crossing = Crossing(self._environment, self._job, self._arena, self.describer)
+        return self._crossing
 
     def _read(self, objects: Mapping[str, Any]) -> dict[str, Any]:
         """The tree that this rank captured, from memory, or else from storage."""
@@ -196,29 +239,33 @@ class Session:
         for key, ddp in find_ddps(unique_parameters(self._objects)).items():
             if key in self._buckets and self._buckets[key].ddp is ddp:
                 continue
-            self._buckets[key] = Buckets(ddp)
+            buckets = self._buckets[key] = Buckets(ddp)
             self._capturer.forget()  # what is replicated has changed
-            if key in layouts:
-                self._buckets[key].replay(BucketLayout(**layouts[key]))
+            layout = layouts.get(buckets.parameters if self._crossing is not None else key)
+            if layout is not None:
+                buckets.replay(BucketLayout(**layout))
+        self.describer.ddps = tuple(buckets.ddp for buckets in self._buckets.values())
 
     def _optimizers(self) -> list[torch.optim.Optimizer]:
         return [tracked for tracked in self._objects.values() if isinstance(tracked, torch.optim.Optimizer)]
 
     def _replicated_parameters(self) -> set[torch.nn.Parameter]:
-        return {parameter for buckets in self._buckets.values() for parameter in replicated_parameters(buckets.ddp)}
+        found = {parameter for buckets in self._buckets.values() for parameter in replicated_parameters(buckets.ddp)}
+        return found | {p for p in unique_parameters(self._objects) if is_same_everywhere(p, self._world_size)}
 
     def _replicated(self) -> set[TensorKey]:
-        """Tensors that all ranks hold the same: what DDP owns, and the state that optimizers keep for it.
+        """Tensors that all ranks hold the same: what DDP owns, what DTensor replicates everywhere, and the state that
+        optimizers keep for both.
 
-        An assumption, and not checked: gradients are equal after DDP, so equal optimizers stay equal.
+        An assumption, and not checked: gradients are equal, so equal optimizers stay equal.
         """
         parameters = self._replicated_parameters()
-        keys = {tensor_key(parameter) for parameter in parameters}
+        keys = {tensor_key(local_of(parameter)) for parameter in parameters}
         for optimizer in self._optimizers():
             for parameter in parameters & optimizer.state.keys():
                 for value in optimizer.state[parameter].values():
                     if isinstance(value, torch.Tensor) and (value.shape == parameter.shape or value.numel() == 1):
-                        keys.add(tensor_key(value))
+                        keys.add(tensor_key(local_of(value)))
         return keys
 
     def _announce(self) -> None:

@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 
 from ftrain.encoding import DICT, LIST, Packer
 from ftrain.looks import Containers
+from ftrain.sharded import Gathering, is_state_hook, local_of
 from ftrain.state import state_of
 
 _CELLS = ("_parameters", "_buffers", "_modules", "_state_dict_hooks", "_state_dict_pre_hooks")
@@ -39,7 +40,7 @@ class Source:
         self.name = name
         self.tracked = tracked
         self.own: list[Tensor] = []
-        """The tensors that are this object's own and have memory of their own, as of `read`."""
+        """The tensors that are this object's own and have memory of their own, as of `read`; of a DTensor the local."""
 
     def tensors(self) -> Iterator[tuple[str, Tensor, Tensor | None]]:
         """(path, tensor, parameter whose optimizer state it is) of what this object calls its own."""
@@ -50,6 +51,10 @@ class Source:
 
     def is_same(self) -> bool:
         """The fingerprint is as it was: the same tensors, which may have moved."""
+        return True
+
+    def is_settled(self) -> bool:
+        """All that is state lies where it is looked for."""
         return True
 
     def asks(self) -> bool:
@@ -70,13 +75,15 @@ def _dense(values: Iterable[Any]) -> list[Tensor]:
 
 
 class ModuleSource(Source):
-    """A module with all its submodules."""
+    """A module with all its submodules. FSDP2's show their sharded parameters whenever they are looked at."""
 
     tracked: nn.Module
 
     def read(self) -> None:
         """Take the fingerprint."""
         modules = list(self.tracked.modules())
+        self._gathering = Gathering(modules)
+        self._gathering.reshard()
         self._paths: dict[int, str] = {}
         for prefix, module in self.tracked.named_modules():
             for leaf, tensor in chain(module._parameters.items(), module._buffers.items()):
@@ -84,18 +91,24 @@ class ModuleSource(Source):
                     self._paths.setdefault(id(tensor), f"{prefix}.{leaf}".removeprefix("."))
         cells = [vars(module)[key] for module in modules for key in _CELLS]
         self._contents = Containers(members=map(vars, modules), keys=_CELLS, dictionaries=cells)
-        self.own = _dense(chain.from_iterable(map(dict.values, cells)))
+        self._listed = _dense(chain.from_iterable(map(dict.values, cells)))
+        self.own = list(map(local_of, self._listed))
         self._plain = _is_plain(modules)
         self._packed: msgspec.Raw | None = None
 
     def tensors(self) -> Iterator[tuple[str, Tensor, Tensor | None]]:
         """See `Source`."""
-        for tensor in self.own:
+        for tensor in self._listed:
             yield f"{self.name}.{self._paths[id(tensor)]}", tensor, None
 
     def is_same(self) -> bool:
         """See `Source`."""
+        self._gathering.reshard()
         return self._contents.are_same()
+
+    def is_settled(self) -> bool:
+        """See `Source`."""
+        return self._gathering.is_settled()
 
     def asks(self) -> bool:
         """See `Source`."""
@@ -127,7 +140,7 @@ class OptimizerSource(Source):
         self._states = [entry if isinstance(entry, dict) else {} for entry in map(state.get, self._params)]
         self._contents = Containers(dictionaries=self._states)
         # Parameters are checked by the module whose state they are.
-        self.own = _dense(self._contents.items[1::2])
+        self.own = list(map(local_of, _dense(self._contents.items[1::2])))
         self._keyed_by_parameters = len(state) == sum(parameter in state for parameter in self._params)
         self._packed: msgspec.Raw | None = None
         self._packed_params: list[msgspec.Raw] = []
@@ -228,6 +241,6 @@ def _is_plain(modules: list[nn.Module]) -> bool:
         and type(module).get_extra_state is nn.Module.get_extra_state
         and "state_dict" not in vars(module)
         and not module._state_dict_hooks
-        and not module._state_dict_pre_hooks
+        and all(map(is_state_hook, module._state_dict_pre_hooks.values()))
         for module in modules
     )

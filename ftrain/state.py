@@ -2,13 +2,12 @@
 
 Anything with ``state_dict`` and ``load_state_dict`` can be tracked. The tree is packed by `ftrain.encoding`, which
 takes the tensors out; tied tensors are listed once. Modules also give the buffers that their ``state_dict`` leaves
-out (``persistent=False``): they are state all the same.
+out (``persistent=False``): they are state all the same. A DTensor's bytes are those of its local tensor.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +16,8 @@ from torch import nn
 
 from ftrain.encoding import Packer
 from ftrain.errors import NotTrackable, StateMismatch
+from ftrain.sharded import Gathering, is_sharded, joined, spec_of
+from ftrain.shards import Part
 
 TensorKey = tuple[int, torch.dtype, torch.Size, tuple[int, ...], torch.device]
 """Tells whether two tensors are the same memory, seen the same way."""
@@ -94,11 +95,14 @@ def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def load_state(name: str, tracked: Any, state: dict[str, Any]) -> None:
-    """Put back what `state_of` returned. The tensors may become the object's own: give it copies (FACTS 7).
+def load_state(name: str, tracked: Any, state: dict[str, Any], others: Iterable[Any] = ()) -> None:
+    """Put back what `state_of` returned, as it came out of a snapshot. The tensors may become the object's own: give
+    it copies (FACTS 7). DTensors go onto the meshes of this object's, or of ``others``.
 
     Raises StateMismatch if the object does not take it.
     """
+    _check_shards(name, tracked, state)
+    state = joined(state, [tracked, *others])
     if isinstance(tracked, nn.Module):
         _fill_expanded(tracked, state["state"])
     try:
@@ -112,10 +116,14 @@ def load_state(name: str, tracked: Any, state: dict[str, Any]) -> None:
 
 
 def unique_parameters(objects: Mapping[str, Any]) -> list[nn.Parameter]:
-    """The parameters of all tracked modules and optimizers, each once, in an order that is the same on all ranks."""
+    """The parameters of all tracked modules and optimizers, each once, in an order that is the same on all ranks.
+
+    FSDP2 modules that are left gathered are sharded again: their parameters are others meanwhile.
+    """
     found: dict[int, nn.Parameter] = {}
     for tracked in objects.values():
         if isinstance(tracked, nn.Module):
+            Gathering(tracked.modules()).reshard()
             found.update((id(parameter), parameter) for parameter in tracked.parameters())
     # Last: one that a script has replaced in its module, and forgotten here, must not move the others.
     for tracked in objects.values():
@@ -135,9 +143,6 @@ def refuse_special(tensor: torch.Tensor, path: Callable[[], str]) -> None:
 
 def _refuse(tensor: torch.Tensor, path: str) -> None:
     kind = f"{type(tensor).__module__}.{type(tensor).__qualname__}"
-    dtensor = sys.modules.get("torch.distributed.tensor")
-    if dtensor is not None and isinstance(tensor, dtensor.DTensor):
-        raise NotTrackable(path, kind, "sharded state (FSDP2, tensor parallel) comes in a later version")
     if isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer):
         raise NotTrackable(path, kind, "a lazy module has no parameters yet: run one forward before ctx.track")
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta or tensor.is_nested:
@@ -191,6 +196,34 @@ def _load_buffers(name: str, module: nn.Module, buffers: dict[str, torch.Tensor]
         else:
             owner._buffers[leaf] = value if current is None else value.to(current.device)
             owner._non_persistent_buffers_set.add(leaf)  # one that was registered in the middle of training
+
+
+def _check_shards(name: str, tracked: Any, state: dict[str, Any]) -> None:
+    """Raises StateMismatch if a tensor was sharded in another way than it is now."""
+    pairs: Iterable[tuple[str, Any, Any]] = ()
+    if isinstance(tracked, nn.Module):
+        pairs = ((path, state["state"].get(path), live) for path, live in own_tensors(tracked).items())
+    elif isinstance(tracked, torch.optim.Optimizer):
+        pairs = _beside_parameters(tracked, state["state"])
+    for path, saved, live in pairs:
+        then, now = (saved.spec if isinstance(saved, Part) else None), (spec_of(live) if is_sharded(live) else None)
+        if saved is None or then is now or (then is not None and now is not None and then.fits(now)):
+            continue
+        raise StateMismatch(
+            f"{name}.{path} was captured {'whole' if then is None else f'sharded, {then}'}, "
+            f"and is {'not sharded' if now is None else f'{now}'} here: the layout must be that of the snapshot"
+        )
+
+
+def _beside_parameters(optimizer: torch.optim.Optimizer, state: Any) -> Iterator[tuple[str, Any, Any]]:
+    """What an optimizer has saved in the shape of its sharded parameter, and that parameter."""
+    groups = zip(optimizer.param_groups, state["param_groups"], strict=False)
+    for parameter, index in (
+        (p, i) for group, saved in groups for p, i in zip(group["params"], saved["params"], strict=False)
+    ):
+        for key, saved in state["state"].get(index, {}).items():
+            if isinstance(saved, Part) and saved.spec.shape == tuple(parameter.shape):
+                yield f"state.{index}.{key}", saved, parameter
 
 
 def _keep_dtypes(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:

@@ -126,10 +126,17 @@ class NoDaemon:
 
 
 def capture(
-    objects: dict[str, Any], rank: int, world_size: int, snapshot: SnapshotId, node_dir: Path, lane: int = 0
+    objects: dict[str, Any],
+    rank: int,
+    world_size: int,
+    snapshot: SnapshotId,
+    node_dir: Path,
+    lane: int = 0,
+    shared: set[TensorKey] | None = None,
 ) -> None:
     """A worker's capture, into memory that nobody but this test keeps."""
-    capturer = Capturer(rank, world_size, lambda: shared_by_all(objects), lane, NoDaemon())
+    shared = shared_by_all(objects) if shared is None else shared
+    capturer = Capturer(rank, world_size, lambda: shared, lane, NoDaemon())
     capturer.track(objects)
     content = capturer.collect(lambda _: rest_of(objects, snapshot.version))
     manifest = capturer.manifest(snapshot.version, content)

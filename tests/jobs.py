@@ -133,6 +133,16 @@ class Job(Outcome):
         for name in names:
             shutil.rmtree(self.arena / name, ignore_errors=True)
 
+    def drain(self, node: str, *words: str) -> subprocess.Popen[bytes]:
+        """Begin to drain a node; returns when the ranks are asked to halt. The command waits until it is done."""
+        command = [sys.executable, "-m", "ftrain_launcher.cli", "drain", node, *words, "--job", self.name]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=self.environment)
+        deadline = time.monotonic() + TIMEOUT_SECONDS
+        while f"{node} is cordoned" not in self.log.read_text():
+            assert time.monotonic() < deadline, self.tail()
+            time.sleep(0.01)
+        return process
+
     def go(self, step: int) -> None:
         """Let ranks that ``--hold`` this step begin it."""
         (self.out / f"go-{step}").touch()

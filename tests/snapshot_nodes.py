@@ -52,8 +52,9 @@ class Node:
         self._grace_seconds = grace_seconds
         self.start()
 
-    def start(self) -> None:
+    def start(self, port: int = 0) -> None:
         command = [sys.executable, "-m", "ftrain_snapshot.daemon", "--node", self.name, "--node-dir", str(self.dir)]
+        command += ["--port", str(port)]
         command += ["--secret-file", str(self._secret_file), "--grace-seconds", str(self._grace_seconds)]
         path = str(Path(__file__).parents[1] / "snapshot")
         with open(self.dir.parent / f"{self.name}.log", "ab") as log:

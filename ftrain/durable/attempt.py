@@ -19,10 +19,21 @@ import msgspec
 import torch
 
 from ftrain.durable import metadata
-from ftrain.durable.contents import Path, RankContents, RegionReader, keeper_of, tensor_keys
-from ftrain.durable.parts import FORMAT, INDEX_KEY, Alias, Index, Item, Part, RankRecord, manifest_key, merged
+from ftrain.durable.contents import Path, RankContents, RegionReader, Shard, keeper_of, tensor_keys
+from ftrain.durable.parts import (
+    FORMAT,
+    INDEX_KEY,
+    Alias,
+    Index,
+    Item,
+    Part,
+    RankRecord,
+    manifest_key,
+    merged,
+)
 from ftrain.durable.source import Source
 from ftrain.errors import FtrainError, StateMismatch
+from ftrain.shards import is_first_holder
 from ftrain_snapshot.manifest import checksum
 from ftrain_snapshot.messages import SnapshotId
 from ftrain_snapshot.storage import METADATA, Claim, Storage, StorageError, Stream, data_name, part_name, part_of
@@ -132,7 +143,8 @@ class Attempt:
             if contents.layout.digest != first.layout.digest:
                 raise StateMismatch(f"ranks 0 and {contents.rank} do not share the same tensors")
             keys = tensor_keys(contents, first)
-            record = RankRecord(contents.manifest, tuple(keys))
+            boxes = {index: shard.boxes for index, shard in contents.shards.items()}
+            record = RankRecord(contents.manifest, tuple(keys), boxes)
             path: Path = ("ftrain", f"rank{contents.rank}", "manifest")
             items.put(manifest_key(contents.rank), path, msgspec.msgpack.encode(record))
             self._put_objects(items, first, contents, keys, reader)
@@ -143,7 +155,11 @@ class Attempt:
                     continue
                 leaf = first.plain.get(keys[index])
                 path = leaf.path if leaf is not None else tuple(keys[index].split(".", 2))
-                items.put(keys[index], path, reader.tensor(contents.rank, index))
+                shard = contents.shards.get(index)
+                if shard is None:
+                    items.put(keys[index], path, reader.tensor(contents.rank, index))
+                elif shard.boxes and is_first_holder(shard.spec, contents.rank):
+                    items.put_boxes(keys[index], path, reader.tensor(contents.rank, index), shard)
 
     def _put_objects(
         self, items: _Items, first: RankContents, contents: RankContents, keys: list[str], reader: RegionReader
@@ -213,7 +229,7 @@ class Attempt:
 
     def _put_index(self, items: _Items, parts: Sequence[Part]) -> None:
         every = [*items.items, *(item for part in parts for item in part.items)]
-        index = Index(FORMAT, self._job.step, self._job.world_size, {item.key: item.sum for item in every})
+        index = Index(FORMAT, self._job.step, self._job.world_size, {item.place: item.sum for item in every})
         items.put(INDEX_KEY, ("ftrain", "index"), _with_sum(msgspec.msgpack.encode(index)))
 
     def _commit(self, parts: list[Part]) -> None:
@@ -253,6 +269,13 @@ class _Items:
             dtype = str(value.dtype).removeprefix("torch.")
             item = msgspec.structs.replace(item, dtype=dtype, shape=tuple(value.shape))
         self.items.append(item)
+
+    def put_boxes(self, key: str, path: Path, local: torch.Tensor, shard: Shard) -> None:
+        """A part of a sharded tensor, box by box, as DCP does."""
+        for box in shard.boxes:
+            piece = local[box.slices]
+            self.put(key, path, local if piece.shape == local.shape else piece.contiguous())
+            self.items[-1] = msgspec.structs.replace(self.items[-1], offsets=box.offsets, whole=shard.spec.shape)
 
 
 def _with_sum(content: bytes) -> bytes:

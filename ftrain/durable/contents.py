@@ -11,6 +11,7 @@ import copy
 from bisect import bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -21,7 +22,9 @@ from torch.distributed.checkpoint._traverse import traverse_state_dict
 from ftrain.durable.source import READ_BYTES, Source
 from ftrain.encoding import unpack
 from ftrain.layout import Kind, Layout, TensorSpec
+from ftrain.logical.errors import LayoutInvalid
 from ftrain.reading import read_manifest
+from ftrain.shards import Box, Part, ShardSpec, boxes_of, replaced
 from ftrain_snapshot.errors import SnapshotIncomplete
 
 Path = tuple[str | int, ...]
@@ -37,6 +40,17 @@ class Leaf:
     path: Path
     index: int | None
     value: Any
+    spec: ShardSpec | None = None
+    """Of a part of a sharded tensor: what it is a part of."""
+
+
+class Shard(NamedTuple):
+    """One of a rank's tensors as a part of a whole."""
+
+    key: str
+    """Its first plain key on its rank."""
+    spec: ShardSpec
+    boxes: tuple[Box, ...]
 
 
 class RankContents:
@@ -48,7 +62,9 @@ class RankContents:
         self.manifest = manifest
         self.specs = specs_of(self.layout, self._tail)
         """The rank's tensors; an index here is one into this."""
-        self._tree = content.tree
+        self.content = content
+        self._parts: dict[int, ShardSpec] = {}
+        self._kept: list[torch.Tensor] = []
 
     @property
     def data_bytes(self) -> int:
@@ -72,7 +88,7 @@ class RankContents:
     @cached_property
     def plain(self) -> dict[str, Leaf]:
         """The leaves of the tracked objects' state dicts, by plain key."""
-        tree = unpack(self._tree, self.stand_ins)
+        tree = replaced(unpack(self.content.tree, self.stand_ins), self._part)
         found: dict[str, Leaf] = {}
 
         def visit(path: Path, value: object) -> None:
@@ -80,10 +96,31 @@ class RankContents:
             if key in found or not _is_text(key):
                 return  # {1: a, "1": b} read alike: dcp.save refuses them, here the first one has the name
             index = self.index_of(value) if isinstance(value, torch.Tensor) else None
-            found[key] = Leaf(path, index, None if index is not None else value)
+            found[key] = Leaf(path, index, None if index is not None else value, self._parts.get(id(value)))
 
         traverse_state_dict({name: state["state"] for name, state in tree["objects"].items()}, visit)
         return found
+
+    @cached_property
+    def shards(self) -> dict[int, Shard]:
+        """The tensors that are stored as boxes of a whole, by index; not those that all ranks of the job share."""
+        found: dict[int, Shard] = {}
+        for key, leaf in self.plain.items():
+            if leaf.spec is None or leaf.index is None or leaf.index in found:
+                continue
+            if not self.specs[leaf.index].kind.replicated:
+                with suppress(LayoutInvalid):  # then it is this rank's alone, for who resumes here
+                    boxes = boxes_of(leaf.spec, self.rank, self.specs[leaf.index].shape)
+                    found[leaf.index] = Shard(key, leaf.spec, boxes)
+        return found
+
+    def _part(self, part: Part) -> torch.Tensor:
+        """Another stand-in for a sharded tensor's local part, which says what it is a part of."""
+        stand_in: torch.Tensor = part.local.detach()
+        self._indices[id(stand_in)] = self._indices[id(part.local)]
+        self._parts[id(stand_in)] = part.spec
+        self._kept.append(stand_in)
+        return stand_in
 
     @cached_property
     def stand_ins(self) -> list[torch.Tensor]:
@@ -200,12 +237,29 @@ def keeper_of(layout: Layout, index: int, lanes: int) -> int:
 
 
 def tensor_keys(contents: RankContents, first: RankContents) -> list[str]:
-    """Under which key each tensor of a rank is stored: the plain key for what all ranks share and for rank 0's own,
-    ``ftrain.rank{r}.{name}`` for the rest. ``first`` is rank 0."""
+    """Under which key each tensor of a rank is stored. ``first`` is rank 0.
+
+    The plain key for what all ranks share, for rank 0's own, and for a sharded tensor that rank 0 has a part of;
+    ``ftrain.mesh{r}.{plain key}`` for other sharded ones, where r is the lowest rank of its mesh, since pipeline stages
+    may mean different tensors by one key; ``ftrain.rank{r}.{name}`` for the rest.
+    """
     shared = iter(_first_keys(first, replicated=True))
     private = _first_keys(first, replicated=False) if contents.rank == 0 else _own_keys(contents)
     own = iter(private)
-    return [next(shared) if spec.kind.replicated else next(own) for spec in contents.specs]
+    keys = [next(shared) if spec.kind.replicated else next(own) for spec in contents.specs]
+    if contents.rank:
+        for index, shard in contents.shards.items():
+            keys[index] = _shard_key(contents.specs[index], shard, first)
+    return keys
+
+
+def _shard_key(spec: TensorSpec, shard: Shard, first: RankContents) -> str:
+    leaf = first.plain.get(shard.key)
+    if leaf is not None and leaf.index in first.shards:
+        theirs = first.shards[leaf.index]
+        if theirs[:2] == shard[:2] and first.specs[leaf.index].dtype == spec.dtype:
+            return shard.key
+    return f"ftrain.mesh{min(shard.spec.mesh.ranks)}.{shard.key}"
 
 
 def _first_keys(first: RankContents, *, replicated: bool) -> list[str]:

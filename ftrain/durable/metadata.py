@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from ftrain.durable.parts import Item
+from ftrain.durable.parts import Item, place_of
 from ftrain.errors import StateMismatch
 
 _ALLOWED = {
@@ -43,18 +43,19 @@ def encode(items: Mapping[str, Item], path: str, save_id: str) -> bytes:
     """The file's content: for plain keys the same as ``dcp.save`` of the tracked objects' state dicts writes."""
     described: dict[str, Any] = {}
     stored: dict[MetadataIndex, _StorageInfo] = {}
-    for key, item in items.items():
-        index = MetadataIndex(key)
-        described[key] = BytesStorageMetadata()
-        if item.dtype is not None:
-            offsets, size = torch.Size([0] * len(item.shape)), torch.Size(item.shape)
-            index = MetadataIndex(key, offsets, 0)
-            properties = TensorProperties(dtype=getattr(torch, item.dtype))
-            described[key] = TensorStorageMetadata(properties, size, [ChunkStorageMetadata(offsets, size)])
+    for item in items.values():
+        index = MetadataIndex(item.key)
+        if item.dtype is None:
+            described[item.key] = BytesStorageMetadata()
+        else:
+            chunks = _tensor(described, item).chunks
+            offsets = torch.Size(item.offsets or [0] * len(item.shape))
+            index = MetadataIndex(item.key, offsets, len(chunks))
+            chunks.append(ChunkStorageMetadata(offsets, torch.Size(item.shape)))
         stored[index] = _StorageInfo(item.file, item.offset, item.length)
     metadata = Metadata(
         state_dict_metadata=described,
-        planner_data={key: item.path for key, item in items.items()},
+        planner_data={item.key: item.path for item in items.values()},
         storage_data=stored,
         storage_meta=StorageMeta(checkpoint_id=path, save_id=save_id),
     )
@@ -63,11 +64,21 @@ def encode(items: Mapping[str, Item], path: str, save_id: str) -> bytes:
     return pickle.dumps(metadata)
 
 
+def _tensor(described: dict[str, Any], item: Item) -> TensorStorageMetadata:
+    if item.key not in described:
+        properties = TensorProperties(dtype=getattr(torch, item.dtype or ""))
+        whole = torch.Size(item.shape if item.whole is None else item.whole)
+        described[item.key] = TensorStorageMetadata(properties, whole, [])
+    found: TensorStorageMetadata = described[item.key]
+    return found
+
+
 def decode(content: bytes) -> dict[str, _StorageInfo]:
-    """Where each item lies. Raises StateMismatch if this is no DCP metadata, or more than that."""
+    """Where each item lies, by its place. Raises StateMismatch if this is no DCP metadata, or more than that."""
     try:
         metadata = _Restricted(io.BytesIO(content)).load()
-        return {index.fqn: info for index, info in metadata.storage_data.items() if isinstance(info, _StorageInfo)}
+        stored = metadata.storage_data.items()
+        return {place_of(at.fqn, at.offset or ()): info for at, info in stored if isinstance(info, _StorageInfo)}
     except Exception as error:  # a damaged pickle can raise anything
         raise StateMismatch(f"the checkpoint's .metadata is not as ftrain writes it: {error}") from error
 

@@ -9,7 +9,9 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-FORMAT = 1
+from ftrain.shards import Box
+
+FORMAT = 2
 """Version of what lies under ``ftrain.`` in a checkpoint."""
 INDEX_KEY = "ftrain.index"
 """The object that proves the rest: checksums of all items."""
@@ -20,8 +22,13 @@ def manifest_key(rank: int) -> str:
     return f"ftrain.rank{rank}.manifest"
 
 
+def place_of(key: str, offsets: Sequence[int] = ()) -> str:
+    """Tells the boxes of a tensor apart; that of a whole value, and of the box where a tensor begins, is its key."""
+    return f"{key}\0{','.join(map(str, offsets))}" if any(offsets) else key
+
+
 class Item(msgspec.Struct, frozen=True):
-    """One value in a data file."""
+    """One value in a data file, or a box of a tensor."""
 
     key: str
     path: tuple[str | int, ...]
@@ -34,6 +41,15 @@ class Item(msgspec.Struct, frozen=True):
     dtype: str | None = None
     """None: an object, pickled by torch.save as DCP does."""
     shape: tuple[int, ...] = ()
+    offsets: tuple[int, ...] | None = None
+    """Of a box: where in the whole it begins."""
+    whole: tuple[int, ...] | None = None
+    """Of a box: the shape of the whole."""
+
+    @property
+    def place(self) -> str:
+        """No other item of a checkpoint has it."""
+        return place_of(self.key, self.offsets or ())
 
 
 class Alias(msgspec.Struct, frozen=True):
@@ -69,6 +85,8 @@ class RankRecord(msgspec.Struct, frozen=True, array_like=True):
     manifest: bytes
     keys: tuple[str, ...]
     """Under which key each of the manifest's tensors is stored."""
+    boxes: dict[int, tuple[Box, ...]] = {}
+    """Of those that are parts of sharded tensors, by index: the boxes under that key that they consist of."""
 
 
 class Index(msgspec.Struct, frozen=True, array_like=True):
@@ -78,17 +96,22 @@ class Index(msgspec.Struct, frozen=True, array_like=True):
     version: int
     world_size: int
     sums: dict[str, int]
+    """Checksums of all items, by their places."""
 
 
 def merged(parts: Sequence[Part]) -> dict[str, Item]:
-    """All items by key, aliases as items of their own. Where several ranks have a key, the lowest one's counts."""
+    """All items by place, aliases as items of their own. Where several ranks have one, the lowest one's counts."""
     items: dict[str, Item] = {}
+    by_key: dict[str, list[Item]] = {}
     for part in sorted(parts, key=lambda part: part.position):
         for item in part.items:
-            items.setdefault(item.key, item)
+            if items.setdefault(item.place, item) is item:
+                by_key.setdefault(item.key, []).append(item)
     for alias in _aliases(parts):
-        if alias.key not in items and alias.target in items:
-            items[alias.key] = msgspec.structs.replace(items[alias.target], key=alias.key, path=alias.path)
+        if alias.key not in by_key and alias.target in by_key:
+            found = [msgspec.structs.replace(item, key=alias.key, path=alias.path) for item in by_key[alias.target]]
+            by_key[alias.key] = found
+            items.update((item.place, item) for item in found)
     return items
 
 

@@ -8,6 +8,8 @@ trusted: ``.metadata`` goes through a restricted unpickler, our own records are 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
+from math import prod
 from typing import Any, TypeVar
 
 import msgspec
@@ -16,10 +18,11 @@ import xxhash
 
 from ftrain.durable import metadata
 from ftrain.durable.contents import specs_of
-from ftrain.durable.parts import FORMAT, INDEX_KEY, Index, RankRecord, manifest_key
+from ftrain.durable.parts import FORMAT, INDEX_KEY, Index, RankRecord, manifest_key, place_of
 from ftrain.errors import StateMismatch
 from ftrain.layout import TensorSpec
 from ftrain.reading import read_manifest, read_tree
+from ftrain.shards import Box
 from ftrain_snapshot.storage import METADATA, Storage, folder_name, step_of
 
 T = TypeVar("T")
@@ -42,7 +45,10 @@ def read_state(path: str, rank: int, world_size: int) -> dict[str, Any]:
     specs = specs_of(layout, tail)
     if len(record.keys) != len(specs):
         raise StateMismatch(f"{checkpoint.path}: {manifest_key(rank)} does not fit its manifest")
-    tensors = [checkpoint.tensor(key, spec) for key, spec in zip(record.keys, specs, strict=True)]
+    tensors = [
+        checkpoint.part(key, spec, record.boxes[index]) if index in record.boxes else checkpoint.tensor(key, spec)
+        for index, (key, spec) in enumerate(zip(record.keys, specs, strict=True))
+    ]
     return read_tree(content.tree, tensors)
 
 
@@ -83,6 +89,21 @@ class Checkpoint:
         if loaded.stride() != target.stride():
             loaded = target.copy_(loaded)
         return loaded.to(spec.device)
+
+    def part(self, key: str, spec: TensorSpec, boxes: Sequence[Box]) -> torch.Tensor:
+        """The same of a part of a sharded tensor, of which these boxes are stored."""
+        target = spec.empty()
+        for box in boxes:
+            loaded, place = self._load(key, self._checked(place_of(key, box.offsets)), torch.Tensor), target[box.slices]
+            if loaded.shape != place.shape or loaded.dtype != place.dtype:
+                raise StateMismatch(
+                    f"{self.path}: {key} at {list(box.offsets)} is {loaded.dtype} {tuple(loaded.shape)}, "
+                    f"the manifest says {place.dtype} {tuple(place.shape)}"
+                )
+            place.copy_(loaded)
+        if sum(prod(box.sizes) for box in boxes) != target.numel():
+            raise StateMismatch(f"{self.path}: {key} is not stored in full")
+        return target.to(spec.device)
 
     def _checked(self, key: str) -> bytes:
         content = self._content(key)

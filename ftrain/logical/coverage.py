@@ -93,10 +93,10 @@ def _agreed(tensor: LogicalTensor) -> str:
 
 
 def _undeclared(name: str, group: Sequence[Held]) -> Iterator[Finding]:
-    """Ranks that hold the same part: as many as each of them says."""
+    """Ranks that hold the same part: as many as each of them says, where they know."""
     first, ranks = group[0][1], tuple(rank for rank, _ in group)
     declared = {tensor.copies for _, tensor in group}
-    if declared != {len(group)} and first.elements:
+    if declared not in ({len(group)}, {0}) and first.elements:
         said = " or ".join(map(str, sorted(declared)))
         box = next(first.boxes())[0]
         yield Finding(name, f"held {len(group)} times, its layout says {said}", ranks, box)
@@ -121,7 +121,7 @@ def is_sound(tensor: LogicalTensor) -> bool:
         return False
     if min((*tensor.shape, *tensor.strides, *tensor.local_shape), default=0) < 0:
         return False
-    if tensor.item_bytes < 1 or tensor.copies < 1:
+    if tensor.item_bytes < 1 or tensor.copies < 0:
         return False
     for length, axis in zip(tensor.shape, tensor.axes, strict=True):
         start = local = 0

@@ -29,7 +29,7 @@ def with_optimizer_state(state: RankState, world: World) -> RankState:
             name = tensor.name.replace(f".{known}.", f".{parameter.name}.", 1)
             if name not in state.by_name:
                 added.append(_beside(parameter, name, tensor))
-    return RankState(state.rank, (*state.tensors, *added), state.aliases)
+    return RankState(state.rank, (*state.tensors, *added), state.aliases, state.parameters)
 
 
 def _beside(parameter: LogicalTensor, name: str, tensor: LogicalTensor) -> LogicalTensor:

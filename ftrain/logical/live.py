@@ -12,7 +12,7 @@ leave no trace in names, so that a state of DDP can be read by FSDP2.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +26,7 @@ from torch.distributed.tensor.placement_types import Placement as DPlacement
 from torch.distributed.tensor.placement_types import _StridedShard
 from torch.nn.parallel import DistributedDataParallel
 
+from ftrain.ddp import kept_equal
 from ftrain.logical.errors import LayoutInvalid
 from ftrain.logical.placements import (
     Cut,
@@ -54,15 +55,23 @@ class Live(NamedTuple):
 
 
 def describe(
-    objects: Mapping[str, Any], rank: int, world_size: int, rules: Rules | None = None, mesh: NamedMesh | None = None
+    objects: Mapping[str, Any],
+    rank: int,
+    world_size: int,
+    rules: Rules | None = None,
+    mesh: NamedMesh | None = None,
+    ddps: Iterable[DistributedDataParallel] = (),
 ) -> Live:
     """Describe modules, optimizers and single tensors, by the names that they are tracked under.
 
     Modules first: optimizer state is named by their parameters. ``mesh``: of the dimensions that rules speak of; by
-    default one, ``world``. FSDP2 modules that an evaluation left gathered are sharded again (FACTS 7).
+    default one, ``world``. ``ddps``: beside those among the objects, where only what they wrap is tracked. FSDP2
+    modules that an evaluation left gathered are sharded again (FACTS 7).
     Raises LayoutInvalid for a tensor that cannot be described, with what to write.
     """
     description = _Description(rank, world_size, rules, mesh or NamedMesh(("world",), (world_size,), (rank,)))
+    for ddp in ddps:
+        description.note_ddp(ddp)
     for name, tracked in objects.items():
         if isinstance(tracked, nn.Module):
             description.add_module(name, tracked)
@@ -71,7 +80,8 @@ def describe(
             description.add_optimizer(name, tracked)
         elif isinstance(tracked, Tensor):
             description.add_tensor(name, tracked)
-    return Live(RankState(rank, tuple(description.found), description.aliases), tuple(description.tensors))
+    state = RankState(rank, tuple(description.found), description.aliases, description.parameters)
+    return Live(state, tuple(description.tensors))
 
 
 def named_mesh(mesh: DeviceMesh) -> NamedMesh:
@@ -91,6 +101,8 @@ class _Placed(NamedTuple):
     def whole(self, shape: tuple[int, ...]) -> Located:
         """Of a tensor of another shape that is whole on each of the same ranks."""
         located = locate(shape, uncut(self.cuts))
+        if not self.located.copies:
+            located = located._replace(copies=0)
         return located._replace(scope=Scope.OWN) if self.located.scope is Scope.OWN else located
 
 
@@ -98,41 +110,43 @@ class _Description:
     """A rank's tensors as they are found."""
 
     def __init__(self, rank: int, world_size: int, rules: Rules | None, mesh: NamedMesh) -> None:
-        self._alone, self._rules, self._mesh = world_size == 1, rules or Rules({}), mesh
+        self._world_size, self._rules, self._mesh = world_size, rules or Rules({}), mesh
         self.found: list[LogicalTensor] = []
         self.tensors: list[Tensor] = []
         self.aliases: dict[str, str] = {}
+        self.parameters: dict[str, tuple[str, ...]] = {}
         self._known: dict[int, tuple[str, _Placed]] = {}
-        self._ignored: set[int] = set()
-        """Parameters that DDP leaves alone."""
+        self._together: dict[int, int] = {}
+        """On how many ranks DDP keeps a parameter the same."""
+
+    def note_ddp(self, ddp: DistributedDataParallel) -> None:
+        group: Any = ddp.process_group
+        self._together |= {id(parameter): get_world_size(group) for parameter in kept_equal(ddp)}
 
     def add_module(self, name: str, module: nn.Module) -> None:
         for part in module.modules():
             if isinstance(part, FSDPModule):
                 part.reshard()
-        self._walk(name, module, [] if self._alone else None, by_fsdp=False)
+            elif isinstance(part, DistributedDataParallel):
+                self.note_ddp(part)
+        self._walk(name, module, by_fsdp=False)
 
-    def _walk(self, prefix: str, module: nn.Module, plain: list[Cut] | None, by_fsdp: bool) -> None:
-        """``plain``: how plain parameters are spread here; None: not at all."""
+    def _walk(self, prefix: str, module: nn.Module, by_fsdp: bool) -> None:
         by_fsdp = by_fsdp or isinstance(module, FSDPModule)
         for leaf, parameter in module._parameters.items():
             if parameter is not None:
-                self._add(f"{prefix}.{leaf}", parameter, None if id(parameter) in self._ignored else plain, by_fsdp)
+                self._add(f"{prefix}.{leaf}", parameter, by_fsdp)
         for leaf, buffer in module._buffers.items():
             if buffer is not None:
-                self._add(f"{prefix}.{leaf}", buffer, None, by_fsdp)
-        if is_ddp := isinstance(module, DistributedDataParallel):
-            group: Any = module.process_group
-            inside = module.module.named_parameters()
-            self._ignored |= {id(each) for name, each in inside if name in module.parameters_to_ignore}
-            plain = [Cut(Spread.REPLICATE, get_world_size(group), 0)]
+                self._add(f"{prefix}.{leaf}", buffer, by_fsdp)
+        is_ddp = isinstance(module, DistributedDataParallel)
         for leaf, child in module._modules.items():
             if child is not None:
                 is_unseen = leaf in TRANSPARENT or (is_ddp and leaf == "module")
-                self._walk(prefix if is_unseen else f"{prefix}.{leaf}", child, plain, by_fsdp)
+                self._walk(prefix if is_unseen else f"{prefix}.{leaf}", child, by_fsdp)
 
     def add_tensor(self, name: str, tensor: Tensor) -> None:
-        self._add(name, tensor, None, by_fsdp=False)
+        self._add(name, tensor, by_fsdp=False)
 
     def add_optimizer(self, name: str, optimizer: torch.optim.Optimizer) -> None:
         also: dict[str, list[str]] = {}
@@ -141,20 +155,21 @@ class _Description:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         for index, parameter in enumerate(parameters):
             if id(parameter) not in self._known:
-                self._add(f"{name}.params[{index}]", parameter, None, by_fsdp=False)
+                self._add(f"{name}.params[{index}]", parameter, by_fsdp=False)
             owner, placed = self._known[id(parameter)]
             for key, value in optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
                     full = f"{name}.{owner}.{key}"
                     self._put(full, value, self._beside(full, value, parameter, placed), like=owner)
                     self.aliases |= {f"{name}.{alias}.{key}": full for alias in also.get(owner, ())}
+        self.parameters[name] = tuple(self._known[id(parameter)][0] for parameter in parameters)
 
     def _beside(self, name: str, value: Tensor, parameter: Tensor, placed: _Placed) -> Located:
         """How an optimizer's state is spread: as its parameter if it has its shape; else whole, if it is a scalar."""
         if value.dim() and _local(value).shape == _local(parameter).shape:
             return placed.located
         if isinstance(value, DTensor):
-            return self._place(name, value, None, by_fsdp=False).located
+            return self._place(name, value, by_fsdp=False).located
         if value.numel() == 1 or not sharded(placed.cuts):
             return placed.whole(tuple(value.shape))
         if (by_rule := self._by_rule(name, value)) is not None:
@@ -163,22 +178,29 @@ class _Description:
             f"{name} has shape {tuple(value.shape)}, its sharded parameter another: give it a layout rule"
         )
 
-    def _add(self, name: str, tensor: Tensor, plain: list[Cut] | None, by_fsdp: bool) -> None:
+    def _add(self, name: str, tensor: Tensor, by_fsdp: bool) -> None:
         if id(tensor) in self._known:
             self.aliases[name] = self._known[id(tensor)][0]
             return
-        placed = self._place(name, tensor, plain, by_fsdp)
+        placed = self._place(name, tensor, by_fsdp)
         self._known[id(tensor)] = name, placed
         self._put(name, tensor, placed.located)
 
-    def _place(self, name: str, tensor: Tensor, plain: list[Cut] | None, by_fsdp: bool) -> _Placed:
+    def _place(self, name: str, tensor: Tensor, by_fsdp: bool) -> _Placed:
         if isinstance(tensor, DTensor):
             found = self._rules.match(name)
-            return _place_dtensor(name, tensor, by_fsdp, found[1] if found else Rule(), self._mesh)
+            placed = _place_dtensor(name, tensor, by_fsdp, found[1] if found else Rule(), self._mesh)
+            if found or tensor.device_mesh.size() == self._world_size:
+                return placed
+            # Ranks beside its mesh hold the same, or a stage of their own: nothing here tells.
+            return placed._replace(located=placed.located._replace(copies=0))
         if (by_rule := self._by_rule(name, tensor)) is not None:
             return by_rule
-        located = locate(tensor.shape, plain or [])
-        return _Placed(located if plain is not None else located._replace(scope=Scope.OWN), plain or [])
+        ranks = self._together.get(id(tensor), 0)
+        cuts = [Cut(Spread.REPLICATE, ranks, 0)] if ranks else []
+        located = locate(tensor.shape, cuts)
+        is_same = ranks > 0 or (self._world_size == 1 and isinstance(tensor, nn.Parameter))
+        return _Placed(located if is_same else located._replace(scope=Scope.OWN), cuts)
 
     def _by_rule(self, name: str, tensor: Tensor) -> _Placed | None:
         found, located = self._rules.match(name), self._rules.locate(name, tensor.shape, self._mesh)

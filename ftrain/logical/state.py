@@ -50,7 +50,7 @@ class LogicalTensor(msgspec.Struct, frozen=True, array_like=True):
     strides: tuple[int, ...]
     """Of the local tensor, in elements."""
     copies: int = 1
-    """How many ranks are meant to hold just this part."""
+    """How many ranks are meant to hold just this part; 0: its layout does not say, and their bytes must be compared."""
     scope: Scope = Scope.SAME
     like: str = ""
     """Of optimizer state: the parameter that it belongs to."""
@@ -91,6 +91,8 @@ class RankState(msgspec.Struct, frozen=True, array_like=True, dict=True):
     tensors: tuple[LogicalTensor, ...]
     aliases: dict[str, str] = {}
     """Other names of these tensors: tied weights."""
+    parameters: dict[str, tuple[str, ...]] = {}
+    """Of each optimizer, the names of its parameters in their order."""
 
     @cached_property
     def digest(self) -> int:
@@ -109,7 +111,7 @@ def kept(state: RankState, extents: Mapping[str, tuple[Extent, ...]]) -> RankSta
         msgspec.structs.replace(tensor, extents=extents.get(tensor.name, ()), strides=_dense_strides(tensor))
         for tensor in state.tensors
     ]
-    return RankState(state.rank, tuple(tensors), state.aliases)
+    return RankState(state.rank, tuple(tensors), state.aliases, state.parameters)
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -23,7 +23,19 @@ import msgspec
 from ftrain_launcher.errors import SecretRefused
 from ftrain_launcher.jobs import JobFolder
 from ftrain_launcher.line import LINE_ERRORS, Socket, open_line
-from ftrain_launcher.messages import Form, FromAgent, Inject, Shutdown, Stop, ToAgent, Unpin, WriteDurable
+from ftrain_launcher.messages import (
+    Form,
+    FromAgent,
+    GoOn,
+    HaltAfter,
+    Hold,
+    Inject,
+    Shutdown,
+    Stop,
+    ToAgent,
+    Unpin,
+    WriteDurable,
+)
 from ftrain_launcher.node import NodeRunner
 from ftrain_launcher.pidfds import PidHandle
 from ftrain_launcher.questions import Question
@@ -90,6 +102,8 @@ class Agent:
                     await self._runner.stop(message)
                 case Form() as message:
                     await self._runner.form(message)
+                case Hold() | HaltAfter() | GoOn() as message:
+                    await self._runner.halt(message)
                 case WriteDurable() as message:
                     await self._runner.write_durable(message)
                 case Unpin() as message:

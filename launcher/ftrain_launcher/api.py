@@ -152,8 +152,7 @@ class OperatorApi:
     async def _verify(self, request: web.Request) -> web.Response:
         members = [name for name in self._coordinator.positions if name is not None]
         answers = await verification.verify_all(self._requests, members)
-        work = self._coordinator.config.work
-        return _json(verification.shown(work.job, answers, self._coordinator.groups, work.parity))
+        return _json(verification.shown(self._coordinator.config.work.job, answers, self._coordinator.worlds))
 
     async def _check_health(self, request: web.Request) -> web.Response:
         try:

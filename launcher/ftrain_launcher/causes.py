@@ -24,7 +24,10 @@ HARMLESS = ("daemon_exit", "chunks_damaged")
 """Kinds of `Trouble` that stop nobody."""
 DRAINED = "drained"
 """The kind of an incident that is none: ranks were moved to another node."""
+GROWN = "grown"
+"""The same: nodes that came are taken in."""
 HANGS = (Kind.HANG, Kind.COMMUNICATION_HANG)
+_LAST_WORDS_MAX = 200
 _IN_COMMUNICATION = (Kind.COMMUNICATION_HANG, Kind.COMMUNICATION_SLOW)
 _VERDICTS = frozenset(Kind) - {Kind.CRASH}
 
@@ -201,7 +204,7 @@ def _weight(sign: Sign, named: float = math.inf) -> _Weight:
         return _Weight.NODE
     if sign.kind in _VERDICTS:
         return _Weight.MISMATCH if sign.kind == Kind.MISMATCH else _Weight.HANG
-    if sign.kind == DRAINED:
+    if sign.kind in (DRAINED, GROWN):
         return _Weight.PLANNED
     if sign.kind != "worker_exit":
         return _Weight.INFRASTRUCTURE
@@ -261,7 +264,8 @@ _WORDS = {
     "store_lost": "the store on {node} is gone",
     "form_failed": "{node} could not form the generation",
     "restore_failed": "{node} could not restore its state",
-    DRAINED: "{node} gives its ranks to another node",
+    DRAINED: "{node} gives its ranks away",
+    GROWN: "{node} is taken in",
 }
 
 
@@ -276,7 +280,8 @@ def describe(sign: Sign) -> str:
         if number is not None:
             return f"{where} was killed by {_signal_name(number)} {after}"
         how = "is gone" if sign.code is None else f"exited with code {sign.code}"
-        return f"{where} {how} {after}"
+        last = sign.last_lines[-1][:_LAST_WORDS_MAX].strip() if sign.last_lines and sign.code else ""
+        return f"{where} {how} {after}" + (f": {last}" if last else "")
     if sign.verdict is not None:
         return sign.reason
     text = _WORDS.get(sign.kind, f"{sign.kind} on {{node}}").format(node=sign.node)

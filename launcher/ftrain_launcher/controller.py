@@ -306,7 +306,7 @@ class Controller:
         if status is None or not status.gate or status.generation != self.coordinator.generation:
             return
         if self.coordinator.phase is Phase.RUNNING:
-            moves = self.coordinator.quarantine.moves
+            moves = self.coordinator.quarantine.moves or self.coordinator.halting.under_way
             progress = self._progress.take(status, self.coordinator.durable, seen.seen, moves=moves)
             if progress is not None:
                 self.submit(progress)

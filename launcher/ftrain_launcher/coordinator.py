@@ -21,8 +21,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import assert_never
 
+import msgspec
+
 from ftrain_launcher import messages as m
-from ftrain_launcher.causes import HARMLESS, Sign, describe
+from ftrain_launcher.causes import GROWN, HARMLESS, Sign, describe
 from ftrain_launcher.durable import DurableTier
 from ftrain_launcher.ending import Ending
 from ftrain_launcher.events import (
@@ -42,6 +44,8 @@ from ftrain_launcher.events import (
 )
 from ftrain_launcher.forming import Forming
 from ftrain_launcher.generation import Generation
+from ftrain_launcher.growth import Growth
+from ftrain_launcher.halting import Halting
 from ftrain_launcher.history import History
 from ftrain_launcher.incidents import Incident
 from ftrain_launcher.membership import Node, NodeState, Phase, Rank, check_phase
@@ -52,6 +56,7 @@ from ftrain_launcher.quarantine import Quarantine
 from ftrain_launcher.recruiting import Recruiting
 from ftrain_launcher.roster import Roster
 from ftrain_launcher.running import Report, Running
+from ftrain_launcher.worlds import Worlds
 from ftrain_snapshot.messages import Levels, SnapshotId
 from ftrain_snapshot.placement import Groups
 
@@ -67,12 +72,15 @@ class Coordinator:
         self._formed = Generation()
         """The newest generation that was formed."""
         self._orders = Orders()
-        self._roster = Roster(config.nodes)
+        self._roster = Roster(config.nodes, config.least)
         self._history = History(config.work.max_restarts)
         self._recruiting = Recruiting(config, self._roster, self._orders)
         self._preflight = Preflight(config, self._roster, self._recruiting, self._orders)
         self.quarantine = Quarantine(config, self._roster, self._recruiting, self._orders, self._history)
         """Which nodes are to be given no ranks."""
+        self.halting = Halting(self._roster, self._orders)
+        """The ranks' stop at the end of a step, for changes that are planned."""
+        self._growth = Growth(config, self._roster)
         parts = (self._orders, self.durable, self._history, self.quarantine)
         self._running = Running(config, self._roster, self._recruiting, *parts)
         self._forming = Forming(config, self._roster, *parts)
@@ -98,6 +106,16 @@ class Coordinator:
     def groups(self) -> Groups:
         """The positions that are coded together; empty until the first generation is formed."""
         return self._forming.groups
+
+    @property
+    def worlds(self) -> Worlds:
+        """Of how many nodes the job was, is, and how they are coded."""
+        return self._forming.worlds
+
+    @property
+    def parity(self) -> int:
+        """Lost nodes of a group that are survived: as asked for, or as many as the newest generation can carry."""
+        return self._formed.parity if self.formed else self.config.work.parity
 
     @property
     def formed(self) -> int:
@@ -138,6 +156,7 @@ class Coordinator:
             self._do_what_waited(now)
             forms = self.phase in (Phase.GATHERING, Phase.STOPPING)
             told = self.generation > 0 or bool(self._preflight.failures)
+            self._recruiting.call(now, gathering=self.phase is Phase.GATHERING)
             self._recruiting.wait_for_hosts(now, wanted=forms, announce=told)
         elif isinstance(event, ControllerRestarted):
             self._ending.say()
@@ -145,8 +164,10 @@ class Coordinator:
 
     def next_deadline(self) -> float | None:
         """When `Tick` is due, if nothing else happens before."""
-        own = (self._ending.deadline, self._recruiting.deadline, self.durable.next_deadline(), self.quarantine.deadline)
-        deadlines = (self._roster.next_deadline(), *own)
+        own = (self._ending.deadline, self._recruiting.deadline, self.durable.next_deadline(), self.halting.deadline)
+        shrinks = self._forming.deadline if self.phase is Phase.STOPPING else None
+        elastic = (self._recruiting.last_call, shrinks, self._growth.deadline)
+        deadlines = (self._roster.next_deadline(), *own, *elastic)
         return min((d for d in deadlines if d is not None), default=None)
 
     # ---- events
@@ -173,8 +194,10 @@ class Coordinator:
                     self._form_if_ready(now)
             case m.Trouble():
                 self._trouble(event, now)
+            case m.Held() | m.RankHalted():
+                self.halting.take(event, now)
             case CordonNode() | UncordonNode():
-                self.quarantine.take(event, self._formed, now)
+                self.quarantine.take(event, now)
                 self._fill_positions(now)
             case NodeChecked():
                 self._node_checked(event, now)
@@ -198,6 +221,8 @@ class Coordinator:
         if self._ending.deadline is not None and now >= self._ending.deadline:
             self._finish()
         self._end(self._running.tick(self._formed, now) or self._recruiting.tick(now, self._preflight.failures), now)
+        if self._recruiting.is_called(now) or (self.phase is Phase.STOPPING and self._forming.is_overdue(now)):
+            self._fill_positions(now)
         while (node := self._roster.overdue(now)) is not None:
             self._lose(node, node.overdue, now)
 
@@ -232,6 +257,7 @@ class Coordinator:
             # Also if it has answered: its daemon or its store may have gone with its agent.
             self._forming.ask(node, now)
         else:
+            self.halting.rejoined(node)
             if (sign := self._running.readopt(self._formed, node, node.position, join, now)) is not None:
                 self._fault(sign, now)
 
@@ -263,7 +289,7 @@ class Coordinator:
         runs = self.phase is Phase.RUNNING
         if not node.formed and node.cordon is None and (was_starting or not runs):
             action = self._recruiting.take_failure(node, reason)
-            if action is not None and not runs:
+            if action is not None and not runs and not (self.config.elastic and not self._roster.missing()):
                 return self._end(action, now)
         if node.position is None:
             self._recruiting.replace_spares(now) if runs else self._fill_positions(now)
@@ -277,11 +303,13 @@ class Coordinator:
             if not self._recruiting.gathered():
                 self._recruiting.ask_for(self.config.nodes - self._roster.idle(), now)
             elif self._preflight.passed():
+                self._roster.reshape(min(self.config.nodes, self._roster.idle()))
                 self._roster.fill(self.groups)
                 self._next_generation(now)
         elif self.phase is Phase.STOPPING:
             self._forming.fill(now)
-            self._recruiting.ask_for(len(self._roster.vacant), now)
+            if self._roster.superfluous() < 0 or self.config.shrink_after_seconds:
+                self._recruiting.ask_for(len(self._roster.vacant), now)
             if self.quarantine.readmit():
                 self._forming.fill(now)
             self._form_if_ready(now)
@@ -290,7 +318,7 @@ class Coordinator:
         """It may come back, or is not wanted; before the first generation, all may be known now."""
         self.quarantine.checked(event, now)
         if (cordon := self._preflight.take(event)) is not None:
-            self.quarantine.take(cordon, self._formed, now)
+            self.quarantine.take(cordon, now)
         if self.phase is Phase.GATHERING:
             self._end(self._preflight.verdict(), now)
         self._fill_positions(now)
@@ -343,24 +371,35 @@ class Coordinator:
 
     def _begin_again(self, sign: Sign, now: float, *, planned: bool = False) -> None:
         self._history.take(sign, self.formed, again=not planned)
-        self._next_generation(now)
+        self._next_generation(now, self._growth.size() if sign.kind == GROWN else None)
 
     # ---- the next generation
 
-    def _next_generation(self, now: float) -> None:
+    def _next_generation(self, now: float, size: int | None = None) -> None:
+        """``size``: it has so many nodes, if they do not break meanwhile; None: as many as the one before."""
         self.phase = check_phase(self.phase, Phase.STOPPING)
+        self.halting.forget()
         self.durable.abandon()
-        self._forming.announce(now)
+        self._forming.announce(now, len(self.positions) if size is None else size)
         self._fill_positions(now)
 
     def _do_what_waited(self, now: float) -> None:
         """While nothing is being recovered: a generation for nothing but to move ranks; checks of nodes that came."""
         if self.phase is not Phase.RUNNING or self.durable.finishing:
+            self._growth.forget()
+            self.halting.forget()
             return
-        if (sign := self.quarantine.due(self._formed, now)) is not None:
+        grown = self._growth.due(self._formed, now)
+        if (sign := self.quarantine.due_now(self._formed, now)) is not None:
             self._begin_again(sign, now, planned=True)
-        elif self._formed.ranks.in_training:
-            self._preflight.passed()
+        elif (sign := self.quarantine.due(self._formed, now) or grown) is not None:
+            if self.halting.ready(self._formed, now):
+                stopped_at = self.halting.stopped_at or now
+                self._begin_again(msgspec.structs.replace(sign, time=stopped_at), now, planned=True)
+        else:
+            self.halting.release()
+            if self._formed.ranks.in_training:
+                self._preflight.passed()
 
     def _form_if_ready(self, now: float) -> None:
         match self._forming.decide(self._formed, now):

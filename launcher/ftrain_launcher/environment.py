@@ -11,9 +11,10 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
 import psutil
 
-from ftrain_snapshot.messages import SnapshotId
+from ftrain_snapshot.messages import Origin, SnapshotId
 from ftrain_snapshot.storage import DurableId
 
 
@@ -47,9 +48,12 @@ def worker_environment(
     collective_timeout_seconds: float | None = None,
     deterministic_reduction: bool = False,
     restore: SnapshotId | None = None,
+    origin: Origin | None = None,
     durable_start: DurableId | None = None,
     interface: str = "",
     user: Mapping[str, str] | None = None,
+    role: str = "default",
+    error_file: Path | None = None,
 ) -> dict[str, str]:
     """The variables that one worker gets on top of its agent's own environment.
 
@@ -57,9 +61,11 @@ def worker_environment(
         position: the node's place in the job, torchrun's group rank.
         nodes: how many nodes the job has, torchrun's group world size.
         restore: the snapshot that the generation starts from.
+        origin: the same, where another number of nodes captured it.
         durable_start: the checkpoint that it starts from, if there is no snapshot.
         interface: the one that leads to the other nodes ("lo" where all are emulated); empty: let torch find it.
         user: variables that the user set for all workers; they may replace the interface, not the ranks.
+        error_file: where torch's ``record`` puts the exception that ends the script.
     """
     snapshot = "" if restore is None else f"{restore.version}:{restore.generation}:{restore.slot}"
     return {
@@ -73,18 +79,21 @@ def worker_environment(
         "GROUP_WORLD_SIZE": str(nodes),
         "ROLE_RANK": str(rank),
         "ROLE_WORLD_SIZE": str(world_size),
-        "ROLE_NAME": "default",
+        "ROLE_NAME": role,
         "MASTER_ADDR": master_addr,
         "MASTER_PORT": str(master_port),
         "TORCHELASTIC_RESTART_COUNT": str(generation - 1),
         "TORCHELASTIC_MAX_RESTARTS": str(max_restarts),
         "TORCHELASTIC_RUN_ID": job,
         "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_ERROR_FILE": "" if error_file is None else str(error_file),
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": os.environ.get("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1"),
         "FTRAIN_JOB": job,
         "FTRAIN_NODE": node,
         "FTRAIN_NODE_DIR": str(node_dir),
         "FTRAIN_GENERATION": str(generation),
         "FTRAIN_RESTORE": snapshot,
+        "FTRAIN_ORIGIN": "" if origin is None else msgspec.json.encode(origin).decode(),
         "FTRAIN_DURABLE": "" if durable_start is None else f"{durable_start.step}:{durable_start.path}",
         "FTRAIN_SNAPSHOT_EVERY": str(snapshot_every),
         "FTRAIN_DEMOTE_AFTER_NAN": str(int(demote_after_nan)),

@@ -14,12 +14,15 @@ from ftrain_launcher.detect.verdict import Verdict
 from ftrain_launcher.messages import (
     ArenaShort,
     DurableEnded,
+    Held,
     Join,
     NodeGone,
+    RankHalted,
     RankRestored,
     RankStepped,
     ReapNode,
     StartNode,
+    StateCertified,
     StopJob,
     Stopped,
     ToAgent,
@@ -45,7 +48,11 @@ class JobConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     work: Work
     nodes: int
-    """Nodes that hold ranks."""
+    """Nodes that hold ranks, if so many are there."""
+    nodes_min: int | None = None
+    """The job goes on with so few, if no more are there; None: as many as ``nodes``, always."""
+    shrink_after_seconds: float = 0.0
+    """How long to wait for another node before going on with fewer."""
     spares: int = 0
     """Nodes kept ready beside them."""
     hosts: bool = False
@@ -67,6 +74,21 @@ class JobConfig(msgspec.Struct, frozen=True, kw_only=True):
     detect: Detect = Detect.ACT
     isolate_slow: bool = False
     """A node that stays slow gives its ranks to another."""
+
+    @property
+    def least(self) -> int:
+        """The fewest nodes that the job goes on with."""
+        return self.nodes if self.nodes_min is None else self.nodes_min
+
+    @property
+    def size(self) -> str:
+        """How many nodes it has, in words."""
+        return f"{self.least}:{self.nodes}" if self.elastic else str(self.nodes)
+
+    @property
+    def elastic(self) -> bool:
+        """Its number of nodes may change."""
+        return self.least < self.nodes
 
 
 class JobStarted(msgspec.Struct, frozen=True, tag="job_started"):
@@ -136,7 +158,7 @@ class Leave(StrEnum):
 
     AT_NEXT_FAULT = "at_next_fault"
     SOON = "soon"
-    """Once the newest snapshot is protected, if that does not take long."""
+    """At the end of a step that all ranks stop after: nothing is lost."""
     NOW = "now"
 
 
@@ -184,6 +206,9 @@ Event = (
     | Stopped
     | RankRestored
     | RankStepped
+    | StateCertified
+    | Held
+    | RankHalted
     | Trouble
     | DurableEnded
     | ArenaShort

@@ -1,25 +1,23 @@
 """Pure: which snapshot the next generation starts from, and what that costs.
 
 The daemons of the nodes that are left have said what they hold. The newest snapshot that can be read or decoded
-from it is the start, unless it is demoted and there is an older one. If there is none, the job begins anew only where
-nothing that should have survived is missing: never silently from step 0 after a snapshot was protected (or, without
-parity, sealed).
+from it is the start, whatever world captured it (`worlds.py`), unless it is demoted and there is an older one. If
+there is none, the job begins anew only where nothing that should have survived is missing: never silently from step 0
+after a snapshot was protected (or, without parity, sealed).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
 from ftrain_launcher.demotion import Demotion
+from ftrain_launcher.worlds import NOTHING, Held, Holdings
 from ftrain_snapshot.holdings import explain, newest_complete
-from ftrain_snapshot.messages import Holding, Levels, SnapshotId
+from ftrain_snapshot.messages import Levels, SnapshotId
 from ftrain_snapshot.placement import Groups
 from ftrain_snapshot.storage import DurableId
-
-Holdings = Mapping[int, Sequence[Holding]]
-"""What the node at each position says that it holds; positions without a node are left out."""
 
 
 class Past(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,7 +49,7 @@ class Start(msgspec.Struct, frozen=True):
     """Where the next generation starts."""
 
     restore: SnapshotId | None
-    """None: at the beginning."""
+    """The snapshot, of whatever world; None: at the beginning."""
     steps_lost: int
     """Sealed versions newer than that one."""
     levels: Levels = Levels()
@@ -88,12 +86,17 @@ class Start(msgspec.Struct, frozen=True):
         return " (the loss was not finite after it, but there is no older snapshot)" if self.only_demoted else ""
 
 
-def choose_start(past: Past, holdings: Holdings, *, groups: Groups, parity: int) -> Start:
-    """The newest complete snapshot that is not demoted, the newest, the beginning, or the reason why none will do."""
-    newest = newest_complete(holdings, groups, parity)
-    restore = newest_complete(_trusted(past, holdings), groups, parity) or newest
+def choose_start(past: Past, held: Sequence[Held]) -> Start:
+    """The newest complete snapshot that is not demoted, the newest, the beginning, or the reason why none will do.
+
+    ``held``: what is left of each world's snapshots, that of the past generation last; empty: none was formed yet.
+    """
+    newest = _newest(held)
+    restore = _newest([Held(world, _trusted(past, holdings)) for world, holdings in held]) or newest
+    world, holdings = held[-1] if held else (NOTHING, {})
+    groups, parity = world.groups, world.parity
     if restore is None and _something_is_missing(past, holdings, groups, parity):
-        return Start(None, 0, newest_known=_newest_known(past, holdings), lost=_explain(past, holdings, groups, parity))
+        return Start(None, 0, newest_known=_newest_known(past, held), lost=_explain(past, holdings, groups, parity))
     return Start(
         restore,
         _count_lost(past, holdings, restore),
@@ -102,6 +105,11 @@ def choose_start(past: Past, holdings: Holdings, *, groups: Groups, parity: int)
         demoted=newest.version if newest is not None and newest != restore else None,
         only_demoted=restore is not None and past.is_demoted(restore),
     )
+
+
+def _newest(held: Sequence[Held]) -> SnapshotId | None:
+    complete = (newest_complete(holdings, world.groups, world.parity) for world, holdings in held)
+    return max((snapshot for snapshot in complete if snapshot is not None), default=None)
 
 
 def _trusted(past: Past, holdings: Holdings) -> Holdings:
@@ -122,9 +130,10 @@ def _something_is_missing(past: Past, holdings: Holdings, groups: Groups, parity
     return holders < len(past.nodes) and bool(_kept_by_survivors(past, holdings, groups, parity))
 
 
-def _newest_known(past: Past, holdings: Holdings) -> int | None:
+def _newest_known(past: Past, held: Sequence[Held]) -> int | None:
     """The newest version that anybody who is left, or was when the others were asked last, knows to be sealed."""
-    known = [h.snapshot.version for held in holdings.values() for h in held if h.data]
+    shares = (share for _, holdings in held for shares in holdings.values() for share in shares)
+    known = [share.snapshot.version for share in shares if share.data]
     before = past.judged.newest_known if past.judged is not None else None
     levels = past.levels.sealed
     return max([*known, *(v for v in (before, levels) if v is not None)], default=None)

@@ -1,11 +1,14 @@
 """The generation that is announced: its members are asked to stop, and once all that are left have, it is decided.
 
-What comes of it is for the coordinator to carry out: it begins, it is announced anew, or the job ends.
+What comes of it is for the coordinator to carry out: it begins, it is announced anew, or the job ends. An elastic
+job that lacks a node begins with those that are left: a new world (`worlds.py`), whose start another one captured.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+
+import msgspec
 
 from ftrain_launcher.causes import Sign
 from ftrain_launcher.durable import SEARCH_SECONDS_MAX, DurableTier
@@ -16,12 +19,13 @@ from ftrain_launcher.history import History
 from ftrain_launcher.membership import Node, NodeState
 from ftrain_launcher.messages import Form, Stop, Stopped
 from ftrain_launcher.orders import Orders
-from ftrain_launcher.policy import EXIT_USAGE, Action
+from ftrain_launcher.policy import EXIT_LOST, EXIT_USAGE, Action
 from ftrain_launcher.quarantine import Quarantine
 from ftrain_launcher.roster import Roster
+from ftrain_launcher.worlds import World, Worlds, is_same, place
 from ftrain_snapshot.errors import PlacementImpossible
-from ftrain_snapshot.messages import Peer
-from ftrain_snapshot.placement import Groups, groups
+from ftrain_snapshot.messages import Origin, Peer
+from ftrain_snapshot.placement import Groups
 
 Outcome = Generation | Sign | Action | None
 """The generation, that can begin; what has broken of it, so that it must be announced anew; how the job ends; or
@@ -42,21 +46,41 @@ class Forming:
     ) -> None:
         self.number = 0
         """The newest generation that was announced."""
-        self.groups: Groups = ()
-        """The positions that are coded together; from the first generation on they never change."""
+        self.worlds = Worlds()
+        """Those that were formed so far."""
+        self._shrink_at: float | None = None
+        """When to go on with fewer nodes; None: nobody is missing, or too few are there."""
+        self._told: set[tuple[int, int]] = set()
+        """Numbers of nodes that people know to carry less parity than was asked for, and how much."""
         self._config = config
-        self._parity = config.work.parity
         self._roster = roster
         self._orders = orders
         self._durable = durable
         self._history = history
         self._quarantine = quarantine
 
+    @property
+    def groups(self) -> Groups:
+        """The positions that are coded together in the newest world."""
+        return self.worlds.newest.groups if self.worlds.newest is not None else ()
+
+    @property
+    def deadline(self) -> float | None:
+        """When a job that waits for nothing but a node goes on without it."""
+        return None if self._roster.waited_for else self._shrink_at
+
+    def is_overdue(self, now: float) -> bool:
+        """Whether that time has come."""
+        return self.deadline is not None and now >= self.deadline
+
     # ---- who has stopped
 
-    def announce(self, now: float) -> None:
-        """The next one; every member, also one that is away, must say that it has left the old ones."""
+    def announce(self, now: float, size: int) -> None:
+        """The next one, of so many nodes; every member, also one that is away, must say that it left the old ones."""
         self.number += 1
+        self._shrink_at = None
+        if size != len(self._roster.positions):
+            self._roster.reshape(size)
         for node in self._roster.members():
             if node.state is NodeState.ACTIVE:
                 self.ask(node, now)
@@ -70,7 +94,8 @@ class Forming:
 
     def fill(self, now: float) -> None:
         """Give vacant positions to idle nodes; they have to say what they hold, too."""
-        for node in self._roster.fill(self.groups):
+        same = self.worlds.newest is not None and self.worlds.newest.nodes == len(self._roster.positions)
+        for node in self._roster.fill(self.groups if same else ()):
             self.ask(node, now)
 
     def ask_again(self, now: float) -> None:
@@ -106,7 +131,9 @@ class Forming:
         if not judgement.action.resume:
             return judgement.action
         self._quarantine.judge(self._history.log.forming, now)
-        if first is None or self._moves(formed, in_memory, now):
+        if self._shrinks(now) or self._moves(formed, in_memory, now):
+            return self.decide(formed, now)
+        if first is None:
             return None
         if start.undecided:
             self.ask(first, now, search=True)
@@ -117,41 +144,105 @@ class Forming:
 
     def _start_in_memory(self, formed: Generation, without: Sequence[Node] = ()) -> Start:
         """``without``: as it would be if these were not here."""
-        grouping = self.groups or groups(self._config.nodes, self._parity)  # Nothing was coded yet.
         members = [node for node in self._roster.members() if node not in without]
+        stays = self._stays(formed.ranks.nodes)
         demotions, keep = self._history.demotions, not without
-        return formed.next_start(members, groups=grouping, parity=self._parity, demotions=demotions, keep=keep)
+        return formed.next_start(members, self.worlds, stays=stays, demotions=demotions, keep=keep)
+
+    def _stays(self, before: Sequence[str]) -> bool:
+        """Whether the next generation is of the same world as the one that these nodes were."""
+        return not self._config.elastic or is_same(before, self._roster.positions)
+
+    def _shrinks(self, now: float) -> bool:
+        """All that are left have stopped, and nobody came in time for a vacant position: whether it is given up."""
+        roster = self._roster
+        if not roster.vacant or not self._config.elastic or roster.superfluous() < 0:
+            self._shrink_at = None
+            return False
+        if self._shrink_at is None:
+            self._shrink_at = now + self._config.shrink_after_seconds
+        if now < self._shrink_at:
+            return False
+        self._shrink_at = None
+        roster.reshape(roster.held())
+        first = roster.members()[0]
+        if first.store_port is None:  # Another node was to host it.
+            self.ask(first, now)
+        return True
 
     def _moves(self, formed: Generation, start: Start, now: float) -> bool:
-        """Cordoned members, who have stopped, give their positions to idle nodes; whether any does."""
+        """Cordoned members, who have stopped, give their positions to idle nodes, or up; whether any does."""
         if not self._roster.cordoned or self._roster.vacant:
             return False
-        left = self._quarantine.vacate(start, lambda nodes: self._start_in_memory(formed, nodes), now)
+        left = self._quarantine.vacate(start, lambda nodes: self._start_in_memory(formed, nodes))
         self.fill(now)
         return bool(left)
 
     def _form(self, start: Start, before: Sequence[str], store_port: int, now: float) -> Generation | Action:
-        """Who is coded with whom is decided once, if the nodes' labels allow it."""
+        """Who is coded with whom is decided once for each world, if the nodes' labels allow it."""
         members = self._roster.members()
         try:
-            self.groups = self.groups or groups([n.failure_domain for n in members], self._parity)
+            world = self._world(members, before)
         except PlacementImpossible as error:
             return Action(False, str(error), EXIT_USAGE)
+        if start.durable is not None and start.durable.ranks not in (0, world.nodes * self._config.work.nproc_per_node):
+            return _cannot_read(start.durable.path, start.durable.ranks, world.nodes)
+        self.worlds.begin(world)
+        origin = self._origin(start, members)
+        if origin is not None:  # It was as good as protected, if it could be decoded: nobody begins anew after it.
+            start = msgspec.structs.replace(start, protected=True)
         self._durable.started(start)
-        self._history.resumed(start, now, _changes(before, [n.name for n in members]))
+        self._history.resumed(start, now, self._told_of(world, origin, before, members))
+        work = self._config.work
         form = Form(
             generation=self.number,
             position=0,
             peers=tuple(Peer(p, n.name, n.host, n.daemon_port) for p, n in enumerate(members)),
             store_host=members[0].host,
             store_port=store_port,
-            restore=start.restore,
-            groups=self.groups,
+            restore=start.restore if origin is None else None,
+            origin=origin,
+            groups=world.groups,
             durable_start=start.durable,
             durable_newest=self._durable.newest,
-            work=self._config.work,
+            work=work if world.parity == work.parity else msgspec.structs.replace(work, parity=world.parity),
         )
         return Generation(start, form, before)
+
+    def _world(self, members: Sequence[Node], before: Sequence[str]) -> World:
+        """The one that these nodes are of, or a new one. Raises PlacementImpossible."""
+        if self.worlds.newest is not None and self._stays(before):
+            return self.worlds.newest
+        asked = self._config.work.parity
+        domains = [n.failure_domain for n in members]
+        world = place(domains, asked, first=self.number, elastic=self._config.elastic)
+        if world.parity < asked and (world.nodes, world.parity) not in self._told:
+            self._told.add((world.nodes, world.parity))
+            self._orders.announce([f"warning: {_nodes(world)} can carry parity {world.parity} only, not {asked}"])
+        return world
+
+    def _origin(self, start: Start, members: Sequence[Node]) -> Origin | None:
+        """Where the start is, if another world captured it."""
+        if start.restore is None or self.worlds.of(start.restore) == self.worlds.newest:
+            return None
+        return self.worlds.origin(members, start.restore, self._config.work.codec)
+
+    def _told_of(self, world: World, origin: Origin | None, before: Sequence[str], members: Sequence[Node]) -> str:
+        """What became of the nodes and of the state, in words."""
+        if world.first < self.number or not before:
+            return _changes(before, [n.name for n in members])
+        ranks = world.nodes * self._config.work.nproc_per_node
+        state = f"; state of step {origin.snapshot.version} is re-sharded" if origin is not None else ""
+        return f"goes on with {_nodes(world)} ({ranks} ranks){state}"
+
+
+def _nodes(world: World) -> str:
+    return f"{world.nodes} node{'s' * (world.nodes != 1)}"
+
+
+def _cannot_read(path: str, ranks: int, nodes: int) -> Action:
+    reason = f"{path} was written by {ranks} ranks, and {nodes} nodes are there: resuming from it needs as many"
+    return Action(False, reason, EXIT_LOST)
 
 
 def _changes(before: Sequence[str], now: Sequence[str]) -> str:

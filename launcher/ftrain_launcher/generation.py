@@ -11,8 +11,7 @@ from ftrain_launcher.formation import Past, Start, choose_start
 from ftrain_launcher.membership import Node
 from ftrain_launcher.messages import Form, Join
 from ftrain_launcher.ranks import Ranks
-from ftrain_snapshot.messages import Holding, Inventory
-from ftrain_snapshot.placement import Groups
+from ftrain_launcher.worlds import Worlds
 
 
 class Generation:
@@ -34,9 +33,16 @@ class Generation:
         """Where the next one could start, when last all that are left had answered."""
 
     @property
+    def parity(self) -> int:
+        """Lost nodes of a group that it survives."""
+        return self.form.work.parity if self.form else 0
+
+    @property
     def news(self) -> list[str]:
         """What people are told when it begins."""
         where = "from the beginning" if self.start.version is None else f"after step {self.start.version}"
+        if self.form is not None and self.form.origin is not None:
+            where += ", re-sharded"
         size = f"{len(self.ranks.nodes)} nodes, {len(self.ranks.by_number)} ranks"
         news = [f"generation {self.number}: {size}, {where}{self.start.note}"]
         if self.start.durable is not None and self.number == 1:
@@ -46,7 +52,12 @@ class Generation:
     def form_for(self, position: int | None) -> Form:
         """The message for the node at a position."""
         assert self.form is not None
-        return msgspec.structs.replace(self.form, position=position)
+        if self.form.origin is None or position is None:
+            return msgspec.structs.replace(self.form, position=position)
+        node = self.form.peers[position].node
+        before = next((peer.position for peer in self.form.origin.holders if peer.node == node), -1)
+        origin = msgspec.structs.replace(self.form.origin, position=before)
+        return msgspec.structs.replace(self.form, position=position, origin=origin)
 
     def lacks(self, position: int, join: Join) -> list[int]:
         """The ranks that the node at a position should run, and does not, as its agent says that came back."""
@@ -59,30 +70,25 @@ class Generation:
         return join.stopped == self.number > join.generation and not ran
 
     def next_start(
-        self, members: Sequence[Node], *, groups: Groups, parity: int, demotions: Sequence[Demotion], keep: bool = True
+        self, members: Sequence[Node], worlds: Worlds, *, stays: bool, demotions: Sequence[Demotion], keep: bool = True
     ) -> Start:
         """Where the next one starts, as far as memory is concerned; all of ``members`` have said what they hold.
 
-        ``keep``: those are all that are left, and that they were will be remembered.
+        ``stays``: in the same world. ``keep``: those are all that are left, and that they were will be remembered.
         """
-        placed = [(n.position, n) for n in members if n.position is not None]
+        here = {n.name for n in members if n.formed == self.number}
+        survivors = frozenset(p for p, name in enumerate(self.ranks.nodes) if name in here)
         past = Past(
             generation=self.number,
             restore=self.start.restore,
             levels=self.levels,
             protected=self.start.protected,
             nodes=self.ranks.nodes,
-            survivors=frozenset(p for p, n in placed if n.formed == self.number),
+            survivors=survivors,
             judged=self._judged,
             demotions=demotions,
         )
-        holdings = {p: _of_position(n.inventory, p) for p, n in placed if n.inventory is not None}
-        start = choose_start(past, holdings, groups=groups, parity=parity)
+        start = choose_start(past, worlds.held(members, survivors, stays=stays))
         if keep:
             self._judged = start
         return start
-
-
-def _of_position(inventory: Inventory, position: int) -> list[Holding]:
-    """A node that once gave its position away may still hold another one's share."""
-    return [held for held in inventory.holdings if held.position == position]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from ftrain.link import Certified
 from ftrain_launcher.causes import Sign, classify, describe
 from ftrain_launcher.complaints import Complaint, Complaints
 from ftrain_launcher.demotion import Demotion, demotion_of
@@ -118,6 +119,11 @@ class History:
         """All ranks have their state back."""
         if self.log.open is not None:
             self.log.open.timeline.restored = when
+
+    def certified(self, certificate: Certified) -> None:
+        """The state that was re-sharded is proved."""
+        if self.log.open is not None:
+            self.log.open.certificate = certificate
 
     def settle(self, first_step: float | None) -> list[str]:
         """All ranks have made a step, or had none left to make: the incident is over. What people are told."""

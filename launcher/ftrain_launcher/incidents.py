@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import msgspec
 
+from ftrain.link import Certified
 from ftrain_launcher.causes import Cause, Sign, classify
 from ftrain_launcher.detect.verdict import Verdict
 
@@ -50,6 +51,8 @@ class Incident(msgspec.Struct, kw_only=True):
     resumed_from: int | None = None
     demoted: int | None = None
     """A newer version that was passed over, since the loss was not finite after it."""
+    certificate: Certified | None = None
+    """Where the state was re-sharded: what was proved of it before the first step."""
     closed: bool = False
     harmless: bool = False
     """It stopped nobody."""

@@ -59,7 +59,7 @@ class Launcher:
         """Run the job; nothing of it is left on this machine when this returns."""
         processes.adopt_orphans()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
             loop.add_signal_handler(number, self._interrupt, number)
         work = [self._keep_root_zygote(), self._keep_line(), self._keep_house()]
         work += [self._keep_controller()] if self.leads else []

@@ -21,13 +21,17 @@ def refusal(offer: Offer, config: JobConfig) -> str | None:
         ("the script", offer.argv[:1], work.argv[:1]),
         ("its arguments", offer.argv[1:], work.argv[1:]),
         ("-m", (offer.kind,), (work.kind,)),
-        ("--nnodes", (offer.nodes,), (config.nodes,)),
+        ("--nnodes", _size(offer), _size(config)),
         ("--nproc-per-node", (offer.nproc_per_node,), (work.nproc_per_node,)),
         ("--parity", (offer.parity,), (work.parity,)),
     ):
         if here != there:
             return f"{what} must be the same on all hosts: {_said(here)} here, {_said(there)} at the controller's host"
     return None
+
+
+def _size(job: Offer | JobConfig) -> tuple[object, ...]:
+    return (job.nodes,) if job.nodes_min is None else (f"{job.nodes_min}:{job.nodes}",)
 
 
 def _said(words: tuple[object, ...]) -> str:

@@ -6,6 +6,7 @@ from enum import StrEnum
 
 import msgspec
 
+from ftrain_launcher.events import Leave
 from ftrain_launcher.messages import DurableSearch
 from ftrain_snapshot.messages import Inventory
 
@@ -74,10 +75,8 @@ class Cordon(msgspec.Struct, frozen=True, kw_only=True):
     since: float
     quarantined: bool = False
     """The policy said so, and not an operator."""
-    leave_by: float | None = None
-    """When its ranks are to be moved even if nothing else breaks, once another node can take over; None: never."""
-    leave_after: int | None = None
-    """If this version is protected, there is no need to wait so long."""
+    leave: Leave = Leave.AT_NEXT_FAULT
+    """When those that it has are to be moved, once another node can take over."""
     returning: bool = False
     """It comes back if it passes its health check."""
 

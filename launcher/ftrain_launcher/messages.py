@@ -10,10 +10,11 @@ from typing import Literal
 
 import msgspec
 
-from ftrain.link import ReplicaDigest
+from ftrain.link import Certified, ReplicaDigest
 from ftrain_launcher.detect.records import NodeReport
 from ftrain_launcher.questions import Question, Reply
-from ftrain_snapshot.messages import DaemonStatus, Inventory, Peer, SnapshotId
+from ftrain_launcher.streams import Streams
+from ftrain_snapshot.messages import DaemonStatus, Inventory, Origin, Peer, SnapshotId
 from ftrain_snapshot.storage import DurableId
 
 PROTOCOL_VERSION = 1
@@ -43,13 +44,13 @@ class DurableSearch(msgspec.Struct, frozen=True):
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True):
-    """What the workers run: the same on every node and in every generation."""
+    """What the workers run: the same on every node and in every generation, but that few nodes have less parity."""
 
     job: str
     argv: tuple[str, ...]
     """The script (or module name) and its arguments."""
-    kind: str = "script"
-    """``script``, ``module`` (``-m``) or ``exec`` (a program that is not Python)."""
+    kind: Literal["script", "module", "exec"] = "script"
+    """A script, a module (``-m``), or a program that is not Python."""
     folder: str
     """Working directory."""
     log_folder: str
@@ -76,6 +77,10 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     """Fork the workers from a process that has torch imported."""
     environment: dict[str, str] = {}
     """Variables set for every worker, over the agent's own environment."""
+    role: str = "default"
+    """What workers are told that they are: torchrun's word."""
+    streams: Streams = Streams()
+    """What the terminal shows of them."""
 
     @property
     def start(self) -> Literal["fork", "exec"]:
@@ -90,7 +95,8 @@ class RankState(msgspec.Struct, frozen=True):
     local_rank: int
     pid: int | None
     state: str
-    """``starting``, ``restored``, ``running``, ``finished`` or ``exited``."""
+    """``starting``, ``restored``, ``running``, ``halted`` (it stands after a step, for a planned change), ``finished``
+    or ``exited``."""
     step: int | None = None
 
 
@@ -190,6 +196,36 @@ class RankStepped(msgspec.Struct, frozen=True, tag="stepped"):
     time: float
 
 
+class StateCertified(msgspec.Struct, frozen=True, tag="state_certified"):
+    """What another number of nodes had captured is proved to be whole here, before the first step."""
+
+    node: str
+    generation: int
+    certificate: Certified
+
+
+class Held(msgspec.Struct, frozen=True, tag="held"):
+    """The ranks of a node wait at their next commit, as `Hold` asked."""
+
+    node: str
+    generation: int
+    attempt: int
+    step: int
+    """The last step that any of them had begun to commit by then; none passes the next one without a look."""
+
+
+class RankHalted(msgspec.Struct, frozen=True, tag="rank_halted"):
+    """A rank has come to the step of `HaltAfter`, or had to go on."""
+
+    node: str
+    generation: int
+    rank: int
+    step: int
+    sealed: bool
+    """It has captured that step, and waits to be ended; False: it goes on."""
+    time: float
+
+
 class Trouble(msgspec.Struct, frozen=True, tag="trouble"):
     """Something other than a worker failed on a node."""
 
@@ -238,6 +274,9 @@ FromAgent = (
     | Stopped
     | RankRestored
     | RankStepped
+    | StateCertified
+    | Held
+    | RankHalted
     | Trouble
     | DurableEnded
     | ArenaShort
@@ -268,13 +307,35 @@ class Form(msgspec.Struct, frozen=True, tag="form", kw_only=True):
     store_host: str
     store_port: int
     restore: SnapshotId | None
+    origin: Origin | None = None
+    """What to start from where that was captured by another number of nodes; then ``restore`` is None."""
     groups: tuple[tuple[int, ...], ...] = ()
-    """The positions that are coded together: the same in all generations of a job."""
+    """The positions that are coded together: the same for as long as the job has so many nodes."""
     durable_start: DurableId | None = None
     """What to start from where there is nothing in memory."""
     durable_newest: int | None = None
     """The newest version on storage."""
     work: Work
+
+
+class Hold(msgspec.Struct, frozen=True, tag="hold"):
+    """Let the ranks wait at their next commit, and say how far they had come. For a moment: `HaltAfter` follows."""
+
+    generation: int
+    attempt: int
+
+
+class HaltAfter(msgspec.Struct, frozen=True, tag="halt_after"):
+    """All ranks go on to the end of this step, capture it, and wait there to be ended."""
+
+    generation: int
+    step: int
+
+
+class GoOn(msgspec.Struct, frozen=True, tag="go_on"):
+    """The halt is given up: nobody waits any more."""
+
+    generation: int
 
 
 class WriteDurable(msgspec.Struct, frozen=True, tag="write_durable"):
@@ -304,7 +365,7 @@ class Inject(msgspec.Struct, frozen=True, tag="inject"):
     rank: int | None = None
 
 
-ToAgent = Stop | Form | WriteDurable | Unpin | Shutdown | Inject | Question
+ToAgent = Stop | Form | Hold | HaltAfter | GoOn | WriteDurable | Unpin | Shutdown | Inject | Question
 
 # ---- launcher (its engine) <-> controller
 
@@ -320,6 +381,8 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     argv: tuple[str, ...]
     nodes: int
+    nodes_min: int | None = None
+    """None: as many as ``nodes``, always."""
     nproc_per_node: int
     parity: int
     node_rank: int | None = None

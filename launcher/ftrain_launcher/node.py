@@ -34,7 +34,10 @@ from ftrain_launcher.messages import (
     DurableSearch,
     Form,
     FromAgent,
+    GoOn,
+    HaltAfter,
     Heartbeat,
+    Hold,
     Inject,
     Join,
     Stop,
@@ -43,6 +46,7 @@ from ftrain_launcher.messages import (
     Unpin,
     WriteDurable,
 )
+from ftrain_launcher.node_halt import NodeHalt
 from ftrain_launcher.node_state import NodeFile, NodeRecord, kill_trees
 from ftrain_launcher.node_workers import NodeWorkers
 from ftrain_launcher.rings.watch import CommWatch
@@ -54,6 +58,7 @@ from ftrain_snapshot.messages import Inventory, Membership
 
 _ROOT_ZYGOTE_TIMEOUT_SECONDS = 60.0
 _ROOT_ZYGOTE_POLL_SECONDS = 0.02
+_PROTECTED_POLL_SECONDS = 0.02
 _logger = logging.getLogger(__name__)
 
 
@@ -126,6 +131,7 @@ class NodeRunner:
         await self._links.start()
         await asyncio.gather(self._start_daemon(before), self._adopt_workers(before))
         self._workers.open()
+        self._halts = NodeHalt(self.node, self.node_folder)
         self._write_down()
         if self.job.config.detect is not Detect.OFF:
             self._background.begin(self._comm.run())
@@ -166,6 +172,7 @@ class NodeRunner:
         await self._daemon.stop(grace_seconds=2.0)
         await self._links.close()
         self._workers.close()
+        self._halts.close()
         shutil.rmtree(self.node_folder, ignore_errors=True)
         with contextlib.suppress(OSError):
             self.node_folder.parent.rmdir()
@@ -227,6 +234,7 @@ class NodeRunner:
             self._comm.tell_now()  # who waits for whom is of the past in a moment
             await self._workers.stop()
             self._comm.forget()
+            self._halts.clear()
             self._form, self._all_started = None, False
             self._said.clear()
             self._write_down()
@@ -271,6 +279,32 @@ class NodeRunner:
             self._tell(trouble, ("trouble",))
         self._write_down()
         self._tell(await self.heartbeat(with_inventory=False))
+
+    async def halt(self, message: Hold | HaltAfter | GoOn) -> None:
+        """Have the ranks stop after one and the same step, or go on after all."""
+        if self._form is None or message.generation != self.generation:
+            return
+        match message:
+            case Hold():
+                if (answer := await self._halts.hold(message, self._form)) is not None:
+                    self._tell(answer)
+            case HaltAfter():
+                self._halts.halt_after(message)
+                if self._form.position == 0:
+                    self._background.begin(self._tell_when_protected(message))
+            case GoOn():
+                self._halts.go_on(message)
+                self._workers.go_on()
+
+    async def _tell_when_protected(self, message: HaltAfter) -> None:
+        """Ranks wait for it: the next heartbeat would come late."""
+        while self.generation == message.generation and self._halts.stays(message.step):
+            with contextlib.suppress(DaemonFailed):
+                protected = (await self._daemon.call(lambda client: client.status())).levels.protected
+                if protected is not None and protected >= message.step:
+                    self._tell(await self.heartbeat(with_inventory=False))
+                    return
+            await asyncio.sleep(_PROTECTED_POLL_SECONDS)
 
     async def write_durable(self, message: WriteDurable) -> None:
         """Begin this node's part of a durable checkpoint."""
@@ -362,6 +396,7 @@ class NodeRunner:
             parity=form.work.parity,
             peers=form.peers,
             restore=form.restore,
+            origin=form.origin,
             resumed=resumed,
             groups=form.groups,
             codec=form.work.codec,

@@ -16,16 +16,19 @@ import psutil
 
 from ftrain import link
 from ftrain_launcher.environment import interface_of, worker_environment
+from ftrain_launcher.error_file import lines_of
 from ftrain_launcher.jobs import JobRecord
 from ftrain_launcher.messages import (
     ArenaShort,
     Failure,
     Form,
     FromAgent,
+    RankHalted,
     RankRestored,
     RankState,
     RankStepped,
     ReplicaDigests,
+    StateCertified,
     Trouble,
     WorkerExit,
 )
@@ -33,10 +36,15 @@ from ftrain_launcher.node_state import WorkerRecord
 from ftrain_launcher.output import OutputTail, last_lines, log_path
 from ftrain_launcher.processes import has_ended
 from ftrain_launcher.spawning import Exited, Spawn
+from ftrain_launcher.streams import STDERR, STDOUT
 from ftrain_launcher.workers import WorkerHost
 from ftrain_snapshot.control import ControlPage
 
 _LINES_REPORTED = 20
+_LOCAL_RANK = "${local_rank}"
+"""In a script's arguments, as torchrun has it."""
+ERROR_SUFFIX = ".error.json"
+"""Of the file beside a rank's log that torch's ``record`` writes."""
 _RESTORE_ERRORS = ("SnapshotIncomplete", "ChecksumMismatch", "StorageError")
 
 Tell = Callable[[FromAgent, tuple[object, ...]], None]
@@ -61,6 +69,7 @@ class NodeWorkers:
     def __init__(self, job: JobRecord, node: str, host: WorkerHost, tell: Tell) -> None:
         self._job, self._node, self._host, self._tell = job, node, host, tell
         self._folder = Path(job.arena_folder) / node
+        self._streams = job.config.work.streams
         self._output = OutputTail()
         self._workers: dict[str, _Worker] = {}
         self.generation = 0
@@ -110,17 +119,17 @@ class NodeWorkers:
             spawn = self._spawn(form, lane)
             rank = form.position * form.work.nproc_per_node + lane
             pid = await self._host.spawn(spawn)
-            self._workers[spawn.id] = _Worker(WorkerRecord(spawn.id, rank, lane, pid))
-            self._output.follow(Path(spawn.stdout_path), f"[rank {rank}] ")
+            self._workers[spawn.id] = worker = _Worker(WorkerRecord(spawn.id, rank, lane, pid))
+            self._show(worker)
 
     def _spawn(self, form: Form, lane: int) -> Spawn:
         work, nodes = form.work, len(form.peers)
         rank = form.position * work.nproc_per_node + lane
-        log = str(self._log(rank))
+        out, err = (str(path) for path in self._logs(rank))
         return Spawn(
             id=f"g{form.generation}-rank{rank}",
-            argv=work.argv,
-            kind="module" if work.kind == "module" else "script",
+            argv=tuple(word.replace(_LOCAL_RANK, str(lane)) for word in work.argv),
+            kind=work.kind,
             env=worker_environment(
                 job=work.job,
                 node=self._node,
@@ -141,13 +150,16 @@ class NodeWorkers:
                 collective_timeout_seconds=work.collective_timeout_seconds,
                 deterministic_reduction=work.deterministic_reduction,
                 restore=form.restore,
+                origin=form.origin,
                 durable_start=form.durable_start,
                 interface=interface_of(self._job.host),
                 user=work.environment,
+                role=work.role,
+                error_file=self._log(rank).with_suffix(ERROR_SUFFIX),
             ),
             cwd=self._job.config.work.folder,
-            stdout_path=log,
-            stderr_path=log,
+            stdout_path=out,
+            stderr_path=err,
             start=work.start,
         )
 
@@ -155,8 +167,8 @@ class NodeWorkers:
         """Take over the workers that an agent before this one started."""
         self.generation = generation
         for record in records:
-            self._workers[record.id] = _Worker(record)
-            self._output.follow(self._log(record.rank), f"[rank {record.rank}] ", from_end=True)
+            self._workers[record.id] = worker = _Worker(record)
+            self._show(worker, from_end=True)
 
     def bury_missing(self) -> None:
         """Report those that ended while no agent was there, and whose end was told to the one before."""
@@ -175,8 +187,13 @@ class NodeWorkers:
                 worker.pid = None
         await self._host.kill_all_now()
         for worker in self._workers.values():
-            self._output.finish(self._log(worker.record.rank))
+            self._finish_output(worker)
         self._workers.clear()
+
+    def go_on(self) -> None:
+        """Those that were halted train again."""
+        for worker in self._workers.values():
+            worker.state = "running" if worker.state == "halted" else worker.state
 
     def kill(self, rank: int) -> None:
         """SIGKILL one of them, as a fault would."""
@@ -191,7 +208,7 @@ class NodeWorkers:
             return
         worker.pid, worker.state = None, "exited"
         self._report_end(worker, exited.code, exited.signal)
-        self._output.finish(self._log(worker.record.rank))
+        self._finish_output(worker)
 
     def _report_end(self, worker: _Worker, code: int | None, number: int | None) -> None:
         rank = worker.record.rank
@@ -205,7 +222,7 @@ class NodeWorkers:
             finished=worker.finished,
             failure=worker.failure,
             step=self._step(worker.record.local_rank),
-            last_lines=tuple(last_lines(self._log(rank), _LINES_REPORTED)),
+            last_lines=self._last_lines(rank),
         )
         self._tell(message, ("exit", rank))
 
@@ -228,6 +245,11 @@ class NodeWorkers:
                 self._tell(ArenaShort(self._node, generation, needed, available), ("short",))
             case link.Failed():
                 self._hear_failure(worker, message)
+            case link.Halted(step, sealed, moment):
+                worker.state = "halted" if sealed else "running"
+                self._tell(RankHalted(self._node, generation, rank, step, sealed, moment), ("halted", rank))
+            case link.Certified():
+                self._tell(StateCertified(self._node, generation, message), ("certified", rank))
             case link.Replicas(step, digests):
                 self._tell(ReplicaDigests(self._node, generation, rank, step, digests), ("replicas", rank))
 
@@ -249,8 +271,32 @@ class NodeWorkers:
         )
         self._report_end(worker, None, None)
 
+    # ---- what they write
+
     def _log(self, rank: int) -> Path:
         return log_path(Path(self._job.config.work.log_folder), self.generation, rank)
+
+    def _logs(self, rank: int) -> tuple[Path, Path]:
+        """The files of its stdout and of its stderr: one, unless somebody wants to tell them apart."""
+        log = self._log(rank)
+        return log, log.with_suffix(".err") if self._streams.apart else log
+
+    def _show(self, worker: _Worker, *, from_end: bool = False) -> None:
+        """Copy to the terminal what is to be seen there."""
+        record = worker.record
+        for path, stream in zip(self._logs(record.rank), (STDOUT, STDERR), strict=True):
+            if self._streams.shows(record.local_rank, stream):
+                self._output.follow(path, f"[rank {record.rank}] ", from_end=from_end)
+
+    def _finish_output(self, worker: _Worker) -> None:
+        for path in self._logs(worker.record.rank):
+            self._output.finish(path)
+
+    def _last_lines(self, rank: int) -> tuple[str, ...]:
+        """Why it ended, in its own words."""
+        _, err = self._logs(rank)
+        told = lines_of(self._log(rank).with_suffix(ERROR_SUFFIX), _LINES_REPORTED)
+        return tuple(told or last_lines(err, _LINES_REPORTED))
 
 
 def is_restore_failure(error: str) -> bool:

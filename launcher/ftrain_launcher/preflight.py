@@ -65,7 +65,7 @@ class Preflight:
 
     def verdict(self) -> Action | None:
         """How the job ends, if too few nodes are left, here or to come."""
-        if not self.failures or self._roster.idle() + self._recruiting.to_come() >= self._config.nodes:
+        if not self.failures or self._roster.idle() + self._recruiting.to_come() >= self._config.least:
             return None
         return Action(False, f"too few nodes passed --preflight ({self.failures})", EXIT_NODES)
 

@@ -2,9 +2,10 @@
 
 One that holds ranks gives them away when a generation is formed, whatever it is formed for, if another node is there
 to take them and nothing but the snapshot in flight is lost by it; who has stopped says what it holds, so that is known
-and not guessed. Where the ranks are to be moved in any case, a generation is formed for that alone: once a
-snapshot of the present one is protected, so that all of the node's bytes are on other nodes too. A cordoned node stays
-connected. If the job would lack a node, it takes those back that only the policy has taken out.
+and not guessed. Where the ranks are to be moved in any case, a generation is formed for that alone: once all ranks
+have stopped after one step, which is protected (`halting.py`), or at once, if anything of the present generation is
+protected, so that all of the node's bytes are on other nodes too. A cordoned node stays connected. If the job would
+lack a node, it takes those back that only the policy has taken out.
 """
 
 from __future__ import annotations
@@ -28,9 +29,6 @@ from ftrain_launcher.recruiting import Recruiting
 from ftrain_launcher.roster import Roster
 from ftrain_launcher.strikes import STRIKES_SECONDS, Strikes, strikes
 
-LEAVE_SECONDS = 10.0
-"""How long a move waits for the newest snapshot to be protected."""
-
 
 class Quarantine:
     """One job's; all that it uses is the coordinator's."""
@@ -38,8 +36,6 @@ class Quarantine:
     def __init__(
         self, config: JobConfig, roster: Roster, recruiting: Recruiting, orders: Orders, history: History
     ) -> None:
-        self.deadline: float | None = None
-        """When a planned move begins at the latest; None: none is waited for."""
         self._isolations: list[float] = []
         """When the policy took out nodes, within the last hour."""
         self._config = config
@@ -68,30 +64,25 @@ class Quarantine:
     @property
     def moves(self) -> bool:
         """A member is to give its ranks away: each snapshot that is protected counts."""
-        return any(_is_leaving(node) for node in self._roster.cordoned.values())
+        return bool(self._leaving(Leave.NOW))
 
     # ---- what operators want
 
-    def take(self, event: CordonNode | UncordonNode, formed: Generation, now: float) -> None:
+    def take(self, event: CordonNode | UncordonNode, now: float) -> None:
         """What an operator asks for; of no matter if the node is gone meanwhile."""
         node = self._roster.nodes.get(event.node)
         if node is None or node.gone or node.state is NodeState.STARTING:
             return
         if isinstance(event, CordonNode):
-            self._cordon(node, event, formed, now)
+            self._cordon(node, event, now)
         elif node.cordon is not None:
             self._uncordon(node, event, node.cordon)
 
-    def _cordon(self, node: Node, event: CordonNode, formed: Generation, now: float) -> None:
+    def _cordon(self, node: Node, event: CordonNode, now: float) -> None:
         leaves = event.leave is not Leave.AT_NEXT_FAULT and node.position is not None
         stays = leaves and not self._config.work.parity
-        cordon = Cordon(
-            reason=event.reason,
-            since=now,
-            leave_by=now + LEAVE_SECONDS * (event.leave is Leave.SOON) if leaves and not stays else None,
-            leave_after=formed.levels.sealed,
-        )
-        self._roster.cordon(node, cordon)
+        leave = Leave.AT_NEXT_FAULT if stays else event.leave
+        self._roster.cordon(node, Cordon(reason=event.reason, since=now, leave=leave))
         why = "; without parity nobody else has what it holds: it keeps its ranks" if stays else ""
         self._orders.announce([f"{node.name} is cordoned{_because(event.reason)}{why}"])
 
@@ -162,10 +153,10 @@ class Quarantine:
             decision = f"{node.name} stays ({reason}): {most} nodes were taken out within an hour already"
         else:
             self._isolations.append(now)
-            until = now + LEAVE_SECONDS if wait else now
-            self._roster.cordon(node, Cordon(reason=reason, since=now, quarantined=True, leave_by=until))
+            leave = Leave.SOON if wait else Leave.NOW
+            self._roster.cordon(node, Cordon(reason=reason, since=now, quarantined=True, leave=leave))
             decision = f"{node.name} is quarantined: {reason}"
-            if node.position is not None and not self._roster.ready():
+            if node.position is not None and not self._room():
                 decision += "; it keeps its ranks until another node is there"
         if incident.decide(decision):
             self._orders.announce([decision])
@@ -182,61 +173,71 @@ class Quarantine:
     # ---- ranks are moved
 
     def due(self, formed: Generation, now: float) -> Sign | None:
-        """While the job trains: whether it is time for a generation that is formed to move ranks alone."""
-        self.deadline = None
-        leaving = [node for node in self._roster.cordoned.values() if _is_leaving(node)]
+        """While the job trains: whether a generation is wanted to move ranks alone, once all have been halted."""
+        return self._move(self._leaving(Leave.SOON), formed, now)
+
+    def due_now(self, formed: Generation, now: float) -> Sign | None:
+        """Whether one is to be formed at once: what is protected of the present one is enough."""
+        version, protected = formed.start.version, formed.levels.protected
+        is_newer = protected is not None and (version is None or protected > version)
+        return self._move(self._leaving(Leave.NOW), formed, now) if is_newer else None
+
+    def _leaving(self, leave: Leave) -> list[Node]:
+        members = (node for node in self._roster.cordoned.values() if node.state is NodeState.ACTIVE)
+        return [node for node in members if node.cordon is not None and node.cordon.leave is leave]
+
+    def _move(self, leaving: Sequence[Node], formed: Generation, now: float) -> Sign | None:
+        """The first of them goes, if another node is there; else one is asked for."""
         if not leaving or not formed.ranks.in_training:
             return None
-        if not self._roster.ready():
+        first = min(leaving, key=_since)
+        waits = now < _since(first) + self._config.shrink_after_seconds
+        if not (self._roster.ready() if waits else self._room()):
             self._recruiting.replace_spares(now, wanted=len(leaving))
             return None
-        version, protected = formed.start.version, formed.levels.protected
-        if protected is None or (version is not None and protected <= version):
-            return None
-        first = min(leaving, key=_leave_by)
         assert first.cordon is not None
-        after = first.cordon.leave_after
-        if now < _leave_by(first) and (after is None or protected < after):
-            self.deadline = _leave_by(first)
-            return None
-        first.cordon = msgspec.structs.replace(first.cordon, leave_by=min(now, _leave_by(first)))
         return Sign(kind=DRAINED, node=first.name, time=now, reason=first.cordon.reason)
 
-    def vacate(self, start: Start, start_without: Callable[[Sequence[Node]], Start], now: float) -> list[Node]:
-        """Once all members have stopped: those that give their positions to idle nodes, as far as there are any.
+    def _room(self) -> int:
+        """How many members may leave: others can take their positions, or the job goes on with fewer."""
+        return self._roster.ready() + max(0, self._roster.superfluous())
+
+    def vacate(self, start: Start, start_without: Callable[[Sequence[Node]], Start]) -> list[Node]:
+        """Once all members have stopped: those that give their positions to idle nodes, or up, as far as can be.
 
         ``start`` is where the job goes on if all of them stay.
         """
         members = [node for node in self._roster.cordoned.values() if node.position is not None]
         leaving: list[Node] = []
-        for node in sorted(members, key=_leave_by):
-            if len(leaving) == self._roster.ready():
+        for node in sorted(members, key=_since):
+            if len(leaving) == self._room():
                 break
-            must = _leave_by(node) <= now
-            if _costs_little(start, start_without([*leaving, node]), nothing=not must):
+            assert node.cordon is not None
+            soon = node.cordon.leave is Leave.SOON
+            if _costs_little(start, start_without([*leaving, node]), nothing=soon):
                 leaving.append(node)
-            elif must:
-                self._stays(node)
+            elif not soon or self._is_planned:
+                self._stays(node, node.cordon)
         for node in leaving:
             self._roster.vacate(node)
         return leaving
 
-    def _stays(self, node: Node) -> None:
+    @property
+    def _is_planned(self) -> bool:
+        """The generation that is being formed is formed for nothing but to move ranks."""
+        incident = self._history.log.forming
+        return incident is not None and all(sign.kind == DRAINED for sign in incident.signs)
+
+    def _stays(self, node: Node, cordon: Cordon) -> None:
         """It is not tried for ever: the next fault is the next occasion."""
-        assert node.cordon is not None
-        if node.cordon.leave_by is not None:
-            node.cordon = msgspec.structs.replace(node.cordon, leave_by=None)
+        if cordon.leave is not Leave.AT_NEXT_FAULT:
+            node.cordon = msgspec.structs.replace(cordon, leave=Leave.AT_NEXT_FAULT)
             self._orders.announce([f"{node.name} keeps its ranks: without it too little of the state would be left"])
 
 
-def _is_leaving(node: Node) -> bool:
-    return node.state is NodeState.ACTIVE and node.cordon is not None and node.cordon.leave_by is not None
-
-
-def _leave_by(node: Node) -> float:
-    """A cordon that waits for the next fault is due at any."""
+def _since(node: Node) -> float:
     assert node.cordon is not None
-    return 0.0 if node.cordon.leave_by is None else node.cordon.leave_by
+    return node.cordon.since
 
 
 def _costs_little(start: Start, without: Start, *, nothing: bool) -> bool:

@@ -11,6 +11,8 @@ from ftrain_launcher.orders import Orders
 from ftrain_launcher.policy import EXIT_NODES, Action
 from ftrain_launcher.roster import Roster
 
+LAST_CALL_SECONDS = 30.0
+"""Once the fewest nodes are here with which the job can begin, more are waited for so long; as torchrun does."""
 _FAILURES_MIN = 3
 """So many nodes may be lost in a row before they ran, or half as many as the job has."""
 
@@ -21,6 +23,10 @@ class Recruiting:
     def __init__(self, config: JobConfig, roster: Roster, orders: Orders) -> None:
         self.deadline: float | None = None
         """Until when to wait for hosts; None: enough are there, or on their way."""
+        self.last_call: float | None = None
+        """When the job begins with fewer nodes than it may have; None: too few are here, or it has begun."""
+        self._called = False
+        """That time is over."""
         self._failures = 0
         """Nodes lost in a row before they ran."""
         self._config = config
@@ -38,12 +44,30 @@ class Recruiting:
     def replace_spares(self, now: float, wanted: int = 0) -> None:
         """Ask for new spares in place of those that were used or lost; ``wanted``: so many are needed at least."""
         if not self._hopeless():
-            self.ask_for(max(self._config.spares, wanted) - self._roster.idle(), now)
+            room = self._config.nodes - len(self._roster.positions)
+            self.ask_for(max(self._config.spares, wanted) + room - self._roster.idle(), now)
 
     def gathered(self) -> bool:
         """Whether the first nodes are here: they are meant for the ranks; spares fill in for those that do not come."""
+        idle = self._roster.idle()
+        if self._called and idle >= self._config.least:
+            return True
         may_come = any(n.number < self._config.nodes for n in self._roster.in_state(NodeState.STARTING))
-        return self._roster.idle() >= self._config.nodes and not may_come
+        return idle >= self._config.nodes and not may_come
+
+    def call(self, now: float, *, gathering: bool) -> None:
+        """While the job gathers: once it could begin, the others have a while to come."""
+        if not gathering or self._called or not self._config.elastic or self._roster.idle() < self._config.least:
+            self.last_call = None
+        elif self.last_call is None:
+            self.last_call = now + min(LAST_CALL_SECONDS, self._config.host_wait_seconds)
+
+    def is_called(self, now: float) -> bool:
+        """Whether the others have had their while, just now."""
+        if self.last_call is None or now < self.last_call:
+            return False
+        self._called, self.last_call = True, None
+        return True
 
     def to_come(self) -> int:
         """How many more may take a position: they are on their way, or hosts of which too few have come yet."""
@@ -82,7 +106,10 @@ class Recruiting:
 
     def announce_host(self, node: Node) -> None:
         """The agent of a host is there for the first time."""
-        if self._config.hosts:
+        if self._config.hosts and self._config.elastic:
+            here = f"{self._roster.held() + self._roster.idle()} of {self._config.size}"
+            self._orders.announce([f"{node.name} is {node.hostname} ({node.host}); {here} are here"])
+        elif self._config.hosts:
             missing = self._roster.missing() + self._roster.expected()
             more = f"{missing} to come" if missing else "all are here"
             self._orders.announce([f"{node.name} is {node.hostname} ({node.host}); {more}"])
@@ -108,7 +135,7 @@ class Recruiting:
         return Action(False, f"{self._missing()} hosts did not come {within}{besides}", EXIT_NODES)
 
     def _missing(self) -> str:
-        return f"{self._roster.missing()} of {self._config.nodes}"
+        return f"{self._roster.missing()} of {self._config.least}"
 
     def _start(self, node: Node, now: float) -> None:
         self._roster.wait(node, now + self._config.start_timeout_seconds)

@@ -20,7 +20,9 @@ _ON_THEIR_WAY = (NodeState.STARTING, NodeState.AWAY)
 class Roster:
     """Who is there, who holds which position, and until when we wait for whom."""
 
-    def __init__(self, positions: int) -> None:
+    def __init__(self, positions: int, least: int | None = None) -> None:
+        """``least``: with so many nodes the job can go on; None: with one for each position."""
+        self._least = positions if least is None else least
         self.nodes: dict[str, Node] = {}
         """All nodes by name, in order of their numbers; those that are gone stay, so that they are not let in again."""
         self.positions: list[str | None] = [None] * positions
@@ -71,8 +73,16 @@ class Roster:
         return next((n for n in self.nodes.values() if n.launcher == launcher and not n.gone), None)
 
     def missing(self) -> int:
-        """How many positions there is nobody for, neither here nor on the way."""
-        return max(0, len(self.vacant) - self.idle() - self.expected())
+        """How many nodes the job lacks to go on, that are neither here nor on the way."""
+        return max(0, self._least - self.held() - self.idle() - self.expected())
+
+    def held(self) -> int:
+        """How many positions have a node."""
+        return len(self.positions) - len(self.vacant)
+
+    def superfluous(self) -> int:
+        """How many of these nodes the job could do without; less than none: it lacks some."""
+        return self.held() - self._least
 
     def idle(self) -> int:
         """How many nodes can take a position."""
@@ -90,6 +100,18 @@ class Roster:
     def members(self) -> list[Node]:
         """The nodes that hold positions, in order of position."""
         return [self.nodes[name] for name in self.positions if name is not None]
+
+    def reshape(self, size: int) -> None:
+        """So many positions from now on, at least one a member: these get the first ones, in the order they had."""
+        members, awaited = self.members(), {self.positions[p] for p in self.waited_for}
+        self.positions[:] = [node.name for node in members] + [None] * (size - len(members))
+        self.vacant.clear()
+        self.vacant.update(range(len(members), size))
+        self.waited_for.clear()
+        for position, node in enumerate(members):
+            node.position = position
+            if node.name in awaited:
+                self.waited_for.add(position)
 
     def fill(self, groups: Sequence[Sequence[int]] = ()) -> list[Node]:
         """Give vacant positions to idle nodes, those that were checked first; returns these nodes.

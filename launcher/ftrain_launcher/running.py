@@ -21,6 +21,7 @@ from ftrain_launcher.messages import (
     Join,
     RankRestored,
     RankStepped,
+    StateCertified,
     Unpin,
     WorkerExit,
     WriteDurable,
@@ -32,7 +33,17 @@ from ftrain_launcher.recruiting import Recruiting
 from ftrain_launcher.roster import Roster
 from ftrain_snapshot.messages import Levels
 
-Report = WorkerExit | RankRestored | RankStepped | ArenaShort | Progress | DurableEnded | Diagnosed | QuickAgain
+Report = (
+    WorkerExit
+    | RankRestored
+    | RankStepped
+    | StateCertified
+    | ArenaShort
+    | Progress
+    | DurableEnded
+    | Diagnosed
+    | QuickAgain
+)
 UNPROTECTED_SECONDS = 60.0
 """After the first snapshot was sealed; protecting it takes seconds."""
 _FINISHED = Action(False, "training finished")
@@ -80,6 +91,8 @@ class Running:
             case RankRestored() | RankStepped():
                 if not stopping:
                     self._advance(generation, report, now)
+            case StateCertified():
+                self._history.certified(report.certificate)
             case QuickAgain():
                 rank = generation.ranks.by_number.get(report.rank)
                 if rank is not None:
@@ -113,7 +126,7 @@ class Running:
 
     def _warn_of_exposure(self, generation: Generation, now: float) -> None:
         since = generation.unprotected_since
-        if since is None or not self._config.work.parity or generation.levels.protected is not None:
+        if since is None or not generation.parity or generation.levels.protected is not None:
             return
         if now - since >= UNPROTECTED_SECONDS:
             generation.unprotected_since = inf

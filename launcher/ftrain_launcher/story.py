@@ -66,6 +66,7 @@ def _sections(incident: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
     for sign in incident["signs"]:
         yield from _evidence(sign)
     yield "what followed", list(_outcome(incident))
+    yield "what was proved of the re-sharded state", list(_certificate(incident["certificate"] or {}))
 
 
 def _timeline(incident: dict[str, Any]) -> Iterator[str]:
@@ -114,6 +115,16 @@ def _evidence(sign: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
     if sign["traceback"]:
         yield f"traceback of {who}", sign["traceback"].rstrip().splitlines()
     yield f"the end of the log of {who}", [line.rstrip() for line in sign["last_lines"]]
+
+
+def _certificate(certificate: dict[str, Any]) -> Iterator[str]:
+    if not certificate:
+        return
+    yield f"step {certificate['version']}, {certificate['ranks']} ranks, in {certificate['seconds']:.2f} s"
+    yield f"{certificate['tensors']} tensors are whole; {certificate['compared_bytes']:,} bytes are equal on replicas"
+    yield f"{certificate['counters']} parameters have equal optimizer steps"
+    for name, position in certificate["samplers"].items():
+        yield f"{name} stands at {position} global batches, {certificate['samples'].get(name, 0):,} samples"
 
 
 def _outcome(incident: dict[str, Any]) -> Iterator[str]:

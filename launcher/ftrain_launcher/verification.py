@@ -8,8 +8,9 @@ from typing import Any
 
 from ftrain_launcher.questions import Verified, Verify
 from ftrain_launcher.requests import Requests
-from ftrain_snapshot.messages import Damage
-from ftrain_snapshot.placement import Group, Groups, group_of
+from ftrain_launcher.worlds import Worlds
+from ftrain_snapshot.messages import Damage, LaneReport
+from ftrain_snapshot.placement import Group, group_of
 
 ANSWER_SECONDS_MAX = 570.0
 
@@ -24,14 +25,14 @@ async def verify_all(requests: Requests, nodes: Iterable[str]) -> list[Verified]
     return list(await asyncio.gather(*map(ask, nodes)))
 
 
-def shown(job: str, answers: Iterable[Verified], groups: Groups, parity: int) -> dict[str, Any]:
+def shown(job: str, answers: Iterable[Verified], worlds: Worlds) -> dict[str, Any]:
     """``ftrain snapshots --verify --json``; ``sound``: nothing is lost, and every node was checked."""
-    nodes = [_node(answer, groups, parity) for answer in answers]
+    nodes = [_node(answer, worlds) for answer in answers]
     sound = all(node["failure"] is None and node["damaged"] == node["repaired"] for node in nodes)
     return {"job": job, "sound": sound, "nodes": nodes}
 
 
-def _node(answer: Verified, groups: Groups, parity: int) -> dict[str, Any]:
+def _node(answer: Verified, worlds: Worlds) -> dict[str, Any]:
     lanes = [
         {
             "version": lane.snapshot.version,
@@ -40,7 +41,7 @@ def _node(answer: Verified, groups: Groups, parity: int) -> dict[str, Any]:
             "checked": lane.checked,
             "damaged": lane.damaged,
             "repaired": lane.repaired,
-            "damage": [_damage(d, lane.position, group_of(lane.position, groups, parity)) for d in lane.damage],
+            "damage": _damages(lane, worlds),
         }
         for lane in answer.lanes
     ]
@@ -50,6 +51,13 @@ def _node(answer: Verified, groups: Groups, parity: int) -> dict[str, Any]:
         **{word: sum(lane[word] for lane in lanes) for word in ("checked", "damaged", "repaired")},
         "lanes": lanes,
     }
+
+
+def _damages(lane: LaneReport, worlds: Worlds) -> list[dict[str, Any]]:
+    """None, if nobody knows any more how that snapshot was coded."""
+    world = worlds.of(lane.snapshot)
+    group = group_of(lane.position, world.groups, world.parity) if world is not None else None
+    return [_damage(damage, lane.position, group) for damage in lane.damage] if group is not None else []
 
 
 def _damage(damage: Damage, position: int, group: Group) -> dict[str, Any]:

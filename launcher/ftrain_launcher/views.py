@@ -15,6 +15,7 @@ from ftrain_launcher.coordinator import Coordinator
 from ftrain_launcher.detect.verdict import Verdict
 from ftrain_launcher.durable import DurableTier
 from ftrain_launcher.errors import UsageError
+from ftrain_launcher.events import Leave
 from ftrain_launcher.incidents import Incident
 from ftrain_launcher.membership import Node, NodeState, Phase
 from ftrain_launcher.messages import RankState, WorkerExit
@@ -90,6 +91,7 @@ def status(coordinator: Coordinator, observations: Observations, controller_pid:
         "state": _job_state(coordinator),
         "generation": coordinator.generation,
         "controller": {"pid": controller_pid},
+        "size": _size(coordinator),
         "nodes": [_node(n, observations.get(n.name)) for n in coordinator.nodes.values()],
         "snapshots": {
             "sealed": now.sealed,
@@ -106,6 +108,12 @@ def status(coordinator: Coordinator, observations: Observations, controller_pid:
         "incidents": coordinator.incidents_total,
         "message": coordinator.exit_message,
     }
+
+
+def _size(coordinator: Coordinator) -> dict[str, int]:
+    """How many nodes hold ranks, and between which numbers that may change."""
+    config, here = coordinator.config, sum(name is not None for name in coordinator.positions)
+    return {"nodes": here, "min": config.least, "max": config.nodes}
 
 
 def _snapshot_counts(observations: Observations) -> dict[str, int]:
@@ -180,6 +188,7 @@ def nodes(coordinator: Coordinator, now_seconds: float) -> dict[str, Any]:
     found, machines = quarantine.strikes(now_seconds), quarantine.machines()
     return {
         "job": coordinator.config.work.job,
+        "size": _size(coordinator),
         "isolations": {
             "last_hour": quarantine.isolations(now_seconds),
             "max": isolations_max(coordinator.config.nodes),
@@ -207,7 +216,7 @@ def node(coordinator: Coordinator, known: Node, found: Sequence[Strike]) -> dict
             "reason": cordon.reason,
             "since": cordon.since,
             "quarantined": cordon.quarantined,
-            "leaves": cordon.leave_by is not None and first is not None,
+            "leaves": cordon.leave is not Leave.AT_NEXT_FAULT and first is not None,
             "returning": cordon.returning,
         },
         "health": msgspec.to_builtins(known.health),
@@ -270,6 +279,7 @@ def incident(coordinator: Coordinator, number: int) -> dict[str, Any]:
             "signs": [_sign(sign) for sign in found.signs],
             "verdicts": [_verdict(verdict) for verdict in found.verdicts],
             "decision": found.decision or None,
+            "certificate": None if found.certificate is None else msgspec.structs.asdict(found.certificate),
             "harmless": found.harmless,
             "over": found.over or None,
         },
@@ -301,7 +311,7 @@ def snapshots(coordinator: Coordinator, observations: Observations, now_seconds:
     """``ftrain snapshots --json``: each version, its level, and what every node holds of it."""
     now = levels(coordinator, observations)
     versions: dict[tuple[int, int, int], dict[str, Any]] = {}
-    for position, name in enumerate(coordinator.positions):
+    for name in coordinator.positions:
         seen = observations.get(name) if name is not None else None
         for held in seen.inventory.holdings if seen and seen.inventory else ():
             key = held.snapshot
@@ -312,7 +322,7 @@ def snapshots(coordinator: Coordinator, observations: Observations, now_seconds:
             entry["nodes"].append(
                 {
                     "node": name,
-                    "position": position,
+                    "position": held.position,
                     "data": held.data,
                     "parity": held.parity,
                     "data_bytes": held.data_bytes,
@@ -323,7 +333,7 @@ def snapshots(coordinator: Coordinator, observations: Observations, now_seconds:
             )
     for entry in versions.values():
         entry["level"] = _level(entry["version"], now)
-    parity = coordinator.config.work.parity
+    parity = coordinator.parity
     return {
         "job": coordinator.config.work.job,
         "levels": {"sealed": now.sealed, "protected": now.protected, "durable": now.durable},

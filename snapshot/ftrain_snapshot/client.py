@@ -7,8 +7,9 @@ without an error: a restarted daemon finds what was sealed by scanning the heade
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from socket import socket
 from threading import Lock
@@ -19,13 +20,14 @@ import msgspec
 
 from ftrain_snapshot import messages as m
 from ftrain_snapshot.errors import ArenaTooSmall, DaemonLost, ProtocolError, SnapshotError, SnapshotIncomplete
-from ftrain_snapshot.frames import connect_unix, decode, recv_frame, send_frame
+from ftrain_snapshot.frames import connect_unix, decode, recv_frame, recv_into, send_frame
+from ftrain_snapshot.read_plan import READ_BYTES_MAX, PlannedRead, Wanted, read_requests
 
 SOCKET_NAME = "daemon.sock"
-READ_BYTES = 4 << 20
-"""Bytes in one answer."""
 READ_TIMEOUT_SECONDS = 30.0
 """For one such answer: sources that do not answer are given up one after the other."""
+READS_AHEAD = 4
+"""Requests for bytes that are under way at once."""
 TOUCH_BYTES_PER_SECOND = 100e6
 """A slow machine's rate of touching fresh memory: what ``reserve`` adds to its timeout."""
 _REPLY: msgspec.msgpack.Decoder[m.Reply] = msgspec.msgpack.Decoder(m.Reply)
@@ -153,14 +155,58 @@ class DaemonClient:
     def read(self, snapshot: m.SnapshotId, position: int, lane: int, start: int, stop: int) -> bytes:
         """Bytes ``start`` to ``stop`` of a unit, verified: from here, from its node, or decoded from others.
 
-        In pieces of 4 MiB: whoever reads more than fits into memory asks for it in turn. Raises SnapshotIncomplete
-        if they cannot be had.
+        Whoever reads more than fits into memory asks for it in turn. Raises SnapshotIncomplete if they cannot be had.
         """
         out = bytearray()
-        for begin in range(start, stop, READ_BYTES):
-            request = m.Read(snapshot, position, lane, begin, min(stop, begin + READ_BYTES))
-            out += _expect(self._whole(request), m.Bytes).data
+        for begin in range(start, stop, READS_AHEAD * READ_BYTES_MAX):
+            piece = bytearray(min(stop - begin, READS_AHEAD * READ_BYTES_MAX))
+            self.read_many(snapshot, [Wanted(position, lane, begin, memoryview(piece))])
+            out += piece
         return bytes(out)
+
+    def read_many(self, snapshot: m.SnapshotId, wanted: Iterable[Wanted], *, patience_seconds: float = 0.0) -> None:
+        """Read into the buffers of all that is ``wanted``, verified; requests of 4 MiB, several of them under way.
+
+        Small ranges of one unit share a request while they follow one another: give them in order of position, lane
+        and start. ``patience_seconds``: how long to wait, again and again, for a daemon that is being restarted; what
+        was under way is then read anew. Raises SnapshotIncomplete if any bytes cannot be had: some buffers may be
+        filled by then.
+        """
+        left = dict(enumerate(read_requests(snapshot, wanted)))
+        deadline = time.monotonic() + patience_seconds
+        while left:
+            before = len(left)
+            try:
+                self._read(left)
+            except DaemonLost:
+                if len(left) < before:
+                    deadline = time.monotonic() + patience_seconds
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.05)
+
+    def _read(self, left: dict[int, PlannedRead]) -> None:
+        """Have all that is ``left`` answered; what is done is taken out."""
+        with self._line(max(self._timeout_seconds, READ_TIMEOUT_SECONDS)) as sock:
+            to_ask = iter(sorted(left))
+            for number in islice(to_ask, READS_AHEAD):
+                self._ask_for(sock, number, left[number])
+            while left:
+                reply = decode(_REPLY, recv_frame(sock))
+                if isinstance(reply, m.Incomplete):
+                    raise SnapshotIncomplete(reply.reason)
+                answer = _expect(reply, m.Bytes)
+                read = left.get(answer.number)
+                if read is None or answer.length != sum(len(view) for view in read.into):
+                    raise ProtocolError(f"the daemon answered with {answer.length} bytes that nobody asked for")
+                recv_into(sock, read.into)
+                del left[answer.number]
+                for number in islice(to_ask, 1):
+                    self._ask_for(sock, number, left[number])
+
+    def _ask_for(self, sock: socket, number: int, read: PlannedRead) -> None:
+        request = m.Read(read.snapshot, read.position, read.lane, tuple(read.ranges), number)
+        send_frame(sock, msgspec.msgpack.encode(request))
 
     def _whole(self, request: m.Request) -> m.Reply:
         reply = self._ask(request, max(self._timeout_seconds, READ_TIMEOUT_SECONDS))
@@ -231,16 +277,25 @@ class DaemonClient:
                 self.close()
 
     def _ask(self, request: m.Request, timeout_seconds: float | None = None) -> m.Reply:
-        """One request and its answer; after any failure the connection is closed, so answers never mix."""
+        """One request and its answer."""
+        with self._line(self._timeout_seconds if timeout_seconds is None else timeout_seconds) as sock:
+            send_frame(sock, msgspec.msgpack.encode(request))
+            return decode(_REPLY, recv_frame(sock))
+
+    @contextmanager
+    def _line(self, timeout_seconds: float) -> Iterator[socket]:
+        """The connection, for one caller; after any failure it is closed, so answers never mix."""
         with self._lock:
             try:
                 sock = self._connected()
-                sock.settimeout(self._timeout_seconds if timeout_seconds is None else timeout_seconds)
-                send_frame(sock, msgspec.msgpack.encode(request))
-                return decode(_REPLY, recv_frame(sock))
+                sock.settimeout(timeout_seconds)
+                yield sock
             except TimeoutError as error:
                 self.close()
                 raise TimeoutError(f"the snapshot daemon at {self._path} did not answer in time") from error
             except (OSError, EOFError, ProtocolError) as error:
                 self.close()
                 raise DaemonLost(f"lost the snapshot daemon at {self._path}: {error}") from error
+            except BaseException:
+                self.close()
+                raise

@@ -4,13 +4,15 @@
     its node is connected, and has it ──> fetched from it
     else                             ──> decoded from the same stripes of k others, and from no more than those
 
-Every chunk is checked against the checksum that all members of the group keep, before a byte of it is handed out. A
-request is at most 4 MiB, so whoever reads much (the durable tier, a spare, another layout) does so in bounded memory.
+Every chunk is checked against the checksum that all members of the group keep, before a byte of it is handed out; once
+for all ranges of a request that touch it. A request is at most 4 MiB, so whoever reads much (the durable tier, a spare,
+another layout) does so in bounded memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from ftrain_snapshot.damage import Place, damages
 from ftrain_snapshot.errors import SnapshotIncomplete
@@ -20,6 +22,7 @@ from ftrain_snapshot.messages import (
     Bytes,
     Damage,
     Incomplete,
+    Range,
     Read,
     Refused,
     Reply,
@@ -27,22 +30,31 @@ from ftrain_snapshot.messages import (
     UnitInfo,
 )
 from ftrain_snapshot.node import Node
+from ftrain_snapshot.read_plan import READ_BYTES_MAX, READ_CHUNKS_MAX
 from ftrain_snapshot.rebuild_plan import Piece, Shape, Sight, Stuck, pieces
 
-READ_BYTES_MAX = 4 << 20
-"""Longest read."""
 STRIKES_MAX = 8
 """How often one source's damaged bytes are asked for again, within one read."""
 
 
-class Reads:
-    """All reads of one generation, on one node."""
+class Answer(Protocol):
+    """Answers a client, once: a message, and what follows behind it."""
 
-    def __init__(self, node: Node, gather: Gather, on_damage: Callable[[SnapshotId, Place], None]) -> None:
-        """``on_damage``: a chunk of this node itself was found damaged."""
+    def __call__(self, reply: Reply, body: memoryview = ...) -> None:
+        """Send both."""
+
+
+class Reads:
+    """All reads of one group's units in one generation, on one node."""
+
+    def __init__(
+        self, node: Node, gather: Gather, on_damage: Callable[[SnapshotId, Place], None], *, urgent: bool = False
+    ) -> None:
+        """``on_damage``: a chunk of this node itself was found damaged. ``urgent``: the job waits for what is read."""
         self.group, self.position = node.group, node.position
         self.gather = gather
         self.on_damage = on_damage
+        self.urgent = urgent
         self._node, self._store, self._codec = node, node.store, node.codec
         self._lanes = node.membership.lanes
 
@@ -56,11 +68,15 @@ class Reads:
                 found.append(UnitInfo(position, lane, h.rank, h.world_size, *size))
         return tuple(found)
 
-    def answer_read(self, request: Read, answer: Callable[[Reply], None]) -> None:
+    def answer_read(self, request: Read, answer: Answer) -> None:
         """What a client asked for, or why not; it may take a while."""
-        where = (request.snapshot, request.position, request.lane, request.start, request.stop)
+
+        def on_bytes(data: bytearray) -> None:
+            answer(Bytes(request.number, len(data)), memoryview(data))
+
+        where = (request.snapshot, request.position, request.lane, request.ranges)
         try:
-            self.read(*where, lambda data: answer(Bytes(data)), lambda reason: answer(Incomplete(reason)))
+            self.read(*where, on_bytes, lambda reason: answer(Incomplete(reason)))
         except SnapshotIncomplete as error:
             answer(Incomplete(str(error)))
         except ValueError as error:
@@ -71,25 +87,20 @@ class Reads:
         snapshot: SnapshotId,
         position: int,
         lane: int,
-        start: int,
-        stop: int,
-        on_bytes: Callable[[bytes], None],
+        ranges: Sequence[Range],
+        on_bytes: Callable[[bytearray], None],
         on_failed: Callable[[str], None],
     ) -> None:
-        """Read bytes ``start`` to ``stop`` of a unit; one of the two is called once, maybe before this returns.
+        """Read these ranges of a unit, one after the other; one of the two is called once, maybe before this returns.
 
-        Raises SnapshotIncomplete if the unit is not known here, ValueError on a range that is not in it, or too long.
+        Raises SnapshotIncomplete if the unit is not known here, ValueError on a range that is not in it, or if they
+        are too long.
         """
+        check_ranges(ranges)
         unit = self._unit(snapshot, position, lane)
-        self.check_length(start, stop)
-        if stop > unit.header.unit_bytes:
-            raise ValueError(f"bytes {start} to {stop} cannot be read: the unit has {unit.header.unit_bytes}")
-        _Reading(self, unit, start, stop, on_bytes, on_failed).begin()
-
-    def check_length(self, start: int, stop: int) -> None:
-        """Raises ValueError for what is no range, or too long for one answer."""
-        if not 0 <= start <= stop <= start + READ_BYTES_MAX:
-            raise ValueError(f"bytes {start} to {stop} cannot be read at once: up to {READ_BYTES_MAX} can")
+        if any(stop > unit.header.unit_bytes for _, stop in ranges):
+            raise ValueError(f"{ranges[-1]} cannot be read: the unit has {unit.header.unit_bytes} bytes")
+        _Reading(self, unit, ranges, on_bytes, on_failed).begin()
 
     def _unit(self, snapshot: SnapshotId, position: int, lane: int) -> UnitDescriptor:
         catalog = self._catalog(snapshot)
@@ -102,14 +113,18 @@ class Reads:
         return unit
 
     def _catalog(self, snapshot: SnapshotId) -> Catalog:
-        catalog = self._store.catalog(snapshot)
+        catalog = self.known(snapshot)
         if catalog is None or catalog.dropped:
             raise SnapshotIncomplete(f"snapshot {snapshot.version} is not kept on position {self.position}")
         return catalog
 
+    def known(self, snapshot: SnapshotId) -> Catalog | None:
+        """What is known of the group's units."""
+        return self._store.catalog(snapshot)
+
     def sight(self, unit: UnitDescriptor, distrusted: dict[int, list[Damage]]) -> Sight:
         """Who can be asked; whoever turned out not to have something is left out there."""
-        catalog = self._store.catalog(unit.snapshot)
+        catalog = self.known(unit.snapshot)
         units = {u.position: u for u in catalog.units if u.lane == unit.lane} if catalog is not None else {}
         lengths = {p: units[p].header.unit_bytes for p in self.group.members if p in units}
         lengths[unit.position] = unit.header.unit_bytes
@@ -124,11 +139,36 @@ class Reads:
 
     def expected(self, snapshot: SnapshotId, position: int, lane: int, rotation: int, stripe: int) -> int | None:
         """The checksum of a member's data chunk; None for parity."""
-        catalog = self._store.catalog(snapshot)
+        catalog = self.known(snapshot)
         unit = catalog.unit(position, lane) if catalog is not None else None
         if unit is None or position not in self.group.data_members(rotation):
             return None
         return sum_at(unit.sums, self.group.chunk_of(position, rotation, stripe))
+
+
+def check_ranges(ranges: Sequence[Range]) -> None:
+    """Raises ValueError for what are no ranges, or too much for one answer."""
+    total, chunks = 0, set[int]()
+    for start, stop in ranges:
+        total += stop - start
+        if not 0 <= start <= stop or total > READ_BYTES_MAX:
+            raise ValueError(f"bytes {start} to {stop} cannot be read at once: up to {READ_BYTES_MAX} can")
+        chunks.update(range(start // CHUNK_BYTES, -(-stop // CHUNK_BYTES)))
+    if len(chunks) > READ_CHUNKS_MAX:
+        raise ValueError(f"{len(chunks)} chunks cannot be read at once: up to {READ_CHUNKS_MAX} can")
+
+
+def _spans(ranges: Sequence[Range]) -> dict[int, list[tuple[int, int, int]]]:
+    """For each chunk what is wanted of it: where in it that begins and ends, and where in the answer it goes."""
+    found: dict[int, list[tuple[int, int, int]]] = {}
+    at = 0
+    for start, stop in ranges:
+        for chunk in range(start // CHUNK_BYTES, -(-stop // CHUNK_BYTES) if stop > start else 0):
+            begin = chunk * CHUNK_BYTES
+            first, last = max(start, begin), min(stop, begin + CHUNK_BYTES)
+            found.setdefault(chunk, []).append((first - begin, last - begin, at + first - start))
+        at += stop - start
+    return found
 
 
 class _Reading:
@@ -138,17 +178,15 @@ class _Reading:
         self,
         reads: Reads,
         unit: UnitDescriptor,
-        start: int,
-        stop: int,
-        on_bytes: Callable[[bytes], None],
+        ranges: Sequence[Range],
+        on_bytes: Callable[[bytearray], None],
         on_failed: Callable[[str], None],
     ) -> None:
         self.reads = reads
         self.unit = unit
-        self._start, self._stop = start, stop
         self._on_bytes, self._on_failed = on_bytes, on_failed
-        self._out = bytearray(stop - start)
-        self._left = set(range(start // CHUNK_BYTES, -(-stop // CHUNK_BYTES))) if stop > start else set()
+        self._out = bytearray(sum(stop - start for start, stop in ranges))
+        self._left = _spans(ranges)
         self._distrusted: dict[int, list[Damage]] = {}
         self._strikes: dict[int, int] = {}
         self._over = False
@@ -170,14 +208,12 @@ class _Reading:
             elif not self._over:
                 self.reads.gather.begin(_ReadOrder(self, piece, chunk))
 
-    def take(self, chunk: int, data: memoryview) -> bool:
-        """A chunk's bytes, however they were had."""
-        if checksum(data) != sum_at(self.unit.sums, chunk):
+    def take(self, chunk: int, data: memoryview, *, proved: bool) -> bool:
+        """A chunk's bytes, however they were had. ``proved``: they were compared with their checksum."""
+        if not proved and checksum(data) != sum_at(self.unit.sums, chunk):
             return False
-        begin = chunk * CHUNK_BYTES
-        first, last = max(self._start, begin), min(self._stop, begin + len(data))
-        self._out[first - self._start : last - self._start] = data[first - begin : last - begin]
-        self._left.discard(chunk)
+        for first, last, at in self._left.pop(chunk, ()):
+            self._out[at : at + last - first] = data[first:last]
         return True
 
     def done(self) -> None:
@@ -197,7 +233,7 @@ class _Reading:
     def _finish_if_complete(self) -> None:
         if not self._left and not self._over:
             self._over = True
-            self._on_bytes(bytes(self._out))
+            self._on_bytes(self._out)
 
     def _fail(self, reason: str) -> None:
         if not self._over:
@@ -210,7 +246,7 @@ class _ReadOrder(Order):
     """One chunk of a read."""
 
     def __init__(self, reading: _Reading, piece: Piece, chunk: int) -> None:
-        super().__init__(reading.unit.snapshot, piece, urgent=False)
+        super().__init__(reading.unit.snapshot, piece, urgent=reading.reads.urgent)
         self.chunk = chunk
         self._reading = reading
         self._wrong = False
@@ -223,7 +259,9 @@ class _ReadOrder(Order):
         return self._reading.reads.expected(self.snapshot, position, piece.lane, piece.rotation, stripe)
 
     def on_stripe(self, stripe: int, data: memoryview) -> None:
-        self._wrong = not self._reading.take(self.chunk, data)
+        sources, owner = self.piece.sources, self._reading.unit.position
+        proved = [source.position for source in sources] == [owner]  # as it came: `expected` is its own checksum
+        self._wrong = not self._reading.take(self.chunk, data, proved=proved)
 
     def on_done(self) -> None:
         if self._wrong:  # some source is not of this snapshot: try others

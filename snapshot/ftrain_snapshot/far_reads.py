@@ -7,9 +7,10 @@ connection is made for it; who reads much from other groups (a change of layout)
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 
-from ftrain_snapshot.degraded import Reads
+from ftrain_snapshot.degraded import Answer, Reads, check_ranges
 from ftrain_snapshot.errors import SnapshotIncomplete
 from ftrain_snapshot.loop import Timer
 from ftrain_snapshot.manifest import CHUNK_BYTES, checksum
@@ -47,13 +48,13 @@ class FarReads:
 
     # What clients of this daemon ask.
 
-    def answer_read(self, request: Read, answer: Callable[[Reply], None]) -> None:
-        """Any byte range, of any position; the answer may take a while."""
+    def answer_read(self, request: Read, answer: Answer) -> None:
+        """Any byte ranges, of any position; the answer may take a while."""
         if request.position in self._reads.group.members or not self._is_known(request.position):
             self._reads.answer_read(request, answer)
             return
         try:
-            self._reads.check_length(request.start, request.stop)
+            check_ranges(request.ranges)
         except ValueError as error:
             answer(Refused(str(error)))
             return
@@ -141,7 +142,7 @@ class FarReads:
     def on_question(self, position: int, q: FarRead) -> None:
         """Answer from this group; the gate passes on what is of another."""
 
-        def send(answer: FarAnswer, data: bytes) -> None:
+        def send(answer: FarAnswer, data: bytes | bytearray) -> None:
             if (link := self._links.get(position)) is not None:
                 link.send_bulk(FarAnswer(q.attempt, answer.units, checksum(data)), memoryview(data))
 
@@ -161,7 +162,7 @@ class FarReads:
             elif q.stop - q.start > CHUNK_BYTES:
                 refuse(f"{q.stop - q.start} bytes are too many for one answer")
             else:
-                where = (q.snapshot, q.position, q.lane, q.start, q.stop)
+                where = (q.snapshot, q.position, q.lane, [(q.start, q.stop)])
                 self._reads.read(*where, lambda data: send(FarAnswer(q.attempt, (), 0), data), refuse)
         except (SnapshotIncomplete, ValueError) as error:
             refuse(str(error))
@@ -170,16 +171,21 @@ class FarReads:
 class _FarReading:
     """One client's read, a MiB at a time."""
 
-    def __init__(self, far: FarReads, request: Read, answer: Callable[[Reply], None]) -> None:
+    def __init__(self, far: FarReads, request: Read, answer: Answer) -> None:
         self._far, self._request, self._answer = far, request, answer
+        self._left = deque(
+            (at, min(stop, at + CHUNK_BYTES))
+            for start, stop in request.ranges
+            for at in range(start, stop, CHUNK_BYTES)
+        )
         self._out = bytearray()
 
     def begin(self) -> None:
-        r, start = self._request, self._request.start + len(self._out)
-        if start >= r.stop:
-            self._answer(Bytes(bytes(self._out)))
+        r = self._request
+        if not self._left:
+            self._answer(Bytes(r.number, len(self._out)), memoryview(self._out))
             return
-        question = FarRead(r.snapshot, r.position, r.lane, start, min(r.stop, start + CHUNK_BYTES), 0)
+        question = FarRead(r.snapshot, r.position, r.lane, *self._left.popleft(), 0)
         self._far.ask(question, self._on_answer, lambda reason: self._answer(Incomplete(reason)))
 
     def _on_answer(self, message: FarAnswer, data: bytes) -> None:

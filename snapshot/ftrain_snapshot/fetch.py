@@ -11,6 +11,8 @@ from collections.abc import Callable
 
 from ftrain_snapshot.messages import SnapshotId
 from ftrain_snapshot.node import Node
+from ftrain_snapshot.store import Store
+from ftrain_snapshot.transport import Connection
 from ftrain_snapshot.wire import Chunk, Fetch, FetchFailed
 
 OnChunk = Callable[[int, Chunk, memoryview], None]
@@ -76,17 +78,21 @@ class Fetches:
                 on_failed(position, f"the connection to position {position} was lost")
 
     def answer(self, position: int, fetch: Fetch) -> None:
-        """Send what is asked for, up to where there is something that is not here. A restore goes before a protect."""
-        link, urgent = self._links[position], fetch.urgent and fetch.snapshot == self._restore
-        for stripe in range(fetch.first, fetch.stop):
-            part = self._store.my_part(fetch.snapshot, fetch.lane, fetch.rotation, stripe)
-            if part is None:
-                where = f"stripe {stripe} of lane {fetch.lane}, rotation {fetch.rotation}"
-                reason = f"position {self._position} lacks {where}"
-                link.send_bulk(FetchFailed(fetch.attempt, reason), memoryview(b""), urgent=urgent)
-                return
-            body, sum_ = part
-            if not body:
-                return  # the unit ends before
-            chunk = Chunk(fetch.snapshot, fetch.lane, fetch.rotation, stripe, sum_, fetch.attempt)
-            link.send_bulk(chunk, body, urgent=urgent)
+        """Send what is asked for. A restore goes before a protect."""
+        urgent = fetch.urgent and fetch.snapshot == self._restore
+        answer_fetch(self._store, self._links[position], fetch, f"position {self._position}", urgent=urgent)
+
+
+def answer_fetch(store: Store, link: Connection, fetch: Fetch, name: str, *, urgent: bool) -> None:
+    """Send what is asked for, up to where there is something that is not here. ``name``: of who answers."""
+    for stripe in range(fetch.first, fetch.stop):
+        part = store.my_part(fetch.snapshot, fetch.lane, fetch.rotation, stripe)
+        if part is None:
+            where = f"stripe {stripe} of lane {fetch.lane}, rotation {fetch.rotation}"
+            link.send_bulk(FetchFailed(fetch.attempt, f"{name} lacks {where}"), memoryview(b""), urgent=urgent)
+            return
+        body, sum_ = part
+        if not body:
+            return  # the unit ends before
+        chunk = Chunk(fetch.snapshot, fetch.lane, fetch.rotation, stripe, sum_, fetch.attempt)
+        link.send_bulk(chunk, body, urgent=urgent)

@@ -11,7 +11,8 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 FRAME_BYTES_MAX = 16 << 20
 """Longest body of a frame."""
+_VIEWS_MAX = 64
+"""Buffers that one call fills."""
 _UNIX_PATH_BYTES_MAX = 107
 _LENGTH = struct.Struct("<I")
 _CREDENTIALS = struct.Struct("iII")
@@ -80,6 +83,19 @@ def _recv_exactly(sock: socket.socket, count: int) -> bytes:
             raise EOFError("the other end closed the connection")
         filled += received
     return bytes(buffer)
+
+
+def recv_into(sock: socket.socket, views: Sequence[memoryview]) -> None:
+    """Fill ``views``, one after the other, with what follows a frame. Raises as `recv_frame` does."""
+    left = deque(view for view in views if view)
+    while left:
+        received = sock.recvmsg_into([left[i] for i in range(min(_VIEWS_MAX, len(left)))])[0]
+        if not received:
+            raise EOFError("the other end closed the connection")
+        while left and received >= len(left[0]):
+            received -= len(left.popleft())
+        if received:
+            left[0] = left[0][received:]
 
 
 class FrameReader:

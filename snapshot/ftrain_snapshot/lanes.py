@@ -5,6 +5,7 @@ The parity of these lanes' like is in parities.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ftrain_snapshot.arena import HOMES, SLOTS, touched
 from ftrain_snapshot.errors import ArenaTooSmall
 from ftrain_snapshot.lane import Lane
 from ftrain_snapshot.loop import Work
+from ftrain_snapshot.messages import SnapshotId
 
 
 class Lanes:
@@ -75,6 +77,15 @@ class Lanes:
         for home in known.homes:
             if home.path in fresh:
                 yield from touched(home, 0)
+
+    def clear(self, stays: Callable[[SnapshotId], bool]) -> None:
+        """Forget every snapshot, sealed or begun, that does not stay. Only while no worker of this node lives."""
+        for path in self._node_dir.glob("slot0.lane*"):
+            lane = self.get(int(path.name.removeprefix("slot0.lane")))
+            for region in lane.regions if lane is not None else ():
+                _, header = region.header()
+                if header is None or not stays(header.snapshot):
+                    region.clear()
 
     def _homes(self, lane: int) -> list[Path]:
         return [arena.home_path(self._node_dir, home, lane) for home in range(HOMES)]

@@ -4,6 +4,9 @@ Facts come in (a position has sealed, a position's parity is stored, a daemon ca
 clock, no socket. The *gate* runs in the daemon of position 0 and lets one snapshot be in flight at a time: a ticket
 names a slot; who takes it writes there; the next ticket comes when that snapshot is protected, or will never be.
 So at most one sealed snapshot is ever unprotected, and at most one sealed step is lost with a node.
+
+What a generation starts from may have been captured in another world (its *origin*, worlds.py). Nobody here counts who
+holds what of it; its slot is kept until a snapshot of this world is as safe as it will be, and let go then.
 """
 
 from __future__ import annotations
@@ -74,6 +77,7 @@ class Gate:
         parity: int,
         generation: int,
         restore: SnapshotId | None = None,
+        origin: SnapshotId | None = None,
         word: Word = Word(0, -1, False),  # noqa: B008 - frozen
         pin: Pin | None = None,
     ) -> None:
@@ -81,6 +85,10 @@ class Gate:
         self._parity = parity
         self._generation = generation
         self._restore = restore
+        self._origin = origin
+        self._kept: set[SnapshotId] = {origin} if origin is not None else set()
+        """Snapshots of other worlds that some daemon keeps."""
+        self._let_go: list[SnapshotId] = []
         self._records: dict[SnapshotId, Record] = {}
         self._ready: set[int] = set()
         self._ticket, self._slot = word.ticket, word.slot
@@ -97,8 +105,15 @@ class Gate:
 
     # Facts.
 
-    def arrived(self, position: int, holdings: Iterable[Holding], *, linked: bool) -> None:
-        """A daemon is (newly) connected and says what it holds; ``linked``: it reaches all others of its group."""
+    def arrived(
+        self, position: int, holdings: Iterable[Holding], *, linked: bool, kept: Iterable[SnapshotId] = ()
+    ) -> None:
+        """A daemon is (newly) connected and says what it holds; ``linked``: it reaches all others of its group.
+
+        ``kept``: what it has of other worlds.
+        """
+        if len(self._kept) < RECORDS_MAX:
+            self._kept.update(s for s in kept if 0 <= s.slot < SLOTS)
         for record in self._records.values():
             record.sealed.discard(position)
             record.stored.discard(position)
@@ -155,14 +170,17 @@ class Gate:
     def exposed(self) -> bool:
         """Whether one more loss than is covered is under way of being made good: the generation's start, or a snapshot
         whose protecting was abandoned, is not protected, nor is any newer one."""
-        due = [s for s in (self._restore, self._unprotected) if s is not None]
+        due = [s for s in (self._restore, self._origin, self._unprotected) if s is not None]
         protected = self._newest_protected()
         return bool(self._parity and due) and (protected is None or protected < max(due))
 
     def advance(self) -> tuple[Word, tuple[SnapshotId, ...]]:
         """What follows from the facts: the control word, and the snapshots to be dropped everywhere (once)."""
         self._drop_mismatched()
-        self.pin.consider(self._newest_protected() if self._parity else self._newest_sealed())
+        self.pin.consider(self._newest_safe())
+        if self._newest_safe() is not None:
+            self._let_go += sorted(self._kept)
+            self._kept.clear()
         everyone = len(self._ready) == self._nodes
         if everyone and self._slot == -1 and self._resolved():
             slot = self._free_slot()
@@ -171,6 +189,11 @@ class Gate:
         dropped, self._dropped = tuple(self._dropped), []
         word = Word(self._ticket, self._slot, everyone and self._slot != -1, self._floor.get(self._slot, -1))
         return word, dropped
+
+    def let_go(self) -> list[SnapshotId]:
+        """Snapshots of other worlds that nobody needs any more: what followed since this was asked last."""
+        gone, self._let_go = self._let_go, []
+        return gone
 
     @property
     def in_flight(self) -> bool:
@@ -183,6 +206,9 @@ class Gate:
         for snapshot in gone:
             self._records.pop(snapshot, None)
             self._abandoned.discard(snapshot)
+        given_up = sorted(s for s in self._kept if s.slot == slot)
+        self._kept.difference_update(given_up)
+        self._let_go += given_up
         self._ticket, self._slot, self._current = self._ticket + 1, slot, None
 
     def _resolved(self) -> bool:
@@ -207,17 +233,20 @@ class Gate:
 
         Kept are the newest protected and the newest sealed snapshot, and the one that this generation started
         from until a newer one is protected; and what is pinned, unless no other slot is left. None: wait (the
-        start's parity is being rebuilt).
+        start's parity is being rebuilt). Of other worlds the origin is kept, and older ones while there is room.
         """
-        sealed, protected = self._newest_sealed(), self._newest_protected()
-        safe = sealed if self._parity == 0 else protected
+        sealed, protected, safe = self._newest_sealed(), self._newest_protected(), self._newest_safe()
         kept = {s.slot for s in (sealed, protected) if s is not None}
         if self._restore in self._records and (safe is None or self._restore > safe):
             kept.add(self._restore.slot)
+        if self._origin in self._kept:
+            kept.add(self._origin.slot)
         whole = self._whole(sealed_only=True)
         ages = {slot: max([s.version for s in whole if s.slot == slot], default=-1) for slot in range(SLOTS)}
         pinned = self.pin.snapshot
         free = [slot for slot in range(SLOTS) if slot not in kept]
+        older = {s.slot for s in self._kept}
+        free = [slot for slot in free if slot not in older] or free
         unpinned = [slot for slot in free if pinned is None or slot != pinned.slot]
         if free and not unpinned:
             self.pin.give_way()
@@ -229,6 +258,10 @@ class Gate:
 
     def _newest_sealed(self) -> SnapshotId | None:
         return max(self._whole(sealed_only=True), default=None)
+
+    def _newest_safe(self) -> SnapshotId | None:
+        """The newest one of this world that is as safe in memory as it will be."""
+        return self._newest_protected() if self._parity else self._newest_sealed()
 
     def _newest_protected(self) -> SnapshotId | None:
         return max(self._whole(sealed_only=False), default=None) if self._parity else None

@@ -21,6 +21,8 @@ Name = Annotated[str, msgspec.Meta(max_length=256)]
 Reason = Annotated[str, msgspec.Meta(max_length=1 << 16)]
 DESTINATIONS_MAX = 256
 """Nodes that one request has probed."""
+RANGES_MAX = 4096
+"""Ranges in one read."""
 DAMAGES_MAX = 1024
 """Ranges of damage that a node tells of one by one."""
 
@@ -289,14 +291,22 @@ class GetUnits(msgspec.Struct, frozen=True, tag="get_units"):
     snapshot: SnapshotId
 
 
+Range = tuple[Count, Count]
+"""Bytes of a unit: the first, and one past the last."""
+
+
 class Read(msgspec.Struct, frozen=True, tag="read"):
-    """Bytes ``start`` to ``stop`` of any unit of a complete snapshot, wherever it is. Answered by ``Bytes``."""
+    """Bytes of any unit of a complete snapshot, wherever it is. Answered by ``Bytes``.
+
+    Several may be under way on one connection; they are answered in any order.
+    """
 
     snapshot: SnapshotId
     position: Count
     lane: Count
-    start: Count
-    stop: Count
+    ranges: Annotated[tuple[Range, ...], msgspec.Meta(max_length=RANGES_MAX)]
+    number: Count = 0
+    """Comes back with the answer."""
 
 
 class Probe(msgspec.Struct, frozen=True, tag="probe"):
@@ -413,9 +423,10 @@ class Units(msgspec.Struct, frozen=True, tag="units"):
 
 
 class Bytes(msgspec.Struct, frozen=True, tag="bytes"):
-    """Answer to Read."""
+    """Answer to Read: the bytes of all its ranges, verified, follow behind this frame."""
 
-    data: bytes
+    number: Count
+    length: Count
 
 
 class LinkFigure(msgspec.Struct, frozen=True, array_like=True):

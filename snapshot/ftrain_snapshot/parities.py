@@ -6,8 +6,9 @@ that did is written where neither of the two other slots has it, so that what th
 
 from __future__ import annotations
 
+import os
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -107,6 +108,41 @@ class Parities:
         """Make all homes at least ``size`` long. Raises ArenaTooSmall."""
         for home in range(HOMES):
             yield from self._grow(home, kind, size)
+
+    # Where worlds change: parity of lanes and rotations that are not kept here any more.
+
+    def idle_bytes(self, wanted: dict[Kind, int | None]) -> int:
+        """Memory of parity that is not ``wanted``: by lane and rotation, with its length (None: as it is)."""
+        found = 0
+        for kind, _, path in self._files():
+            have, size = arena.allocated(path), wanted.get(kind, 0)
+            found += max(0, have - size) if size is not None else 0
+        return found
+
+    def trim(self, wanted: dict[Kind, int | None]) -> None:
+        """Give back that memory, except for what a slot refers to."""
+        for kind, home, path in self._files():
+            size, used = wanted.get(kind, 0), self._used_bytes(kind, home)
+            keep = None if size is None else round_up(max(size, used), PAGE_BYTES)
+            if keep is None or keep >= path.stat().st_size:
+                continue
+            if (mapping := self._mappings.pop((home, kind), None)) is not None:
+                mapping.close()
+            if keep:
+                os.truncate(path, keep)
+            else:
+                path.unlink()
+
+    def _used_bytes(self, kind: Kind, home: int) -> int:
+        tables = [tables[kind] for tables in self.tables.values() if kind in tables]
+        last = [max((i for i, h in enumerate(table.homes) if h == home), default=-1) for table in tables]
+        return (max(last, default=-1) + 1) * CHUNK_BYTES
+
+    def _files(self) -> Iterator[tuple[Kind, int, Path]]:
+        """(lane and rotation, home, path) of all there are."""
+        for path in self._node_dir.glob("slot*.parity*"):
+            home, lane, rotation = path.name.removeprefix("slot").replace(".parity", ".").split(".")
+            yield (int(lane), int(rotation)), int(home), path
 
     def _grow(self, home: int, kind: Kind, size: int) -> Work:
         old = self._mapping(home, kind)

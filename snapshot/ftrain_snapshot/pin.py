@@ -10,7 +10,7 @@ the pin that gives way.
 
 from __future__ import annotations
 
-from ftrain_snapshot.messages import SnapshotId
+from ftrain_snapshot.messages import Membership, SnapshotId
 
 
 class Pin:
@@ -53,3 +53,11 @@ class Pin:
 
     def _multiple(self, version: int) -> int:
         return (version + 1) // self._every if self._every else 0
+
+
+def newest_written(m: Membership) -> int | None:
+    """The newest version that need not be written again: what is done anew from an older start is."""
+    start = m.origin.snapshot if m.origin is not None else m.restore
+    if m.durable_newest is None or start is None:
+        return m.durable_newest
+    return min(m.durable_newest, start.version)

@@ -208,7 +208,7 @@ class Repair:
             return
         units = () if position in self._introduced else tuple(catalog.units)
         self._introduced.add(position)
-        bad, parts = self._bad(catalog), _in_parts(units)
+        bad, parts = self._bad(catalog), in_parts(units)
         for number, part in enumerate(parts, start=1):
             self._links[position].send(Restoring(self._snapshot, bad, part, more=number < len(parts)))
 
@@ -306,7 +306,7 @@ class Repair:
         self._tasks.append(self._loop.spawn(work))
 
 
-def _in_parts(units: Sequence[UnitDescriptor]) -> list[tuple[UnitDescriptor, ...]]:
+def in_parts(units: Sequence[UnitDescriptor]) -> list[tuple[UnitDescriptor, ...]]:
     """As many at a time as go into a message; at least one part."""
     parts: list[tuple[UnitDescriptor, ...]] = [()]
     size = 0

@@ -14,13 +14,12 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
-
 from ftrain_snapshot import messages as m
 from ftrain_snapshot.client import SOCKET_NAME
+from ftrain_snapshot.clients import Client
 from ftrain_snapshot.control import ControlPage
 from ftrain_snapshot.errors import ArenaTooSmall, ProtocolError, SnapshotError
-from ftrain_snapshot.frames import FrameBuffer, bind_unix, decode, encode_frame, is_same_user
+from ftrain_snapshot.frames import bind_unix, is_same_user
 from ftrain_snapshot.lines import Lines
 from ftrain_snapshot.log import log
 from ftrain_snapshot.loop import Loop, Timer, Work
@@ -31,80 +30,14 @@ from ftrain_snapshot.store import Store
 from ftrain_snapshot.strangers import Door
 from ftrain_snapshot.tls import Tls
 from ftrain_snapshot.transport import Connection
-from ftrain_snapshot.wire import PeerHello, PeerMessage, Ping
+from ftrain_snapshot.wire import OriginHello, PeerHello, PeerMessage, Ping
+from ftrain_snapshot.worlds import check_origin
 
 CLIENTS_MAX = 256
-UNREAD_MAX = 8
-"""Answers that may wait for a client to read them."""
 STRANGER_TIMEOUT_SECONDS = 30.0
 START_SECONDS = 20.0
 """How much longer than a later one the first agent may take: on a busy machine it is still coming itself."""
 LANES_MAX = ControlPage.LANES_MAX
-_REQUEST: msgspec.msgpack.Decoder[m.Request] = msgspec.msgpack.Decoder(m.Request)
-
-
-class Client:
-    """One connection of an agent or a worker."""
-
-    def __init__(self, loop: Loop, sock: socket.socket, service: Service) -> None:
-        self.role = ""
-        self.closed = False
-        self._loop, self._sock, self._service = loop, sock, service
-        self._frames = FrameBuffer()
-        self._out: deque[memoryview] = deque()
-        sock.setblocking(False)
-        loop.watch(sock, self._on_ready)
-
-    def answer(self, reply: m.Reply) -> None:
-        """Send a reply. A client that asks for more and more and does not read is closed."""
-        if self.closed:
-            return
-        self._out.append(memoryview(encode_frame(msgspec.msgpack.encode(reply))))
-        if len(self._out) > UNREAD_MAX:
-            self.close()
-        elif len(self._out) == 1:
-            self._flush()
-
-    def _flush(self) -> None:
-        try:
-            while self._out:
-                sent = self._sock.send(self._out[0])
-                if sent < len(self._out[0]):
-                    self._out[0] = self._out[0][sent:]
-                else:
-                    self._out.popleft()
-        except BlockingIOError:
-            pass
-        except OSError:
-            self.close()
-            return
-        self._loop.want_write(self._sock, bool(self._out))
-
-    def close(self) -> None:
-        """Close it, and let the service know."""
-        if not self.closed:
-            self.closed = True
-            self._loop.forget(self._sock)
-            self._sock.close()
-            self._service.on_client_closed(self)
-
-    def _on_ready(self, readable: bool, writable: bool) -> None:
-        if writable:
-            self._flush()
-        if not readable or self.closed:
-            return
-        try:
-            data = self._sock.recv(1 << 18)
-            for body in self._frames.feed(data):
-                if not self.closed:
-                    self._service.on_request(self, decode(_REQUEST, body))
-            if not data:
-                self.close()
-        except BlockingIOError:
-            return
-        except (OSError, ProtocolError) as error:
-            log("client_closed", role=self.role, error=error)
-            self.close()
 
 
 class Service:
@@ -124,9 +57,11 @@ class Service:
         self._store = Store(node_dir)
         self._session: Session | None = None
         self._clients: set[Client] = set()
-        self._strangers: dict[Connection, PeerHello | None] = {}
+        self._strangers: dict[Connection, PeerHello | OriginHello | None] = {}
         self._door: Door[Connection] = Door()
         self._waiting: list[tuple[Client, int]] = []
+        self._early: deque[tuple[Client, m.Request]] = deque(maxlen=CLIENTS_MAX)
+        """Reads asked of a daemon that was just restarted, and is not configured yet."""
         self._deferred: deque[tuple[Client, m.Request]] | None = deque()
         self._taken_before = 0
         self._total_before = m.Volume()
@@ -183,7 +118,7 @@ class Service:
             if len(self._clients) >= CLIENTS_MAX or not is_same_user(sock):
                 sock.close()
                 return
-            self._clients.add(Client(self.loop, sock, self))
+            self._clients.add(Client(self.loop, sock, self.on_request, self.on_client_closed))
 
     def on_client_closed(self, client: Client) -> None:
         """An agent that has gone starts the grace time; a worker may have sealed without a word."""
@@ -245,12 +180,14 @@ class Service:
                     self._session.unpin(snapshot)
                 client.answer(m.Done())
             case m.GetUnits(snapshot) if self._session is not None:
-                self._session.far_reads.answer_units(snapshot, client.answer)
+                self._session.answer_units(snapshot, client.answer)
             case m.Read() if self._session is not None:
-                self._session.far_reads.answer_read(request, client.answer)
+                self._session.answer_read(request, client.answer)
             case m.Probe():
                 self._probes.measure(request, client.answer)
-            case m.Verify() | m.GetUnits() | m.Read():
+            case m.GetUnits() | m.Read():
+                self._early.append((client, request))
+            case m.Verify():
                 client.answer(m.Refused("this daemon serves no generation yet"))
 
     def _configure(self, membership: m.Membership) -> m.Reply:
@@ -265,6 +202,7 @@ class Service:
         try:
             if membership.groups:
                 check_groups(membership.groups, len(positions), membership.parity)
+            check_origin(membership)
             session = Session(self.loop, self._store, self._page, membership, self.lines, self._answer_waiting)
         except SnapshotError as error:
             return m.Refused(str(error))
@@ -279,6 +217,9 @@ class Service:
             if hello is not None:
                 self._introduce(connection, hello)
         self._answer_waiting()
+        early, self._early = list(self._early), deque(maxlen=CLIENTS_MAX)
+        for client, request in early:
+            self.on_request(client, request)
         return m.Done()
 
     def _holdings(self) -> tuple[m.Holding, ...]:
@@ -379,12 +320,12 @@ class Service:
             self._let_in(connection)
             self._probes.adopt(connection, message)
             return
-        if not isinstance(message, PeerHello) or self._strangers.get(connection) is not None:
+        if not isinstance(message, PeerHello | OriginHello) or self._strangers.get(connection) is not None:
             raise ProtocolError("one hello was due")
         self._strangers[connection] = message
         self._introduce(connection, message)
 
-    def _introduce(self, connection: Connection, hello: PeerHello) -> None:
+    def _introduce(self, connection: Connection, hello: PeerHello | OriginHello) -> None:
         """Hand a peer to the session of its generation, keep it waiting for that, or turn it away."""
         generation = self._session.membership.generation if self._session is not None else -1
         if self._session is None or hello.generation > generation:

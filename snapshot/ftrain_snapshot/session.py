@@ -14,7 +14,8 @@ import msgspec
 
 from ftrain_snapshot.codec import codec_for
 from ftrain_snapshot.control import ControlPage
-from ftrain_snapshot.degraded import Reads
+from ftrain_snapshot.degraded import Answer, Reads
+from ftrain_snapshot.dials import Dials
 from ftrain_snapshot.errors import ProtocolError
 from ftrain_snapshot.far_reads import FarReads
 from ftrain_snapshot.fetch import Fetches
@@ -22,16 +23,17 @@ from ftrain_snapshot.ledger import Exposure, Gate, Word
 from ftrain_snapshot.lines import Lines
 from ftrain_snapshot.log import log
 from ftrain_snapshot.loop import Loop, Timer
-from ftrain_snapshot.messages import Holding, Levels, Membership, Peer, SnapshotId
+from ftrain_snapshot.messages import Holding, Levels, Membership, Peer, Read, SnapshotId
 from ftrain_snapshot.node import Node
-from ftrain_snapshot.pin import Pin
+from ftrain_snapshot.old_world import OldWorld
+from ftrain_snapshot.pin import Pin, newest_written
 from ftrain_snapshot.placement import group_of
 from ftrain_snapshot.protect import Protect
 from ftrain_snapshot.relay import Relays
 from ftrain_snapshot.repair import Repair
 from ftrain_snapshot.scrub import Scrub
 from ftrain_snapshot.store import Store
-from ftrain_snapshot.transport import Connection, dial
+from ftrain_snapshot.transport import Connection
 from ftrain_snapshot.wire import (
     Abandon,
     Announce,
@@ -43,7 +45,9 @@ from ftrain_snapshot.wire import (
     FarRead,
     Fetch,
     FetchFailed,
+    LetGo,
     Mismatch,
+    OriginHello,
     PeerHello,
     PeerMessage,
     PeerWelcome,
@@ -57,7 +61,6 @@ GATE = 0
 """The position whose daemon keeps the gate."""
 START_PROTECTED_SECONDS = 10.0
 """How long the gate waits for the parity of the generation's start to be rebuilt before it lets snapshots begin."""
-REDIAL_SECONDS_MIN, REDIAL_SECONDS_MAX = 0.05, 1.0
 
 
 class Session:
@@ -80,8 +83,9 @@ class Session:
         self._loop, self._store, self._page, self._lines = loop, store, page, lines
         self._position = membership.position
         self._group = group_of(self._position, membership.grouping, membership.parity)
-        self._dialling: dict[int, Connection] = {}
-        self._timers: dict[int, Timer] = {}
+        self._dials = Dials(
+            loop, lines, membership.generation, hello=self._hello, on_welcome=self._link, on_closed=self._unlink
+        )
         self._skipped: deque[SnapshotId] = deque(maxlen=16)
         self._closed = False
         self._gate: Gate | None = None
@@ -105,6 +109,8 @@ class Session:
         self.relays = Relays(node, self.repair.gather)
         self.scrub = Scrub(node, self.repair.gather, self._is_busy)
         self.far_reads = FarReads(node, GATE, Reads(node, self.repair.gather, self.scrub.look_at))
+        self.old_world = OldWorld(loop, store, membership, lines) if membership.origin is not None else None
+        """What the generation starts from, if another world captured it, while it may be needed."""
 
     # Life.
 
@@ -114,9 +120,9 @@ class Session:
         ticket, slot, floor = self._page.pending()
         self._page.close_gate(spent=not m.resumed)
         if not m.resumed:
-            self._store.drop_newer(m.restore if self._same_share() else None)
             slot, floor = -1, -1
-        self._store.remember(m)
+        self._store.enter(m)
+        origin = m.origin.snapshot if m.origin is not None and m.origin.snapshot in self._store.kept() else None
         self._lines.limit(m.protect_bytes_per_second)
         if self._position == GATE:
             self._gate = Gate(
@@ -124,8 +130,9 @@ class Session:
                 parity=m.parity,
                 generation=m.generation,
                 restore=m.restore,
+                origin=origin,
                 word=Word(ticket, slot, False, floor),
-                pin=Pin(every=m.durable_every, newest=_written(m)),
+                pin=Pin(every=m.durable_every, newest=newest_written(m)),
             )
             self._patience = self._loop.later(START_PROTECTED_SECONDS, self._give_up_start)
         under_way = m.resumed and any(
@@ -134,31 +141,27 @@ class Session:
         self.protect.adopt()
         for peer in self._peers():
             if peer.position < self._position:
-                self._dial(peer, REDIAL_SECONDS_MIN)
+                self._dials.dial(peer)
+        if self.old_world is not None and origin is not None:
+            self.old_world.start()
         self.repair.start(under_way=under_way)
         self.scrub.start()
         self._announce()
-
-    def _same_share(self) -> bool:
-        """Whether what is stored here is of this position, in this placement; else it is of no use."""
-        new, old = self.membership, self._store.membership
-        if old is None or (old.position, old.lanes, old.parity) != (new.position, new.lanes, new.parity):
-            return False
-        return len(old.peers) == len(new.peers) and self._store.group == self._group
 
     def close(self) -> None:
         """Fence this generation off."""
         self._closed = True
         if self._patience is not None:
             self._patience.cancel()
+        if self.old_world is not None:
+            self.old_world.close()
         self.far_reads.close()
         self.scrub.close()
         self.relays.close()
         self.repair.close()
         self.protect.close()
-        for timer in self._timers.values():
-            timer.cancel()
-        for connection in [*self.links.values(), *self._dialling.values()]:
+        self._dials.close()
+        for connection in list(self.links.values()):
             connection.close("the generation is over")
         self.links.clear()
 
@@ -176,6 +179,20 @@ class Session:
         """Whether a snapshot has been begun that is not decided yet, at the gate."""
         return self._gate is not None and self._gate.in_flight
 
+    def answer_units(self, snapshot: SnapshotId, answer: Answer) -> None:
+        """What a snapshot consists of, of this world or of the one before."""
+        if self.old_world is not None and snapshot == self.old_world.snapshot:
+            self.old_world.answer_units(answer)
+        else:
+            self.far_reads.answer_units(snapshot, answer)
+
+    def answer_read(self, request: Read, answer: Answer) -> None:
+        """Any bytes of it."""
+        if self.old_world is not None and request.snapshot == self.old_world.snapshot:
+            self.old_world.answer_read(request, answer)
+        else:
+            self.far_reads.answer_read(request, answer)
+
     def unpin(self, snapshot: SnapshotId) -> None:
         """It need not be kept for storage any more."""
         if self._gate is not None:
@@ -188,7 +205,8 @@ class Session:
 
     def _is_busy(self) -> bool:
         """Something that matters more than reading what is stored again is under way."""
-        return self.repair.under_way or self.protect.under_way
+        reading = self.old_world is not None and self.old_world.is_read
+        return self.repair.under_way or self.protect.under_way or reading
 
     @property
     def is_gate(self) -> bool:
@@ -206,39 +224,17 @@ class Session:
             if p.position != self._position and (p.position in near or self._position == GATE)
         ]
 
-    def _dial(self, peer: Peer, again_seconds: float) -> None:
+    def _hello(self, peer: Peer) -> PeerHello:
+        me = self.membership.peers[self._position]
+        return PeerHello(self.membership.generation, self._position, me.node, peer.position)
 
-        def on_proved(connection: Connection) -> None:
-            me = self.membership.peers[self._position]
-            connection.send(PeerHello(self.membership.generation, self._position, me.node, peer.position))
-
-        def on_message(connection: Connection, message: PeerMessage, body: memoryview) -> None:
-            if not isinstance(message, PeerWelcome) or message.generation != self.membership.generation:
-                raise ProtocolError("a welcome was due")
-            self._dialling.pop(peer.position, None)
-            self._link(peer.position, connection)
-
-        def on_closed(connection: Connection, reason: str) -> None:
-            self._dialling.pop(peer.position, None)
-            self._unlink(peer.position, connection, reason)
-            self._redial(peer, REDIAL_SECONDS_MIN if connection.welcomed else again_seconds)
-
-        try:
-            connection = dial(self._loop, peer.host, peer.port, self._lines)
-        except (OSError, ValueError) as error:  # no address, or none that can be looked up
-            log("dial_failed", peer=peer.position, error=error)
-            self._redial(peer, again_seconds)
-            return
-        connection.on_proved, connection.on_message, connection.on_closed = on_proved, on_message, on_closed
-        self._dialling[peer.position] = connection
-
-    def _redial(self, peer: Peer, wait_seconds: float) -> None:
-        if not self._closed:
-            again = min(2 * wait_seconds, REDIAL_SECONDS_MAX)
-            self._timers[peer.position] = self._loop.later(wait_seconds, lambda: self._dial(peer, again))
-
-    def adopt(self, connection: Connection, hello: PeerHello) -> None:
+    def adopt(self, connection: Connection, hello: PeerHello | OriginHello) -> None:
         """A peer of this generation has dialled. Raises ProtocolError if it is not who it must be."""
+        if isinstance(hello, OriginHello):
+            if self.old_world is None:
+                raise ProtocolError(f"snapshot {hello.snapshot.version} of another world is not kept here")
+            self.old_world.adopt(connection, hello)
+            return
         expected = {p.position: p.node for p in self._peers() if p.position > self._position}
         if expected.get(hello.position) != hello.node or hello.to_position != self._position:
             raise ProtocolError(f"node {hello.node} is not position {hello.position} of this generation")
@@ -303,6 +299,8 @@ class Session:
                 self.far_reads.on_failed(position, message)
             case Drop() if position == GATE:
                 self._drop(message.snapshot)
+            case LetGo() if position == GATE:
+                self._let_go(message.snapshot)
             case Announce() | PositionSealed() | PositionStored() | Abandon() | SkipNotice() if self._gate:
                 self._at_gate(position, message)
             case _:
@@ -321,12 +319,22 @@ class Session:
             self._store.drop(snapshot, self.membership.lanes)
             self.protect.drop(snapshot)
 
+    def _let_go(self, snapshot: SnapshotId) -> None:
+        """A snapshot of this world is safe: one of another world is not needed any more."""
+        log("origin_let_go", version=snapshot.version, generation=snapshot.generation)
+        if self.old_world is not None and self.old_world.snapshot == snapshot:
+            self.old_world.close()
+            self.old_world = None
+        self._store.let_go(snapshot)
+
     # The gate.
 
     def _announce(self) -> None:
         """Tell the gate what is here; it takes a repeated telling as a sign that something was cut."""
         linked = all(p in self.links for p in self._group.members if p != self._position)
-        self._tell_gate(Announce(tuple(map(self._as_checked, self._store.holdings())), linked, tuple(self._skipped)))
+        kept = self._store.kept()
+        held = tuple(self._as_checked(holding) for holding in self._store.holdings() if holding.snapshot not in kept)
+        self._tell_gate(Announce(held, linked, tuple(self._skipped), kept))
 
     def _as_checked(self, holding: Holding) -> Holding:
         """Parity of what is being restored counts once it was looked at: `repair` says so, then."""
@@ -346,7 +354,7 @@ class Session:
             return
         match message:
             case Announce():
-                gate.arrived(position, message.holdings, linked=message.linked)
+                gate.arrived(position, message.holdings, linked=message.linked, kept=message.kept)
                 for snapshot in message.skipped:
                     gate.skip(snapshot)
             case PositionSealed():
@@ -372,6 +380,10 @@ class Session:
         for event, version in self._gate.pin.news():
             log(event, version=version)
         self.exposure.update(self._gate.exposed, time.monotonic())
+        gone = self._gate.let_go()
+        for link in self.links.values():  # before the gate opens: the slot may be given out now
+            for snapshot in gone:
+                link.send(LetGo(snapshot))
         if word != self._word:
             if word.open:
                 self._page.open_gate(word.ticket, word.slot, word.floor)
@@ -382,10 +394,5 @@ class Session:
             self._drop(snapshot)
             for link in self.links.values():
                 link.send(Drop(snapshot))
-
-
-def _written(m: Membership) -> int | None:
-    """The newest version that need not be written again: what is done anew from an older start is."""
-    if m.durable_newest is None or m.restore is None:
-        return m.durable_newest
-    return min(m.durable_newest, m.restore.version)
+        for snapshot in gone:
+            self._let_go(snapshot)

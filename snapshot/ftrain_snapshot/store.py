@@ -4,12 +4,12 @@ The truth about data is in the regions' own headers and tables, written by worke
 (parities.py) is in the catalog of its slot, replaced as one file once the parity is complete and removed before its
 first byte changes.
 What is found damaged is noted chunk by chunk: the rest still counts. The last membership is kept, too: it says whose
-share the bytes are.
+share the bytes are, and which of them are of another world (worlds.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
@@ -32,12 +32,13 @@ from ftrain_snapshot.manifest import (
     chunk_count,
     sum_at,
 )
-from ftrain_snapshot.messages import DAMAGES_MAX, Holding, Membership, SnapshotId
-from ftrain_snapshot.parities import Parities
-from ftrain_snapshot.placement import Group, group_of
+from ftrain_snapshot.messages import Holding, Membership, SnapshotId
+from ftrain_snapshot.parities import Kind, Parities
+from ftrain_snapshot.placement import Group
+from ftrain_snapshot.worlds import Seat, Worlds, follow, is_same_share, seat_of
 
 _CATALOG: msgspec.msgpack.Decoder[Catalog] = msgspec.msgpack.Decoder(Catalog)
-_MEMBERSHIP: msgspec.msgpack.Decoder[Membership] = msgspec.msgpack.Decoder(Membership)
+_WORLDS: msgspec.msgpack.Decoder[Worlds] = msgspec.msgpack.Decoder(Worlds)
 
 
 class Store:
@@ -45,30 +46,44 @@ class Store:
 
     def __init__(self, node_dir: Path) -> None:
         self.node_dir = node_dir
-        self.membership: Membership | None = None
+        self.worlds: Worlds | None = None
+        """What was served last, and what is kept of other worlds."""
         self.damaged: dict[SnapshotId, set[Place]] = {}
         """Chunks that were found missing or damaged, and are not repaired yet."""
-        self._group: Group | None = None
+        self._seat: Seat | None = None
+        self._rotations: tuple[int, ...] = ()  # whose parity is kept here
+        self._kept: dict[SnapshotId, Seat | None] = {}
         self._lanes = Lanes(node_dir)
         self._parities = Parities(node_dir)
         self._catalogs: dict[int, Catalog] = {}
         self._reserved: dict[int, int] = {}
 
     @property
+    def membership(self) -> Membership | None:
+        """The generation that was served last."""
+        return self.worlds.membership if self.worlds is not None else None
+
+    @property
     def group(self) -> Group:
         """The group in which this node's bytes are coded. Raises LookupError before there is a membership."""
-        if self._group is None:
+        if self._seat is None:
             raise LookupError("no membership is known")
-        return self._group
+        return self._seat.group
+
+    def seat(self, snapshot: SnapshotId) -> Seat | None:
+        """As whose share this snapshot is kept here; None: this node has none of it."""
+        if snapshot in self._kept:
+            return self._kept[snapshot]
+        return self._seat if self.worlds is not None and self.worlds.is_ours(snapshot) else None
 
     # Re-attaching.
 
     def attach(self) -> Work:
         """Find what an earlier daemon kept. Bytes that are not as the catalogs say are noted as damaged."""
-        membership = records.kept(self.node_dir / "membership", _MEMBERSHIP)
-        if membership is None:
+        worlds = records.kept(self.node_dir / "membership", _WORLDS)
+        if worlds is None:
             return
-        self._belong(membership)
+        self._belong(worlds)
         for slot in range(SLOTS):
             catalog = records.kept(self._catalog_path(slot), _CATALOG)
             if catalog is not None:
@@ -76,24 +91,44 @@ class Store:
                 self._parities.load(slot, catalog.parity)
         for catalog in list(self._catalogs.values()):
             self.mark_damaged(catalog.snapshot, (yield from bad_parity(catalog, self.parity)))
-            for lane in range(catalog.lanes):
-                unit = catalog.unit(membership.position, lane)
-                if unit is not None and self.sealed(lane, catalog.snapshot):
-                    self.mark_damaged(catalog.snapshot, (yield from bad_data(unit, self.lane(lane), self.group)))
+            seat = self.seat(catalog.snapshot)
+            for unit in catalog.units if seat is not None else ():
+                if seat is not None and unit.position == seat.position and self.sealed(unit.lane, catalog.snapshot):
+                    self.mark_damaged(catalog.snapshot, (yield from bad_data(unit, self.lane(unit.lane), seat.group)))
 
-    def remember(self, membership: Membership) -> None:
-        """Serve it from now on, and keep it for a daemon that is started here after this one."""
-        self._belong(membership)
-        records.keep(self.node_dir / "membership", membership)
+    def enter(self, membership: Membership) -> None:
+        """A generation begins here: what it cannot need is dropped, unless it only goes on (`resumed`).
 
-    def _belong(self, membership: Membership) -> None:
-        self._group = group_of(membership.position, membership.grouping, membership.parity)
-        self.membership = membership
+        Only while no worker of this node lives.
+        """
+        same = is_same_share(self.membership, membership)
+        worlds = follow(self.worlds, membership)
+        if not membership.resumed:
+            here = [origin.snapshot for origin in worlds.kept if origin.position >= 0]
+            self.drop_newer(membership.restore if same else None, here)
+        self._belong(worlds)
+        if not same and not membership.resumed:
+            self._reserved.clear()
+            self._trim()
+        records.keep(self.node_dir / "membership", worlds)
 
-    @property
-    def _position(self) -> int:
-        assert self.membership is not None
-        return self.membership.position
+    def let_go(self, snapshot: SnapshotId) -> None:
+        """A snapshot of another world is not needed any more: its slot is free, and so is parity that only it used."""
+        if self.worlds is None or self.worlds.origin(snapshot) is None:
+            return
+        kept = tuple(origin for origin in self.worlds.kept if origin.snapshot != snapshot)
+        worlds = msgspec.structs.replace(self.worlds, kept=kept)
+        self._belong(worlds)
+        if (catalog := self._catalogs.get(snapshot.slot)) is not None and catalog.snapshot == snapshot:
+            self._forget(snapshot.slot)
+        self._trim()
+        records.keep(self.node_dir / "membership", worlds)
+
+    def _belong(self, worlds: Worlds) -> None:
+        self._seat = seat_of(worlds.membership)
+        self._rotations = self.group.parity_rotations(worlds.membership.position)
+        self._kept = {origin.snapshot: seat_of(origin) for origin in worlds.kept}
+        self.worlds = worlds
 
     # Units.
 
@@ -126,10 +161,10 @@ class Store:
 
     def describe(self, lane: int, snapshot: SnapshotId) -> UnitDescriptor | None:
         """The descriptor of this node's own unit, from its region, if it is sealed here."""
-        header, region = self.sealed(lane, snapshot), self.region(snapshot.slot, lane)
-        if header is None or region is None:
+        header, region, seat = self.sealed(lane, snapshot), self.region(snapshot.slot, lane), self.seat(snapshot)
+        if header is None or region is None or seat is None:
             return None
-        return UnitDescriptor(self._position, lane, header, region.sums(header.chunks))
+        return UnitDescriptor(seat.position, lane, header, region.sums(header.chunks))
 
     # What is damaged.
 
@@ -151,21 +186,23 @@ class Store:
 
         None: it is not here, or known to be damaged.
         """
-        if stripe < 0 or (lane, rotation, stripe) in self.damaged.get(snapshot, ()):
+        seat = self.seat(snapshot)
+        if seat is None or stripe < 0 or (lane, rotation, stripe) in self.damaged.get(snapshot, ()):
             return None
-        if rotation in self.group.parity_rotations(self._position):
+        group, position = seat.group, seat.position
+        if rotation in group.parity_rotations(position):
             view = self.parity(snapshot, lane, rotation, stripe)
             return None if view is None else (view, self._parities.tables[snapshot.slot][lane, rotation].sums[stripe])
-        if rotation not in self.group.data_rotations(self._position):
+        if rotation not in group.data_rotations(position):
             return None
         region, catalog = self.region(snapshot.slot, lane), self.catalog(snapshot)
         if region is None:
             return None
         state, header = region.header()
-        unit = catalog.unit(self._position, lane) if catalog is not None else None
+        unit = catalog.unit(position, lane) if catalog is not None else None
         if header is None or header.snapshot != snapshot or (state is not State.SEALED and unit is None):
             return None
-        chunk = self.group.chunk_of(self._position, rotation, stripe)
+        chunk = group.chunk_of(position, rotation, stripe)
         length = chunk_bytes(header.unit_bytes, chunk)
         if length == 0:
             return memoryview(b""), 0
@@ -212,15 +249,27 @@ class Store:
         wanted = self._reserved | {lane: size}
         needed = arena.required(wanted, self.group.data, self.group.parity)
         allocated = sum(arena.allocated(path) for path in self._files("lane", "table", "parity"))
+        allocated -= self._parities.idle_bytes(self._parity_sizes(wanted))
         if needed > (there := allocated + arena.available(self.node_dir)):
             raise ArenaTooSmall(needed, there)
         self._reserved = wanted
         try:
             yield from self._lanes.allocate(lane, size)
-            for rotation in self.group.parity_rotations(self._position):
+            for rotation in self._rotations:
                 yield from self._parities.grow((lane, rotation), arena.parity_bytes(size, self.group.data))
         except ArenaTooSmall as error:  # another node of this machine was faster
             raise ArenaTooSmall(needed, allocated + error.available_bytes) from error
+
+    def _parity_sizes(self, homes: Mapping[int, int]) -> dict[Kind, int | None]:
+        """How long parity has to be of what is served, by lane and rotation; None: of a lane of unknown length."""
+        assert self.membership is not None
+        every = ((lane, rotation) for lane in range(self.membership.lanes) for rotation in self._rotations)
+        data = self.group.data
+        return {kind: arena.parity_bytes(homes[kind[0]], data) if kind[0] in homes else None for kind in every}
+
+    def _trim(self) -> None:
+        """Give back parity of another world that nothing refers to any more."""
+        self._parities.trim(self._parity_sizes(self._reserved))
 
     # Parity.
 
@@ -273,8 +322,9 @@ class Store:
         return catalog if catalog is not None and catalog.snapshot == snapshot else None
 
     def catalogs(self) -> list[Catalog]:
-        """All records, newest first."""
-        return sorted(self._catalogs.values(), key=lambda catalog: catalog.snapshot, reverse=True)
+        """All records of the world that is served, newest first."""
+        ours = (catalog for catalog in self._catalogs.values() if catalog.snapshot not in self._kept)
+        return sorted(ours, key=lambda catalog: catalog.snapshot, reverse=True)
 
     def begin(self, snapshot: SnapshotId, lanes: int) -> Catalog | None:
         """The record to fill in; what the slot held before is over. None if the slot holds something newer."""
@@ -300,16 +350,15 @@ class Store:
             self.damaged.pop(snapshot, None)
             self.save(catalog)
 
-    def drop_newer(self, restore: SnapshotId | None) -> None:
-        """Forget everything newer than ``restore`` (all, if None). Only while no worker of this node lives."""
-        for path in self.node_dir.glob("slot0.lane*"):
-            lane = self.lane(int(path.name.removeprefix("slot0.lane")))
-            for region in lane.regions if lane is not None else ():
-                _, header = region.header()
-                if header is None or restore is None or header.snapshot > restore:
-                    region.clear()
+    def drop_newer(self, restore: SnapshotId | None, but: Collection[SnapshotId] = ()) -> None:
+        """Forget everything newer than ``restore`` (all, if None), and spare what is named in ``but``."""
+
+        def stays(snapshot: SnapshotId) -> bool:
+            return snapshot in but or (restore is not None and snapshot <= restore)
+
+        self._lanes.clear(stays)
         for slot, catalog in list(self._catalogs.items()):
-            if restore is None or catalog.snapshot > restore:
+            if not stays(catalog.snapshot):
                 self._forget(slot)
 
     def _forget(self, slot: int) -> None:
@@ -321,10 +370,10 @@ class Store:
     # Answers.
 
     def holdings(self) -> tuple[Holding, ...]:
-        """What is here of the position served last, as the headers say now."""
+        """What is here, as the headers say now: of the position served last, and of what is kept of other worlds."""
         if self.membership is None:
             return ()
-        position, lanes = self.membership.position, self.membership.lanes
+        lanes = self.membership.lanes
         held: dict[SnapshotId, dict[int, int]] = {}
         for lane, state, header in self.scan(lanes):
             if state is State.SEALED:
@@ -333,17 +382,16 @@ class Store:
             held.setdefault(catalog.snapshot, {})
             if catalog.dropped:
                 del held[catalog.snapshot]
-        result = []
+        found = []
         for snapshot, units in sorted(held.items()):
-            known = self.catalog(snapshot)
-            stored = known.parity if known is not None else []
-            wanted = lanes * len(self.group.parity_rotations(position))
-            damage = damages(self.damaged.get(snapshot, ()))
-            data, kept = len(units) == lanes, 0 < wanted == len(stored)
-            if (data or kept) and len(damage) <= DAMAGES_MAX:
-                sizes = sum(units.values()), sum(p.parity_bytes for p in stored)
-                result.append(Holding(snapshot, position, data, kept, *sizes, damage))
-        return tuple(result)
+            seat, known = self.seat(snapshot), self.catalog(snapshot)
+            parity, damage = known.parity if known is not None else (), damages(self.damaged.get(snapshot, ()))
+            found.append(seat.holding(snapshot, units, parity, damage, lanes) if seat is not None else None)
+        return tuple(holding for holding in found if holding is not None)
+
+    def kept(self) -> tuple[SnapshotId, ...]:
+        """Snapshots of other worlds that were not let go yet, whether any of them is here or not."""
+        return tuple(self._kept)
 
     def remove_files(self) -> None:
         """Remove everything of this class from the folder."""

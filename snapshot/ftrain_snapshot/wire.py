@@ -39,6 +39,19 @@ class PeerWelcome(msgspec.Struct, frozen=True, array_like=True, tag="welcome"):
     generation: Number
 
 
+class OriginHello(msgspec.Struct, frozen=True, array_like=True, tag="origin_hello"):
+    """First, by who dialled, instead of PeerHello: I want to read what this generation starts from (old_world.py).
+
+    Positions are those of the world that captured it. Answered by PeerWelcome, and then by what is there.
+    """
+
+    generation: Number
+    """The one that is served by both; it fences, as with PeerHello."""
+    node: Name
+    snapshot: SnapshotId
+    to_position: Count
+
+
 class Announce(msgspec.Struct, frozen=True, array_like=True, tag="announce"):
     """To the gate, when connected and whenever ``linked`` changes."""
 
@@ -47,6 +60,8 @@ class Announce(msgspec.Struct, frozen=True, array_like=True, tag="announce"):
     """Connected to all others of the group."""
     skipped: Annotated[tuple[SnapshotId, ...], msgspec.Meta(max_length=SKIPPED_MAX)]
     """Snapshots that a rank here could not capture: the gate may have missed it."""
+    kept: Annotated[tuple[SnapshotId, ...], msgspec.Meta(max_length=SKIPPED_MAX)] = ()
+    """Snapshots of other worlds that this node was not told to let go."""
 
 
 class PositionSealed(msgspec.Struct, frozen=True, array_like=True, tag="sealed"):
@@ -77,6 +92,12 @@ class SkipNotice(msgspec.Struct, frozen=True, array_like=True, tag="skip"):
 
 class Drop(msgspec.Struct, frozen=True, array_like=True, tag="drop"):
     """From the gate: nobody may restore this snapshot."""
+
+    snapshot: SnapshotId
+
+
+class LetGo(msgspec.Struct, frozen=True, array_like=True, tag="let_go"):
+    """From the gate: a snapshot of this world is safe, so this one of another world is not needed any more."""
 
     snapshot: SnapshotId
 
@@ -124,7 +145,7 @@ class FetchFailed(msgspec.Struct, frozen=True, array_like=True, tag="fetch_faile
 
 
 class Restoring(msgspec.Struct, frozen=True, array_like=True, tag="restoring"):
-    """To the group: what I have, verified, of the snapshot that this generation starts from."""
+    """To the group, or to who reads an origin: what I have of the snapshot that this generation starts from."""
 
     snapshot: SnapshotId
     bad: Damages
@@ -194,12 +215,14 @@ class Echo(msgspec.Struct, frozen=True, array_like=True, tag="echo"):
 PeerMessage = (
     PeerHello
     | PeerWelcome
+    | OriginHello
     | Announce
     | PositionSealed
     | PositionStored
     | Abandon
     | SkipNotice
     | Drop
+    | LetGo
     | Describe
     | Chunk
     | Fetch

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from socket import SHUT_RDWR, socket
@@ -54,9 +55,14 @@ class Server:
                 reply = self.handle(recv_frame(connection))
                 if reply is not None:
                     send_frame(connection, reply)
+                    connection.sendall(self.behind(reply))
 
     def handle(self, body: bytes) -> bytes | None:
         raise NotImplementedError
+
+    def behind(self, reply: bytes) -> bytes:
+        """What follows an answer, outside of its frame."""
+        return b""
 
     def close(self) -> None:
         with suppress(OSError):  # closed before
@@ -188,8 +194,12 @@ class Node:
         restore: m.SnapshotId | None = None,
         every: int = 1,
         check_replicas: int = 0,
+        more: Mapping[str, str] | None = None,
     ) -> list[int]:
-        """One generation, until all workers have ended: their exit codes. Output goes to ``output(rank)``."""
+        """One generation, until all workers have ended: their exit codes. Output goes to ``output(rank)``.
+
+        ``more``: of the workers' environment.
+        """
         from torch._C._distributed_c10d import TCPStore
 
         self.generation += 1
@@ -207,6 +217,7 @@ class Node:
             "FTRAIN_RESTORE": "" if restore is None else f"{restore.version}:{restore.generation}:{restore.slot}",
             "FTRAIN_SNAPSHOT_EVERY": every,
             "FTRAIN_CHECK_REPLICAS": check_replicas,
+            **(more or {}),
         }
         environments = [
             {name: str(value) for name, value in {**common, "RANK": rank, "LOCAL_RANK": rank}.items()}

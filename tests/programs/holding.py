@@ -2,6 +2,7 @@
 
 import argparse
 import time
+from pathlib import Path
 
 HOLD_SECONDS_MAX = 120.0
 
@@ -13,8 +14,14 @@ def add_argument(parser: argparse.ArgumentParser) -> None:
 
 def hold(args: argparse.Namespace, step: int) -> None:
     """Wait before ``step``, if it is one of these, for a file ``go-STEP`` in the output folder."""
+    if step in args.hold:
+        wait_until_let(args.out / f"go-{step}")
+
+
+def wait_until_let(marker: Path) -> None:
+    """Until there is such a file."""
     deadline = time.monotonic() + HOLD_SECONDS_MAX
-    while step in args.hold and not (args.out / f"go-{step}").exists():
+    while not marker.exists():
         if time.monotonic() > deadline:
-            raise TimeoutError(f"nobody let step {step} begin")
+            raise TimeoutError(f"nobody made {marker}")
         time.sleep(0.005)

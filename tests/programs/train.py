@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy
 import torch
-from holding import add_argument, hold
+from holding import add_argument, hold, wait_until_let
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
@@ -55,6 +55,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--raise-at", type=int, default=-1, help="every rank 1 raises at this step, every time")
     parser.add_argument("--exit-at", type=int, default=-1, help="rank 1 exits with code 3 at this step, once")
     parser.add_argument("--spin-at", type=int, default=-1, help="rank 1 never ends this step, and holds the GIL, once")
+    parser.add_argument("--late-at", type=int, default=-1, help="rank 1 ends this step when it is let go, once")
     parser.add_argument("--poison-after", type=int, default=-1, help="write infinity into a weight after it, once")
     parser.add_argument("--nan-from", type=int, default=-1, help="rank 1's loss is no number from this step on")
     parser.add_argument("--log", action="store_true", help="say each step's loss")
@@ -109,6 +110,8 @@ def train(ctx: ftrain.Context) -> None:
             file.write(json.dumps(line) + "\n")
         if args.log:
             ctx.log(loss=total)
+        if ctx.rank == 1 and step == args.late_at and ctx.generation == 1:
+            wait_until_let(args.out / "late")
         if step == args.poison_after:
             poison(args.out / f"poisoned-{ctx.rank}", ctx, model)
     finish(args, ctx, model, optimizer, scheduler)

@@ -21,6 +21,8 @@ from ftrain_launcher.ending import Ending
 from ftrain_launcher.events import CheckNodes, Command, EndJob, Event, NodeChecked, Tick, UncordonNode
 from ftrain_launcher.forming import Forming
 from ftrain_launcher.generation import Generation
+from ftrain_launcher.growth import Growth
+from ftrain_launcher.halting import Halting
 from ftrain_launcher.history import History
 from ftrain_launcher.incidents import IncidentLog
 from ftrain_launcher.membership import NodeState, Phase
@@ -33,6 +35,7 @@ from ftrain_launcher.ranks import Ranks
 from ftrain_launcher.recruiting import Recruiting
 from ftrain_launcher.roster import Roster
 from ftrain_launcher.running import Running
+from ftrain_launcher.worlds import Worlds
 from ftrain_snapshot.errors import PlacementImpossible
 from ftrain_snapshot.messages import SnapshotId
 from ftrain_snapshot.placement import Groups, groups
@@ -41,8 +44,8 @@ if TYPE_CHECKING:
     from simulation.cluster import Cluster
 
 
-_NODES = (Roster, Recruiting, Ending, Preflight, Quarantine)
-_WORK = (Generation, Ranks, Running, Forming, DurableTier, History, IncidentLog, Complaints)
+_NODES = (Roster, Recruiting, Growth, Ending, Preflight, Quarantine)
+_WORK = (Generation, Ranks, Running, Forming, Worlds, Halting, DurableTier, History, IncidentLog, Complaints)
 
 
 def state_of(thing: object) -> object:
@@ -91,6 +94,10 @@ class Checkers:
     def too_much_is_damaged(self) -> bool:
         """More positions of a group than it has parity."""
         return any(len(self.damaged.intersection(g)) > self._parity for g in self.cluster.coordinator.groups)
+
+    def is_whole(self) -> bool:
+        """One more node may be lost without harm."""
+        return not self.damaged
 
     # ---- what really happens
 
@@ -192,11 +199,14 @@ class Checkers:
                 if command.node in self.cluster.machines:
                     self.lost(self.cluster.machines[command.node])
             if isinstance(command, EndJob) and command.exit_code == EXIT_LOST:
-                refused = self.cluster.storage.refused
-                assert self.too_much_is_damaged() or refused, f"not lost at all: {command.message}"
+                self._check_lost(command.message)
         if coordinator.formed != self._formed:
             self._formed = coordinator.formed
             self._at_formation(coordinator)
+
+    def _check_lost(self, message: str) -> None:
+        """The job gives up, since its state is lost."""
+        assert self.too_much_is_damaged() or self.cluster.storage.refused, f"not lost at all: {message}"
 
     def _at_formation(self, coordinator: Coordinator) -> None:
         members = self._members()

@@ -10,6 +10,7 @@ carrying out its commands; the next one replays the real JSON lines.
 from __future__ import annotations
 
 from simulation.checkers import Checkers, state_of
+from simulation.elastic import ElasticCheckers
 from simulation.faults import Faults, Plan
 from simulation.machines import Agent, Machine
 from simulation.storage import Storage, Writer
@@ -330,7 +331,7 @@ class Cluster:
         self.coordinator = Coordinator(self.config)
         self.machines: dict[str, Machine] = {}
         self.ended: tuple[int, str] | None = None
-        self.checkers = Checkers(self)
+        self.checkers = ElasticCheckers(self) if self.config.elastic else Checkers(self)
         self.faults = Faults(self)
         self.storage = Storage(self)
         self.shell = Shell(self)

@@ -209,7 +209,7 @@ class Faults:
         checkers, parity = self.cluster.checkers, self.cluster.config.work.parity
         machines = [m for m in self.cluster.machines.values() if m.alive]
         settled = all(m.agent is not None for m in machines) and self._slow_until < self.world.now
-        return parity > 0 and settled and not self._slow_stops and not checkers.damaged
+        return parity > 0 and settled and not self._slow_stops and checkers.is_whole()
 
     def _break(self, kind: str, victim: float) -> bool:
         cluster = self.cluster

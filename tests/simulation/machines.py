@@ -18,6 +18,10 @@ from ftrain_launcher.messages import (
     DurableEnded,
     Form,
     FromAgent,
+    GoOn,
+    HaltAfter,
+    Held,
+    Hold,
     Join,
     RankRestored,
     RankState,
@@ -47,6 +51,7 @@ class Worker:
         self.alive = True
         self.restored: RankRestored | None = None
         self.stepped: RankStepped | None = None
+        self.halted_after: int | None = None
         self.step: int | None = None
         self.exit: WorkerExit | None = None
 
@@ -73,6 +78,8 @@ class Machine:
         self.alive = True
         self.memory: dict[SnapshotId, list[bool]] = {}
         """Of each snapshot: has it its own data, has it its parity?"""
+        self.share_of: dict[SnapshotId, int] = {}
+        """Of which position both are."""
         self.workers: dict[int, Worker] = {}
         self.stopped = 0
         self.form: Form | None = None
@@ -82,6 +89,8 @@ class Machine:
         self.store = (0, 0)
         """Generation and port of the store that runs here; port 0: none."""
         self.agent: Agent | None = None
+        self.word: Hold | HaltAfter | None = None
+        """What its ranks find where they look before they commit."""
         self.writer: Writer | None = None
         self.write_ended: DurableEnded | None = None
 
@@ -99,18 +108,21 @@ class Machine:
             self.agent.tell(message, key)
 
     def inventory(self) -> Inventory:
-        return Inventory(tuple(Holding(s, self.position, data, parity) for s, (data, parity) in self.memory.items()))
+        held = self.memory.items()
+        return Inventory(tuple(Holding(s, self.share_of[s], data, parity) for s, (data, parity) in held))
 
     def keep(self, snapshot: SnapshotId, *, parity: bool) -> None:
         """Write data or parity of a snapshot; what was in its slot is overwritten."""
         for other in [s for s in self.memory if s.slot == snapshot.slot and s != snapshot]:
             del self.memory[other]
         self.memory.setdefault(snapshot, [False, False])[parity] = True
+        self.share_of[snapshot] = self.position
 
     def stop_workers(self) -> None:
         for worker in self.workers.values():
             worker.alive = False
         self.workers.clear()
+        self.word = None
         self.stop_writer()
         self.write_ended = None
         self.form = None
@@ -226,6 +238,8 @@ class Agent:
                     self._stop(stop)
                 case Form() as form:
                     self._form(form)
+                case Hold() | HaltAfter() | GoOn() as word:
+                    self._halt(word)
                 case WriteDurable() as message:
                     self._write(message)
                 case Unpin(snapshot):
@@ -290,6 +304,18 @@ class Agent:
             worker = machine.workers[rank] = Worker(machine, form, rank)
             self.cluster.checkers.spawned(worker)
             self.cluster.training_of(form).start(worker)
+
+    def _halt(self, word: Hold | HaltAfter | GoOn) -> None:
+        machine = self.machine
+        if machine.form is None or word.generation != machine.generation:
+            return
+        machine.word = None if isinstance(word, GoOn) else word
+        if isinstance(word, Hold):
+            step = self.cluster.training_of(machine.form).step
+            self.tell(Held(machine.name, machine.generation, word.attempt, step), None)
+        elif isinstance(word, GoOn):
+            for key in [key for key in self.said if key[0] == "halted"]:
+                del self.said[key]
 
     def _write(self, message: WriteDurable) -> None:
         machine, told = self.machine, self.said.get(("durable",))

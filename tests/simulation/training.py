@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from simulation.machines import Machine, Worker
 
 from ftrain_launcher.events import Progress
-from ftrain_launcher.messages import Failure, Form, RankRestored, RankStepped, Trouble
+from ftrain_launcher.messages import Failure, Form, HaltAfter, RankHalted, RankRestored, RankStepped, Trouble
 from ftrain_snapshot.messages import SnapshotId
 from ftrain_snapshot.pin import Pin
 from ftrain_snapshot.placement import Groups, is_complete
@@ -39,14 +39,16 @@ class Training:
     def __init__(self, cluster: Cluster, form: Form) -> None:
         self.cluster, self.world, self.form = cluster, cluster.world, form
         self.generation, self.restore = form.generation, form.restore
-        self.nodes, self.parity = cluster.config.nodes, cluster.config.work.parity
+        self.nodes, self.parity = len(form.peers), form.work.parity
         self.groups = form.groups
         self.group_of = {p: group for group in form.groups for p in group}
         self.workers: dict[int, Worker] = {}
         self.machines: dict[int, Machine] = {}
         self.start_version = None if form.durable_start is None else form.durable_start.step
-        if form.restore is not None:
-            self.start_version = form.restore.version
+        self.base = form.restore if form.origin is None else form.origin.snapshot
+        """What it starts from, whatever world that is of."""
+        if self.base is not None:
+            self.start_version = self.base.version
         self.step = -1 if self.start_version is None else self.start_version
         self.forget_pin()
         if form.work.durable is not None:
@@ -66,10 +68,30 @@ class Training:
         """The daemon drops what is newer than the start, and rebuilds what is missing of it."""
         machine.position = next(p.position for p in self.form.peers if p.node == machine.name)
         self.machines[machine.position] = machine
-        for snapshot in [s for s in machine.memory if self.restore is None or s > self.restore]:
+        for snapshot in [s for s in machine.memory if not self._may_keep(machine, s)]:
             del machine.memory[snapshot]
         if self.restore is not None and machine.memory.get(self.restore) != [True, bool(self.parity)]:
             self.world.after(self.world.between(0.05, 0.5), self._repair, machine)
+
+    def _may_keep(self, machine: Machine, snapshot: SnapshotId) -> bool:
+        """What is newer than the start is not, and of other worlds nothing but the start."""
+        if self.form.origin is not None:
+            return snapshot == self.base
+        return self.base is not None and snapshot <= self.base and machine.share_of[snapshot] == machine.position
+
+    def _origin_is_there(self) -> bool:
+        """The workers read the start from the nodes that hold its shares."""
+        origin = self.form.origin
+        if origin is None:
+            return True
+        holders = ((p.position, self.cluster.machines[p.node]) for p in origin.holders)
+        memories = {position: m.memory for position, m in holders if m.alive and m.daemon_up}
+        return decodable(memories, origin.snapshot, origin.groups, origin.parity)
+
+    def _drop_origin(self) -> None:
+        if self.form.origin is not None:
+            for machine in self.machines.values():
+                machine.memory.pop(self.form.origin.snapshot, None)
 
     def _repair(self, machine: Machine) -> None:
         assert self.restore is not None
@@ -111,6 +133,9 @@ class Training:
         if self.restore is not None and not machine.memory.get(self.restore, [False])[False]:
             self.world.after(0.1, self._load, worker)
             return
+        if not self._origin_is_there():
+            self.world.after(0.3, self._give_up_restoring, machine)
+            return
         worker.step = self.start_version
         worker.restored = RankRestored(machine.name, self.generation, worker.rank, worker.step, self.world.now)
         machine.tell(worker.restored, ("restored", worker.rank))
@@ -127,6 +152,9 @@ class Training:
             for worker in self.workers.values():
                 if worker.alive and self.world.chance(0.7):
                     self.world.after(self.world.between(0.05, 1.0), self._raise_communication, worker)
+            return
+        if self._is_held():
+            self.world.after(0.05, self._take_step)
             return
         plan = self.cluster.plan
         if self.step + 1 >= plan.steps:
@@ -146,6 +174,26 @@ class Training:
         if self.flying is None and self._start_is_safe() and all(m.daemon_up for m in self.machines.values()):
             self._snapshot()
         self.world.after(self.world.between(0.1, 0.3), self._take_step)
+
+    def _is_held(self) -> bool:
+        """The ranks wait for the step after which they stop, or stand there and have it captured."""
+        words = [m.word for m in self.machines.values()]
+        last = next((word.step for word in words if isinstance(word, HaltAfter)), None)
+        if last is None or self.step < last:
+            return last is None and any(words)
+        newest = max((s for s in (self.flying, self.newest_sealed) if s is not None), default=None)
+        missing = self.flying is None and (newest is None or newest.version < self.step)
+        if missing and self._start_is_safe() and all(m.daemon_up for m in self.machines.values()):
+            self._snapshot()
+        for worker in self.workers.values():
+            machine = worker.machine
+            sealed = newest is not None and newest.version == self.step and newest in machine.memory
+            if sealed and isinstance(machine.word, HaltAfter) and worker.halted_after != self.step:
+                worker.halted_after = self.step
+                halted = RankHalted(machine.name, self.generation, worker.rank, self.step, True, self.world.now)
+                machine.tell(halted, ("halted", worker.rank))
+                self._report(1.0)
+        return True
 
     def _say_stepped(self, worker: Worker, step: int) -> None:
         if worker.alive and worker.stepped is None:
@@ -172,7 +220,8 @@ class Training:
         return not self.parity or self.restore is None or (newest is not None and newest >= self.restore)
 
     def _snapshot(self) -> None:
-        kept = {s.slot for s in (self.newest_sealed, self._newest_protected()) if s is not None}
+        start = self.base if self.form.origin is not None else None
+        kept = {s.slot for s in (self.newest_sealed, self._newest_protected() or start) if s is not None}
         free = [s for s in range(SLOTS) if s not in kept]
         pinned = self.pin.snapshot
         unpinned = [s for s in free if pinned is None or s != pinned.slot]
@@ -186,7 +235,8 @@ class Training:
 
     def _newest_protected(self) -> SnapshotId | None:
         whole = ({s for s, held in m.memory.items() if held == [True, True]} for m in self.machines.values())
-        return max(set.intersection(*whole), default=None)
+        old = {self.base} if self.form.origin is not None else set()
+        return max(set.intersection(*whole) - old, default=None)
 
     def _seal(self, position: int, snapshot: SnapshotId) -> None:
         machine = self.machines[position]
@@ -203,6 +253,8 @@ class Training:
             self._report(0.3)
             if not self.parity or self.abandoned:
                 self.flying = None
+            if not self.parity:
+                self._drop_origin()
         if self.parity and not self.abandoned:
             group = self.group_of[position]
             if self.sealed_by.issuperset(group):
@@ -221,6 +273,7 @@ class Training:
         if len(self.stored_by) == self.nodes:
             self.pin.consider(self._newest_protected())
             self.cluster.checkers.protected(self.machines)
+            self._drop_origin()
             self._report(0.5)
             self.flying = None
 
@@ -235,7 +288,7 @@ class Training:
     def _report(self, probability: float) -> None:
         """Now and then a heartbeat brings the levels."""
         agent = self.machines[0].agent
-        awaited = self.cluster.coordinator.quarantine.moves
+        awaited = self.cluster.coordinator.quarantine.moves or self.cluster.coordinator.halting.under_way
         if agent is not None and agent.line is not None and (awaited or self.world.chance(probability)):
             sealed = None if self.newest_sealed is None else self.newest_sealed.version
             newest = self._newest_protected()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ftrain_launcher import messages
 from ftrain_launcher.coordinator import Coordinator
 from ftrain_launcher.events import (
     Announce,
@@ -14,6 +15,7 @@ from ftrain_launcher.events import (
     JobStarted,
     Joined,
     Left,
+    Progress,
     Send,
 )
 from ftrain_launcher.journal import Entry, decode, encode, rebuild
@@ -21,8 +23,10 @@ from ftrain_launcher.messages import (
     DurableSearch,
     Failure,
     Form,
+    Hold,
     Join,
     NodeGone,
+    RankHalted,
     RankRestored,
     RankState,
     RankStepped,
@@ -215,6 +219,15 @@ class Job:
         self.stop_all()
         self.step_all()
         self.sent.clear()
+
+    def halt(self, step: int) -> None:
+        """The ranks, who are asked to, stop after a step; it is protected at last."""
+        formed, attempt = self.coordinator.formed, self.to(self.members()[0], Hold)[-1].attempt
+        for node in self.members():
+            self.tell(messages.Held(node, formed, attempt, step - 1))
+        for rank in list(self.coordinator.ranks.values()):
+            self.tell(RankHalted(rank.node, formed, rank.rank, step, True, self.now))
+        self.tell(Progress(formed, step, step))
 
     # ---- what was sent
 

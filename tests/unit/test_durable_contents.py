@@ -18,6 +18,7 @@ from ftrain.errors import StateMismatch
 from ftrain.layout import Kind, Layout, lay_out
 from ftrain_snapshot.errors import SnapshotIncomplete
 
+NOT_DESCRIBED = msgspec.Raw(msgspec.msgpack.encode("made by a test"))
 SHARED, OWN, FROZEN = Kind(True, True), Kind(False, True), Kind(True, False)
 
 
@@ -59,7 +60,7 @@ class Rank:
                 at = base + piece.region_offset
                 self.data[at : at + len(flat)] = flat.tobytes()
         layouts = [msgspec.Raw(msgspec.msgpack.encode(each)) for each in (self.layout, behind)]
-        self.manifest = msgspec.msgpack.encode(Manifest(FORMAT, rank, 5, *layouts, tree))
+        self.manifest = msgspec.msgpack.encode(Manifest(FORMAT, rank, 5, *layouts, NOT_DESCRIBED, tree))
         self.contents = RankContents(rank, world_size, self.manifest)
 
 

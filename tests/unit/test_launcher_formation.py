@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from unit.coordinator_job import snapshot
 
-from ftrain_launcher.formation import Holdings, Past, Start, choose_start
+from ftrain_launcher.formation import Past, Start, choose_start
+from ftrain_launcher.worlds import Held, Holdings, World
 from ftrain_snapshot.messages import Holding, Levels
 
 
@@ -23,7 +24,7 @@ def start(holdings: Holdings, survivors: set[int], groups: tuple[tuple[int, ...]
         nodes=nodes,
         survivors=frozenset(survivors),
     )
-    return choose_start(past, holdings, groups=groups, parity=2)
+    return choose_start(past, [Held(World(first=1, nodes=len(nodes), parity=2, groups=groups), holdings)])
 
 
 def test_nodes_that_are_back_with_empty_hands_do_not_hide_what_was_protected() -> None:

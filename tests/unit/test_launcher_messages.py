@@ -11,7 +11,7 @@ from unit.coordinator_job import config, raised, snapshot
 from unit.test_health_judge import SOUND
 
 from ftrain.health.words import CheckNode, Failed, Hosting, HostPair, JoinPair, PairFigures, RunPair
-from ftrain.link import ReplicaDigest
+from ftrain.link import Certified, ReplicaDigest
 from ftrain_launcher import events, messages, questions
 from ftrain_launcher.detect.records import (
     Channel,
@@ -38,6 +38,16 @@ TRACE = NodeTrace(
     communicators=(Communicator("dp", (0, 1)),),
     ranks=(RankTrace(0, (TraceRecord(0, 1, 7, 64, 2**62, 0, -1, True),), (StepMark(-1, 2**62),)),),
     unrecorded=(1,),
+)
+CERTIFIED = Certified(
+    version=41,
+    ranks=6,
+    tensors=12,
+    compared_bytes=2**40,
+    counters=4,
+    samplers={"sampler": 42},
+    samples={"sampler": 2688},
+    seconds=0.1,
 )
 OPERATION = Operation(7, 1, 64, 6, 16, -1, 0.5, 0.1, None)
 REPORT = NodeReport(
@@ -66,6 +76,9 @@ FROM_AGENT: list[messages.FromAgent] = [
     messages.DurableEnded("n", 1, 0, snapshot(5), "no space left"),
     messages.RankRestored("n", 1, 0, None, 0.1 + 0.2),
     messages.RankStepped("n", 1, 0, 8, 1e9),
+    messages.StateCertified("n", 1, CERTIFIED),
+    messages.Held("n", 1, 2, 41),
+    messages.RankHalted("n", 1, 0, 42, True, 1e9),
     messages.Trouble("n", 1, "store_lost", "why"),
     questions.Verified(node="n", request=1, lanes=(LaneReport(snapshot(5), 1, 0, 9, 1, 1, (Damage(0, 1, 2, 3),)),)),
     messages.ArenaShort("n", 1, 2**40, 2**30),
@@ -97,6 +110,9 @@ TO_AGENT: list[messages.ToAgent] = [
     messages.Inject("kill-worker", 3),
     questions.Verify(4),
     questions.Inspect(5, (0, 3)),
+    messages.Hold(1, 2),
+    messages.HaltAfter(1, 42),
+    messages.GoOn(1),
     messages.WriteDurable(snapshot(5)),
     messages.Unpin(snapshot(5)),
     questions.ClockWanted(5),

@@ -249,7 +249,7 @@ def test_one_that_was_needed_before_its_check_had_ended_gives_its_ranks_away_if_
     failed(job, "node-3")
     job.join("node-4")
     passed(job, "node-4")
-    job.tell(Progress(job.coordinator.formed, 9, 9))
+    job.halt(9)
     again(job)
     assert job.members() == ["node-0", "node-4", "node-2"]
     assert job.coordinator.nodes["node-3"].state is NodeState.CORDONED

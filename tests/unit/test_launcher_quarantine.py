@@ -23,7 +23,6 @@ from ftrain_launcher.events import (
     NodeChecked,
     Progress,
     QuickAgain,
-    Tick,
     UncordonNode,
 )
 from ftrain_launcher.incidents import Incident
@@ -31,7 +30,6 @@ from ftrain_launcher.journal import decode
 from ftrain_launcher.membership import NodeState, Phase
 from ftrain_launcher.messages import Stop
 from ftrain_launcher.policy import EXIT_PROGRAM
-from ftrain_launcher.quarantine import LEAVE_SECONDS
 from ftrain_launcher.story import tell
 
 BOTH = {snapshot(4): WHOLE, snapshot(5, slot=1): DATA}
@@ -72,10 +70,9 @@ def protect(job: Job, version: int, sealed: int | None = None) -> None:
 
 
 def move(job: Job, version: int) -> None:
-    """A snapshot is protected, and the time is up that a move waits for one more."""
-    protect(job, version)
-    job.tell(Tick(), LEAVE_SECONDS)
-    again(job)
+    """The ranks are halted, and given to another node."""
+    job.halt(version)
+    again(job, {snapshot(version): WHOLE})
 
 
 def second_host_taken_out() -> tuple[Job, list[str]]:
@@ -272,10 +269,7 @@ def test_if_nobody_can_take_over_it_keeps_its_ranks_until_somebody_can() -> None
     assert job.started[-1] == "node-3"
     job.join("node-3")
     assert job.coordinator.phase is Phase.RUNNING
-    protect(job, 7)
-    assert job.coordinator.next_deadline() is not None
-    job.tell(Tick(), LEAVE_SECONDS)
-    again(job)
+    move(job, 7)
     assert job.members() == ["node-0", "node-3", "node-2"]
 
 
@@ -387,28 +381,30 @@ def test_a_cordoned_node_stays_where_the_state_would_be_lost_without_it(job: Job
     assert job.members() == ["node-0", "node-1", "node-3"]
 
 
-def test_a_drain_waits_until_the_newest_snapshot_is_protected_and_is_no_fault(job: Job) -> None:
-    protect(job, 3, sealed=4)
+def test_a_drain_halts_the_ranks_and_is_no_fault(job: Job) -> None:
+    protect(job, 3, sealed=3)
     cordon(job, "node-1", Leave.SOON)
     assert job.coordinator.phase is Phase.RUNNING
-    protect(job, 4, sealed=5)
+    job.halt(4)
     assert job.coordinator.phase is Phase.STOPPING
     again(job)
     assert job.members() == ["node-0", "node-3", "node-2"]
     assert last(job).cause is not None
     assert (last(job).cause.kind, last(job).cause.reason) == (
         "drained",
-        "node-1 gives its ranks to another node (its fan is loud)",
+        "node-1 gives its ranks away (its fan is loud)",
     )
     assert job.coordinator._history._faults_without_progress == 0
 
 
-def test_a_drain_does_not_wait_for_ever(job: Job) -> None:
-    protect(job, 3, sealed=9)
+def test_a_drain_that_turns_out_to_cost_too_much_is_not_tried_again(job: Job) -> None:
+    """The snapshot was protected when the ranks stopped, but is not now."""
     cordon(job, "node-1", Leave.SOON)
-    job.tell(Tick(), LEAVE_SECONDS)
-    again(job)
-    assert job.members() == ["node-0", "node-3", "node-2"]
+    job.halt(4)
+    again(job, {snapshot(4): DATA})
+    assert job.members() == ["node-0", "node-1", "node-2"]
+    assert "node-1 keeps its ranks: without it too little of the state would be left" in job.news
+    assert not job.coordinator.halting.under_way
 
 
 def test_cordon_now_waits_only_for_a_first_protected_snapshot(job: Job) -> None:

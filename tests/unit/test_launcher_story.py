@@ -71,6 +71,7 @@ def hang(**more: Any) -> dict[str, Any]:
         "decision": "restart: the first hang of this rank",
         "harmless": False,
         "over": None,
+        "certificate": None,
         **more,
     }
 

@@ -13,9 +13,11 @@ from ftrain_launcher.messages import Trouble
 from ftrain_launcher.questions import Verified, Verify
 from ftrain_launcher.requests import Requests
 from ftrain_launcher.verification import shown, verify_all
+from ftrain_launcher.worlds import World, Worlds
 from ftrain_snapshot.messages import DaemonStatus, Damage, LaneReport, Levels
 
-GROUPS = ((0, 1, 2),)
+WORLDS = Worlds()
+WORLDS.begin(World(first=1, nodes=3, parity=1, groups=((0, 1, 2),)))
 
 
 class Line:
@@ -56,14 +58,14 @@ def report(damaged: int, repaired: int, *damage: Damage) -> Verified:
 
 
 def test_what_is_repaired_is_sound_and_what_is_not_is_lost() -> None:
-    assert shown("job", [report(0, 0)], GROUPS, 1)["sound"]
-    assert shown("job", [report(2, 2)], GROUPS, 1)["sound"]
-    assert not shown("job", [report(2, 1)], GROUPS, 1)["sound"]
-    assert not shown("job", [report(0, 0), Verified(node="node-2", request=1, failure="gone")], GROUPS, 1)["sound"]
+    assert shown("job", [report(0, 0)], WORLDS)["sound"]
+    assert shown("job", [report(2, 2)], WORLDS)["sound"]
+    assert not shown("job", [report(2, 1)], WORLDS)["sound"]
+    assert not shown("job", [report(0, 0), Verified(node="node-2", request=1, failure="gone")], WORLDS)["sound"]
 
 
 def test_damage_is_named_by_chunk_for_data_and_by_stripe_for_parity() -> None:
-    answer = shown("job", [report(2, 2, Damage(0, 2, 3, 4), Damage(0, 1, 5, 6))], GROUPS, 1)
+    answer = shown("job", [report(2, 2, Damage(0, 2, 3, 4), Damage(0, 1, 5, 6))], WORLDS)
     (lane,) = answer["nodes"][0]["lanes"]
     data, parity = lane["damage"]
     # Position 1 keeps parity in rotation 1 and data in rotations 0 and 2: chunks 0, 2, 4, 6 and 1, 3, 5, 7.

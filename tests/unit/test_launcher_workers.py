@@ -8,7 +8,7 @@ from typing import Any
 from ftrain_launcher.environment import worker_environment, zygote_environment
 from ftrain_launcher.node_workers import is_restore_failure
 from ftrain_snapshot.errors import SnapshotIncomplete
-from ftrain_snapshot.messages import SnapshotId
+from ftrain_snapshot.messages import Origin, Peer, SnapshotId
 from ftrain_snapshot.storage import DurableId, StorageError
 
 WORKER: dict[str, Any] = dict(
@@ -33,7 +33,8 @@ def test_a_worker_gets_ftrains_variables() -> None:
     got = worker_environment(**WORKER, restore=SnapshotId(17, 2, 1))
     assert {name: value for name, value in got.items() if name.startswith("FTRAIN_")} == dict(
         FTRAIN_JOB="j", FTRAIN_NODE="node-1", FTRAIN_NODE_DIR="/dev/shm/ftrain-j/node-1", FTRAIN_GENERATION="3",
-        FTRAIN_RESTORE="17:2:1", FTRAIN_DURABLE="", FTRAIN_SNAPSHOT_EVERY="5", FTRAIN_DEMOTE_AFTER_NAN="1",
+        FTRAIN_RESTORE="17:2:1", FTRAIN_ORIGIN="", FTRAIN_DURABLE="", FTRAIN_SNAPSHOT_EVERY="5",
+        FTRAIN_DEMOTE_AFTER_NAN="1",
         FTRAIN_CHECK_REPLICAS="100", FTRAIN_COLLECTIVE_TIMEOUT_SECONDS="", FTRAIN_RECORDER="1",
         FTRAIN_DETERMINISTIC_REDUCTION="0",
     )  # fmt: skip
@@ -54,6 +55,11 @@ def test_the_middle_floor_reads_what_the_launcher_writes() -> None:
     read = read_environment(worker_environment(**WORKER, durable_start=found))
     assert read.job is not None
     assert (read.job.restore, read.job.durable, read.job.start) == (None, found, 9)
+    peers = (Peer(0, "node-0", "h", 1), Peer(3, "node-3", "h", 2))
+    origin = Origin(SnapshotId(41, 2, 0), 4, 1, ((0, 1, 2, 3),), "auto", peers, position=3)
+    read = read_environment(worker_environment(**WORKER, origin=origin))
+    assert read.job is not None
+    assert (read.job.restore, read.job.origin, read.job.start) == (None, origin, 41)
 
 
 def test_emulated_nodes_talk_over_loopback_unless_the_user_says_otherwise() -> None:

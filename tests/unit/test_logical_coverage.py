@@ -121,7 +121,7 @@ def test_only_the_first_findings_are_shown() -> None:
         {"axes": (Axis(8, (Span(0, 0, 0),)), Axis(6, (Span(0, 0, 6),)))},
         {"strides": (-6, 1)},
         {"item_bytes": 0},
-        {"copies": 0},
+        {"copies": -1},
         {"extents": (Extent(4, 4, 0),)},
         {"extents": (Extent(0, 4, -1),)},
         {"extents": (Extent(0, 4, 0), Extent(2, 6, 4))},

@@ -79,7 +79,7 @@ class Silence:
     def send_bulk(self, message: w.PeerMessage, body: memoryview, *, urgent: bool = False) -> None:
         self.send(message)
 
-    def answer(self, reply: m.Reply) -> None:
+    def answer(self, reply: m.Reply, body: memoryview | None = None) -> None:
         msgspec.msgpack.encode(reply)
 
     def drop_bulk(self, wanted: object) -> None: ...

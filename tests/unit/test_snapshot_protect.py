@@ -53,7 +53,7 @@ class Node:
         membership = Membership(1, position, 1, parity, peers)
         folder.mkdir()
         self.store = Store(folder)
-        self.store.remember(membership)
+        self.store.enter(membership)
         for _ in self.store.reserve(0, SIZE):
             pass
         self.told: list[object] = []

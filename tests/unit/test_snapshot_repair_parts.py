@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ftrain_snapshot.manifest import CHUNK_BYTES, Header, UnitDescriptor
 from ftrain_snapshot.messages import SnapshotId
-from ftrain_snapshot.repair import _in_parts
+from ftrain_snapshot.repair import in_parts
 from ftrain_snapshot.transport import encode_message
 from ftrain_snapshot.usage import Traffic
 from ftrain_snapshot.wire import Restoring
@@ -19,7 +19,7 @@ def unit(lane: int, chunks: int) -> UnitDescriptor:
 
 def test_units_are_told_in_order_in_as_many_messages_as_it_takes() -> None:
     units = [unit(lane, 80 << 10) for lane in range(8)]  # of 80 GiB each
-    parts = _in_parts(units)
+    parts = in_parts(units)
     assert len(parts) == 8
     assert [u for part in parts for u in part] == units
     for part in parts:
@@ -28,5 +28,5 @@ def test_units_are_told_in_order_in_as_many_messages_as_it_takes() -> None:
 
 def test_few_units_are_told_at_once_and_none_is_told_too() -> None:
     units = [unit(lane, 100) for lane in range(8)]
-    assert _in_parts(units) == [tuple(units)]
-    assert _in_parts([]) == [()]
+    assert in_parts(units) == [tuple(units)]
+    assert in_parts([]) == [()]

@@ -34,7 +34,7 @@ def run(work):
 def made(folder: Path, position: int = 1, *, unit_bytes: int = SIZE) -> Store:
     folder.mkdir(exist_ok=True)
     store = Store(folder)
-    store.remember(Membership(1, position, 1, 1, PEERS))
+    store.enter(Membership(1, position, 1, 1, PEERS))
     run(store.reserve(0, unit_bytes))
     return store
 
@@ -226,7 +226,7 @@ def spare_with(store: Store, folder: Path) -> tuple[Store, UnitDescriptor]:
     assert unit is not None
     folder.mkdir()
     spare = Store(folder)
-    spare.remember(Membership(1, 1, 1, 1, PEERS))
+    spare.enter(Membership(1, 1, 1, 1, PEERS))
     return spare, unit
 
 

@@ -30,6 +30,13 @@ def at_least(flag: str, value: int, least: int) -> int:
     return value
 
 
+def not_negative(flag: str, seconds: float) -> float:
+    """A time that may be none at all."""
+    if not 0 <= seconds < float("inf"):
+        raise UsageError(f"{flag} must be 0 or more, not {seconds:g}")
+    return seconds
+
+
 def positive(flag: str, seconds: float) -> float:
     """A time that can be waited for."""
     if not 0 < seconds < float("inf"):
@@ -44,19 +51,25 @@ def collective_timeout(seconds: float | None) -> float | None:
     return seconds
 
 
-def nodes(nnodes: str, local_nodes: int | None) -> tuple[int, bool]:
-    """How many nodes hold ranks, and whether they are real hosts."""
-    if ":" in nnodes:
-        raise UsageError(f"--nnodes {nnodes}: a range is not possible yet; give one number")
-    if not nnodes.isdigit() or int(nnodes) < 1:
-        raise UsageError(f"--nnodes {nnodes}: give a number of hosts, 1 or more")
+def nodes(nnodes: str, local_nodes: str | None) -> tuple[int, int, bool]:
+    """With how few nodes the job goes on, how many it has at most, and whether they are real hosts."""
+    least, most = _range("--nnodes", nnodes)
     if local_nodes is None:
-        return int(nnodes), int(nnodes) > 1
-    if int(nnodes) > 1:
+        return least, most, most > 1
+    if most > 1:
         raise UsageError(
             f"--nnodes {nnodes} with --local-nodes {local_nodes}: a node is either a host or emulated on this one"
         )
-    return at_least("--local-nodes", local_nodes, 1), False
+    return *_range("--local-nodes", local_nodes), False
+
+
+def _range(flag: str, word: str) -> tuple[int, int]:
+    """N, or MIN:MAX."""
+    least, colon, most = word.partition(":")
+    most = most if colon else least
+    if not (least.isdecimal() and most.isdecimal() and 1 <= int(least) <= int(most)):
+        raise UsageError(f"{flag} {word}: give a number of nodes, 1 or more, or MIN:MAX")
+    return int(least), int(most)
 
 
 def workers(word: str) -> int:

@@ -7,7 +7,12 @@ import sys
 import time
 from typing import Any
 
+from ftrain_launcher.commands.checks import not_negative
 from ftrain_launcher.commands.options import Commands, add_command, add_job_options, print_json
+from ftrain_launcher.errors import UsageError
+
+DRAIN_SECONDS = 300.0
+_POLL_SECONDS = 0.1
 
 
 def add_to(commands: Commands) -> None:
@@ -17,8 +22,17 @@ def add_to(commands: Commands) -> None:
     about = "Give a node no ranks any more; those that it has go to another node at the next fault."
     parser = _add_change(commands, "cordon", cordon, about)
     parser.add_argument("--now", action="store_true", help="move its ranks at once, if another node can take them")
-    about = "Cordon a node and move its ranks, once the newest snapshot is protected; training goes on from there."
+    about = (
+        "Cordon a node and move its ranks at the end of a step: no step is lost. Waits until it can be switched off."
+    )
     parser = _add_change(commands, "drain", drain, about)
+    parser.add_argument(
+        "--timeout-seconds",
+        type=float,
+        default=DRAIN_SECONDS,
+        metavar="S",
+        help=f"how long to wait for that, {DRAIN_SECONDS:g} by default; the drain goes on after it",
+    )
     about = "Let a node hold ranks again, once it has passed its health check."
     parser = add_command(commands, "uncordon", uncordon, about)
     parser.add_argument("node", metavar="NODE", help="its name, or its position")
@@ -59,6 +73,9 @@ def nodes(chosen: argparse.Namespace) -> int:
         for node in answer["nodes"]
     ]
     print_table(["node", "state", "position", "ranks", "host", "failures/h", "cordoned", "health"], rows)
+    size = answer["size"]
+    if size["min"] < size["max"]:
+        print_line(f"{size['nodes']} of {size['min']}:{size['max']} nodes hold ranks")
     count, most = answer["isolations"]["last_hour"], answer["isolations"]["max"]
     print_line(f"taken out by the policy within an hour: {count} of at most {most}")
     return 0
@@ -70,8 +87,42 @@ def cordon(chosen: argparse.Namespace) -> int:
 
 
 def drain(chosen: argparse.Namespace) -> int:
-    """Ask for its ranks to be moved."""
-    return _change(chosen, "cordon", {"reason": chosen.reason, "leave": "soon"})
+    """Ask for its ranks to be moved, and wait until they are: then exit code 0, else 1."""
+    from ftrain_launcher.errors import ControllerAway
+    from ftrain_launcher.jobs import JobFolder
+    from ftrain_launcher.query import ask
+
+    folder = JobFolder.find(chosen.job)
+    deadline = time.monotonic() + not_negative("--timeout-seconds", chosen.timeout_seconds)
+    node = ask(folder, "/api/cordon", {"node": chosen.node, "reason": chosen.reason, "leave": "soon"})
+    while not _is_free(node) and node["cordon"]["leaves"] and time.monotonic() < deadline:
+        time.sleep(_POLL_SECONDS)
+        try:
+            answer = ask(folder, "/api/nodes")
+        except ControllerAway:
+            if folder.result() is not None:
+                raise
+            continue
+        node = next(n for n in answer["nodes"] if n["name"] == node["name"])
+        if node["cordon"] is None:
+            raise UsageError(f"{node['name']} is not drained: it was let in again meanwhile")
+    if chosen.json:
+        print_json(node)
+    else:
+        sys.stdout.write(f"{node['name']}: {_drained(node)}\n")
+    return 0 if _is_free(node) else 1
+
+
+def _is_free(node: dict[str, Any]) -> bool:
+    return node["position"] is None or node["state"] in ("lost", "released")
+
+
+def _drained(node: dict[str, Any]) -> str:
+    if _is_free(node):
+        return "holds no ranks; it may be switched off"
+    if node["cordon"]["leaves"]:
+        return "still holds its ranks; they move as soon as another node can take them ('ftrain nodes' shows it)"
+    return "keeps its ranks until the next fault: without it too little of the state would be left"
 
 
 def uncordon(chosen: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftrain_launcher.commands import checks, durable, tls
+from ftrain_launcher.commands import checks, durable, tls, torchrun
 from ftrain_launcher.commands.options import Commands, add_command
 from ftrain_launcher.errors import UsageError
 
@@ -26,9 +26,10 @@ def add_to(commands: Commands) -> None:
     """Add the command."""
     about = "Run a training script and keep it training through killed workers and lost nodes."
     parser = add_command(commands, "run", run, about)
-    add = parser.add_argument
-    add("--nnodes", default="1", metavar="N", help="hosts of the job; run the same command on each; default 1")
-    add("--local-nodes", type=int, metavar="N", help="emulate this many nodes on this machine")
+    add = torchrun.adder(parser)
+    about = "hosts of the job; run the same command on each; MIN:MAX: it goes on with as few as MIN; default 1"
+    add("--nnodes", default="1", metavar="N|MIN:MAX", help=about)
+    add("--local-nodes", metavar="N|MIN:MAX", help="emulate this many nodes on this machine")
     add("--nproc-per-node", default="1", metavar="N", help="workers per node: a number, gpu, cpu or auto")
     add("--spares", type=int, default=0, metavar="N", help="nodes kept ready to take over a lost one's ranks")
     add("--snapshot-every", default="1", metavar="N|auto", help="steps between snapshots; auto: by cost; default 1")
@@ -81,6 +82,7 @@ def add_to(commands: Commands) -> None:
     add("--engine", choices=["local"], default="local", help="where nodes come from")
     add("-m", "--module", action="store_true", help="SCRIPT is a module's name")
     add("--no-zygote", action="store_true", help="start workers by exec, not by fork from a process with torch")
+    torchrun.add_options(parser)
     add("script", metavar="SCRIPT", help="the training script, or with -m the module")
     add("arguments", metavar="ARGS", nargs=argparse.REMAINDER, help="its arguments")
 
@@ -91,20 +93,22 @@ def _add_waits(add: Callable[..., object]) -> None:
         ("--agent-grace-seconds", 5.0, "how long a node that is away may take to come back"),
         ("--controller-grace-seconds", 10.0, "how long nodes wait for a controller that is away before they end"),
         ("--join-timeout-seconds", 300.0, "how long hosts wait for the controller, and the job for hosts"),
+        ("--shrink-after-seconds", 0.0, "with MIN:MAX: how long a lost node is waited for before going on with fewer"),
     ):
         add(flag, type=float, default=default, metavar="S", help=f"{about}; default {default:g}")
 
 
 def run(chosen: argparse.Namespace) -> int:
     """Check what was asked for, then run the job, or this host's part of it, to its end."""
-    nodes, hosts = checks.nodes(chosen.nnodes, chosen.local_nodes)
-    config = _config(chosen, nodes, hosts=hosts)
+    torchrun.settle(chosen)
+    least, nodes, hosts = checks.nodes(chosen.nnodes, chosen.local_nodes)
+    config = _config(chosen, least, nodes, hosts=hosts)
     shared_secret = checks.secret(chosen.secret_file)
     here = 1 if hosts else nodes + config.spares
     domains = checks.failure_domains(chosen.failure_domain, here)
     rank = checks.node_rank(chosen.node_rank, nodes, hosts=hosts)
     if chosen.controller is None and hosts:
-        raise UsageError(f"--nnodes {nodes}: say with --controller HOST:PORT on which host the controller runs")
+        raise UsageError(f"--nnodes {chosen.nnodes}: say with --controller HOST:PORT on which host the controller runs")
     host, port = checks.controller(chosen.controller or "127.0.0.1:0")
     address = checks.address_if_ours(host, port) if hosts else checks.address_to_listen(host, port)
     offer = _offer(config, chosen.name, rank)
@@ -113,15 +117,17 @@ def run(chosen: argparse.Namespace) -> int:
     return _lead(chosen, config, offer, (address, port), shared_secret, domains)
 
 
-def _config(chosen: argparse.Namespace, nodes: int, *, hosts: bool) -> JobConfig:
+def _config(chosen: argparse.Namespace, least: int, nodes: int, *, hosts: bool) -> JobConfig:
     from ftrain_launcher.events import Detect, JobConfig
     from ftrain_launcher.messages import Work
 
     workers = checks.workers(chosen.nproc_per_node)
     work = Work(
         job=_new_name(Path(chosen.script).stem) if chosen.name is None else checks.job_name(chosen.name),
-        argv=(chosen.script if chosen.module else checks.script(chosen.script), *chosen.arguments),
-        kind="module" if chosen.module else "script",
+        argv=(_program(chosen), *chosen.arguments),
+        kind=torchrun.kind(chosen),
+        role=chosen.role,
+        streams=torchrun.streams(chosen),
         folder=os.getcwd(),
         log_folder="",
         nproc_per_node=workers,
@@ -134,23 +140,35 @@ def _config(chosen: argparse.Namespace, nodes: int, *, hosts: bool) -> JobConfig
         check_replicas=checks.at_least("--check-replicas", chosen.check_replicas, 0),
         collective_timeout_seconds=checks.collective_timeout(chosen.collective_timeout),
         deterministic_reduction=chosen.deterministic_reduction,
-        durable=durable.durable(chosen, nodes * workers),
+        durable=durable.durable(chosen, [count * workers for count in range(nodes, least - 1, -1)]),
         zygote=not chosen.no_zygote,
     )
     config = JobConfig(
         work=work,
         nodes=nodes,
+        nodes_min=least if least < nodes else None,
+        shrink_after_seconds=checks.not_negative("--shrink-after-seconds", chosen.shrink_after_seconds),
         spares=checks.at_least("--spares", chosen.spares, 0),
         preflight=chosen.preflight,
         hosts=hosts,
         host_wait_seconds=checks.positive("--join-timeout-seconds", chosen.join_timeout_seconds),
         heartbeat_timeout_seconds=checks.positive("--heartbeat-timeout-seconds", chosen.heartbeat_timeout_seconds),
         agent_grace_seconds=checks.positive("--agent-grace-seconds", chosen.agent_grace_seconds),
+        shutdown_grace_seconds=checks.positive("--shutdown-timeout", chosen.shutdown_timeout),
         detect=Detect(chosen.detect),
         isolate_slow=chosen.isolate_slow,
     )
     checks.positive("--controller-grace-seconds", chosen.controller_grace_seconds)
     return config
+
+
+def _program(chosen: argparse.Namespace) -> str:
+    """The script, made absolute; a module or a program keeps its name."""
+    if (kind := torchrun.kind(chosen)) == "script":
+        return checks.script(chosen.script)
+    if kind == "exec" and shutil.which(chosen.script) is None:
+        raise UsageError(f"--no-python {chosen.script}: there is no such program, or it cannot be executed")
+    return str(chosen.script)
 
 
 def _new_name(stem: str) -> str:
@@ -169,6 +187,7 @@ def _offer(config: JobConfig, name: str | None, node_rank: int | None) -> Offer:
         kind=config.work.kind,
         argv=config.work.argv,
         nodes=config.nodes,
+        nodes_min=config.nodes_min,
         nproc_per_node=config.work.nproc_per_node,
         parity=config.work.parity,
         node_rank=node_rank,
@@ -212,8 +231,10 @@ def _lead(
         tls=tls.files(chosen),
     )
     folder = JobFolder.create(record, None if shared_secret is None else job_secret(shared_secret, salt))
-    shape = f"{config.nodes} nodes x {work.nproc_per_node} workers, {config.spares} spares, parity {work.parity}"
+    shape = f"{config.size} nodes x {work.nproc_per_node} workers, {config.spares} spares, parity {work.parity}"
     announce(f"job {work.job}: {shape}; logs in {logs}")
+    if chosen.parity is not None and chosen.parity >= config.least:
+        announce(f"warning: --parity {chosen.parity} needs {chosen.parity + 1} nodes: with fewer it is less")
     if config.hosts:
         announce(f"the controller listens at {place[0]}:{place[1]}; the other hosts join it there")
     if record.open:

@@ -32,7 +32,7 @@ def status(chosen: argparse.Namespace) -> int:
         return 0
     levels = answer["snapshots"]
     print_line(
-        f"job {answer['job']}: {answer['state']}, generation {answer['generation']}, "
+        f"job {answer['job']}: {answer['state']}, {_size(answer['size'])}generation {answer['generation']}, "
         f"{answer['incidents']} incidents; snapshots: sealed {levels['sealed']}, protected {levels['protected']}, "
         f"durable {levels['durable']} (taken {levels['taken']}, skipped {levels['skipped']})"
     )
@@ -124,6 +124,11 @@ def ask_or_replay(folder: JobFolder, what: str, number: int | None = None) -> An
     if what == "nodes":
         return views.nodes(coordinator, time.time())
     return views.snapshots(coordinator, {}, time.time())
+
+
+def _size(size: dict[str, int]) -> str:
+    """Of a job that may grow and shrink."""
+    return f"{size['nodes']} of {size['min']}:{size['max']} nodes, " if size["min"] < size["max"] else ""
 
 
 def _volume(volume: dict[str, int]) -> str:

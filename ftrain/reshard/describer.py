@@ -1,0 +1,66 @@
+"""What a rank's snapshots say of their state, so that another world can read it: made once per plan.
+
+A state that cannot be described harms nothing: the reason is kept in place of the description. The same world can be
+restored all the same; a re-shard refuses, with that reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from ftrain.logical.rules import NamedMesh, Rules
+from ftrain.logical.state import Extent, RankState, kept
+from ftrain.plan import Plan
+from ftrain.state import tensor_key
+
+if TYPE_CHECKING:
+    from torch.nn.parallel import DistributedDataParallel
+
+    from ftrain.logical.live import Live
+
+Logical = RankState | str
+"""In a manifest: the description, or why there is none."""
+REASON_CHARACTERS_MAX = 500
+
+
+class Describer:
+    """One rank's way to describe its objects: by DTensors, by DDP, and by rules of the user's (`Context.layout`)."""
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        self._rank, self._world_size = rank, world_size
+        self.rules: Rules | None = None
+        self.mesh: NamedMesh | None = None
+        """Of the dimensions that the rules speak of."""
+        self.ddps: Iterable[DistributedDataParallel] = ()
+        """Those round tracked modules that are not tracked themselves."""
+
+    def describe(self, objects: Mapping[str, Any]) -> Live:
+        """Live objects. Raises LayoutInvalid."""
+        from ftrain.logical.live import describe  # it takes FSDP along, which a run without ftrain does not need
+
+        return describe(objects, self._rank, self._world_size, self.rules, self.mesh, self.ddps)
+
+    def record(self, objects: Mapping[str, Any], plan: Plan) -> bytes:
+        """An encoded `Logical`: the objects' tensors, and where in this rank's data a plan keeps them. Never raises."""
+        found: Logical
+        try:
+            found = self._kept(objects, plan)
+        except Exception as error:  # whatever it is, the snapshot itself is sound
+            found = f"{type(error).__name__}: {error}"[:REASON_CHARACTERS_MAX]
+        return msgspec.msgpack.encode(found)
+
+    def _kept(self, objects: Mapping[str, Any], plan: Plan) -> RankState:
+        live = self.describe(objects)
+        places: dict[int, list[Extent]] = {}
+        for piece in plan.layout.region_pieces(self._rank):
+            places.setdefault(piece.index, []).append(Extent(piece.start, piece.end, piece.region_offset))
+        tensors, extents = [], {}
+        for tensor, memory in zip(live.state.tensors, live.tensors, strict=True):
+            index = plan.index_of.get(tensor_key(memory))
+            if index is not None:  # else it is not of the state: nobody gets it back
+                tensors.append(tensor)
+                extents[tensor.name] = tuple(places.get(index, ()))
+        return kept(RankState(self._rank, tuple(tensors), live.state.aliases, live.state.parameters), extents)

@@ -1,0 +1,227 @@
+"""A rank's tracked objects, from a snapshot of another world.
+
+    modules      their tensors are filled in place, the local parts of DTensors too
+    optimizers   state is made anew, as DTensors beside DTensors; by the names of parameters
+    anything     what all old ranks agree on, or each one's own where a layout says ``per_rank``
+
+Nothing refers to the arena afterwards (FACTS 7).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from ftrain.errors import StateMismatch
+from ftrain.layout import Kind, TensorSpec, fills
+from ftrain.logical.growth import with_optimizer_state
+from ftrain.logical.live import TRANSPARENT, Live
+from ftrain.logical.state import LogicalTensor, RankState, contiguous_strides
+from ftrain.memory import huge_tensors
+from ftrain.reshard.describer import Describer
+from ftrain.reshard.origin import OldWorld
+from ftrain.reshard.tensors import TensorReader
+from ftrain.reshard.values import Kept, agreed, by_parameter, derived_rng, group_settings, holds_shards
+from ftrain.restore import LARGE_BYTES
+from ftrain.shards import Part
+from ftrain.state import load_state
+
+Made = dict[str, dict[str, Tensor]]
+"""An optimizer's tensors, by parameter and key."""
+_EXTRA = "_extra_state"
+_UNSEEN = (*TRANSPARENT, "module")
+
+
+class Restoring:
+    """One rank's way back. Says nothing to the other ranks, which do the same."""
+
+    def __init__(self, old: OldWorld, describer: Describer, rank: int, world_size: int) -> None:
+        self.old = old
+        self._describer, self._rank = describer, rank
+        self._reader = TensorReader(old, rank)
+        self._refuse_gradients(world_size)
+
+    @property
+    def names(self) -> set[str]:
+        """Of all objects in the snapshot, whichever of its ranks tracked them."""
+        return {name for rank in range(self.old.size) for name in self.old.objects(rank)}
+
+    def rng(self) -> dict[str, Any]:
+        """The generators' states: this rank's own, if the old world had it."""
+        states = [tree["rng"] for tree in self.old.trees]
+        return states[self._rank] if self._rank < len(states) else derived_rng(states[0], self._rank)
+
+    def buckets(self) -> dict[int, dict[str, Any]]:
+        """The layouts of DDP's buckets, by what they are of; the first rank's that has one."""
+        found: dict[int, dict[str, Any]] = {}
+        for tree in self.old.trees:
+            for layout in tree["buckets"].values():
+                found.setdefault(layout["parameters"], layout)
+        return found
+
+    def restore(self, objects: Mapping[str, Any], every: Mapping[str, Any]) -> None:
+        """Put back the state of these objects; ``every``: with those that were tracked before.
+
+        Raises StateMismatch, StateUnreadable, LayoutInvalid, and what reading raises.
+        """
+        if missing := sorted(set(objects) - self.names):
+            raise StateMismatch(f"{missing[0]} is tracked, but the snapshot lacks it")
+        live = self._describer.describe(every)
+        known = {each for state in self.old.world.states for names in state.parameters.values() for each in names}
+        for name in live.state.parameters.keys() & objects.keys():
+            if any(each.startswith(f"{name}.params[") and each not in known for each in live.state.parameters[name]):
+                raise StateMismatch(f"{name} has parameters of no module: ctx.track their module before it, or with it")
+        optimizers = {name: each for name, each in objects.items() if isinstance(each, torch.optim.Optimizer)}
+        made = self._fill(live, objects, optimizers)
+        for name, tracked in objects.items():
+            if isinstance(tracked, nn.Module):
+                self._load_extra(name, tracked)
+            elif name in optimizers:
+                self._load_optimizer(name, tracked, live.state, made[name])
+            else:
+                load_state(name, tracked, {"state": self._agreed(name, self._states(name))})
+
+    # Tensors.
+
+    def _fill(
+        self, live: Live, objects: Mapping[str, Any], optimizers: Mapping[str, torch.optim.Optimizer]
+    ) -> dict[str, Made]:
+        """Fill what modules have, and make what optimizers need."""
+        state, memory = live.state, dict(zip((each.name for each in live.state.tensors), live.tensors, strict=True))
+        there = tuple(tensor for tensor in state.tensors if not tensor.like)
+        wanted = [tensor for tensor in there if _owner(tensor.name, objects) is not None]
+        grown = with_optimizer_state(RankState(state.rank, there, state.aliases), self.old.world)
+        made: dict[str, Made] = {name: defaultdict(dict) for name in optimizers}
+        news, places = [], []
+        parameters = {name: dict(zip(state.parameters[name], _parameters(each), strict=True))
+                      for name, each in optimizers.items()}  # fmt: skip
+        for tensor in grown.tensors:
+            name = _owner(tensor.name, optimizers) if tensor.like else None
+            if name is None:
+                continue
+            if tensor.like not in parameters[name]:
+                raise StateMismatch(f"the snapshot's {name} has state of {tensor.like}, here it has no such parameter")
+            parameter = parameters[name][tensor.like]
+            news.append((name, tensor, parameter))
+        for (name, tensor, parameter), place in zip(news, _empty([each[1:] for each in news]), strict=True):
+            made[name][tensor.like][tensor.name.removeprefix(f"{name}.{tensor.like}.")] = _beside(parameter, place)
+            places.append(place)
+        tensors = [*wanted, *(tensor for _, tensor, _ in news)]
+        self._reader.read(tensors, [*(memory[tensor.name] for tensor in wanted), *places], state.aliases)
+        return made
+
+    # What is no tensor.
+
+    def _states(self, name: str) -> dict[int, Any]:
+        """By old rank, the state of an object in the ranks that tracked it."""
+        ranks = [rank for rank in range(self.old.size) if name in self.old.objects(rank)]
+        return {rank: self.old.objects(rank)[name]["state"] for rank in ranks}
+
+    def _agreed(self, name: str, values: Mapping[int, Any]) -> Any:
+        """What this rank gets of what old ranks have."""
+        rule = None if self._describer.rules is None else self._describer.rules.match(name)
+        if any(map(holds_shards, values.values())):
+            raise StateMismatch(f"{name} holds sharded tensors that are no module's and no optimizer's: track a module")
+        chosen = agreed(name, values, rule is not None and rule[1].per_rank, self._rank)
+        return self.old.with_tensors(chosen, values[chosen])
+
+    def _load_extra(self, name: str, module: nn.Module) -> None:
+        """What modules keep by ``get_extra_state``. Anything else in their state must be one of their tensors."""
+        extra: dict[str, dict[int, Any]] = defaultdict(dict)
+        for rank, state in self._states(name).items():
+            logical = self.old.world.states[rank]
+            tensors = {_path(each) for each in chain(logical.by_name, logical.aliases)}
+            for key, value in state.items():
+                path = _path(f"{name}.{key}")
+                if path.endswith(f".{_EXTRA}"):
+                    extra[path][rank] = value
+                elif path not in tensors:
+                    raise StateMismatch(f"{path} is no tensor of the module: another world cannot take it over")
+        for prefix, part in module.named_modules():
+            if type(part).get_extra_state is not nn.Module.get_extra_state:
+                path = _path(f"{name}.{prefix}.{_EXTRA}".replace("..", "."))
+                if path not in extra:
+                    raise StateMismatch(f"the snapshot lacks {path}")
+                part.set_extra_state(self._agreed(path, extra[path]))
+
+    def _load_optimizer(self, name: str, optimizer: torch.optim.Optimizer, live: RankState, made: Made) -> None:
+        worlds = self.old.world.states
+        kept = by_parameter(
+            name, [(rank, state, worlds[rank].parameters.get(name, ())) for rank, state in self._states(name).items()]
+        )
+        for aliases in (*(world.aliases for world in worlds), live.aliases):  # tied weights have one of several names
+            for alias, first in aliases.items():
+                if (one := kept.get(first) or kept.get(alias)) is not None:
+                    kept |= {alias: kept.get(alias, one), first: kept.get(first, one)}
+        names = iter(enumerate(live.parameters[name]))
+        groups: list[dict[str, Any]] = []
+        states: dict[int, dict[str, Any]] = {}
+        for number, group in enumerate(optimizer.param_groups):
+            inside = dict(islice(names, len(group["params"])))
+            settings = group_settings(name, number, list(inside.values()), kept)
+            groups.append({**self._of(settings, settings.settings if settings else {}), "params": list(inside)})
+            for index, parameter in inside.items():
+                if values := {**made[parameter], **self._of(kept[parameter], kept[parameter].values)}:
+                    states[index] = values
+        load_state(name, optimizer, {"state": {"state": states, "param_groups": groups}})
+
+    def _of(self, kept: Kept | None, values: dict[str, Any]) -> dict[str, Any]:
+        return {} if kept is None else dict(self.old.with_tensors(kept.rank, values))
+
+    def _refuse_gradients(self, world_size: int) -> None:
+        """Gradients that were accumulated over commits belong to the old world's batches; zeros are none."""
+        for rank in range(self._rank, self.old.size, world_size):
+            for index, gradient in self.old.trees[rank]["gradients"].items():
+                stand_in = gradient.local if isinstance(gradient, Part) else gradient
+                if not isinstance(stand_in, Tensor) or self.old.with_tensors(rank, [stand_in])[0].any():
+                    raise StateMismatch(
+                        f"rank {rank} has accumulated a gradient (of parameter {index}) that no step has used yet: "
+                        "another world cannot take it over; commit where gradients are spent"
+                    )
+
+
+def _owner(name: str, objects: Mapping[str, Any]) -> str | None:
+    """The tracked object that a logical tensor is of."""
+    return max((each for each in objects if name.startswith(f"{each}.")), key=len, default=None)
+
+
+def _path(name: str) -> str:
+    """Without the names that wrappers add."""
+    return ".".join(part for part in name.split(".") if part not in _UNSEEN)
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
+    return chain.from_iterable(group["params"] for group in optimizer.param_groups)
+
+
+def _empty(tensors: Sequence[tuple[LogicalTensor, Tensor]]) -> list[Tensor]:
+    """New local tensors, given each with the parameter that it goes with; large ones in huge pages (memory.py)."""
+    specs = [_spec(tensor, parameter) for tensor, parameter in tensors]
+    large = [n for n, spec in enumerate(specs) if spec.size_bytes >= LARGE_BYTES and spec.device == "cpu"]
+    huge = dict(zip(large, huge_tensors([specs[number] for number in large]), strict=True))
+    return [
+        huge[number] if number in huge else spec.empty().to(parameter.device if spec.shape else "cpu")
+        for number, ((_, parameter), spec) in enumerate(zip(tensors, specs, strict=True))
+    ]
+
+
+def _spec(tensor: LogicalTensor, parameter: Tensor) -> TensorSpec:
+    shape = tensor.local_shape
+    strides = tensor.strides if fills(shape, tensor.strides) else contiguous_strides(shape)
+    return TensorSpec(tensor.name, tensor.dtype, shape, strides, parameter.device.type, Kind(), 0, tensor.local_bytes)
+
+
+def _beside(parameter: Tensor, local: Tensor) -> Tensor:
+    """An optimizer's state as it is for such a parameter."""
+    if not isinstance(parameter, DTensor) or not local.dim() or local.shape != parameter._local_tensor.shape:
+        return local
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return DTensor.from_local(
+        local, mesh, placements, run_check=False, shape=parameter.shape, stride=tuple(parameter.stride())
+    )

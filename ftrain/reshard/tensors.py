@@ -1,0 +1,83 @@
+"""Any logical tensors of an old world, read into any memory: what restores objects and what serves DCP both use it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import torch
+from torch import Tensor
+
+from ftrain.layout import flat_bytes
+from ftrain.logical.placements import Scope
+from ftrain.logical.reads import Plan
+from ftrain.logical.state import LogicalTensor, RankState
+from ftrain.reshard.filling import Places, fill
+from ftrain.reshard.origin import OldWorld
+
+
+class TensorReader:
+    """For one rank of the new world."""
+
+    def __init__(self, old: OldWorld, rank: int) -> None:
+        self._old, self._rank = old, rank
+
+    @torch.no_grad()
+    def read(self, tensors: Sequence[LogicalTensor], memory: Sequence[Tensor], aliases: dict[str, str]) -> None:
+        """The bytes of these tensors into this memory: local tensors, in the same order.
+
+        ``aliases``: other names to find them by. Raises StateUnreadable, and what reading raises.
+        """
+        known = self._old.world.tensors
+        is_mean = [tensor.name in known and known[tensor.name].scope is Scope.MEAN for tensor in tensors]
+        plain = [number for number, mean in enumerate(is_mean) if not mean]
+        dense = [memory[n] if flat_bytes(memory[n]) is not None else _densely(memory[n]) for n in plain]
+        targets = [_in_memory(tensors[n], place) for n, place in zip(plain, dense, strict=True)]
+        plan = self._old.planner.plan(RankState(self._rank, tuple(targets), aliases), self._node)
+        for tensor, place in zip(targets, dense, strict=True):
+            if tensor.elements < place.numel():
+                place.zero_()  # padding: nobody keeps it, and replicas must have the same
+        self._carry_out(plan, Places([dense]))
+        for n, place in zip(plain, dense, strict=True):
+            if place is not memory[n]:
+                _copy(place, memory[n])
+        for tensor, place, mean in zip(tensors, memory, is_mean, strict=True):
+            if mean:
+                self._average(tensor, place, aliases)
+
+    def _average(self, tensor: LogicalTensor, place: Tensor, aliases: dict[str, str]) -> None:
+        """One tensor of which each holder has values of its own."""
+        terms: list[Tensor] = [_densely(place)]
+        target = RankState(self._rank, (_in_memory(tensor, terms[0]),), aliases)
+        plan = self._old.planner.plan(target, self._node)
+        terms += [torch.empty_like(terms[0]) for _ in range(1, plan.terms.get(0, 1))]
+        self._carry_out(plan, Places([[term] for term in terms]))
+        total = sum((term.double() for term in terms[1:]), terms[0].double())
+        _copy((total / len(terms)).to(place.dtype), place)
+
+    def _carry_out(self, plan: Plan, places: Places) -> None:
+        fill(plan, places, self._old.source, self._old.lanes, self._old.origin.position, self._rank)
+
+    @property
+    def _node(self) -> int:
+        """This node in the old world; of nodes that were none of it each rank is one of its own, to begin elsewhere."""
+        return self._old.origin.position if self._old.origin.position >= 0 else -1 - self._rank
+
+
+def _in_memory(tensor: LogicalTensor, place: Tensor) -> LogicalTensor:
+    """The same, as it lies in that place."""
+    strides = tuple(place.stride())
+    return tensor if tensor.strides == strides else msgspec.structs.replace(tensor, strides=strides)
+
+
+def _densely(tensor: Tensor) -> Tensor:
+    """A new tensor like it, without gaps."""
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
+def _copy(value: Tensor, target: Tensor) -> None:
+    """``copy_``, each element in memory once: an expanded tensor repeats some."""
+    for dimension, (size, stride) in enumerate(zip(target.shape, target.stride(), strict=True)):
+        if stride == 0 and size > 1:
+            target, value = target.narrow(dimension, 0, 1), value.narrow(dimension, 0, 1)
+    target.copy_(value)

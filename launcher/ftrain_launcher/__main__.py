@@ -1,0 +1,5 @@
+"""``python -m ftrain_launcher``: the ``ftrain`` command."""
+
+from ftrain_launcher.cli import main
+
+main()

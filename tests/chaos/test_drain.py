@@ -1,0 +1,85 @@
+"""A node is drained in the middle of a training with rare snapshots: no step is lost, and none is made twice."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jobs import ARGUMENTS, Job, Outcome, holding, ranks_of
+
+NODES, STEPS, EVERY = 3, 120, 7
+BEFORE = 37
+"""The ranks wait before this step until the drain is under way; it is not captured unless they are halted."""
+FLAGS = ("--local-nodes", str(NODES), "--spares", "1", "--snapshot-every", str(EVERY))
+
+
+def wait_before(job: Job, step: int) -> None:
+    def waits(status: dict[str, Any]) -> bool:
+        ranks = ranks_of(status).values()
+        return len(ranks) == NODES and all(rank["step"] == step - 1 for rank in ranks)
+
+    job.wait_for(waits, f"rest before step {step}")
+
+
+def made(job: Job, rank: int) -> list[int]:
+    """Each step that a rank made, in order, as it wrote it down itself."""
+    return [json.loads(line)["step"] for line in (job.out / f"rank-{rank}.jsonl").read_text().splitlines()]
+
+
+def test_a_drain_costs_no_step_however_rare_snapshots_are(
+    tmp_path: Path, undisturbed: Callable[[int], Outcome], capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = Job(tmp_path / "job", *FLAGS, arguments=(*ARGUMENTS, *holding(BEFORE)))
+    try:
+        wait_before(job, BEFORE)
+        drained = job.drain("node-1")
+        job.go(BEFORE)
+        said, _ = drained.communicate(timeout=60)
+        assert (drained.returncode, said) == (0, b"node-1: holds no ranks; it may be switched off\n")
+        assert job.wait() == 0, job.tail()
+        assert job.ends() == undisturbed(NODES).ends()
+        assert [made(job, rank) for rank in range(NODES)] == [list(range(STEPS))] * NODES
+        [incident] = job.ask("incidents")["incidents"]
+        assert (incident["kind"], incident["steps_lost"]) == ("drained", 0)
+        assert (incident["resumed_from"] + 1) % EVERY, "it was captured because the ranks were halted"
+        with capsys.disabled():
+            print(f"\nhalted after step {incident['resumed_from']}; {incident['seconds']:.2f} s to the next step")
+    finally:
+        job.close()
+
+
+def test_a_worker_killed_while_others_stand_halted_costs_what_a_fault_costs(
+    tmp_path: Path, undisturbed: Callable[[int], Outcome]
+) -> None:
+    """Rank 1 has yet to come to the end of the step: what the others have captured of it is of no use."""
+    job = Job(tmp_path / "job", *FLAGS, arguments=(*ARGUMENTS, *holding(BEFORE), "--late-at", str(BEFORE)))
+
+    def stand(status: dict[str, Any]) -> bool:
+        ranks = ranks_of(status)
+        return len(ranks) == NODES and all(ranks[rank]["state"] == "halted" for rank in (0, 2))
+
+    try:
+        wait_before(job, BEFORE)
+        drained = job.drain("node-1")
+        time.sleep(0.5)  # until the ranks are to be halted; no status shows it
+        job.go(BEFORE)
+        job.wait_for(stand, "two ranks that are halted")
+        job.kill_rank(2)
+        job.wait_for(lambda status: status["generation"] > 1, "the next generation")
+        assert job.wait() == 0, job.tail()
+        assert drained.wait(60) == 0, drained.stdout.read() if drained.stdout else ""
+        assert job.ends() == undisturbed(NODES).ends()
+        first = job.ask("incidents")["incidents"][0]
+        assert (first["kind"], first["resumed_from"]) == ("worker_exit", BEFORE // EVERY * EVERY - 1)
+        again = list(range(first["resumed_from"] + 1, STEPS))
+        for rank in range(NODES):
+            assert made(job, rank) == [*range(BEFORE + 1), *again]
+    finally:
+        if drained.poll() is None:
+            drained.kill()
+        drained.communicate()
+        job.close()

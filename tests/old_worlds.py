@@ -1,0 +1,103 @@
+"""Clusters whose number of nodes changes: what the snapshot tests of origins have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+
+from snapshot_nodes import Cluster, Node, content, wait_until
+
+from ftrain_snapshot.client import DaemonClient
+from ftrain_snapshot.messages import Holding, Membership, Origin, Peer, SnapshotId
+from ftrain_snapshot.placement import Groups, groups
+from ftrain_snapshot.read_plan import Wanted
+
+
+class World:
+    """What a controller remembers of one world: who was where, and how that was coded."""
+
+    def __init__(self, nodes: Sequence[Node], parity: int, groups_: Groups = ()) -> None:
+        self.nodes, self.parity = list(nodes), parity
+        self.groups = groups_ or groups(len(nodes), parity)
+
+
+class Elastic(Cluster):
+    """A cluster that goes from world to world."""
+
+    world: World
+    origin: Origin | None = None
+
+    def begin(self, groups_: Groups = ()) -> None:
+        """The first world, from nothing."""
+        self.world = World(self.nodes, self.parity, groups_)
+        self._tell(None)
+
+    def reform(
+        self, nodes: Sequence[Node], snapshot: SnapshotId, of: World, *, parity: int | None = None, groups_: Groups = ()
+    ) -> None:
+        """Another world, of these nodes, starts from a snapshot of ``of``."""
+        self.nodes, self.parity = list(nodes), self.parity if parity is None else parity
+        self.world = World(nodes, self.parity, groups_)
+        holders = tuple(
+            Peer(held.position, node.name, "127.0.0.1", node.port) for node, held in self.held(snapshot).items()
+        )
+        self._tell(Origin(snapshot, len(of.nodes), of.parity, of.groups, self.codec, holders))
+
+    def again(self, restore: SnapshotId) -> None:
+        """The next generation of the same world."""
+        self._tell(None, restore)
+
+    def resume(self, node: Node) -> None:
+        """A node's daemon was killed: another one comes in its place, where the others reach it."""
+        node.start(node.port)
+        node.ready()
+        node.agent.configure(self._membership(self.nodes.index(node), resumed=True))
+
+    def held(self, snapshot: SnapshotId) -> dict[Node, Holding]:
+        """Who of the nodes that are there now holds what of it."""
+        found = {node: node.agent.inventory().holdings for node in self.nodes}
+        return {node: held for node, all_ in found.items() for held in all_ if held.snapshot == snapshot}
+
+    def _tell(self, origin: Origin | None, restore: SnapshotId | None = None) -> None:
+        self.generation, self.ticket = self.generation + 1, 0
+        self.origin, self.start = origin, restore
+        self.positions = {}
+        if origin is not None:
+            self.positions = {peer.node: peer.position for peer in origin.holders}
+        for position, node in enumerate(self.nodes):
+            node.agent.configure(self._membership(position))
+
+    def _membership(self, position: int, *, resumed: bool = False) -> Membership:
+        peers = tuple(Peer(i, n.name, "127.0.0.1", n.port) for i, n in enumerate(self.nodes))
+        origin = self.origin and Origin(
+            self.origin.snapshot, self.origin.nodes, self.origin.parity, self.origin.groups, self.origin.codec,
+            self.origin.holders, self.positions.get(self.nodes[position].name, -1),
+        )  # fmt: skip
+        return Membership(
+            self.generation, position, self.lanes, self.parity, peers, self.start, resumed, self.world.groups,
+            codec=self.codec, origin=origin,
+        )  # fmt: skip
+
+    def check_origin(self, node: Node, size: int, *, seed: int = 0, patience_seconds: float = 0.0) -> int:
+        """Every byte of every unit of the old world, read on this node; how many bytes that was."""
+        assert self.origin is not None
+        snapshot = self.origin.snapshot
+        with DaemonClient(node.dir, role="worker") as client:
+            units = client.units(snapshot)
+            assert [(u.position, u.lane) for u in units] == [
+                (p, lane) for p in range(self.origin.nodes) for lane in range(self.lanes)
+            ]
+            whole = {(u.position, u.lane): bytearray(u.unit_bytes) for u in units}
+            wanted = [Wanted(*key, 0, memoryview(into)) for key, into in whole.items()]
+            Random(seed).shuffle(wanted)
+            client.read_many(snapshot, wanted, patience_seconds=patience_seconds)
+            for unit in units:
+                got = whole[unit.position, unit.lane]
+                assert got[: unit.data_bytes] == content(snapshot.version, unit.position, unit.lane, size)
+                manifest = got[unit.manifest_offset : unit.manifest_offset + unit.manifest_bytes]
+                assert manifest == b"manifest %d" % unit.lane
+            return sum(map(len, whole.values()))
+
+    def wait_let_go(self, snapshot: SnapshotId) -> None:
+        """Nobody tells of it any more."""
+        wait_until(lambda: not self.held(snapshot), what=f"{snapshot} let go")

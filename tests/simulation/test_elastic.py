@@ -1,0 +1,74 @@
+"""Jobs of MIN to MAX nodes under seeded schedules of losses, drains and newcomers; ``FTRAIN_SEED=n`` replays one."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import msgspec
+from simulation.cluster import Cluster
+from simulation.elastic import ElasticCheckers
+from simulation.faults import Fault, Plan
+
+from ftrain_launcher.policy import EXIT_LOST, EXIT_NODES
+
+SCHEDULES = 150
+ONE = os.environ.get("FTRAIN_SEED")
+LOSSES = ("kill node", "kill node", "kill node", "kill agent for long", "do not stop in time")
+OTHERS = ("kill worker", "kill agent", "cut line", "kill store", "do not start store", "do not form", "kill daemon")
+RESTARTS = ("kill controller", "kill controller between journal and sends")
+OPERATORS = ("drain", "cordon now", "cordon", "uncordon by force", "do not start node", "lose spare")
+
+
+def plan_of(seed: int) -> Plan:
+    """Of three to five nodes, where two or three are enough."""
+    dice = random.Random(seed)
+    drawn = Plan.draw(dice)
+    kinds = LOSSES + dice.choice(((), OTHERS, OTHERS + RESTARTS)) + dice.choice(((), OPERATORS))
+    nodes, parity = dice.choice((3, 4, 4, 5)), dice.choice((1, 1, 1, 2))
+    gentle = dice.random() < 0.5
+    faults = [Fault(dice.uniform(2.0, 40.0), dice.choice(kinds), dice.random()) for _ in range(dice.choice((1, 3, 8)))]
+    if not gentle and dice.random() < 0.3:
+        faults.append(Fault(dice.uniform(3.0, 30.0), "kill two nodes", dice.random()))
+    config = msgspec.structs.replace(
+        drawn.config,
+        work=msgspec.structs.replace(drawn.config.work, parity=parity, durable=None),
+        nodes=nodes,
+        nodes_min=dice.randint(1, nodes - 1),
+        spares=dice.choice((0, 0, 1)),
+        shrink_after_seconds=dice.choice((0.0, 0.0, 2.0)),
+        preflight=False,
+    )
+    return msgspec.structs.replace(
+        drawn, config=config, steps=400, faults=tuple(faults), gentle=gentle, program_error_step=None, domains=("",)
+    )
+
+
+def run(seed: int) -> Cluster:
+    cluster = Cluster(seed, plan_of(seed))
+    try:
+        cluster.run()
+    except Exception as error:
+        error.add_note(f"replay with FTRAIN_SEED={seed}; {cluster.plan}; faults so far: {cluster.faults.done}")
+        raise
+    return cluster
+
+
+def test_a_job_shrinks_and_grows_and_never_begins_anew() -> None:
+    shrunk = grown = lost = resharded = 0
+    for seed in range(SCHEDULES) if ONE is None else [int(ONE)]:
+        cluster = run(seed)
+        checkers = cluster.checkers
+        assert isinstance(checkers, ElasticCheckers)
+        assert cluster.ended is not None
+        assert cluster.ended[0] in ((0,) if cluster.plan.gentle else (0, EXIT_LOST, EXIT_NODES)), cluster.ended
+        changes = list(zip(checkers.sizes, checkers.sizes[1:], strict=False))
+        shrunk += sum(after < before for before, after in changes)
+        grown += sum(after > before for before, after in changes)
+        resharded += sum(form.origin is not None for form in checkers.forms.values())
+        lost += cluster.ended[0] == EXIT_LOST
+    if ONE is None:
+        assert shrunk > SCHEDULES / 4
+        assert grown > SCHEDULES / 4
+        assert resharded > SCHEDULES / 2
+        assert lost < SCHEDULES / 4

@@ -1,0 +1,254 @@
+"""A job of MIN to MAX nodes: how it begins, shrinks, grows, and what members are told of a start in another world."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from unit.coordinator_job import DATA, WHOLE, Job, config, snapshot
+
+from ftrain.link import Certified
+from ftrain_launcher.events import JobConfig, Progress, Tick
+from ftrain_launcher.growth import GROW_AFTER_SECONDS
+from ftrain_launcher.membership import Phase
+from ftrain_launcher.messages import Durable, DurableSearch, Form, Held, RankHalted, StateCertified, Stop, Stopped
+from ftrain_launcher.policy import EXIT_LOST
+from ftrain_launcher.recruiting import LAST_CALL_SECONDS
+from ftrain_launcher.worlds import Worlds, is_same, place
+from ftrain_snapshot.errors import PlacementImpossible
+from ftrain_snapshot.messages import Holding, Inventory
+from ftrain_snapshot.storage import DurableId
+
+
+def elastic(least: int = 2, most: int = 4, *, parity: int = 1, hosts: bool = False, **more: object) -> JobConfig:
+    whole = config(nodes=most, spares=0, parity=parity, nproc=2, hosts=hosts)
+    return msgspec.structs.replace(whole, nodes_min=least, **more)
+
+
+def running(job: Job, version: int = 5) -> None:
+    """All run, and a snapshot is protected."""
+    job.run()
+    job.tell(Progress(job.coordinator.formed, version, version))
+
+
+def lose_one(job: Job, node: str, version: int = 5) -> None:
+    """A node is gone, the others hold the newest snapshot with its parity."""
+    job.lose(node)
+    job.stop_all({snapshot(version): WHOLE})
+
+
+def test_a_lost_node_is_done_without() -> None:
+    job = Job(elastic())
+    running(job)
+    lose_one(job, "node-1")
+    job.stopped("node-0", {snapshot(5): WHOLE})
+    assert job.coordinator.positions == ["node-0", "node-2", "node-3"]
+    forms = job.forms()
+    assert [forms[n].position for n in ("node-0", "node-2", "node-3")] == [0, 1, 2]
+    form = forms["node-2"]
+    assert (form.restore, form.groups, form.work.parity) == (None, ((0, 1, 2),), 1)
+    origin = form.origin
+    assert origin is not None
+    assert (origin.snapshot, origin.nodes, origin.parity, origin.groups) == (snapshot(5), 4, 1, ((0, 1, 2, 3),))
+    assert {peer.node: peer.position for peer in origin.holders} == {"node-0": 0, "node-2": 2, "node-3": 3}
+    assert [forms[n].origin.position for n in ("node-0", "node-2", "node-3")] == [0, 2, 3]
+    assert sorted(job.coordinator.ranks) == list(range(6))
+    [incident] = job.coordinator.incidents
+    assert incident.decision == "goes on with 3 nodes (6 ranks); state of step 5 is re-sharded"
+    assert (incident.steps_lost, incident.resumed_from) == (0, 5)
+
+
+def test_the_first_node_that_is_left_hosts_the_store() -> None:
+    job = Job(elastic())
+    running(job)
+    job.lose("node-0")
+    for node in ("node-1", "node-2", "node-3"):
+        job.stopped(node, {snapshot(5): WHOLE}, port=None)
+    assert job.coordinator.phase is Phase.STOPPING
+    assert job.to("node-1", Stop)[-1].host_store
+    job.stopped("node-1", {snapshot(5): WHOLE})
+    assert job.forms()["node-1"].position == 0
+
+
+def test_below_the_least_the_job_waits() -> None:
+    job = Job(elastic(4, 5))
+    running(job)
+    lose_one(job, "node-1")
+    assert len(job.forms()) == 4
+    job.step_all(6)
+    job.lose("node-2")
+    job.stop_all({snapshot(7, 2): WHOLE})
+    assert job.coordinator.phase is Phase.STOPPING
+    newcomer = job.started[-1]
+    job.join(newcomer)
+    job.stopped(newcomer)
+    assert (job.forms()[newcomer].position, job.forms()[newcomer].restore) == (1, snapshot(7, 2))
+
+
+def test_before_its_first_snapshot_a_new_world_starts_again_from_the_old_one() -> None:
+    job = Job(elastic(1, 5, parity=2))
+    running(job)
+    lose_one(job, "node-4")
+    assert len(job.forms()) == 4
+    old = {peer.node: peer.position for peer in job.forms()["node-0"].origin.holders}
+    job.lose("node-0")
+    assert job.coordinator.generation == 3
+    for node in job.members():
+        answer_as(job, node, old[node])
+    if job.coordinator.phase is Phase.STOPPING:
+        answer_as(job, "node-1", old["node-1"])
+    form = job.forms()["node-2"]
+    assert (form.origin.snapshot, form.origin.nodes, len(form.peers)) == (snapshot(5), 5, 3)
+    assert form.origin.position == 2
+
+
+def answer_as(job: Job, node: str, position: int) -> None:
+    """It has stopped, and holds its share of that position of generation 1's snapshot."""
+    share = Holding(snapshot(5), position, *WHOLE)
+    job.tell(Stopped(node=node, generation=job.coordinator.generation, inventory=Inventory((share,)), store_port=7))
+
+
+def test_too_many_losses_end_the_job_and_do_not_begin_it_anew() -> None:
+    job = Job(elastic(1, 4))
+    running(job)
+    lose_one(job, "node-1")
+    for node in ("node-0", "node-2"):
+        job.lose(node)
+    answer_as(job, "node-3", 3)
+    assert job.end is None
+    assert job.coordinator.exit_code == EXIT_LOST
+
+
+def test_a_node_that_comes_is_taken_in_at_the_end_of_a_step() -> None:
+    job = Job(elastic())
+    running(job)
+    lose_one(job, "node-1")
+    job.step_all(6)
+    newcomer = job.started[-1]
+    assert newcomer == "node-4", "one is asked for once the job trains again"
+    job.join(newcomer)
+    assert not job.to("node-0", Stop)[1:]
+    job.tell(Tick(), after=GROW_AFTER_SECONDS)
+    for node in job.members():
+        job.tell(Held(node, 2, 1, 6))
+    for rank in range(6):
+        job.tell(RankHalted(job.members()[rank // 2], 2, rank, 7, True, job.now))
+    job.tell(Progress(2, 7, 7))
+    assert job.coordinator.generation == 3
+    assert job.members() == ["node-0", "node-2", "node-3", newcomer]
+    held = {snapshot(7, 2): WHOLE}
+    for node in job.members():
+        job.stopped(node, None if node == newcomer else held)
+    form = job.forms()[newcomer]
+    assert (form.position, form.origin.position, form.origin.snapshot, form.origin.nodes) == (3, -1, snapshot(7, 2), 3)
+    grown = job.coordinator.incidents[-1]
+    assert (grown.cause.kind, grown.steps_lost) == ("grown", 0)
+    certificate = Certified(
+        version=7, ranks=8, tensors=3, compared_bytes=9, counters=1, samplers={}, samples={}, seconds=0.1
+    )
+    job.tell(StateCertified("node-0", 3, certificate))
+    assert grown.certificate == certificate
+
+
+def test_newcomers_are_taken_in_together() -> None:
+    job = Job(elastic(2, 5, hosts=True))
+    for number in range(3):
+        job.come(f"host-{number}")
+    job.tell(Tick(), after=LAST_CALL_SECONDS)
+    job.stop_all()
+    job.step_all()
+    job.tell(Progress(1, 0, 0))
+    job.come("host-3")
+    job.now += GROW_AFTER_SECONDS / 2
+    job.come("host-4")
+    job.tell(Tick(), after=GROW_AFTER_SECONDS / 2 + 0.1)
+    assert not job.coordinator.halting.under_way, "the second one has just come"
+    job.tell(Tick(), after=GROW_AFTER_SECONDS / 2)
+    assert job.coordinator.halting.under_way
+
+
+def test_a_job_begins_with_the_least_after_a_last_call() -> None:
+    job = Job(elastic(2, 4, hosts=True))
+    job.come("a")
+    assert job.coordinator.next_deadline() == pytest.approx(job.now + job.config.host_wait_seconds, abs=1.0)
+    job.come("b")
+    assert job.coordinator.next_deadline() == pytest.approx(job.now + LAST_CALL_SECONDS)
+    job.tell(Tick(), after=LAST_CALL_SECONDS)
+    assert job.coordinator.phase is Phase.STOPPING
+    job.stop_all()
+    assert sorted(form.position for form in job.forms().values()) == [0, 1]
+
+
+def test_with_too_few_nodes_for_the_parity_it_is_less_and_that_is_told_once() -> None:
+    job = Job(elastic(1, 2))
+    running(job)
+    lose_one(job, "node-1")
+    assert job.forms()["node-0"].work.parity == 0
+    assert [text for text in job.news if "parity" in text] == ["warning: 1 node can carry parity 0 only, not 1"]
+    assert job.coordinator.parity == 0
+
+
+def test_it_may_wait_before_it_shrinks() -> None:
+    job = Job(elastic(shrink_after_seconds=20.0))
+    running(job)
+    lose_one(job, "node-1")
+    assert job.coordinator.phase is Phase.STOPPING
+    assert job.started[-1] == "node-4", "meanwhile another one is asked for"
+    job.tell(Tick(), after=20.0)
+    assert len(job.forms()) == 3
+
+
+def test_a_node_that_comes_in_time_takes_over_the_position() -> None:
+    job = Job(elastic(shrink_after_seconds=20.0))
+    running(job)
+    lose_one(job, "node-1")
+    job.join("node-4")
+    job.stopped("node-4")
+    form = job.forms()["node-4"]
+    assert (form.position, form.restore, form.origin) == (1, snapshot(5), None)
+
+
+def test_a_checkpoint_of_another_number_of_ranks_is_refused_in_one_line() -> None:
+    wanted = elastic(hosts=True)
+    work = msgspec.structs.replace(wanted.work, durable=Durable(url="file:///c", every=10))
+    job = Job(msgspec.structs.replace(wanted, work=work))
+    for host in ("a", "b", "c"):
+        job.come(host)
+    job.tell(Tick(), after=LAST_CALL_SECONDS)
+    job.stop_all()
+    job.stopped("node-0", durable=DurableSearch(DurableId(4, "file:///c/step-00000004", 8)))
+    assert (job.coordinator.phase, job.coordinator.exit_code) == (Phase.ENDING, EXIT_LOST)
+    assert "was written by 8 ranks, and 3 nodes are there" in job.coordinator.exit_message
+
+
+def test_a_world_is_the_same_if_nobody_moved() -> None:
+    assert is_same(["a", "b"], ["a", "b"])
+    assert is_same(["a", "b"], ["c", "b"])
+    assert is_same(["a", "b"], [None, "b"])
+    assert not is_same(["a", "b"], ["b", "a"])
+    assert not is_same(["a", "b", "c"], ["a", "c"])
+    assert not is_same([], ["a"])
+
+
+def test_a_snapshot_belongs_to_the_world_of_its_generation() -> None:
+    worlds = Worlds()
+    worlds.begin(place(["", ""], 1, first=1, elastic=True))
+    worlds.begin(place([""], 1, first=4, elastic=True))
+    found = [worlds.of(snapshot(9, generation)) for generation in (1, 3, 4, 7)]
+    assert [world.nodes for world in found if world is not None] == [2, 2, 1, 1]
+
+
+def test_labels_of_failure_domains_may_leave_less_parity() -> None:
+    assert place(["r1", "r1", "r1"], 2, first=1, elastic=True).parity == 0
+    with pytest.raises(PlacementImpossible):
+        place(["r1", "r1", "r1"], 2, first=1, elastic=False)
+
+
+def test_a_fixed_job_is_told_nothing_of_other_worlds() -> None:
+    job = Job(config(nodes=3, spares=1))
+    job.run()
+    job.tell(Progress(1, 5, 5))
+    job.lose("node-1")
+    job.stop_all({snapshot(5): DATA, snapshot(4): WHOLE})
+    form = job.forms()["node-3"]
+    assert isinstance(form, Form)
+    assert (form.restore, form.origin, form.position) == (snapshot(4), None, 1)
