@@ -80,8 +80,10 @@ def test_short_troubles_pass_unnoticed_and_hosts_that_crashed_or_were_cut_off_ar
     job.go(119)
 
     assert_same(job, undisturbed(NODES), (1, 3, 5, 6))
-    assert [i["kind"] for i in job.incidents()] == ["node_lost"] * 3
-    assert all(i["steps_lost"] <= 1 for i in job.incidents())
+    # Of a host that crashes while its links are looked at it may be said that they lose segments, which is so.
+    losses = [i for i in job.incidents() if i["kind"] != "communication_slow"]
+    assert [i["kind"] for i in losses] == ["node_lost"] * 3
+    assert all(i["steps_lost"] <= 1 for i in losses)
 
 
 def short_troubles_pass_unnoticed(lab: Lab, job: HostJob) -> None:
@@ -119,7 +121,7 @@ def one_that_is_cut_off_is_replaced_by_the_spare_and_fences_itself(lab: Lab, job
     job.start(5)
     wait_spare(job, 5)
     lab.cut(3)
-    job.wait_for(lambda s: s["incidents"] == 2, "the loss of host 3")
+    job.wait_for(lambda s: s["generation"] == 3, "the loss of host 3")
     job.go(60)
     job.wait_recovered(2)
     assert job.node_on(3)["state"] == "lost"
@@ -131,7 +133,7 @@ def healed_it_serves_as_a_spare_and_takes_over_from_one_that_is_heard_no_more(la
     lab.heal()
     wait_spare(job, 3)
     lab.cut(2, direction="out")
-    job.wait_for(lambda s: s["incidents"] == 3, "the loss of host 2")
+    job.wait_for(lambda s: s["generation"] == 4, "the loss of host 2")
     job.go(80)
     job.wait_recovered(3)
     assert job.node_on(3)["position"] == 1

@@ -122,9 +122,10 @@ class HostJob(Job):
         wait_until(find, TIMEOUT_SECONDS, f"a node on host {host}")
         return found[0]
 
-    def wait_recovered(self, incidents: int) -> None:
-        """Wait until the job has had so many incidents, and runs."""
-        self.wait_for(lambda s: s["incidents"] == incidents and s["state"] == "running", f"recovery {incidents}", 60)
+    def wait_recovered(self, times: int) -> None:
+        """Wait until the job has been formed anew so many times, and runs."""
+        formed = 1 + times
+        self.wait_for(lambda s: s["generation"] == formed and s["state"] == "running", f"recovery {times}", 60)
 
     def node_on(self, host: int) -> dict[str, Any]:
         """The newest node of a host, in a fresh status."""
