@@ -1,6 +1,6 @@
-"""The training of test_reshard_session.py: bit-exact whatever the world, under DDP, FSDP2 or tensor parallelism.
+"""The training of test_reshard_session.py: bit-exact whatever the world, under FSDP2.
 
-Arguments: kind, number of steps, file prefix for the outcome, step after which every rank dies (-1: none).
+Arguments: number of steps, file prefix for the outcome, step after which every rank dies (-1: none).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_optimizer_state_dict
 from torch.distributed.fsdp import fully_shard
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 import ftrain
@@ -41,15 +40,6 @@ class Net(nn.Module):
         return self.head(x + F.dropout(self.down(F.gelu(self.up(x))), 0.1, self.training))
 
 
-def wrap(ctx: ftrain.Context, kind: str, net: Net) -> nn.Module:
-    if kind == "ddp":
-        return DistributedDataParallel(net)
-    mesh = ctx.mesh("dp")
-    for part in (net.up, net):
-        fully_shard(part, mesh=mesh)
-    return net
-
-
 def await_gate(ctx: ftrain.Context) -> None:
     """Return when the last commit is sealed and a slot is free: the next one is captured for certain."""
     ctx._session._capturer.finish()
@@ -61,19 +51,21 @@ def await_gate(ctx: ftrain.Context) -> None:
 
 
 @ftrain.resilient
-def train(ctx: ftrain.Context, kind: str, total: int, prefix: str, die_after: int) -> None:
+def train(ctx: ftrain.Context, total: int, prefix: str, die_after: int) -> None:
     torch.manual_seed(ctx.generation)  # nothing may depend on what a model is built with
     net = Net()
     if ctx.generation == 1:
         torch.manual_seed(0)
         for parameter in net.parameters():
             nn.init.normal_(parameter, std=0.1)
-    model = wrap(ctx, kind, net)
+    mesh = ctx.mesh("dp")
+    for part in (net.up, net):
+        fully_shard(part, mesh=mesh)
     groups = [{"params": [net.tokens.weight], "lr": 0.02}, {"params": [*net.up.parameters(), *net.down.parameters()]}]
     optimizer = torch.optim.AdamW(groups, lr=0.01)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
     sampler = ftrain.ElasticSampler(len(DATA), global_batch=21, micro_batch=2, seed=3)
-    ctx.track(model=model)
+    ctx.track(model=net)
     ctx.track(optimizer=optimizer, scheduler=scheduler, sampler=sampler)
     loader = DataLoader(DATA, batch_sampler=sampler)
     losses = []
@@ -82,7 +74,7 @@ def train(ctx: ftrain.Context, kind: str, total: int, prefix: str, die_after: in
             await_gate(ctx)
         for micro in ctx.microbatches(loader):
             with ctx.rng("dropout"):
-                loss = F.cross_entropy(model(micro.data[:, :-1]).flatten(0, 1), micro.data[:, 1:].flatten())
+                loss = F.cross_entropy(net(micro.data[:, :-1]).flatten(0, 1), micro.data[:, 1:].flatten())
             ctx.scale_loss(loss, micro.samples).backward()
         losses.append(ctx.global_loss())
         optimizer.step()
@@ -92,8 +84,8 @@ def train(ctx: ftrain.Context, kind: str, total: int, prefix: str, die_after: in
             ctx._session._capturer.finish()
             os.kill(os.getpid(), signal.SIGKILL)
     result = {
-        "model": get_model_state_dict(model, options=WHOLE),
-        "optimizer": get_optimizer_state_dict(model, optimizer, options=WHOLE),
+        "model": get_model_state_dict(net, options=WHOLE),
+        "optimizer": get_optimizer_state_dict(net, optimizer, options=WHOLE),
         "scheduler": scheduler.state_dict(),
         "sampler": sampler.state_dict(),
         "losses": losses,
@@ -103,4 +95,4 @@ def train(ctx: ftrain.Context, kind: str, total: int, prefix: str, die_after: in
 
 
 if __name__ == "__main__":
-    train(sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
+    train(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

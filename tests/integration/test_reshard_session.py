@@ -81,14 +81,13 @@ def spread(folder: Path, target: Path, nodes: int) -> dict[int, Path]:
     return found
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_half_of_the_nodes_go_on_to_the_last_bit(forker: Forker, tmp_path: Path, kind: str) -> None:
+def test_half_of_the_nodes_go_on_to_the_last_bit(forker: Forker, tmp_path: Path) -> None:
     """Given 2 x 2 ranks that die, when 2 go on from what all 4 captured, then the end is that of an undisturbed run."""
     exact = {"FTRAIN_DETERMINISTIC_REDUCTION": "1"}
     with Node(forker, tmp_path / "whole", LANES) as node:
-        assert node.run(TRAIN, kind, STEPS, tmp_path / "undisturbed", -2, more=exact) == [0] * LANES, node.output(0)
+        assert node.run(TRAIN, STEPS, tmp_path / "undisturbed", -2, more=exact) == [0] * LANES, node.output(0)
     with Node(forker, tmp_path / "four", 2 * LANES) as node:
-        assert node.run(TRAIN, kind, STEPS, tmp_path / "broken", 6, more=exact) == [-9] * 4, node.output(0)
+        assert node.run(TRAIN, STEPS, tmp_path / "broken", 6, more=exact) == [-9] * 4, node.output(0)
         assert node.newest.version == 6
         snapshot = node.newest
     nodes = spread(tmp_path / "four", tmp_path, 2)
@@ -101,7 +100,7 @@ def test_half_of_the_nodes_go_on_to_the_last_bit(forker: Forker, tmp_path: Path,
         node.daemon = OldWorldDaemon(tmp_path / "two", LANES, nodes)
         node.daemon.open((snapshot.slot + 1) % SLOTS)
         node.generation = 1
-        code = node.run(TRAIN, kind, STEPS, tmp_path / "resumed", -2, more=exact | {"FTRAIN_ORIGIN": encoded(origin)})
+        code = node.run(TRAIN, STEPS, tmp_path / "resumed", -2, more=exact | {"FTRAIN_ORIGIN": encoded(origin)})
         assert code == [0] * LANES, (node.output(0), node.agent.of(Failed))
         assert node.daemon.reads
         assert {read.position for read in node.daemon.reads} == {0}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 
+import pytest
+
 from ftrain_launcher.detect import mismatch
 from ftrain_launcher.detect.detector import Detector
 from ftrain_launcher.detect.records import (
@@ -271,6 +273,20 @@ def test_recent_operations_settle_between_two() -> None:
     wrong = rank(3, inside(called(8, LONG, elements=7), 1))
     (verdict,) = told(*others, right, wrong, communicators=pairs)
     assert verdict.ranks == (3,)
+
+
+@pytest.mark.parametrize(("sizes", "suspects"), [((4, 4, 1, 4, 4, 1), (3,)), ((4, 4, 4, 4, 4, 4), (2, 3))])
+def test_the_round_before_settles_between_two(sizes: tuple[int, ...], suspects: tuple[int, ...]) -> None:
+    """Four elements are due, if the operations before say anything: rank 3 has left them out."""
+    pair = Communicator("pair", (2, 3))
+    passed = tuple(called(seq, 5.0, elements=size) for seq, size in enumerate(sizes, start=4))
+    pending = called(10, LONG, elements=4), called(10, LONG, elements=1)
+    ranks = [
+        rank(number, Collectives(0, 10, 9, (call,), passed[-1], recent=(*passed, call)))
+        for number, call in zip((2, 3), pending, strict=True)
+    ]
+    (verdict,) = told(*ranks, communicators=(pair,))
+    assert verdict.ranks == suspects
 
 
 def test_ten_thousand_ranks_in_four_communicators_take_less_than_a_second() -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 
 from ftrain_launcher.detect.records import Channel, Communicator, NodeReport, Op, Operation, RankRecord
 from ftrain_launcher.detect.waits import Graph, Group, Standing, look, recent_of
@@ -45,7 +46,7 @@ class Difference:
     """It may be."""
 
     departed: frozenset[int] = frozenset()
-    """Where no side has a majority: those who differ from what other groups of this size did."""
+    """Where no side has a majority: those who differ from what other groups of this size did, or this one before."""
 
     @property
     def majority(self) -> bool:
@@ -108,7 +109,8 @@ def in_group(group: Group, seqs: Collection[int] | None = None) -> Difference | 
 
 
 def settle(graph: Graph, found: Difference) -> Difference:
-    """Where two sides are even, ask what other groups did at this number, and who departed from its role's counts."""
+    """Where two sides are even, ask what other groups did at this number, what this one did there in the round before,
+    and who departed from its role's counts."""
     if found.majority:
         return found
     votes = Counter(
@@ -119,11 +121,27 @@ def settle(graph: Graph, found: Difference) -> Difference:
     )
     sides = [(signature(call)[:3], ranks) for ranks, call in found.calls]
     right = [side for side, _ in sides if 2 * votes[side] > votes.total()]
+    if not right and (expected := _expected(found)) is not None:
+        right = [side for side, _ in sides if side == expected]
     if right:
         found.departed = frozenset(rank for side, ranks in sides if side not in right for rank in ranks)
     else:
         found.departed = frozenset(_departed(graph))
     return found
+
+
+def _expected(found: Difference) -> tuple[int, int, int] | None:
+    """What was called at this place in the round before, if the operations that are known repeat themselves.
+
+    All the same operation is no round: another one may be about to follow.
+    """
+    known = {operation.seq: signature(operation)[:3] for _, operation in found.group.operations()}
+    before = list(takewhile(lambda call: call is not None, map(known.get, range(found.seq - 1, -1, -1))))
+    if len(set(before)) < 2:
+        return None
+    repeats = (n for n in range(2, len(before)) if all(a == b for a, b in zip(before, before[n:], strict=False)))
+    period = next(repeats, None)
+    return None if period is None else before[period - 1]
 
 
 def find(reports: Iterable[NodeReport]) -> list[Difference]:
