@@ -37,8 +37,8 @@ INSPECT_SECONDS = 2.5
 RANKS_INSPECTED_MAX = 8
 QUIET_PROBE_SECONDS = 60.0
 """Between two measurements of links while nothing is wrong."""
-FIRST_PROBE_SECONDS = 3.0
-"""After a generation has begun to be watched, and until it is known what is usual. Then connections stand, too."""
+FIRST_PROBE_SECONDS, NEXT_PROBE_SECONDS = 1.0, 3.0
+"""After a generation has begun to be watched: then connections stand. And until it is known what is usual."""
 ROUNDS, ROUNDS_OF_HANG = 3, 2
 """So often is a link measured before it is named. A hang is evidence by itself."""
 _BY_STACK = (Kind.HANG, Kind.MISMATCH, Kind.SLOW)
@@ -92,7 +92,7 @@ class Detection:
                 continue
             self._judge(watched)
             if time.monotonic() >= watched.probe_at and not self._background.tasks:
-                seconds = QUIET_PROBE_SECONDS if self._links.knows_quiet else FIRST_PROBE_SECONDS
+                seconds = QUIET_PROBE_SECONDS if self._links.knows_quiet else NEXT_PROBE_SECONDS
                 watched.probe_at = time.monotonic() + seconds
                 self._background.begin(self._links.remember())
 

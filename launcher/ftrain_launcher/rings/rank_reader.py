@@ -101,8 +101,9 @@ class RankReader:
             self._late_at_ns = now_ns + late_in_seconds(self._record(live, now_ns)) * 1e9
         return now_ns >= self._late_at_ns
 
-    def report(self, now_ns: int) -> tuple[RankRecord | None, list[RankStep]]:
-        """How it stands, and the steps that were completed since the last report.
+    def report(self, now_ns: int, *, is_last: bool = False) -> tuple[RankRecord | None, list[RankStep]]:
+        """How it stands, and the steps that were completed since the last report; with its recent operations if one is
+        late, or ``is_last``.
 
         No record: it is in an operation of which the ring cannot tell enough.
         """
@@ -113,7 +114,7 @@ class RankReader:
             self._step, self._step_ns = mark.step, mark.at_ns
         self._process_state = self._process.read()
         record = self._record(live, now_ns)
-        if late_in_seconds(record) <= 0.0 and self._recent_told != live.head:
+        if (is_last or late_in_seconds(record) <= 0.0) and self._recent_told != live.head:
             self._recent_told = live.head
             record = self._with_recent(record, now_ns)
         self._starved_seconds += self._starvation.more()

@@ -38,17 +38,18 @@ class CommReader:
         news = [reader.look(now) for reader in self._readers.values()]
         return any(news)
 
-    def report(self) -> NodeReport:
+    def report(self, *, is_last: bool = False) -> NodeReport:
         """How the workers of the last look are now, and the steps that they have completed since the last report.
 
-        Indices of communicators stay the same for as long as the generation does.
+        Indices of communicators stay the same for as long as the generation does. ``is_last``: there will be no other
+        one that tells what they did before.
         """
         ranks: list[RankRecord] = []
         steps: list[RankStep] = []
         unrecorded: list[int] = []
         for worker in self._workers:
             reader = self._readers.get(worker)
-            record, done = (None, []) if reader is None else reader.report(time.monotonic_ns())
+            record, done = (None, []) if reader is None else reader.report(time.monotonic_ns(), is_last=is_last)
             steps += done
             if record is None:
                 unrecorded.append(worker[0])
@@ -64,9 +65,9 @@ class CommReader:
         )
 
     def read(self, generation: int, workers: Sequence[tuple[int, int, int]], node_folder: Path) -> NodeReport:
-        """A look and its report."""
+        """A last look and its report."""
         self.look(generation, workers, node_folder)
-        return self.report()
+        return self.report(is_last=True)
 
     def close(self) -> None:
         """Let go of all rings."""
