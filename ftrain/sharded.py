@@ -20,6 +20,7 @@ from ftrain.errors import StateMismatch
 from ftrain.looks import Containers, Tensors
 from ftrain.shards import PARTIAL, REPLICATE, SHARD, STRIDED, Mesh, Part, ShardSpec, replaced
 
+_NOTED = "_ftrain_mesh"
 _STATE_HOOKS = "torch.distributed.fsdp._fully_shard."
 """Where FSDP2's own hooks for ``state_dict`` come from: they shard again what is gathered."""
 
@@ -45,10 +46,18 @@ def spec_of(tensor: Any) -> ShardSpec:
 
 
 def mesh_of(mesh: Any) -> Mesh:
-    """A device mesh in numbers."""
-    names = mesh.mesh_dim_names
-    ranks = tuple(mesh.mesh.flatten().tolist())
-    return Mesh(mesh.device_type, tuple(mesh.mesh.shape), ranks, None if names is None else tuple(names))
+    """A device mesh in numbers; noted on it, since torch works its ranks out anew each time it is asked."""
+    noted: Mesh | None = vars(mesh).get(_NOTED)
+    if noted is None:
+        names, ranks = mesh.mesh_dim_names, mesh.mesh
+        noted = Mesh(
+            mesh.device_type,
+            tuple(ranks.shape),
+            tuple(ranks.flatten().tolist()),
+            None if names is None else tuple(names),
+        )
+        setattr(mesh, _NOTED, noted)
+    return noted
 
 
 def is_same_everywhere(tensor: Tensor, world_size: int) -> bool:

@@ -41,6 +41,8 @@ NODES = 4
 PARTS = ("recovery", "curve", "changes", "drain")
 TIMEOUT_SECONDS = 300.0
 WARM_STEPS = 4
+SMALL_MIB = 1
+"""Of the jobs whose losses and samples are looked at, which so are computed by micro-batches."""
 CURVE_STEPS, CURVE_FAULT = 200, 60
 EPOCH_STEPS = 40
 TIGHTEST = "last_call_timeout=1,keep_alive_interval=1,keep_alive_max_attempt=3"
@@ -109,7 +111,7 @@ class Started:
         folder.mkdir()
         self.folder = folder
         arguments = ["ftrain", str(folder), "--mib", str(mib), "--steps", str(steps)]
-        arguments += ["--pause-seconds", str(pause_seconds)]
+        arguments += ["--pause-seconds", str(pause_seconds), *(["--micro"] if mib == SMALL_MIB else [])]
         flags = ("--nproc-per-node", "1", "--snapshot-every", "1", "--max-restarts", "1000", *flags)
         self.job = stack.enter_context(
             Job(f"bench-{folder.name}-{os.getpid()}", flags, WORKER, arguments, folder / "log")
@@ -223,7 +225,7 @@ def trained(folder: Path, steps: int, *flags: str, change: Callable[[Started], N
     """A small job to its end, and what is done to it meanwhile."""
     with ExitStack() as stack:
         started = Started(
-            stack, folder, "--local-nodes", "3:4", *flags, mib=1, steps=steps, pause_seconds=pause_seconds
+            stack, folder, "--local-nodes", "3:4", *flags, mib=SMALL_MIB, steps=steps, pause_seconds=pause_seconds
         )
         change(started)
         started.job.wait_ended(TIMEOUT_SECONDS)
@@ -261,7 +263,9 @@ def changes(report: Report, folder: Path, count: int, chance: random.Random) -> 
         started.job.process.wait(STOP_TIMEOUT_SECONDS)
 
     with ExitStack() as stack:
-        started = Started(stack, folder / "many", "--local-nodes", "3:4", mib=1, steps=10**6, pause_seconds=0.05)
+        started = Started(
+            stack, folder / "many", "--local-nodes", "3:4", mib=SMALL_MIB, steps=10**6, pause_seconds=0.05
+        )
         many(started)
     seen = samples_of(folder / "many")
     epochs = (max(seen) - 1) // EPOCH_STEPS

@@ -42,6 +42,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--mib", type=int, required=True, help="of all state, over all ranks")
     parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--micro", action="store_true", help="by micro-batches that do not depend on the world")
     parser.add_argument("--pause-seconds", type=float, default=0.0, help="a step takes at least so long")
     return parser.parse_args()
 
@@ -117,7 +118,7 @@ class Peak:
 
 
 def under_ftrain(args: argparse.Namespace) -> None:
-    """Micro-batches by ``ctx.microbatches``: losses do not depend on the world."""
+    """As a user would: each rank its share of the global batch, at once or by micro-batches."""
     from torch.utils.data import DataLoader
 
     import ftrain
@@ -125,22 +126,31 @@ def under_ftrain(args: argparse.Namespace) -> None:
     @ftrain.resilient
     def train(ctx: ftrain.Context) -> None:
         training = Training(args, ctx.rank, ctx.world_size, ctx.generation)
-        sampler = ftrain.ElasticSampler(SAMPLES, global_batch=GLOBAL_BATCH, micro_batch=MICRO_BATCH, seed=0)
+        micro_batch = MICRO_BATCH if args.micro else None
+        sampler = ftrain.ElasticSampler(SAMPLES, global_batch=GLOBAL_BATCH, micro_batch=micro_batch, seed=0)
         loader: Any = DataLoader(training.data, batch_sampler=sampler)  # type: ignore[arg-type]
         dist.barrier()
         peak, began = Peak(), time.perf_counter()
         ctx.track(model=training.model, optimizer=training.optimizer, sampler=sampler)
         if ctx.generation > 1:
             training.note_read(time.perf_counter() - began, peak.taken())
+        batches = iter(sampler)
         for step in ctx.steps(args.steps):
             until = time.monotonic() + args.pause_seconds
             samples: list[int] = []
-            for micro in ctx.microbatches(loader):
-                ctx.scale_loss(training.loss(micro.data), micro.samples).backward()  # type: ignore[no-untyped-call]
-                samples += micro.indices
+            if args.micro:
+                for micro in ctx.microbatches(loader):
+                    ctx.scale_loss(training.loss(micro.data), micro.samples).backward()  # type: ignore[no-untyped-call]
+                    samples += micro.indices
+                mean = ctx.global_loss()
+            else:
+                samples = next(batches)
+                loss = training.loss(training.data[samples])
+                ctx.scale_loss(loss, len(samples)).backward()  # type: ignore[no-untyped-call]
+                mean = loss.item()
             training.update()
             time.sleep(max(0.0, until - time.monotonic()))
-            training.note(step, ctx.global_loss(), samples)
+            training.note(step, mean, samples)
 
     train()
 
