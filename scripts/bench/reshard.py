@@ -41,8 +41,8 @@ NODES = 4
 PARTS = ("recovery", "curve", "changes", "drain")
 TIMEOUT_SECONDS = 300.0
 WARM_STEPS = 4
-SMALL_MIB = 1
-"""Of the jobs whose losses and samples are looked at, which so are computed by micro-batches."""
+SMALL_MIB = 0
+"""Two small layers: of the jobs whose losses and samples are looked at, which are computed by micro-batches."""
 CURVE_STEPS, CURVE_FAULT = 200, 60
 EPOCH_STEPS = 40
 TIGHTEST = "last_call_timeout=1,keep_alive_interval=1,keep_alive_max_attempt=3"
