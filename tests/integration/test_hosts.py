@@ -125,11 +125,12 @@ def test_delay_loss_and_rate(lab: Lab, port: int) -> None:
 
 
 def test_a_kill_says_goodbye_and_a_crash_does_not(lab: Lab) -> None:
-    script = "import socket, sys\nline = socket.create_server(('', 7000)).accept()[0]\nline.recv(1)"
+    script = "import socket, sys\nline = socket.create_server(('', 7000)).accept()[0]\n"
+    script += "print('up', flush=True)\nline.recv(1)"
     wait = "import socket\nline = socket.create_connection(('h3', 7000), timeout=1)\nprint('up', flush=True)\n"
     wait += "try:\n print(line.recv(1))\nexcept OSError as error:\n print(type(error).__name__)"
     for fault, sees in ((lab.kill, "b''"), (lab.crash, "TimeoutError")):
-        server = lab.popen(3, [sys.executable, "-S", "-c", script])
+        server = lab.popen(3, [sys.executable, "-S", "-c", script], stdout=subprocess.PIPE)
         deadline = time.monotonic() + 10
         while True:
             client = lab.popen(1, [sys.executable, "-S", "-c", wait], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -138,6 +139,8 @@ def test_a_kill_says_goodbye_and_a_crash_does_not(lab: Lab) -> None:
                 break
             client.communicate()
             assert time.monotonic() < deadline
+        assert server.stdout is not None
+        assert server.stdout.readline() == b"up\n"  # a connection that nobody has accepted is reset by a kill, too
         fault(3)
         assert server.wait(5) == -signal.SIGKILL
         assert client.communicate(timeout=10)[0].decode().strip() == sees
