@@ -143,6 +143,7 @@ def test_a_kill_says_goodbye_and_a_crash_does_not(lab: Lab) -> None:
         assert server.stdout.readline() == b"up\n"  # a connection that nobody has accepted is reset by a kill, too
         fault(3)
         assert server.wait(5) == -signal.SIGKILL
+        server.stdout.close()
         assert client.communicate(timeout=10)[0].decode().strip() == sees
         assert lab.processes(3) == {}
         lab.heal()
