@@ -26,6 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ftrain.ddp import kept_equal
 from ftrain.layout import flat_bytes, materialized_bytes
 from ftrain.link import LinkMessage, ReplicaDigest, Replicas
+from ftrain.sharded import local_of
 
 BYTES_MAX = 8 << 30
 """One check hashes no more; tensors of a larger state take turns."""
@@ -64,7 +65,7 @@ class ReplicaCheck:
                 digest
                 for members, shared in replica_sets(parameters, ddps).items()
                 for what, tensors in (("parameters", shared), ("optimizer state", _state(shared, optimizers)))
-                if (digest := _digest(what, members, [_local(tensor) for tensor in tensors], turn)) is not None
+                if (digest := _digest(what, members, [local_of(tensor) for tensor in tensors], turn)) is not None
             ]
             self._send(Replicas(step, tuple(digests)))
         except Exception as error:  # whatever it is: training goes on, unchecked
@@ -115,11 +116,6 @@ def _state(parameters: list[nn.Parameter], optimizers: Sequence[torch.optim.Opti
                 if isinstance(value, Tensor) and (value.shape == parameter.shape or value.numel() == 1):
                     found.append(value)
     return found
-
-
-def _local(tensor: Tensor) -> Tensor:
-    """The part of a DTensor that is here, without waiting for anybody; any other tensor itself."""
-    return getattr(tensor, "_local_tensor", tensor)
 
 
 def _digest(what: str, members: Members, tensors: list[Tensor], turn: int) -> ReplicaDigest | None:

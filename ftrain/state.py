@@ -164,7 +164,7 @@ def _fill_expanded(module: nn.Module, state: dict[str, Any]) -> None:
     for path, tensor in own_tensors(module).items():
         saved = state.get(path)
         if _is_expanded(tensor) and isinstance(saved, torch.Tensor) and saved.shape == tensor.shape:
-            _fill(tensor, saved)
+            fill_tensor(tensor, saved)
             state[path] = tensor  # loading finds that it is there already
 
 
@@ -172,8 +172,8 @@ def _is_expanded(tensor: torch.Tensor) -> bool:
     return any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
 
 
-def _fill(tensor: torch.Tensor, value: torch.Tensor) -> None:
-    """``copy_``, each element in memory once."""
+def fill_tensor(tensor: torch.Tensor, value: torch.Tensor) -> None:
+    """``tensor.copy_(value)``, but each element in memory once: an expanded tensor repeats some."""
     for dimension, stride in enumerate(tensor.stride()):
         if stride == 0 and tensor.shape[dimension] > 1:
             tensor, value = tensor.narrow(dimension, 0, 1), value.narrow(dimension, 0, 1)
@@ -192,7 +192,7 @@ def _load_buffers(name: str, module: nn.Module, buffers: dict[str, torch.Tensor]
         owner, leaf = owners[path]
         current = owner._buffers.get(leaf)
         if current is not None and current.shape == value.shape and current.dtype == value.dtype:
-            _fill(current, value)
+            fill_tensor(current, value)
         else:
             owner._buffers[leaf] = value if current is None else value.to(current.device)
             owner._non_persistent_buffers_set.add(leaf)  # one that was registered in the middle of training

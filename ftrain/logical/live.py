@@ -42,6 +42,7 @@ from ftrain.logical.placements import (
 )
 from ftrain.logical.rules import NamedMesh, Rule, Rules
 from ftrain.logical.state import LogicalTensor, RankState
+from ftrain.sharded import local_of
 
 TRANSPARENT = ("_orig_mod", "_checkpoint_wrapped_module")
 """Under these names torch.compile and activation checkpointing keep the module that they wrap."""
@@ -166,7 +167,7 @@ class _Description:
 
     def _beside(self, name: str, value: Tensor, parameter: Tensor, placed: _Placed) -> Located:
         """How an optimizer's state is spread: as its parameter if it has its shape; else whole, if it is a scalar."""
-        if value.dim() and _local(value).shape == _local(parameter).shape:
+        if value.dim() and local_of(value).shape == local_of(parameter).shape:
             return placed.located
         if isinstance(value, DTensor):
             return self._place(name, value, by_fsdp=False).located
@@ -207,7 +208,7 @@ class _Description:
         return None if found is None or located is None else _Placed(located, found[1].cuts(self._mesh))
 
     def _put(self, name: str, tensor: Tensor, located: Located, like: str = "") -> None:
-        local = _local(tensor)
+        local = local_of(tensor)
         dtype = str(local.dtype).removeprefix("torch.")
         self.found.append(
             LogicalTensor(
@@ -247,7 +248,3 @@ def _placement(name: str, placement: DPlacement) -> Placement:
     if isinstance(placement, Replicate):
         return Spread.REPLICATE
     raise LayoutInvalid(f"{name}: {placement!r} is a value that is still to be reduced: redistribute it first")
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor._local_tensor if isinstance(tensor, DTensor) else tensor

@@ -14,6 +14,7 @@ from ftrain.logical.reads import Plan
 from ftrain.logical.state import LogicalTensor, RankState
 from ftrain.reshard.filling import Places, fill
 from ftrain.reshard.origin import OldWorld
+from ftrain.state import fill_tensor
 
 
 class TensorReader:
@@ -40,7 +41,7 @@ class TensorReader:
         self._carry_out(plan, Places([dense]))
         for n, place in zip(plain, dense, strict=True):
             if place is not memory[n]:
-                _copy(place, memory[n])
+                fill_tensor(memory[n], place)
         for tensor, place, mean in zip(tensors, memory, is_mean, strict=True):
             if mean:
                 self._average(tensor, place, aliases)
@@ -53,7 +54,7 @@ class TensorReader:
         terms += [torch.empty_like(terms[0]) for _ in range(1, plan.terms.get(0, 1))]
         self._carry_out(plan, Places([[term] for term in terms]))
         total = sum((term.double() for term in terms[1:]), terms[0].double())
-        _copy((total / len(terms)).to(place.dtype), place)
+        fill_tensor(place, (total / len(terms)).to(place.dtype))
 
     def _carry_out(self, plan: Plan, places: Places) -> None:
         fill(plan, places, self._old.source, self._old.lanes, self._old.origin.position, self._rank)
@@ -73,11 +74,3 @@ def _in_memory(tensor: LogicalTensor, place: Tensor) -> LogicalTensor:
 def _densely(tensor: Tensor) -> Tensor:
     """A new tensor like it, without gaps."""
     return torch.empty_like(tensor, memory_format=torch.contiguous_format)
-
-
-def _copy(value: Tensor, target: Tensor) -> None:
-    """``copy_``, each element in memory once: an expanded tensor repeats some."""
-    for dimension, (size, stride) in enumerate(zip(target.shape, target.stride(), strict=True)):
-        if stride == 0 and size > 1:
-            target, value = target.narrow(dimension, 0, 1), value.narrow(dimension, 0, 1)
-    target.copy_(value)
