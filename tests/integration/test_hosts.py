@@ -81,11 +81,12 @@ def test_a_host_has_a_name_an_address_processes_and_folders_of_its_own(lab: Lab)
     assert said.split() == ["h2", "10.77.0.3", "h3", "8192"]
     lab.run(1, ["touch", "/dev/shm/mine", "/mnt/mine"])
     assert lab.run(2, ["ls", "/dev/shm", "/mnt"])[1].split() == ["/dev/shm:", "/mnt:"]
-    sleeper = lab.popen(1, ["sleep", "100"])
-    assert any("sleep 100" in command for command in lab.processes(1).values())
-    assert not any("sleep" in command for command in lab.processes(3).values())
-    sleeper.send_signal(signal.SIGTERM)
-    assert sleeper.wait(5) == -signal.SIGTERM
+    reader = lab.popen(1, ["sh", "-c", "echo; read line"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert reader.stdout is not None and reader.stdout.readline()  # No longer on its way from one program to the next.
+    assert any("read line" in command for command in lab.processes(1).values())
+    assert not any("read line" in command for command in lab.processes(3).values())
+    reader.send_signal(signal.SIGTERM)
+    assert reader.wait(5) == -signal.SIGTERM
 
 
 def test_a_cut_is_silent_on_both_sides_and_heals(lab: Lab, port: int) -> None:
