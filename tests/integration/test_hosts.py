@@ -82,11 +82,13 @@ def test_a_host_has_a_name_an_address_processes_and_folders_of_its_own(lab: Lab)
     lab.run(1, ["touch", "/dev/shm/mine", "/mnt/mine"])
     assert lab.run(2, ["ls", "/dev/shm", "/mnt"])[1].split() == ["/dev/shm:", "/mnt:"]
     reader = lab.popen(1, ["sh", "-c", "echo; read line"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert reader.stdout is not None and reader.stdout.readline()  # No longer on its way from one program to the next.
+    assert reader.stdout is not None
+    reader.stdout.readline()  # No longer on its way from one program to the next.
     assert any("read line" in command for command in lab.processes(1).values())
     assert not any("read line" in command for command in lab.processes(3).values())
     reader.send_signal(signal.SIGTERM)
-    assert reader.wait(5) == -signal.SIGTERM
+    reader.communicate(timeout=5)
+    assert reader.returncode == -signal.SIGTERM
 
 
 def test_a_cut_is_silent_on_both_sides_and_heals(lab: Lab, port: int) -> None:
