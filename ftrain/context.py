@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar, overload
 
 import torch
 
-from ftrain import outcome
+from ftrain import outcome, rejoin
 from ftrain.comm import worker as recorder
 from ftrain.environment import JobEnvironment, WorkerEnvironment, read_environment
-from ftrain.errors import ArenaFull, FtrainError, LossNotFinite, StepOrder
+from ftrain.errors import ArenaFull, FtrainError, GenerationEnded, LossNotFinite, StepOrder
 from ftrain.exact.keyed import KeyedRandom, derive_seed
 from ftrain.exact.loop import Exact, MicroBatch
 from ftrain.group import choose_device, process_group
@@ -260,8 +260,8 @@ def resilient() -> Callable[[Callable[Concatenate[Context, P], R]], Callable[P, 
 def resilient(function: Callable[Concatenate[Context, P], R] | None = None) -> Any:
     """Make a training function survive faults. It gets a `Context` first; the caller's arguments follow.
 
-    Under `ftrain run` the function runs again, in a new process, after each fault: `Context.track` restores what it
-    tracks and `Context.steps` goes on at the right step. Once per process.
+    Under `ftrain run` the function runs again after each fault, in a new process, or with ``--in-process`` in the same
+    one: `Context.track` restores what it tracks and `Context.steps` goes on at the right step. Call it once.
     """
     if function is None:
         return resilient
@@ -275,9 +275,9 @@ def resilient(function: Callable[Concatenate[Context, P], R] | None = None) -> A
 
 def _run(function: Callable[[Context], R]) -> R:
     environment = read_environment()
-    device = choose_device(environment)
     if environment.job is not None:
-        return _run_protected(environment, environment.job, device, function)
+        return _run_protected(environment, environment.job, function)
+    device = choose_device(environment)
     if environment.rank == 0:
         launcher = "torchrun" if environment.launched else "plain python"
         warnings.warn(
@@ -292,30 +292,47 @@ def _run(function: Callable[[Context], R]) -> R:
 _ran = False
 
 
-def _run_protected(
-    environment: WorkerEnvironment, job: JobEnvironment, device: torch.device, function: Callable[[Context], R]
-) -> R:
+def _run_protected(environment: WorkerEnvironment, job: JobEnvironment, function: Callable[[Context], R]) -> R:
     global _ran
     if _ran:
         raise FtrainError("a process can run one resilient function, once: put all phases of training into it")
     _ran = True
+    if rejoin.is_possible(job):
+        return rejoin.run(environment, job, lambda place, member: _run_generation(place, function, member))
+    if job.standby:
+        raise FtrainError("this process is a standby, and can take no rank: the script has formed a process group")
+    return _run_generation(environment, function, None)
+
+
+def _run_generation(
+    environment: WorkerEnvironment, function: Callable[[Context], R], member: rejoin.Member | None
+) -> R:
+    """Raises GenerationEnded if this process is to go on in the next one: only a ``member`` is."""
+    job, device = environment.job, choose_device(environment)
+    assert job is not None
+    window = rejoin.Window() if member is None else member.window
     link = AgentLink(
         job.node_dir / "agent.sock", Hello(environment.rank, environment.local_rank, os.getpid(), job.generation)
     )
     link.connect()
     context: Context | None = None
+    session: Session | None = None
     try:
-        with outcome.orderly_termination(), process_group(environment, device):
+        with outcome.orderly_termination(), window, process_group(environment, device):
             session = Session(environment, job, link)
             recorder.take_over_marks()
             context = Context(environment, device, session)
             try:
                 result = function(context)
             finally:
+                window.close()
                 session.finish()
             link.send(Finished())
             session.close()
         return result
+    except GenerationEnded:
+        _leave(session)
+        raise
     except SystemExit as stop:
         if outcome.exit_code_of(stop) == 0:
             link.send(Finished())
@@ -330,10 +347,18 @@ def _run_protected(
         failed = outcome.describe_failure(error, None if context is None else context._next_step)
         if not link.send(failed):
             print(failed.traceback, file=sys.stderr, flush=True)
-        outcome.await_fate(failed)
+        if outcome.await_fate(failed, None if member is None else member.wait_asked):
+            _leave(session)
+            raise GenerationEnded from None
         raise SystemExit(1) from None
     finally:
         link.close()
+
+
+def _leave(session: Session | None) -> None:
+    """What has been committed is sealed first: whoever forms the next generation asks what there is."""
+    if session is not None:
+        session.close()
 
 
 def _readable(value: Any) -> str:

@@ -51,9 +51,11 @@ def find_ddps(parameters: list[nn.Parameter]) -> dict[int, DistributedDataParall
     """
     index_of = {id(parameter): index for index, parameter in enumerate(parameters)}
     found: dict[int, DistributedDataParallel] = {}
-    for candidate in gc.get_objects():
-        # type(), not isinstance(): lazy proxies answer __class__ by doing work.
-        if not issubclass(type(candidate), DistributedDataParallel) or not hasattr(candidate, "reducer"):
+    # type(), not isinstance(): lazy proxies answer __class__ by doing work. There are few types among many objects.
+    objects = gc.get_objects()
+    kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, DistributedDataParallel)}
+    for candidate in objects if kinds else ():
+        if type(candidate) not in kinds or not hasattr(candidate, "reducer"):
             continue
         indices = [index_of[id(p)] for p in candidate.parameters() if id(p) in index_of]
         if indices:

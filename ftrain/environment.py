@@ -46,6 +46,10 @@ class JobEnvironment:
     """How long an operation of a process group may take, where the script does not say; None: torch's default."""
     recorder: bool = False
     """This worker's communication is recorded (docs/recorder.md)."""
+    in_process: bool = False
+    """After a fault elsewhere this process goes on in the next generation (docs/recovery.md)."""
+    standby: bool = False
+    """This process has no place yet: it stops where the training function is called, and waits for one."""
 
     @property
     def start(self) -> int | None:
@@ -135,6 +139,8 @@ def _read_job(variables: Mapping[str, str]) -> JobEnvironment:
         check_replicas=max(0, _number(variables, "FTRAIN_CHECK_REPLICAS", 100)),
         collective_timeout_seconds=_seconds(variables, "FTRAIN_COLLECTIVE_TIMEOUT_SECONDS"),
         recorder=_number(variables, "FTRAIN_RECORDER", 0) != 0,
+        in_process=_number(variables, "FTRAIN_IN_PROCESS", 0) != 0,
+        standby=_number(variables, "FTRAIN_STANDBY", 0) != 0,
     )
 
 

@@ -13,6 +13,7 @@
     ├── LogicalError         the state of another world cannot be described or read (logical/errors.py)
     ├── ExactMisuse          exact batches were used in a way that would not be exact
     └── LossNotFinite        the loss was infinite or no number, twice in a row
+    GenerationEnded          (no Exception) the function is left, to run again from its top
 
 This module imports nothing: everybody may read it.
 """
@@ -22,6 +23,13 @@ from __future__ import annotations
 
 class FtrainError(Exception):
     """Base of all errors that ``ftrain`` raises."""
+
+
+class GenerationEnded(BaseException):
+    """Raised in the training function when its generation is over and its process stays (rejoin.py).
+
+    No ``Exception``, so that ``except Exception`` lets it through: let it pass, and clean up in ``finally``.
+    """
 
 
 class NotTrackable(FtrainError):

@@ -6,6 +6,8 @@ Under `ftrain run` the generation's store already runs elsewhere: every rank is 
 from __future__ import annotations
 
 import os
+import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -15,9 +17,13 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, PrefixStore, TCPStore
 
 from ftrain.environment import WorkerEnvironment
+from ftrain.sever import sockets
 
 STORE_TIMEOUT = timedelta(seconds=300)
 """Longest wait for another rank while a group is formed."""
+CONNECT_TIMEOUT = timedelta(seconds=0.5)
+"""Of one try to reach the store, where a worker may be told to leave meanwhile."""
+_RETRY_SECONDS = 0.02
 
 
 def choose_device(environment: WorkerEnvironment) -> torch.device:
@@ -31,9 +37,22 @@ def connect_store(environment: WorkerEnvironment) -> TCPStore:
     """A connection of our own to the store of the generation (threads of one client wait for each other)."""
     assert environment.master_addr is not None
     assert environment.master_port is not None
-    return TCPStore(
-        environment.master_addr, environment.master_port, is_master=False, wait_for_workers=False, timeout=STORE_TIMEOUT
-    )
+    host, port = environment.master_addr, environment.master_port
+    if environment.job is None or not environment.job.in_process:
+        return TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=STORE_TIMEOUT)
+    # To a store that has gone torch goes on connecting, and cannot be made to leave: Python can.
+    deadline = time.monotonic() + STORE_TIMEOUT.total_seconds()
+    while True:
+        try:
+            socket.create_connection((host, port), CONNECT_TIMEOUT.total_seconds()).close()
+            with sockets.watch():
+                store = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=CONNECT_TIMEOUT)
+            store.set_timeout(STORE_TIMEOUT)
+            return store
+        except (OSError, dist.DistError):
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(_RETRY_SECONDS)
 
 
 @contextmanager

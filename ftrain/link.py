@@ -1,5 +1,6 @@
 """The worker's line to its agent: small typed messages on a unix socket, and a progress word in shared memory.
 
+A worker that may stay when its generation ends has a second line, on which the agent speaks too (rejoin.py).
 The agent may be restarted under a running worker, so a send that finds the line cut connects once more; a
 worker never fails because its agent is away. This module never imports torch: the agent reads it too.
 """
@@ -76,6 +77,8 @@ class Certified(msgspec.Struct, frozen=True, tag="certified", kw_only=True):
 
     version: int
     """The snapshot."""
+    findings: tuple[str, ...] = ()
+    """What is wrong with it; then nothing is proved, and no step is taken."""
     ranks: int
     """Of this world."""
     tensors: int
@@ -89,6 +92,14 @@ class Certified(msgspec.Struct, frozen=True, tag="certified", kw_only=True):
     samples: dict[str, int]
     """How many samples were trained on by then; the ranks' next batches together are the next global batch."""
     seconds: float
+
+
+class Stays(msgspec.Struct, frozen=True, tag="stays"):
+    """This process can stay when its generation ends: this line is where to tell it so, by `Leave`."""
+
+
+class Waits(msgspec.Struct, frozen=True, tag="waits"):
+    """On that line: this process has left its generation, or never had one, and waits for an `Assignment`."""
 
 
 class StoreReady(msgspec.Struct, frozen=True, tag="store_ready"):
@@ -117,8 +128,39 @@ class Replicas(msgspec.Struct, frozen=True, tag="replicas"):
 
 
 LinkMessage = (
-    Hello | Restored | FirstStep | Failed | OutOfMemory | Finished | Halted | Certified | StoreReady | Replicas
+    Hello
+    | Restored
+    | FirstStep
+    | Failed
+    | OutOfMemory
+    | Finished
+    | Halted
+    | Certified
+    | Stays
+    | Waits
+    | StoreReady
+    | Replicas
 )
+
+
+class Leave(msgspec.Struct, frozen=True, tag="leave"):
+    """To a worker that stays: a generation is being formed, leave all that are older."""
+
+    generation: int
+
+
+class Assignment(msgspec.Struct, frozen=True, tag="assignment"):
+    """To a process that waits: its place."""
+
+    generation: int
+    env: dict[str, str]
+    """What a process that was started for this place would have got."""
+    stdout_path: str
+    """Opened for appending; folders are made."""
+    stderr_path: str
+
+
+ToWorker = Leave | Assignment
 
 
 class AgentLink:

@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -71,12 +71,19 @@ def exit_code_of(stop: SystemExit) -> int:
     return stop.code if isinstance(stop.code, int) else 1
 
 
-def await_fate(failed: Failed) -> None:
-    """Give the agent time to end this process, where the cause is likely elsewhere."""
+def await_fate(failed: Failed, wait_asked: Callable[[float], bool] | None = None) -> bool:
+    """Give the agent time to end this process, where the cause is likely elsewhere; or to have it leave.
+
+    ``wait_asked`` waits until this process is asked to leave its generation; returns whether it was.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
-    if failed.communication:
-        time.sleep(FATE_TIMEOUT_SECONDS)
+    if not failed.communication:
+        return False
+    if wait_asked is not None:
+        return wait_asked(FATE_TIMEOUT_SECONDS)
+    time.sleep(FATE_TIMEOUT_SECONDS)
+    return False
 
 
 @contextmanager

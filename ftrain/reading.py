@@ -16,7 +16,7 @@ import msgspec
 import torch
 
 from ftrain.capture import FORMAT, Manifest
-from ftrain.encoding import unpack
+from ftrain.encoding import DICT, ORDERED, unpack
 from ftrain.errors import StateMismatch
 from ftrain.layout import REGION_ORDER, Layout, TensorSpec, fills
 from ftrain.logical.state import RankState
@@ -28,6 +28,30 @@ _MANIFEST: msgspec.msgpack.Decoder[Manifest] = msgspec.msgpack.Decoder(Manifest)
 _LAYOUT: msgspec.msgpack.Decoder[Layout] = msgspec.msgpack.Decoder(Layout)
 _LOGICAL: msgspec.msgpack.Decoder[Logical] = msgspec.msgpack.Decoder(Logical)
 _BYTES_MAX = 1 << 56
+
+
+class _Outline(msgspec.Struct, frozen=True, array_like=True):
+    """A `Manifest` of which only the logical state is wanted, and some of the tree."""
+
+    format: int
+    rank: int
+    version: int
+    layout: msgspec.Raw
+    tail: msgspec.Raw
+    logical: msgspec.Raw
+    tree: msgspec.Raw
+
+
+class _Size(msgspec.Struct):
+    """Of a `Layout`."""
+
+    world_size: int
+
+
+_OUTLINE: msgspec.msgpack.Decoder[_Outline] = msgspec.msgpack.Decoder(_Outline)
+_SIZE: msgspec.msgpack.Decoder[_Size] = msgspec.msgpack.Decoder(_Size)
+_ITEMS: msgspec.msgpack.Decoder[list[msgspec.Raw]] = msgspec.msgpack.Decoder(list[msgspec.Raw])
+_ANY = msgspec.msgpack.Decoder()
 _NO_TREE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, SyntaxError)
 """What torch, numpy and Python say to values that are none; deep nesting is a RuntimeError, too."""
 
@@ -44,11 +68,7 @@ def read_manifest(
         layout, tail = decode(_LAYOUT, content.layout), decode(_LAYOUT, content.tail)
     except ProtocolError as error:
         raise StateMismatch(f"the manifest of rank {rank} cannot be read: {error}") from error
-    if (content.format, content.rank, layout.world_size) != (FORMAT, rank, world_size):
-        raise StateMismatch(
-            f"the snapshot is of rank {content.rank} of {layout.world_size} (format {content.format}), "
-            f"expected was rank {rank} of {world_size} (format {FORMAT})"
-        )
+    _check_whose(content, layout.world_size, rank, world_size)
     for one in (layout, tail):
         _check_places(one)
     if tail.world_size != 1:
@@ -58,7 +78,29 @@ def read_manifest(
     return content, layout, tail
 
 
-def read_logical(content: Manifest) -> RankState:
+def read_outline(manifest: bytes, rank: int, world_size: int) -> tuple[RankState, bytes]:
+    """(what the rank's tensors are, the tree as it is encoded): without a look at layout and values.
+
+    Raises StateMismatch as `read_manifest` and `read_logical`.
+    """
+    try:
+        content = decode(_OUTLINE, manifest)
+        size = decode(_SIZE, content.layout)
+    except ProtocolError as error:
+        raise StateMismatch(f"the manifest of rank {rank} cannot be read: {error}") from error
+    _check_whose(content, size.world_size, rank, world_size)
+    return read_logical(content), bytes(content.tree)
+
+
+def _check_whose(content: Manifest | _Outline, ranks: int, rank: int, world_size: int) -> None:
+    if (content.format, content.rank, ranks) != (FORMAT, rank, world_size):
+        raise StateMismatch(
+            f"the snapshot is of rank {content.rank} of {ranks} (format {content.format}), "
+            f"expected was rank {rank} of {world_size} (format {FORMAT})"
+        )
+
+
+def read_logical(content: Manifest | _Outline) -> RankState:
     """What the rank's tensors are, whatever the world. Whether that holds together is for coverage.py to say.
 
     Raises StateMismatch if it was not described, with the reason.
@@ -81,6 +123,28 @@ def read_tree(packed: Any, tensors: Sequence[Any]) -> dict[str, Any]:
     except _NO_TREE as error:
         raise StateMismatch(f"the snapshot's values cannot be read: {error!r}") from error
     return part_of({"values": tree}, "values")
+
+
+def items_of(encoded: bytes) -> dict[str, bytes]:
+    """A packed dict with names for keys; its values stay encoded. Raises StateMismatch if it is none."""
+    try:
+        tag, *flat = decode(_ITEMS, encoded)
+        if (kind := decode(_ANY, tag)) == ORDERED:
+            del flat[:1]  # what hangs on it
+        names = [read_value(key, ()) for key in flat[::2]]
+        if kind not in (DICT, ORDERED) or not all(isinstance(name, str) for name in names):
+            raise ValueError("no dict with names")
+        return dict(zip(names, map(bytes, flat[1::2]), strict=True))
+    except (ProtocolError, ValueError) as error:
+        raise StateMismatch(f"the snapshot's values cannot be read: {error}") from error
+
+
+def read_value(encoded: bytes, tensors: Sequence[Any]) -> Any:
+    """A value of a tree, which is encoded, with ``tensors`` in their places. Raises StateMismatch if it is none."""
+    try:
+        return unpack(decode(_ANY, encoded), tensors)
+    except (ProtocolError, *_NO_TREE) as error:
+        raise StateMismatch(f"the snapshot's values cannot be read: {error!r}") from error
 
 
 def part_of(tree: Any, name: str) -> dict[str, Any]:

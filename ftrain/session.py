@@ -190,8 +190,9 @@ class Session:
         return content, self._capturer.manifest(step, content)
 
     def _restore(self, step: int, objects: Mapping[str, Any]) -> None:
-        if self._job.origin is not None:
-            self._restored = self._cross(objects)
+        crossing = self._cross()
+        if crossing is not None:
+            self._restored = crossing.restore(objects, self._objects)
             set_rng_state(self._restored["rng"])
             return
         if self._restored is None:
@@ -203,21 +204,22 @@ class Session:
         load_gradients(unique_parameters(self._objects), self._restored["gradients"])
         set_rng_state(self._restored["rng"])
 
-    def _cross(self, objects: Mapping[str, Any]) -> dict[str, Any]:
-        """Restore objects from what another world captured."""
-        if self._world_size > 1:
-            self.describer.ddps = tuple(find_ddps(unique_parameters(self._objects)).values())
-        return self._origin().restore(objects, self._objects)
-
     def snapshot_reader(self) -> SnapshotReader | None:
         """See `Context.snapshot_reader`."""
-        return None if self._job.origin is None or self._begun else self._origin().reader()
+        crossing = None if self._begun else self._cross()
+        return None if crossing is None else crossing.reader()
 
-    def _origin(self) -> Crossing:
-        if self._crossing is None:
-            from ftrain.reshard.crossing import Crossing  # it takes DCP along, which few runs need
+    def _cross(self) -> Crossing | None:
+        """How to start from what another world captured; None: this generation does not."""
+        if self._job.origin is None and self._job.durable is None:
+            return None
+        if self._world_size > 1:
+            self.describer.ddps = tuple(find_ddps(unique_parameters(self._objects)).values())
+        if self._crossing is None and self._restored is None:
+            from ftrain.reshard.crossing import Crossing, other_world  # they take DCP along, which few runs need
 
-            self._crossing = Crossing(self._environment, self._job, self._arena, self.describer)
+            old = other_world(self._environment, self._job, self._arena, self.describer, self._objects)
+            self._crossing = None if old is None else Crossing(self._environment, old, self.describer)
         return self._crossing
 
     def _read(self, objects: Mapping[str, Any]) -> dict[str, Any]:

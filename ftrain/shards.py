@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import product
 from math import prod
 from typing import Any, NamedTuple
@@ -168,12 +169,18 @@ _Packed = tuple[
     tuple[int, ...],
     tuple[str, ...] | None,
 ]
+_PACKED = msgspec.msgpack.Decoder(_Packed)
 
 
 def unpacked_spec(packed: list[Any]) -> ShardSpec:
     """The way back. Raises ValueError for what is none."""
+    return _unpacked_spec(msgspec.msgpack.encode(packed))
+
+
+@lru_cache(maxsize=1024)  # layers are alike
+def _unpacked_spec(encoded: bytes) -> ShardSpec:
     try:
-        shape, strides, placements, device, sides, listed, ranks, names = msgspec.convert(packed, _Packed)
+        shape, strides, placements, device, sides, listed, ranks, names = _PACKED.decode(encoded)
     except msgspec.ValidationError as error:
         raise ValueError(f"no description of a sharded tensor: {error}") from error
     if not listed:

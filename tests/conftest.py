@@ -21,7 +21,7 @@ from leftovers import SHARED_MEMORY, marked_processes, shared_memory_entries, wa
 
 MARK = "FTRAIN_TEST_SESSION"
 SEED = int(os.environ.setdefault("FTRAIN_TEST_SEED", str(random.SystemRandom().randrange(2**32))))
-LEFTOVER_TIMEOUT_SECONDS = 10.0
+LEFTOVER_TIMEOUT_SECONDS = 30.0
 BEFORE = pytest.StashKey[set[str]]()
 
 
@@ -31,6 +31,10 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[BEFORE] = shared_memory_entries()
     os.environ["FTRAIN_HOME"] = tempfile.mkdtemp(prefix="ftrain-test-home-")  # short: unix sockets may live in it
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the suite must do with two cores
+    # Of a job's start, with its dozen processes, these take a fifth: each would compile our modules anew, and read all
+    # certificates of this machine when it imports aiohttp.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["SSL_CERT_FILE"] = os.devnull
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -26,6 +26,7 @@ class Elastic(Cluster):
 
     world: World
     origin: Origin | None = None
+    older: Origin | None = None
 
     def begin(self, groups_: Groups = ()) -> None:
         """The first world, from nothing."""
@@ -33,15 +34,26 @@ class Elastic(Cluster):
         self._tell(None)
 
     def reform(
-        self, nodes: Sequence[Node], snapshot: SnapshotId, of: World, *, parity: int | None = None, groups_: Groups = ()
+        self,
+        nodes: Sequence[Node],
+        snapshot: SnapshotId,
+        of: World,
+        *,
+        parity: int | None = None,
+        groups_: Groups = (),
+        older: SnapshotId | None = None,
     ) -> None:
-        """Another world, of these nodes, starts from a snapshot of ``of``."""
+        """Another world, of these nodes, starts from a snapshot of ``of``; an ``older`` one of it is kept, too."""
         self.nodes, self.parity = list(nodes), self.parity if parity is None else parity
         self.world = World(nodes, self.parity, groups_)
+        self.older = None if older is None else self._origin(older, of)
+        self._tell(self._origin(snapshot, of))
+
+    def _origin(self, snapshot: SnapshotId, of: World) -> Origin:
         holders = tuple(
             Peer(held.position, node.name, "127.0.0.1", node.port) for node, held in self.held(snapshot).items()
         )
-        self._tell(Origin(snapshot, len(of.nodes), of.parity, of.groups, self.codec, holders))
+        return Origin(snapshot, len(of.nodes), of.parity, of.groups, self.codec, holders)
 
     def again(self, restore: SnapshotId) -> None:
         """The next generation of the same world."""
@@ -61,21 +73,16 @@ class Elastic(Cluster):
     def _tell(self, origin: Origin | None, restore: SnapshotId | None = None) -> None:
         self.generation, self.ticket = self.generation + 1, 0
         self.origin, self.start = origin, restore
-        self.positions = {}
-        if origin is not None:
-            self.positions = {peer.node: peer.position for peer in origin.holders}
         for position, node in enumerate(self.nodes):
             node.agent.configure(self._membership(position))
 
     def _membership(self, position: int, *, resumed: bool = False) -> Membership:
         peers = tuple(Peer(i, n.name, "127.0.0.1", n.port) for i, n in enumerate(self.nodes))
-        origin = self.origin and Origin(
-            self.origin.snapshot, self.origin.nodes, self.origin.parity, self.origin.groups, self.origin.codec,
-            self.origin.holders, self.positions.get(self.nodes[position].name, -1),
-        )  # fmt: skip
+        node = self.nodes[position].name
+        origin, older = (None if each is None else each.seen_by(node) for each in (self.origin, self.older))
         return Membership(
             self.generation, position, self.lanes, self.parity, peers, self.start, resumed, self.world.groups,
-            codec=self.codec, origin=origin,
+            codec=self.codec, origin=origin, older=older if origin is not None else None,
         )  # fmt: skip
 
     def check_origin(self, node: Node, size: int, *, seed: int = 0, patience_seconds: float = 0.0) -> int:

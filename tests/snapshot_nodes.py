@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from random import Random
 
@@ -27,7 +27,7 @@ from ftrain_snapshot.manifest import (
 )
 from ftrain_snapshot.messages import DaemonStatus, Holding, Membership, Peer, SnapshotId
 
-WAIT_SECONDS = 30.0
+WAIT_SECONDS = 120.0
 """Milliseconds on a quiet machine; but the suite may share two cores with others."""
 
 
@@ -44,8 +44,10 @@ def wait_until(
 class Node:
     """One emulated node: a folder, a daemon, its agent's client."""
 
-    def __init__(self, root: Path, name: str, secret_file: Path, grace_seconds: float = 20.0) -> None:
-        self.name = name
+    def __init__(
+        self, root: Path, name: str, secret_file: Path, grace_seconds: float = 20.0, flags: Sequence[str] = ()
+    ) -> None:
+        self.name, self._flags = name, flags
         self.dir = root / name
         self.dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._secret_file = secret_file
@@ -54,7 +56,7 @@ class Node:
 
     def start(self, port: int = 0) -> None:
         command = [sys.executable, "-m", "ftrain_snapshot.daemon", "--node", self.name, "--node-dir", str(self.dir)]
-        command += ["--port", str(port)]
+        command += ["--port", str(port), *self._flags]
         command += ["--secret-file", str(self._secret_file), "--grace-seconds", str(self._grace_seconds)]
         path = str(Path(__file__).parents[1] / "snapshot")
         with open(self.dir.parent / f"{self.name}.log", "ab") as log:
@@ -98,10 +100,18 @@ class Cluster:
     """A job's nodes, by position, and what their workers would do."""
 
     def __init__(
-        self, root: Path, nodes: int, *, lanes: int = 1, parity: int = 1, grace_seconds: float = 20, codec: str = "auto"
+        self,
+        root: Path,
+        nodes: int,
+        *,
+        lanes: int = 1,
+        parity: int = 1,
+        grace_seconds: float = 20,
+        codec: str = "auto",
+        flags: Sequence[str] = (),
     ) -> None:
         self.root, self.lanes, self.parity, self.grace_seconds = root, lanes, parity, grace_seconds
-        self.codec = codec
+        self.codec, self.flags = codec, flags
         root.mkdir(parents=True, exist_ok=True)
         self.secret_file = root / "secret"
         self.secret_file.write_text(os.urandom(32).hex())
@@ -114,7 +124,7 @@ class Cluster:
 
     def _node(self) -> Node:
         self._names += 1
-        return Node(self.root, f"node-{self._names - 1}", self.secret_file, self.grace_seconds)
+        return Node(self.root, f"node-{self._names - 1}", self.secret_file, self.grace_seconds, self.flags)
 
     def replace(self, position: int) -> Node:
         self.nodes[position] = self._node().ready()

@@ -22,7 +22,7 @@ from ftrain_snapshot.lane import Lane, Region
 from ftrain_snapshot.manifest import CHUNK_BYTES, State
 from ftrain_snapshot.messages import Levels, VerifyReport
 
-WAIT_SECONDS = 60.0
+WAIT_SECONDS = 180.0
 ASK_SECONDS = 0.01
 """How often a daemon is asked: it takes part of a millisecond of one that has better to do."""
 

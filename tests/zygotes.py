@@ -29,7 +29,7 @@ def zygote_config(folder: Path, name: str = "zygote", *, preload: str = PRELOAD,
         log_path=folder / f"{name}.log",
         preload=preload,
         environment={**os.environ, "PYTHONPATH": path},
-        **{"owner_grace_seconds": 5.0, "start_timeout_seconds": 20.0, **changes},
+        **{"owner_grace_seconds": 5.0, "start_timeout_seconds": 60.0, **changes},
     )
 
 
@@ -46,7 +46,7 @@ class Exits:
         self.times[exited.id] = time.monotonic()
         self._news.set()
 
-    async def of(self, id: str, timeout_seconds: float = 10.0) -> Exited:
+    async def of(self, id: str, timeout_seconds: float = 60.0) -> Exited:
         """The exit of ``id``."""
         async with asyncio.timeout(timeout_seconds):
             while True:
@@ -94,7 +94,7 @@ def is_there(pid: int) -> bool:
     return state(pid) not in {"", "Z"}
 
 
-async def eventually(condition: Callable[[], Any], timeout_seconds: float = 5.0) -> Any:
+async def eventually(condition: Callable[[], Any], timeout_seconds: float = 60.0) -> Any:
     """Wait until ``condition`` is true; returns what it gave."""
     deadline = time.monotonic() + timeout_seconds
     while not (result := condition()):
@@ -103,7 +103,7 @@ async def eventually(condition: Callable[[], Any], timeout_seconds: float = 5.0)
     return result
 
 
-def run(test: Awaitable[None], timeout_seconds: float = 60.0) -> None:
+def run(test: Awaitable[None], timeout_seconds: float = 180.0) -> None:
     """Run an asynchronous test."""
 
     async def bounded() -> None:

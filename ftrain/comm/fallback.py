@@ -80,7 +80,10 @@ _writer: RingWriter | None = None
 def install(path: Path, identity: Identity) -> RingWriter:
     """Record the groups that are made from now on into a fresh ring. Raises OSError if there is no room for it."""
     global _writer
+    again = distributed_c10d.ProcessGroup is RecordedGroup
     _writer = RingWriter(path, identity._replace(kind=PYTHON))
+    if again:  # in another generation of the same process
+        return _writer
     os.register_at_fork(after_in_child=_stop)
     distributed_c10d.ProcessGroup = RecordedGroup  # type: ignore[misc]
     return _writer

@@ -17,6 +17,7 @@ import sys
 import traceback
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -89,20 +90,44 @@ def _guarded(action: Callable[[], None]) -> None:
 
 
 def _begin(environment: WorkerEnvironment, job: JobEnvironment, build: bool) -> None:
-    global _recorder
     from ftrain.comm.timeout import inherit_timeout
 
     inherit_timeout(job.collective_timeout_seconds)
     if not job.recorder:
         return
+    atexit.register(_close)
+    if job.standby:
+        _prepare_standby(build)
+    else:
+        _record(environment, job, build)
+
+
+def restart() -> None:
+    """This process goes on in another generation, or begins in its first one: it is recorded into a ring of its own."""
+    environment = read_environment()
+    if environment.job is not None and environment.job.recorder:
+        _record(environment, environment.job, build=False)
+
+
+def _prepare_standby(build: bool) -> None:
+    """It has no rank yet, and so no ring."""
+    with suppress(library.Unavailable):  # said once it has a place
+        _load(build=build)
+
+
+def _close() -> None:
+    if _recorder is not None:
+        _recorder.close()
+
+
+def _record(environment: WorkerEnvironment, job: JobEnvironment, build: bool) -> None:
+    global _recorder
     path = ring_path(job.node_dir, environment.local_rank)
     place = (environment.rank, environment.local_rank, environment.world_size, job.generation)
     try:
         _recorder = _open(path, Identity(NATIVE, os.getpid(), *place), build)
     except OSError as error:
         print(f"ftrain: rank {environment.rank} is not recorded: {error}", file=sys.stderr)
-        return
-    atexit.register(_recorder.close)
 
 
 def _load(*, build: bool) -> NativeRecorder:

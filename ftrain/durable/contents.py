@@ -10,9 +10,9 @@ from __future__ import annotations
 import copy
 from bisect import bisect_right
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from torch.distributed.checkpoint._traverse import traverse_state_dict
 
 from ftrain.durable.source import READ_BYTES, Source
 from ftrain.encoding import unpack
-from ftrain.layout import Kind, Layout, TensorSpec
+from ftrain.layout import Kind, Layout, Piece, TensorSpec
 from ftrain.logical.errors import LayoutInvalid
 from ftrain.reading import read_manifest
 from ftrain.shards import Box, Part, ShardSpec, boxes_of, replaced
@@ -80,6 +80,14 @@ class RankContents:
             (self.layout, self.rank, 0) if index < planned else (self._tail, 0, self.layout.region_bytes(self.rank))
         )
         return [Stretch(self.rank, 0, spec.size_bytes, base + layout.region_offset(rank, spec.kind) + spec.offset)]
+
+    def pieces(self) -> Iterator[Piece]:
+        """All that its data holds, in order; of tensors as they are counted here."""
+        yield from self.layout.region_pieces(self.rank)
+        base = self.layout.region_bytes(self.rank)
+        for piece in self._tail.region_pieces(0):
+            index = len(self.specs) - 1 - piece.index
+            yield replace(piece, index=index, region_offset=base + piece.region_offset)
 
     def shared_offset(self, kind: Kind) -> int:
         """Where this rank's share of a replicated space begins in its data."""

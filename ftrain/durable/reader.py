@@ -40,11 +40,10 @@ def read_state(path: str, rank: int, world_size: int) -> dict[str, Any]:
             f"{checkpoint.path} was written by {index.world_size} ranks, this job has {world_size}: "
             "resuming needs as many"
         )
-    record = _decoded(checkpoint.bytes_of(manifest_key(rank)), RankRecord, checkpoint.path)
+    record = checkpoint.record(rank)
     content, layout, tail = read_manifest(record.manifest, rank, world_size)
     specs = specs_of(layout, tail)
-    if len(record.keys) != len(specs):
-        raise StateMismatch(f"{checkpoint.path}: {manifest_key(rank)} does not fit its manifest")
+    checkpoint.check_fits(record, rank, len(specs))
     tensors = [
         checkpoint.part(key, spec, record.boxes[index]) if index in record.boxes else checkpoint.tensor(key, spec)
         for index, (key, spec) in enumerate(zip(record.keys, specs, strict=True))
@@ -73,9 +72,15 @@ class Checkpoint:
                 f"expected was step {step}, format {FORMAT}"
             )
 
-    def bytes_of(self, key: str) -> bytes:
-        """An object of ours, as its bytes."""
-        return self._load(key, self._checked(key), bytes)
+    def record(self, rank: int) -> RankRecord:
+        """What a rank's resume begins with."""
+        key = manifest_key(rank)
+        return _decoded(self._load(key, self._checked(key), bytes), RankRecord, self.path)
+
+    def check_fits(self, record: RankRecord, rank: int, tensors: int) -> None:
+        """It must say of each of the manifest's tensors where it is stored."""
+        if len(record.keys) != tensors:
+            raise StateMismatch(f"{self.path}: {manifest_key(rank)} does not fit its manifest")
 
     def tensor(self, key: str, spec: TensorSpec) -> torch.Tensor:
         """One tensor, of the dtype, shape, memory order and device type that it was captured with."""

@@ -53,7 +53,24 @@ def findings(states: Iterable[RankState], *, are_kept: bool) -> list[Finding]:
         for tensor in state.tensors:
             holders[tensor.name].append((state.rank, tensor))
     counted: dict[object, list[Miscount]] = {}
-    return [finding for name, held in holders.items() for finding in _of_tensor(name, held, counted, are_kept)]
+    sound: set[object] = set()
+    found: list[Finding] = []
+    for name, held in holders.items():
+        said = tuple((rank, *_said(tensor)) for rank, tensor in held)  # layers are alike: look once
+        if said not in sound:
+            wrong = list(_of_tensor(name, held, counted, are_kept))
+            found += wrong
+            if not wrong:
+                sound.add(said)
+    return found
+
+
+def _said(tensor: LogicalTensor) -> tuple[object, ...]:
+    """All that a finding depends on."""
+    extents = tuple((start, stop, offset < 0) for start, stop, offset in tensor.extents)
+    return (
+        tensor.dtype, tensor.item_bytes, tensor.shape, tensor.axes, tensor.strides, tensor.copies, tensor.scope, extents
+    )  # fmt: skip
 
 
 def _of_tensor(

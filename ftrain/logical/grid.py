@@ -39,8 +39,8 @@ def miscounts(shape: Sequence[int], parts: Sequence[Axes]) -> list[Miscount]:
     if not prod(shape):
         return []
     edges = [
-        np.unique(
-            [0, length, *(edge for axes in parts for s in axes[dim].spans for edge in (s.start, s.start + s.length))]
+        np.array(
+            sorted({0, length, *(e for axes in parts for s in axes[dim].spans for e in (s.start, s.start + s.length))})
         )
         for dim, length in enumerate(shape)
     ]

@@ -48,6 +48,9 @@ TRANSPARENT = ("_orig_mod", "_checkpoint_wrapped_module")
 """Under these names torch.compile and activation checkpointing keep the module that they wrap."""
 
 
+_NO_RULE = Rule()
+
+
 class Live(NamedTuple):
     """A rank's state, and the local tensor of each description in it."""
 
@@ -117,6 +120,8 @@ class _Description:
         self.aliases: dict[str, str] = {}
         self.parameters: dict[str, tuple[str, ...]] = {}
         self._known: dict[int, tuple[str, _Placed]] = {}
+        self._alike: dict[object, _Placed] = {}
+        """Where DTensors of the same kind are."""
         self._together: dict[int, int] = {}
         """On how many ranks DDP keeps a parameter the same."""
 
@@ -190,7 +195,7 @@ class _Description:
     def _place(self, name: str, tensor: Tensor, by_fsdp: bool) -> _Placed:
         if isinstance(tensor, DTensor):
             found = self._rules.match(name)
-            placed = _place_dtensor(name, tensor, by_fsdp, found[1] if found else Rule(), self._mesh)
+            placed = self._place_dtensor(name, tensor, by_fsdp, found[1] if found else _NO_RULE)
             if found or tensor.device_mesh.size() == self._world_size:
                 return placed
             # Ranks beside its mesh hold the same, or a stage of their own: nothing here tells.
@@ -202,6 +207,19 @@ class _Description:
         located = locate(tensor.shape, cuts)
         is_same = ranks > 0 or (self._world_size == 1 and isinstance(tensor, nn.Parameter))
         return _Placed(located if is_same else located._replace(scope=Scope.OWN), cuts)
+
+    def _place_dtensor(self, name: str, tensor: DTensor, by_fsdp: bool, rule: Rule) -> _Placed:
+        """As `_cut_dtensor`; layers are alike, and worked out once."""
+        key = tensor.shape, tensor.placements, tensor.device_mesh, by_fsdp, id(rule)
+        if key not in self._alike:
+            self._alike[key] = _cut_dtensor(name, tensor, by_fsdp, rule, self._mesh)
+        placed = self._alike[key]
+        if (made := tuple(axis.size for axis in placed.located.axes)) != tuple(tensor._local_tensor.shape):
+            raise LayoutInvalid(
+                f"{name}: its placements {tuple(tensor.placements)} make a local shape {made}, "
+                f"it is {tuple(tensor._local_tensor.shape)}"
+            )
+        return placed
 
     def _by_rule(self, name: str, tensor: Tensor) -> _Placed | None:
         found, located = self._rules.match(name), self._rules.locate(name, tensor.shape, self._mesh)
@@ -219,7 +237,7 @@ class _Description:
         self.tensors.append(local)
 
 
-def _place_dtensor(name: str, tensor: DTensor, by_fsdp: bool, rule: Rule, mesh: NamedMesh) -> _Placed:
+def _cut_dtensor(name: str, tensor: DTensor, by_fsdp: bool, rule: Rule, mesh: NamedMesh) -> _Placed:
     """By its placements; a rule adds what these cannot know: padding, and mesh dimensions that are not the tensor's."""
     own = tensor.device_mesh
     coordinate = own.get_coordinate()
@@ -232,11 +250,6 @@ def _place_dtensor(name: str, tensor: DTensor, by_fsdp: bool, rule: Rule, mesh: 
     named = own.mesh_dim_names
     cuts += [] if named is None else [mesh.cut(dim, spread) for dim, spread in rule.clauses if dim not in named]
     located = locate(tensor.shape, cuts, rule.trims)
-    if (made := tuple(axis.size for axis in located.axes)) != tuple(tensor._local_tensor.shape):
-        raise LayoutInvalid(
-            f"{name}: its placements {tuple(tensor.placements)} make a local shape {made}, "
-            f"it is {tuple(tensor._local_tensor.shape)}"
-        )
     return _Placed(located, cuts)
 
 

@@ -109,12 +109,21 @@ class _Source(NamedTuple):
     """Axes and strides of each part."""
     kind: int
     """The same for all with the same ``kinds``."""
-    parts: tuple[_Part, ...]
+    by_part: tuple[list[Held], ...]
+    """Who holds each part."""
+    parts: dict[int, _Part]
+    """What they keep of it, by number: of those that somebody has asked for."""
 
     @property
     def first(self) -> LogicalTensor:
         """What all holders agree on."""
         return self.holders[0][1]
+
+    def part(self, number: int) -> _Part:
+        """One of the parts."""
+        if number not in self.parts:
+            self.parts[number] = _part(self.by_part[number])
+        return self.parts[number]
 
 
 class Planner:
@@ -127,7 +136,8 @@ class Planner:
             for tensor in state.tensors:
                 holders[tensor.name].append((state.rank, tensor))
         self._kinds: dict[object, int] = {}
-        self._sources = {name: self._source(held) for name, held in holders.items()}
+        self._holders = holders
+        self._sources: dict[str, _Source] = {}
         self._aliases = {alias: name for state in world.states for alias, name in state.aliases.items()}
         self._common: dict[object, list[tuple[int, list[Sized]]]] = {}
         self._plans: dict[tuple[int, int], Plan] = {}
@@ -156,16 +166,18 @@ class Planner:
             for term, source in enumerate(sources):
                 _must_match(tensor, source.first)
                 for number, blocks in self._blocks(source, tensor):
-                    for rank, start, stop, block in _asked(source.parts[number], blocks, turns, tensor.name):
+                    for rank, start, stop, block in _asked(source.part(number), blocks, turns, tensor.name):
                         copies[rank].append(Copy(start, stop, index, term, block))
         return Plan(tuple(_reads(copies, turns)), terms)
 
     def _find(self, name: str, aliases: Sequence[str]) -> _Source:
         """By its name or another of its names, here or there."""
         for each in (name, *aliases):
-            source = self._sources.get(each) or self._sources.get(self._aliases.get(each, ""))
-            if source is not None:
-                return source
+            for there in (each, self._aliases.get(each, "")):
+                if there not in self._sources and there in self._holders:
+                    self._sources[there] = self._source(self._holders[there])
+                if there in self._sources:
+                    return self._sources[there]
         raise StateUnreadable(f"{name}: no rank of the world that is read from holds it")
 
     def _terms(self, source: _Source, rank: int) -> list[_Source]:
@@ -187,7 +199,7 @@ class Planner:
             by_part[held[1].axes, held[1].strides].append(held)
         kinds = tuple(by_part)
         kind = self._kinds.setdefault(kinds, len(self._kinds))
-        return _Source(holders, kinds, kind, tuple(map(_part, by_part.values())))
+        return _Source(holders, kinds, kind, tuple(by_part.values()), {})
 
     def _blocks(self, source: _Source, tensor: LogicalTensor) -> list[tuple[int, list[Sized]]]:
         """(part, what it has in common with the target, in pieces), for each part that has anything."""

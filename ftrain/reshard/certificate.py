@@ -41,6 +41,9 @@ _VERDICT_BYTES = 4096
 class NotCertified(FtrainError):
     """The state that was re-sharded is not what the snapshot held; training with it would go wrong."""
 
+    certificate: Certified | None = None
+    """On rank 0: what was found."""
+
 
 class Sampling(msgspec.Struct, frozen=True, array_like=True):
     """Where a sampler is on one rank."""
@@ -108,18 +111,25 @@ def certify(
     account = account_of(live, objects)
     encoded = _gathered(msgspec.msgpack.encode(account))
     accounts: list[Account] = []
-    verdict = ""
+    findings: tuple[str, ...] = ()
     if dist.get_rank() == 0:
         accounts = [msgspec.msgpack.decode(each, type=Account) for each in encoded]
         wrong = judge(accounts, names, snapshot)
         more = [f"{len(wrong) - SHOWN_MAX} more"] * (len(wrong) > SHOWN_MAX)
-        verdict = "; ".join([*wrong[:SHOWN_MAX], *more])
-    if verdict := _broadcast(verdict):
-        raise NotCertified(f"the state of step {version} could not be certified for this world: {verdict}")
-    if dist.get_rank() != 0:
-        return None
+        findings = (*wrong[:SHOWN_MAX], *more)
+    verdict = _broadcast("; ".join(findings))
+    certified = _certificate(accounts, version, findings, begun) if accounts else None
+    if verdict:
+        error = NotCertified(f"the state of step {version} could not be certified for this world: {verdict}")
+        error.certificate = certified
+        raise error
+    return certified
+
+
+def _certificate(accounts: Sequence[Account], version: int, findings: tuple[str, ...], begun: float) -> Certified:
     return Certified(
         version=version,
+        findings=findings,
         ranks=len(accounts),
         tensors=len({tensor.name for each in accounts for tensor in each.state.tensors}),
         compared_bytes=sum(each.hashed_bytes for each in accounts),
@@ -225,16 +235,16 @@ def _sum(tensor: Tensor) -> int:
 
 
 def _gathered(content: bytes) -> list[bytes]:
-    """From all ranks."""
+    """From all ranks, on rank 0; on the others nothing."""
     device, world_size = exchange_device(), dist.get_world_size()
     lengths = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world_size)]
     dist.all_gather(lengths, torch.tensor([len(content)], device=device))
     longest = max(int(length) for length in lengths)
     padded = torch.zeros(longest, dtype=torch.uint8, device=device)
     padded[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-    gathered = [torch.empty_like(padded) for _ in range(world_size)]
-    dist.all_gather(gathered, padded)
-    return [each[: int(n)].cpu().numpy().tobytes() for each, n in zip(gathered, lengths, strict=True)]
+    gathered = [torch.empty_like(padded) for _ in range(world_size)] if dist.get_rank() == 0 else None
+    dist.gather(padded, gathered, dst=0)
+    return [each[: int(n)].cpu().numpy().tobytes() for each, n in zip(gathered or (), lengths, strict=False)]
 
 
 def _broadcast(text: str) -> str:

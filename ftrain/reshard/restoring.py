@@ -10,13 +10,14 @@ Nothing refers to the arena afterwards (FACTS 7).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._dtensor_spec import DTensorSpec
 
 from ftrain.errors import StateMismatch
 from ftrain.layout import Kind, TensorSpec, fills
@@ -24,10 +25,12 @@ from ftrain.logical.growth import with_optimizer_state
 from ftrain.logical.live import TRANSPARENT, Live
 from ftrain.logical.state import LogicalTensor, RankState, contiguous_strides
 from ftrain.memory import huge_tensors
+from ftrain.reading import items_of
 from ftrain.reshard.describer import Describer
 from ftrain.reshard.origin import OldWorld
+from ftrain.reshard.said import Said
 from ftrain.reshard.tensors import TensorReader
-from ftrain.reshard.values import Kept, agreed, by_parameter, derived_rng, group_settings, holds_shards
+from ftrain.reshard.values import Kept, agreed, by_parameter, derived_rng, group_settings, holds
 from ftrain.restore import LARGE_BYTES
 from ftrain.shards import Part
 from ftrain.state import load_state
@@ -50,18 +53,23 @@ class Restoring:
     @property
     def names(self) -> set[str]:
         """Of all objects in the snapshot, whichever of its ranks tracked them."""
-        return {name for rank in range(self.old.size) for name in self.old.objects(rank)}
+        return {name for said in self.old.ranks for name in said.objects}
 
     def rng(self) -> dict[str, Any]:
         """The generators' states: this rank's own, if the old world had it."""
-        states = [tree["rng"] for tree in self.old.trees]
-        return states[self._rank] if self._rank < len(states) else derived_rng(states[0], self._rank)
+        ranks = self.old.ranks
+        if self._rank < len(ranks):
+            return ranks[self._rank].values("rng")
+        return derived_rng(ranks[0].values("rng"), self._rank)
 
     def buckets(self) -> dict[int, dict[str, Any]]:
         """The layouts of DDP's buckets, by what they are of; the first rank's that has one."""
         found: dict[int, dict[str, Any]] = {}
-        for tree in self.old.trees:
-            for layout in tree["buckets"].values():
+        distinct: dict[bytes, Said] = {}
+        for said in self.old.ranks:
+            distinct.setdefault(said.encoded("buckets"), said)
+        for said in distinct.values():
+            for layout in said.values("buckets").values():
                 found.setdefault(layout["parameters"], layout)
         return found
 
@@ -85,7 +93,7 @@ class Restoring:
             elif name in optimizers:
                 self._load_optimizer(name, tracked, live.state, made[name])
             else:
-                load_state(name, tracked, {"state": self._agreed(name, self._states(name))})
+                load_state(name, tracked, {"state": self._agreed(name, self._states(self._holders(name), name))})
 
     # Tensors.
 
@@ -118,15 +126,29 @@ class Restoring:
 
     # What is no tensor.
 
-    def _states(self, name: str) -> dict[int, Any]:
-        """By old rank, the state of an object in the ranks that tracked it."""
-        ranks = [rank for rank in range(self.old.size) if name in self.old.objects(rank)]
-        return {rank: self.old.objects(rank)[name]["state"] for rank in ranks}
+    def _holders(self, name: str) -> list[int]:
+        """The old ranks that tracked an object."""
+        return [rank for rank, said in enumerate(self.old.ranks) if name in said.objects]
+
+    def _distinct(self, name: str) -> list[int]:
+        """Of those that said the same of an object and of their tensors' names the first."""
+        first: dict[object, int] = {}
+        for rank in self._holders(name):
+            said = self.old.ranks[rank]
+            state = said.state
+            names = tuple(state.by_name), tuple(state.aliases), state.parameters.get(name, ())
+            first.setdefault((said.objects[name], names), rank)
+        return list(first.values())
+
+    def _states(self, ranks: Iterable[int], name: str) -> dict[int, Any]:
+        """By old rank, the state of an object."""
+        said = self.old.ranks
+        return {rank: said[rank].value(said[rank].state_of(name)) for rank in ranks}
 
     def _agreed(self, name: str, values: Mapping[int, Any]) -> Any:
         """What this rank gets of what old ranks have."""
         rule = None if self._describer.rules is None else self._describer.rules.match(name)
-        if any(map(holds_shards, values.values())):
+        if any(holds(value, Part) for value in values.values()):
             raise StateMismatch(f"{name} holds sharded tensors that are no module's and no optimizer's: track a module")
         chosen = agreed(name, values, rule is not None and rule[1].per_rank, self._rank)
         return self.old.with_tensors(chosen, values[chosen])
@@ -134,15 +156,19 @@ class Restoring:
     def _load_extra(self, name: str, module: nn.Module) -> None:
         """What modules keep by ``get_extra_state``. Anything else in their state must be one of their tensors."""
         extra: dict[str, dict[int, Any]] = defaultdict(dict)
-        for rank, state in self._states(name).items():
+        for rank in self._distinct(name):
             logical = self.old.world.states[rank]
             tensors = {_path(each) for each in chain(logical.by_name, logical.aliases)}
-            for key, value in state.items():
+            for key in items_of(self.old.ranks[rank].state_of(name)):
                 path = _path(f"{name}.{key}")
                 if path.endswith(f".{_EXTRA}"):
-                    extra[path][rank] = value
+                    extra[path] = {}
                 elif path not in tensors:
                     raise StateMismatch(f"{path} is no tensor of the module: another world cannot take it over")
+        for rank in self._holders(name) if extra else ():
+            for key, value in items_of(self.old.ranks[rank].state_of(name)).items():
+                if (path := _path(f"{name}.{key}")) in extra:
+                    extra[path][rank] = self.old.ranks[rank].value(value)
         for prefix, part in module.named_modules():
             if type(part).get_extra_state is not nn.Module.get_extra_state:
                 path = _path(f"{name}.{prefix}.{_EXTRA}".replace("..", "."))
@@ -152,9 +178,10 @@ class Restoring:
 
     def _load_optimizer(self, name: str, optimizer: torch.optim.Optimizer, live: RankState, made: Made) -> None:
         worlds = self.old.world.states
-        kept = by_parameter(
-            name, [(rank, state, worlds[rank].parameters.get(name, ())) for rank, state in self._states(name).items()]
-        )
+        kept = self._kept_by(name, self._distinct(name))
+        groups_kept = {id(one.settings): one.settings for one in kept.values()}.values()
+        if any(holds(each, Tensor) for each in (*groups_kept, *(one.values for one in kept.values()))):
+            kept = self._kept_by(name, self._holders(name))  # equal bytes do not say of what shape tensors are
         for aliases in (*(world.aliases for world in worlds), live.aliases):  # tied weights have one of several names
             for alias, first in aliases.items():
                 if (one := kept.get(first) or kept.get(alias)) is not None:
@@ -171,13 +198,18 @@ class Restoring:
                     states[index] = values
         load_state(name, optimizer, {"state": {"state": states, "param_groups": groups}})
 
+    def _kept_by(self, name: str, ranks: Iterable[int]) -> dict[str, Kept]:
+        worlds = self.old.world.states
+        states = self._states(ranks, name).items()
+        return by_parameter(name, [(rank, state, worlds[rank].parameters.get(name, ())) for rank, state in states])
+
     def _of(self, kept: Kept | None, values: dict[str, Any]) -> dict[str, Any]:
         return {} if kept is None else dict(self.old.with_tensors(kept.rank, values))
 
     def _refuse_gradients(self, world_size: int) -> None:
         """Gradients that were accumulated over commits belong to the old world's batches; zeros are none."""
         for rank in range(self._rank, self.old.size, world_size):
-            for index, gradient in self.old.trees[rank]["gradients"].items():
+            for index, gradient in self.old.ranks[rank].values("gradients").items():
                 stand_in = gradient.local if isinstance(gradient, Part) else gradient
                 if not isinstance(stand_in, Tensor) or self.old.with_tensors(rank, [stand_in])[0].any():
                     raise StateMismatch(
@@ -221,7 +253,9 @@ def _beside(parameter: Tensor, local: Tensor) -> Tensor:
     """An optimizer's state as it is for such a parameter."""
     if not isinstance(parameter, DTensor) or not local.dim() or local.shape != parameter._local_tensor.shape:
         return local
-    mesh, placements = parameter.device_mesh, parameter.placements
-    return DTensor.from_local(
-        local, mesh, placements, run_check=False, shape=parameter.shape, stride=tuple(parameter.stride())
-    )
+    spec = parameter._spec
+    meta = spec.tensor_meta
+    if meta is not None and meta.dtype != local.dtype:  # float32 beside bfloat16
+        spec = DTensorSpec(spec.mesh, spec.placements, tensor_meta=meta._replace(dtype=local.dtype))
+    made: Any = DTensor  # not ``from_local``, which goes by way of autograd
+    return made(local, spec, requires_grad=False)  # type: ignore[no-any-return]

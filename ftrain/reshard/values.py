@@ -49,13 +49,13 @@ def difference(left: Any, right: Any, path: str) -> str | None:
     return next((found for a, b, where in pairs if (found := difference(a, b, where)) is not None), None)
 
 
-def holds_shards(value: Any) -> bool:
-    """A part of a sharded tensor is in it, which means nothing in another world."""
+def holds(value: Any, kind: type) -> bool:
+    """Something of that kind is in it: a tensor, or a part of a sharded one, which means nothing in another world."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list | tuple | deque):
-        return any(map(holds_shards, value))
-    return isinstance(value, Part)
+        return any(holds(each, kind) for each in value)
+    return isinstance(value, kind)
 
 
 def agreed(name: str, values: Mapping[int, Any], per_rank: bool, rank: int) -> int:

@@ -20,17 +20,21 @@ from pathlib import Path
 import aiohttp
 import msgspec
 
+from ftrain_launcher import leadership
 from ftrain_launcher.errors import SecretRefused
-from ftrain_launcher.jobs import JobFolder
-from ftrain_launcher.line import LINE_ERRORS, Socket, open_line
+from ftrain_launcher.jobs import Endpoint, JobFolder
+from ftrain_launcher.line import LINE_ERRORS, OPENING_SECONDS_MAX, Socket, open_line
 from ftrain_launcher.messages import (
+    Elect,
     Form,
     FromAgent,
     GoOn,
     HaltAfter,
     Hold,
     Inject,
+    PinDurable,
     Shutdown,
+    Stand,
     Stop,
     ToAgent,
     Unpin,
@@ -39,12 +43,15 @@ from ftrain_launcher.messages import (
 from ftrain_launcher.node import NodeRunner
 from ftrain_launcher.pidfds import PidHandle
 from ftrain_launcher.questions import Question
+from ftrain_launcher.search import PATIENCE_SHARE, Search
 
 HEARTBEAT_SECONDS = 0.5
 _INVENTORY_EVERY = 2
 """Heartbeats between two that carry the inventory."""
 _RECONNECT_SECONDS = 0.05
 _OUTBOX_MESSAGES_MAX = 1000
+_VOTE_SECONDS = 10.0
+"""How long to wait at a candidate that stands by; an earlier one may be there again by then."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(ToAgent).decode
@@ -67,7 +74,8 @@ class Agent:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._ended.set)
         await self._runner.start()
-        work = (self._keep_connected(), self._fulfil(), self._beat(), self._watch_launcher())
+        connected = self._keep_found() if self._runner.job.config.candidates else self._keep_connected()
+        work = (connected, self._fulfil(), self._beat(), self._watch_launcher())
         tasks = [asyncio.create_task(w) for w in work]
         ended = asyncio.create_task(self._ended.wait())
         try:
@@ -106,12 +114,14 @@ class Agent:
                     await self._runner.halt(message)
                 case WriteDurable() as message:
                     await self._runner.write_durable(message)
+                case PinDurable() as message:
+                    await self._runner.pin_durable(message)
                 case Unpin() as message:
                     await self._runner.unpin(message)
                 case Shutdown(_, grace_seconds):
                     self._grace_seconds = grace_seconds
                     self._ended.set()
-                case Inject():
+                case Inject() | Stand() | Elect():
                     pass
 
     # ---- the line
@@ -133,6 +143,68 @@ class Agent:
                             seen = time.monotonic()
             await asyncio.sleep(_RECONNECT_SECONDS)
         logging.getLogger(__name__).warning("event=controller_gone node=%s", self._runner.node)
+
+    async def _keep_found(self) -> None:
+        """Several hosts may run the controller: stay with the newest; without one, workers end, and the node waits."""
+        job = self._runner.job
+        known, patience = self._folder.endpoint(), PATIENCE_SHARE * job.controller_grace_seconds
+        assert known is not None
+        search = Search(leadership.endpoints(job.config.candidates), known, patience)
+        lost, paused = time.monotonic(), False
+        while (away := time.monotonic() - lost) < job.controller_grace_seconds + job.config.host_wait_seconds:
+            if away > job.controller_grace_seconds and not paused:
+                logging.getLogger(__name__).warning("event=cut_off node=%s", self._runner.node)
+                await self._runner.pause()
+                paused = True
+            if await self._turn_to(search, search.order(away)):
+                lost, paused = time.monotonic(), False
+            await asyncio.sleep(_RECONNECT_SECONDS)
+        logging.getLogger(__name__).warning("event=controller_gone node=%s", self._runner.node)
+
+    async def _turn_to(self, search: Search, candidates: list[Endpoint]) -> bool:
+        """Talk to the first of them that answers, until the line closes; whether it was the controller."""
+        silence_seconds = self._runner.job.config.heartbeat_timeout_seconds / 2
+        key = self._folder.line_key()
+        for candidate in candidates:
+            with contextlib.suppress(*LINE_ERRORS, SecretRefused, msgspec.DecodeError):
+                async with open_line(candidate, "/agent", lambda _: key, silence_seconds) as socket:
+                    stand = await _hear(socket, OPENING_SECONDS_MAX)
+                    if not isinstance(stand, Stand):
+                        continue
+                    if not stand.leads or stand.term < self._runner.term:
+                        await self._vote(socket, search, candidate, stand)
+                        return False
+                    self._obey_from(stand.term)
+                    search.found(candidate)
+                    with contextlib.suppress(*LINE_ERRORS):
+                        await self._talk(socket)
+                    return True
+        return False
+
+    async def _vote(self, socket: Socket, search: Search, candidate: Endpoint, stand: Stand) -> None:
+        """Be counted at a candidate that stands by, and promise what it asks; it hangs up when it leads."""
+        if search.hear_of(stand.leader):
+            return
+        deadline = time.monotonic() + _VOTE_SECONDS
+        await socket.send_bytes(_encode(self._runner.join()))
+        while (left := deadline - time.monotonic()) > 0:
+            match await _hear(socket, left):
+                case Elect(term) if term > self._runner.term:
+                    self._obey_from(term)
+                    search.found(candidate)
+                    await socket.send_bytes(_encode(self._runner.join()))
+                case Stand(_, _, leader):
+                    search.hear_of(leader)
+                    return
+                case None:
+                    return
+
+    def _obey_from(self, term: int) -> None:
+        """What an older controller wanted, and was not begun yet, is not done any more."""
+        if term > self._runner.term:
+            while not self._wishes.empty():
+                self._wishes.get_nowait()
+            self._runner.promise(term)
 
     async def _watch_launcher(self) -> None:
         """A host's node ends with its launcher. For emulated nodes the controller sees to that, orderly."""
@@ -171,6 +243,12 @@ class Agent:
     async def _write(self, socket: Socket, outbox: asyncio.Queue[FromAgent]) -> None:
         while True:
             await socket.send_bytes(_encode(await outbox.get()))
+
+
+async def _hear(socket: Socket, timeout_seconds: float) -> ToAgent | None:
+    """The next message; None: the line was closed. Raises TimeoutError."""
+    frame = await socket.receive(timeout=timeout_seconds)
+    return _decode(frame.data) if frame.type is aiohttp.WSMsgType.BINARY else None
 
 
 def main() -> int:

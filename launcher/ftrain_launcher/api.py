@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Annotated
 
 import msgspec
 from aiohttp import web
@@ -16,12 +17,14 @@ from ftrain_launcher.events import CordonNode, Event, Leave, UncordonNode
 from ftrain_launcher.health.round import HealthRounds
 from ftrain_launcher.health.shown import shown
 from ftrain_launcher.membership import Node, NodeState, Phase
-from ftrain_launcher.messages import Inject
+from ftrain_launcher.messages import FlushJob, Inject
 from ftrain_launcher.outbox import Outbox
 from ftrain_launcher.requests import Requests
 from ftrain_launcher.trace.records import STEPS_MAX, JobTrace
 from ftrain_launcher.trace.tracing import Tracing
 
+SECONDS_MAX = 365 * 86400.0
+"""The longest deadline that is taken."""
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -48,6 +51,13 @@ class UncordonRequest(msgspec.Struct, frozen=True):
 
     node: str
     force: bool = False
+
+
+class FlushRequest(msgspec.Struct, frozen=True):
+    """The body of ``POST /api/flush``."""
+
+    seconds: Annotated[float, msgspec.Meta(gt=0, le=SECONDS_MAX)]
+    reason: str = ""
 
 
 class HealthRequest(msgspec.Struct, frozen=True):
@@ -85,6 +95,8 @@ class OperatorApi:
             web.get("/api/nodes", guard(self._nodes)),
             web.post("/api/cordon", guard(self._cordon)),
             web.post("/api/uncordon", guard(self._uncordon)),
+            web.get("/api/flush", guard(self._flushed)),
+            web.post("/api/flush", guard(self._flush)),
             web.get("/api/snapshots", guard(self._snapshots)),
             web.post("/api/verify", guard(self._verify)),
             web.post("/api/health", guard(self._check_health)),
@@ -134,6 +146,17 @@ class OperatorApi:
             raise web.HTTPConflict(text=f"{node.name} is not cordoned")
         self._submit(UncordonNode(node.name, wanted.force))
         return self._shown(node)
+
+    async def _flush(self, request: web.Request) -> web.Response:
+        try:
+            wanted = msgspec.json.decode(await request.read(), type=FlushRequest)
+        except msgspec.DecodeError as error:
+            raise web.HTTPBadRequest(text=f"not a time to flush within: {error}") from error
+        self._submit(FlushJob(wanted.reason or "ftrain flush", wanted.seconds))
+        return await self._flushed(request)
+
+    async def _flushed(self, request: web.Request) -> web.Response:
+        return _json(views.flush(self._coordinator))
 
     def _shown(self, node: Node) -> web.Response:
         quarantine = self._coordinator.quarantine

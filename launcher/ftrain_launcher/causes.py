@@ -26,6 +26,8 @@ DRAINED = "drained"
 """The kind of an incident that is none: ranks were moved to another node."""
 GROWN = "grown"
 """The same: nodes that came are taken in."""
+NOT_CERTIFIED = "not_certified"
+"""The kind of a `Trouble`: a state that was re-sharded is doubtful. Of the sign, ``step`` says which."""
 HANGS = (Kind.HANG, Kind.COMMUNICATION_HANG)
 _LAST_WORDS_MAX = 200
 _IN_COMMUNICATION = (Kind.COMMUNICATION_HANG, Kind.COMMUNICATION_SLOW)
@@ -264,6 +266,7 @@ _WORDS = {
     "store_lost": "the store on {node} is gone",
     "form_failed": "{node} could not form the generation",
     "restore_failed": "{node} could not restore its state",
+    NOT_CERTIFIED: "{node} refuses the state that was re-sharded",
     DRAINED: "{node} gives its ranks away",
     GROWN: "{node} is taken in",
 }

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from ftrain_launcher.commands import controller, doctor, inject, nodes, plan, run, show, snapshots, trace
+from ftrain_launcher.commands import controller, doctor, flush, inject, nodes, plan, run, show, snapshots, trace
 from ftrain_launcher.errors import ControllerAway, LauncherError, UsageError
 
 _EXIT_USAGE = 2
@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (run, show, nodes, snapshots, trace, doctor, plan, inject, controller):
+    for command in (run, show, nodes, flush, snapshots, trace, doctor, plan, inject, controller):
         command.add_to(commands)
     return parser
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 from aiohttp import WSMsgType, web
 
-from ftrain_launcher import handshake, views
+from ftrain_launcher import handshake, leadership, views
 from ftrain_launcher.api import Handler, OperatorApi
 from ftrain_launcher.background import Background
 from ftrain_launcher.coordinator import Coordinator
@@ -41,9 +41,12 @@ from ftrain_launcher.events import (
     Send,
     Tick,
 )
+from ftrain_launcher.fencing import Elected
+from ftrain_launcher.followers import Followers
 from ftrain_launcher.jobs import Endpoint, JobFolder, Result
 from ftrain_launcher.journal import Journal, replay
 from ftrain_launcher.launchers import Launchers, refusal
+from ftrain_launcher.leadership import Leadership, Seen
 from ftrain_launcher.membership import Phase
 from ftrain_launcher.messages import (
     MESSAGE_BYTES_MAX,
@@ -58,6 +61,7 @@ from ftrain_launcher.messages import (
     Offer,
     ReapNode,
     ReplicaDigests,
+    Stand,
     StartNode,
     StopJob,
     Welcome,
@@ -69,6 +73,7 @@ from ftrain_launcher.policy import EXIT_USAGE
 from ftrain_launcher.progress import ProgressFilter
 from ftrain_launcher.questions import Reply
 from ftrain_launcher.requests import Requests
+from ftrain_launcher.standby import Standby
 from ftrain_launcher.terminal import announce
 
 _STATUS_WRITE_SECONDS = 0.5
@@ -81,7 +86,10 @@ _from_engine = msgspec.msgpack.Decoder(FromEngine)
 class Controller:
     """One job's controller process."""
 
-    def __init__(self, folder: JobFolder) -> None:
+    def __init__(self, folder: JobFolder, elected: Elected | None = None) -> None:
+        """``elected``: it takes over from another candidate (docs/controller.md)."""
+        self._elected = elected
+        self._gives_way = False
         self.folder = folder
         self.record = folder.record()
         self.observations: dict[str, views.Observation] = {}
@@ -95,6 +103,9 @@ class Controller:
         self.journal = Journal(folder.journal)
         self._resumed = folder.journal.stat().st_size > 0
         self.coordinator = replay(folder.journal) if self._resumed else Coordinator(self.record.config)
+        self._followers = Followers(self.journal, self._carry_out)
+        self._offered: dict[str, Outbox] = {}
+        """The launchers that have room for a node, by their marks."""
         self._requests = Requests(self._outboxes)
         self._detection = Detection(self.coordinator, self._requests, self.submit)
         self._checks = Background()
@@ -102,21 +113,27 @@ class Controller:
 
     # ---- life
 
-    async def run(self) -> int:
-        """Serve until the job has ended; return its exit code."""
+    async def run(self) -> int | None:
+        """Serve until the job has ended; return its exit code. None: another candidate leads, or is about to."""
         application = web.Application(client_max_size=MESSAGE_BYTES_MAX)
         application.add_routes(
             [
                 web.get("/agent", self._serve_agent),
                 web.get("/engine", self._serve_engine),
+                web.get("/journal", self._serve_journal),
+                web.get("/api/leader", self._guarded(self._tell_leader)),
                 *self._api.routes(self._guarded),
             ]
         )
         runner = web.AppRunner(application, handle_signals=False, access_log=None, shutdown_timeout=1.0)
         await runner.setup()
         await self._listen(runner)
-        self.submit(ControllerRestarted() if self._resumed else JobStarted(self.record.config))
-        tasks = [asyncio.create_task(t) for t in (self._keep_watch(), self._watch_launcher(), self._detection.run())]
+        self.submit(self._first_event())
+        work = [self._keep_watch(), self._watch_launcher(), self._detection.run()]
+        if self.record.candidate is not None:
+            leadership.write(self.folder, Leadership(self.coordinator.term, leads=True))
+            work += [self._followers.keep_watch(), self._watch_candidates(self.record.candidate)]
+        tasks = [asyncio.create_task(w) for w in work]
         try:
             await self._ended.wait()
             await self._launchers.drain(_GOODBYE_SECONDS)
@@ -131,12 +148,17 @@ class Controller:
             await self._launchers.close()
             await runner.cleanup()
             self.journal.close()
-        return self.coordinator.exit_code
+        return None if self._gives_way else self.coordinator.exit_code
+
+    def _first_event(self) -> ControllerRestarted | JobStarted:
+        if self._elected is not None:
+            return ControllerRestarted(self._elected.term, self._elected.stopped)
+        return ControllerRestarted() if self._resumed else JobStarted(self.record.config)
 
     async def _listen(self, runner: web.AppRunner) -> None:
         """Listen where the last controller did, if that is free, so that everybody finds this one."""
         host, port = self.record.controller_host, self.record.controller_port
-        before = self.folder.endpoint()
+        before = self.folder.endpoint() if self.record.candidate is None else None
         try:
             site = web.TCPSite(runner, host, before.port if before else port)
             await site.start()
@@ -163,9 +185,8 @@ class Controller:
     def submit(self, event: Event) -> None:
         """Journal one event, let the coordinator decide, carry out its commands."""
         now = time.time()
-        self.journal.append(event, now)
-        for command in self.coordinator.handle(event, now):
-            self._carry_out(command)
+        line = self.journal.append(event, now)
+        self._followers.take(line, self.coordinator.handle(event, now), now)
         self._set_timer()
 
     def _carry_out(self, command: Command) -> None:
@@ -174,6 +195,10 @@ class Controller:
                 outbox = self._outboxes.get(node)
                 if outbox:
                     outbox.put(message)
+            case StartNode(node) if (offered := self._offered.get(self.coordinator.nodes[node].launcher)) is not None:
+                self._launchers.provides(offered)
+                self._launchers.tell(command)
+                self._launchers.provides(None)
             case StartNode() | ReapNode():
                 self._launchers.tell(command)
             case Announce(text):
@@ -223,8 +248,40 @@ class Controller:
                 await launcher.wait_ended(None)
             finally:
                 launcher.close()
+        if self.record.candidate is not None:  # This host is lost to the job, which goes on.
+            self._gives_way = True
+            self._ended.set()
         if not self._ended.is_set():
             self.submit(StopJob("the launcher is gone", 1))
+
+    # ---- several candidates
+
+    async def _watch_candidates(self, own: int) -> None:
+        """Give way to a newer controller, or to the agents that have promised to obey one."""
+        while True:
+            seen = await leadership.look(self.record.config.candidates, own, self.folder.token())
+            self._hear_of(max((s.term for s in seen), default=0))
+            await asyncio.sleep(leadership.LOOK_EVERY_SECONDS)
+
+    def _hear_of(self, term: int) -> None:
+        if term > self.coordinator.term and not self._ended.is_set():
+            announce(f"another candidate is to be the controller (term {term}): this one stands by")
+            leadership.write(self.folder, Leadership(term, leads=False))
+            self._gives_way = True
+            self._ended.set()
+
+    async def _serve_journal(self, request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse(max_msg_size=MESSAGE_BYTES_MAX, timeout=_GOODBYE_SECONDS)
+        await socket.prepare(request)
+        if await handshake.admit(socket, self.folder.line_key(), self.record.salt, None):
+            await self._followers.serve(socket, request.transport)
+        return socket
+
+    async def _tell_leader(self, request: web.Request) -> web.Response:
+        term, length = self.coordinator.term, self.journal.length
+        candidate = self.record.candidate or 0
+        seen = Seen(candidate=candidate, term=term, leads=True, journal_term=term, journal_bytes=length)
+        return web.Response(body=msgspec.json.encode(seen), content_type="application/json")
 
     # ---- agents
 
@@ -233,6 +290,8 @@ class Controller:
         await socket.prepare(request)
         if not await handshake.admit(socket, self.folder.line_key(), self.record.salt, None):
             return socket
+        if self.record.candidate is not None:
+            await socket.send_bytes(msgspec.msgpack.encode(Stand(self.coordinator.term, leads=True)))
         first = await socket.receive(timeout=10.0)
         if first.type is not WSMsgType.BINARY:
             return socket
@@ -243,6 +302,9 @@ class Controller:
             announce(
                 f"{join.node} speaks protocol {join.protocol}, not {PROTOCOL_VERSION}: install one ftrain everywhere"
             )
+            return socket
+        self._hear_of(join.term)
+        if self._ended.is_set():
             return socket
         self._connections_made += 1
         connection = self._connections_made
@@ -334,6 +396,7 @@ class Controller:
             pass
         finally:
             self._launchers.remove(outbox)
+            self._offered = {mark: other for mark, other in self._offered.items() if other is not outbox}
             await outbox.close()
         return socket
 
@@ -364,6 +427,7 @@ class Controller:
                     self._launchers.tell(StartNode(node.name))
         elif not hello.nodes:
             self._launchers.provides(outbox)
+            self._offered[hello.offer.launcher] = outbox
             self.submit(HostCame(hello.offer.launcher, hello.offer.hostname, hello.offer.node_rank))
             self._launchers.provides(None)
 
@@ -388,7 +452,14 @@ def serve(folder: JobFolder) -> int:
     """Be the controller of this job until it has ended; returns its exit code."""
 
     async def run() -> int:
-        return await Controller(folder).run()
+        elected = None
+        while True:
+            if elected is not None or folder.record().candidate is None or leadership.read(folder).leads:
+                code = await Controller(folder, elected).run()
+                if code is not None:
+                    return code
+            if (elected := await Standby(folder).run()) is None:
+                return EXIT_USAGE  # Nobody is there to see to this host any more.
 
     return asyncio.run(run())
 

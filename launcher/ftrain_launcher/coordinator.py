@@ -13,7 +13,7 @@ was not carried out is said again when agents and engine reconnect.
 
 Its parts: who is there (`roster.py`) and how more come (`recruiting.py`); what runs (`running.py`) and what will
 (`forming.py`); what is written to storage (`durable.py`), what broke (`history.py`), who is to be given no ranks
-(`quarantine.py`), and how all end (`ending.py`).
+(`quarantine.py`), and how all end (`ending.py`), at the end of a step if there is time for that (`flushing.py`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import assert_never
 import msgspec
 
 from ftrain_launcher import messages as m
-from ftrain_launcher.causes import GROWN, HARMLESS, Sign, describe
+from ftrain_launcher.causes import GROWN, HARMLESS, NOT_CERTIFIED, Sign, describe
 from ftrain_launcher.durable import DurableTier
 from ftrain_launcher.ending import Ending
 from ftrain_launcher.events import (
@@ -42,6 +42,8 @@ from ftrain_launcher.events import (
     Tick,
     UncordonNode,
 )
+from ftrain_launcher.fencing import FIRST_TERM, Fence, Nodes
+from ftrain_launcher.flushing import Flushing
 from ftrain_launcher.forming import Forming
 from ftrain_launcher.generation import Generation
 from ftrain_launcher.growth import Growth
@@ -50,7 +52,7 @@ from ftrain_launcher.history import History
 from ftrain_launcher.incidents import Incident
 from ftrain_launcher.membership import Node, NodeState, Phase, Rank, check_phase
 from ftrain_launcher.orders import Orders
-from ftrain_launcher.policy import Action
+from ftrain_launcher.policy import EXIT_NODES, Action
 from ftrain_launcher.preflight import Preflight
 from ftrain_launcher.quarantine import Quarantine
 from ftrain_launcher.recruiting import Recruiting
@@ -80,11 +82,19 @@ class Coordinator:
         """Which nodes are to be given no ranks."""
         self.halting = Halting(self._roster, self._orders)
         """The ranks' stop at the end of a step, for changes that are planned."""
+        self.flushing = Flushing(config, self._roster, self._orders, self.durable, self.halting)
+        """The job's end at the end of a step, with its state on storage."""
         self._growth = Growth(config, self._roster)
         parts = (self._orders, self.durable, self._history, self.quarantine)
         self._running = Running(config, self._roster, self._recruiting, *parts)
-        self._forming = Forming(config, self._roster, *parts)
+        self.fence = Fence(active=bool(config.candidates))
+        """Of whom a majority is needed, where another host may run a controller as well."""
+        self._forming = Forming(config, self._roster, *parts, self.fence)
         self._ending = Ending(config, self._roster, self._orders)
+        self.term = FIRST_TERM
+        """Which controller of the job this is."""
+        self._cut_off_since: float | None = None
+        """While too few nodes are here to decide anything."""
         self.nodes: Mapping[str, Node] = self._roster.nodes
         """All nodes by name."""
         self.positions: Sequence[str | None] = self._roster.positions
@@ -96,6 +106,11 @@ class Coordinator:
     def incidents_total(self) -> int:
         """How many incidents there were."""
         return self._history.log.total
+
+    @property
+    def quorums(self) -> list[Nodes]:
+        """The generations of whose nodes most are needed for the next one; empty: none was formed."""
+        return self.fence.needed(self._formed)
 
     @property
     def generation(self) -> int:
@@ -167,8 +182,11 @@ class Coordinator:
         own = (self._ending.deadline, self._recruiting.deadline, self.durable.next_deadline(), self.halting.deadline)
         shrinks = self._forming.deadline if self.phase is Phase.STOPPING else None
         elastic = (self._recruiting.last_call, shrinks, self._growth.deadline)
-        deadlines = (self._roster.next_deadline(), *own, *elastic)
+        deadlines = (self._roster.next_deadline(), *own, *elastic, self._flush_due())
         return min((d for d in deadlines if d is not None), default=None)
+
+    def _flush_due(self) -> float | None:
+        return None if self.phase in (Phase.ENDING, Phase.ENDED) else self.flushing.next_deadline()
 
     # ---- events
 
@@ -203,15 +221,24 @@ class Coordinator:
                 self._node_checked(event, now)
             case m.StopJob(reason, exit_code):
                 self._end(Action(False, reason, exit_code), now)
+            case m.FlushJob():
+                self.flushing.take(event, now)
+                if self.phase is Phase.GATHERING:
+                    self._end(Action(False, f"{event.reason}: ended before the first step"), now)
+            case m.HostLeaves(name, reason):
+                self.quarantine.let_leave(name, reason, now)
+                self._fill_positions(now)
             case ControllerRestarted():
-                self._resume(now)
+                self._resume(event, now)
             case Tick():
                 self._tick(now)
             case _:
                 assert_never(event)
 
-    def _resume(self, now: float) -> None:
+    def _resume(self, event: ControllerRestarted, now: float) -> None:
         """A new controller: nobody is connected to it yet, and nobody could reach the one before."""
+        if event.term:
+            self._take_over(event, now)
         self._preflight.forget_asked()
         self._roster.leave_all(now, now + self.config.agent_grace_seconds)
         if self.phase is Phase.ENDING:
@@ -220,11 +247,44 @@ class Coordinator:
     def _tick(self, now: float) -> None:
         if self._ending.deadline is not None and now >= self._ending.deadline:
             self._finish()
+        self._end(self.flushing.tick(self._formed, now), now)
         self._end(self._running.tick(self._formed, now) or self._recruiting.tick(now, self._preflight.failures), now)
         if self._recruiting.is_called(now) or (self.phase is Phase.STOPPING and self._forming.is_overdue(now)):
             self._fill_positions(now)
         while (node := self._roster.overdue(now)) is not None:
-            self._lose(node, node.overdue, now)
+            if self._is_cut_off() and node.state is NodeState.AWAY:
+                self._wait_for_a_quorum(node, now)
+            else:
+                self._lose(node, node.overdue, now)
+        if self._cut_off_since is not None and now >= self._cut_off_since + self.config.host_wait_seconds:
+            within = f"within {self.config.host_wait_seconds:g} s (--join-timeout-seconds)"
+            reason = f"most nodes of generation {self.formed} did not come back {within}"
+            self._end(Action(False, reason, EXIT_NODES), now)
+
+    # ---- several candidates for the controller (docs/controller.md)
+
+    def _take_over(self, event: ControllerRestarted, now: float) -> None:
+        """What the last controller began to form cannot be finished: its number is not used again."""
+        self.term, self._roster.mark = event.term, f"-{event.term}"
+        self._forming.number = max(self._forming.number, event.stopped)
+        if self.phase is Phase.STOPPING:
+            self._forming.announce(now, len(self.positions))
+
+    def _is_cut_off(self) -> bool:
+        """Too few nodes are connected to decide anything: the others may have another controller."""
+        if not (self.fence.active and self.formed):
+            return False
+        here = {node.name for node in self._roster.members() if node.connection is not None}
+        return not self.fence.allows(here, self._formed)
+
+    def _wait_for_a_quorum(self, node: Node, now: float) -> None:
+        """Nobody is given up. Who is here stops and waits, since the others cannot be told what becomes of them."""
+        self._roster.wait(node, now + self.config.agent_grace_seconds)
+        if self._cut_off_since is None:
+            self._cut_off_since = now
+            self._orders.announce(["most of the nodes are away: those that are here stop their workers and wait"])
+        if self.phase is Phase.RUNNING:
+            self._fault(Sign(kind="node_lost", node=node.name, time=node.away_since or now, reason=node.overdue), now)
 
     # ---- nodes come and go
 
@@ -245,6 +305,8 @@ class Coordinator:
             return
         is_new = node.state is NodeState.STARTING
         self._roster.arrive(node, join)
+        if self._cut_off_since is not None and not self._is_cut_off():
+            self._cut_off_since = None
         if is_new:
             self._preflight.expect(node)
             self._recruiting.announce_host(node)
@@ -287,7 +349,7 @@ class Coordinator:
             self._finish_without_checkpoint(f"{node.name} was lost", now)
             return
         runs = self.phase is Phase.RUNNING
-        if not node.formed and node.cordon is None and (was_starting or not runs):
+        if not node.formed and node.cordon is None and (was_starting or not runs) and not self._is_cut_off():
             action = self._recruiting.take_failure(node, reason)
             if action is not None and not runs and not (self.config.elastic and not self._roster.missing()):
                 return self._end(action, now)
@@ -341,6 +403,9 @@ class Coordinator:
         if node is None or node.gone or self.phase not in (Phase.STOPPING, Phase.RUNNING):
             return
         sign = Sign(kind=event.kind, node=event.node, time=now, reason=event.reason)
+        if event.kind == NOT_CERTIFIED:
+            sign = msgspec.structs.replace(sign, step=self._formed.start.version)
+            self.durable.doubt(self._formed.start.version)
         if event.kind in HARMLESS:
             self._orders.announce(self._history.take_harmless(sign, self.formed))
         elif self._concerns_formed(event.generation):
@@ -379,6 +444,7 @@ class Coordinator:
         """``size``: it has so many nodes, if they do not break meanwhile; None: as many as the one before."""
         self.phase = check_phase(self.phase, Phase.STOPPING)
         self.halting.forget()
+        self.flushing.begin_again()
         self.durable.abandon()
         self._forming.announce(now, len(self.positions) if size is None else size)
         self._fill_positions(now)
@@ -389,6 +455,9 @@ class Coordinator:
             self._growth.forget()
             self.halting.forget()
             return
+        self.quarantine.let_go()
+        if self.flushing.wanted:
+            return self._end(self.flushing.decide(self._formed, now), now)
         grown = self._growth.due(self._formed, now)
         if (sign := self.quarantine.due_now(self._formed, now)) is not None:
             self._begin_again(sign, now, planned=True)
@@ -412,6 +481,7 @@ class Coordinator:
 
     def _begin(self, generation: Generation) -> None:
         """Tell the members of a generation that it is formed."""
+        self.fence.begin(self._formed, [node.name for node in self._roster.members()])
         self.phase = check_phase(self.phase, Phase.RUNNING)
         self._formed = generation
         self._recruiting.succeeded()

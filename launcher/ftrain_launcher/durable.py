@@ -36,6 +36,8 @@ class DurableTier:
         self.newest: int | None = None
         """The newest version on storage, as far as this job knows."""
         self.writing: SnapshotId | None = None
+        self.below: int | None = None
+        """Only versions below this one are to be started from; None: any."""
         self.failure = ""
         """Why the last one was not written; empty: it was."""
         self._ended: SnapshotId | None = None
@@ -70,6 +72,11 @@ class DurableTier:
         lost_steps = start.newest_known - search.newest.step if start.lost and start.newest_known is not None else 0
         return Start(None, max(start.steps_lost, lost_steps), Levels(), durable=search.newest)
 
+    def doubt(self, version: int | None) -> None:
+        """The state of that version could not be certified: nothing that is on storage from there on counts."""
+        if version is not None and (self.below is None or version < self.below):
+            self.below = version
+
     def started(self, start: Start) -> None:
         """A generation was formed from there."""
         self._begun = True
@@ -89,6 +96,10 @@ class DurableTier:
         self._write_deadline = now + self.config.write_timeout_seconds + WRITER_END_SECONDS
         self._say_who_waits()
         return WriteDurable(pinned)
+
+    def was_tried(self, version: int) -> bool:
+        """Whether that version, or a newer one, is what was written last, or was not, though it was tried."""
+        return self._ended is not None and self._ended.version >= version
 
     def is_news(self, pinned: SnapshotId | None) -> bool:
         """Whether such a report changes anything here."""
@@ -114,7 +125,10 @@ class DurableTier:
             self._news.append(f"the durable checkpoint of step {written.version} is not written: {failure}")
         else:
             self._news.append(f"the durable checkpoint of step {written.version} is written")
-            self.newest = max(written.version, -1 if self.newest is None else self.newest)
+            known = -1 if self.newest is None else self.newest
+            self.newest = max(written.version, known)
+            if self.below is not None and written.version >= self.below:
+                self.below = written.version + 1 if known > written.version else None
         if self.finishing:
             self._settle_deadline = now + SETTLE_SECONDS
         return Unpin(written)

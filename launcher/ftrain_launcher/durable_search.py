@@ -12,9 +12,12 @@ from ftrain_launcher.messages import DurableSearch
 from ftrain_snapshot.storage import DurableId
 
 
-def search(url: str, *, probe: bool = False, timeout_seconds: float = SEARCH_SECONDS_MAX) -> DurableSearch:
-    """The newest complete checkpoint there; ``probe``: see first whether one can be written."""
+def search(
+    url: str, *, probe: bool = False, below: int | None = None, timeout_seconds: float = SEARCH_SECONDS_MAX
+) -> DurableSearch:
+    """The newest complete checkpoint there, ``below`` a step; ``probe``: see first whether one can be written."""
     command = [sys.executable, "-P", "-m", "ftrain_snapshot.search", url, *(["--probe"] if probe else [])]
+    command += [] if below is None else ["--below", str(below)]
     try:
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, timeout=timeout_seconds, check=False

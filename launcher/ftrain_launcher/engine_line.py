@@ -11,8 +11,9 @@ from collections.abc import Callable
 import aiohttp
 import msgspec
 
+from ftrain_launcher import leadership
 from ftrain_launcher.errors import SecretRefused
-from ftrain_launcher.jobs import JobFolder
+from ftrain_launcher.jobs import Endpoint, JobFolder
 from ftrain_launcher.line import LINE_ERRORS, Socket, open_line
 from ftrain_launcher.messages import EngineHello, FromEngine, ToEngine
 
@@ -27,7 +28,10 @@ class EngineLine:
 
     def __init__(self, folder: JobFolder, hello: Callable[[], EngineHello], obey: Callable[[ToEngine], None]) -> None:
         self._folder, self._hello, self._obey = folder, hello, obey
-        self._silence_seconds = folder.record().config.heartbeat_timeout_seconds
+        record = folder.record()
+        self._silence_seconds = record.config.heartbeat_timeout_seconds
+        self._candidates = leadership.endpoints(record.config.candidates)
+        self._own = None if record.candidate is None else self._candidates[record.candidate]
         self._unsent: deque[FromEngine] = deque()
         self._more = asyncio.Event()
 
@@ -43,16 +47,19 @@ class EngineLine:
         """
         seen = time.monotonic()
         key = self._folder.line_key()
+        turns = 0
         while True:
             waited_max, how = silent_seconds_max, "does not answer"
-            endpoint = self._folder.endpoint()
+            endpoint = self._turn(turns)
+            turns += 1
             if endpoint is not None:
                 try:
                     async with open_line(endpoint, "/engine", lambda _: key, self._silence_seconds) as socket:
+                        self._found(endpoint)
                         try:
                             await self._talk(socket)
                         finally:
-                            seen = time.monotonic()
+                            seen, turns = time.monotonic(), 0
                 except SecretRefused:
                     waited_max, how = refused_seconds_max, "is another job's"
                 except aiohttp.ClientConnectorError:
@@ -62,6 +69,22 @@ class EngineLine:
             if time.monotonic() - seen > waited_max:
                 return f"the controller {how} (for {time.monotonic() - seen:.0f} s)"
             await asyncio.sleep(_RECONNECT_SECONDS)
+
+    def _turn(self, turns: int) -> Endpoint | None:
+        """Where to look: where the controller was last; of several candidates, at each in turn."""
+        known = self._folder.endpoint()
+        if not self._candidates or known is None:
+            return known
+        order = [known, *(c for c in self._candidates if (c.host, c.port) != (known.host, known.port))]
+        return order[turns % len(order)]
+
+    def _found(self, endpoint: Endpoint) -> None:
+        """Of several candidates, this one leads: let everybody on this host find it."""
+        known = self._folder.endpoint()
+        if endpoint is self._own:  # Its controller says so itself, and with its pid.
+            return
+        if known is None or (known.host, known.port) != (endpoint.host, endpoint.port):
+            self._folder.write_endpoint(endpoint)
 
     async def _talk(self, socket: Socket) -> None:
         for old in [m for m in self._unsent if isinstance(m, EngineHello)]:

@@ -47,6 +47,7 @@ def worker_environment(
     check_replicas: int = 100,
     collective_timeout_seconds: float | None = None,
     deterministic_reduction: bool = False,
+    in_process: bool = False,
     restore: SnapshotId | None = None,
     origin: Origin | None = None,
     durable_start: DurableId | None = None,
@@ -100,6 +101,7 @@ def worker_environment(
         "FTRAIN_CHECK_REPLICAS": str(check_replicas),
         "FTRAIN_COLLECTIVE_TIMEOUT_SECONDS": str(collective_timeout_seconds or ""),
         "FTRAIN_DETERMINISTIC_REDUCTION": str(int(deterministic_reduction)),
+        **({"FTRAIN_IN_PROCESS": "1"} if in_process else {}),
         "FTRAIN_RECORDER": {**os.environ, **(user or {})}.get("FTRAIN_RECORDER", "1"),
     }
 

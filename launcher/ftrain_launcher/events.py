@@ -14,7 +14,9 @@ from ftrain_launcher.detect.verdict import Verdict
 from ftrain_launcher.messages import (
     ArenaShort,
     DurableEnded,
+    FlushJob,
     Held,
+    HostLeaves,
     Join,
     NodeGone,
     RankHalted,
@@ -74,6 +76,8 @@ class JobConfig(msgspec.Struct, frozen=True, kw_only=True):
     detect: Detect = Detect.ACT
     isolate_slow: bool = False
     """A node that stays slow gives its ranks to another."""
+    candidates: tuple[str, ...] = ()
+    """HOST:PORT of those that may run the controller, in order; empty: only the host that it began on."""
 
     @property
     def least(self) -> int:
@@ -191,6 +195,11 @@ class NodeChecked(msgspec.Struct, frozen=True, tag="node_checked"):
 class ControllerRestarted(msgspec.Struct, frozen=True, tag="controller_restarted"):
     """The journal was replayed by a new controller: no agent is connected yet."""
 
+    term: int = 0
+    """Another candidate has taken over, in this term; 0: the last one was started again."""
+    stopped: int = 0
+    """Its predecessor may have announced generations up to this one, of which the journal does not know."""
+
 
 class Tick(msgspec.Struct, frozen=True, tag="tick"):
     """A deadline that the coordinator asked for has come."""
@@ -219,6 +228,8 @@ Event = (
     | UncordonNode
     | NodeChecked
     | StopJob
+    | FlushJob
+    | HostLeaves
     | ControllerRestarted
     | Tick
 )

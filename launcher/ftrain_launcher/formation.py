@@ -8,7 +8,7 @@ after a snapshot was protected (or, without parity, sealed).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -44,6 +44,15 @@ class Past(msgspec.Struct, frozen=True, kw_only=True):
         """Training went wrong after it."""
         return any(d.concerns(snapshot) for d in self.demotions)
 
+    def is_doubtful(self, snapshot: SnapshotId) -> bool:
+        """It could not be certified."""
+        return any(d.doubtful and d.concerns(snapshot) for d in self.demotions)
+
+    @property
+    def doubted(self) -> int | None:
+        """The oldest version that could not be certified; None: there is none."""
+        return min((d.version for d in self.demotions if d.doubtful), default=None)
+
 
 class Start(msgspec.Struct, frozen=True):
     """Where the next generation starts."""
@@ -60,6 +69,10 @@ class Start(msgspec.Struct, frozen=True):
     """The newest version that could have been the start, and is passed over."""
     only_demoted: bool = False
     """The start is demoted, but there is no older one."""
+    doubtful: int | None = None
+    """The newest version that could have been the start, and could not be certified."""
+    older: SnapshotId | None = None
+    """The next older one that could be started from; None: there is none."""
     durable: DurableId | None = None
     """The start is on storage, since there is none in memory."""
     undecided: bool = False
@@ -76,11 +89,17 @@ class Start(msgspec.Struct, frozen=True):
             return self.restore.version
         return None if self.durable is None else self.durable.step
 
+    def is_of_other_ranks(self, ranks: int) -> bool:
+        """Whether the start is on storage, and as many ranks did not write it."""
+        return self.durable is not None and self.durable.ranks not in (0, ranks)
+
     @property
     def note(self) -> str:
         """What people should know of it, to be added to a line; mostly empty."""
         if self.durable is not None:
             return f", from {self.durable.path}"
+        if self.doubtful is not None:
+            return f" (that of step {self.doubtful} could not be certified)"
         if self.demoted is not None:
             return f" (that of step {self.demoted} is demoted: the loss was not finite after it)"
         return " (the loss was not finite after it, but there is no older snapshot)" if self.only_demoted else ""
@@ -89,12 +108,19 @@ class Start(msgspec.Struct, frozen=True):
 def choose_start(past: Past, held: Sequence[Held]) -> Start:
     """The newest complete snapshot that is not demoted, the newest, the beginning, or the reason why none will do.
 
+    Never one that is doubtful, nor the beginning after one.
+
     ``held``: what is left of each world's snapshots, that of the past generation last; empty: none was formed yet.
     """
+    every = _newest(held)
+    held = _without(held, past.is_doubtful)
     newest = _newest(held)
-    restore = _newest([Held(world, _trusted(past, holdings)) for world, holdings in held]) or newest
+    restore = _newest(_without(held, past.is_demoted)) or newest
     world, holdings = held[-1] if held else (NOTHING, {})
     groups, parity = world.groups, world.parity
+    if restore is None and past.doubted is not None:
+        lost = f"the state of step {past.doubted} could not be certified, and no older one is in memory."
+        return Start(None, 0, newest_known=_newest_known(past, held), lost=lost)
     if restore is None and _something_is_missing(past, holdings, groups, parity):
         return Start(None, 0, newest_known=_newest_known(past, held), lost=_explain(past, holdings, groups, parity))
     return Start(
@@ -104,6 +130,8 @@ def choose_start(past: Past, held: Sequence[Held]) -> Start:
         past.protected or past.levels.protected is not None or bool(_kept_by_survivors(past, holdings, groups, parity)),
         demoted=newest.version if newest is not None and newest != restore else None,
         only_demoted=restore is not None and past.is_demoted(restore),
+        doubtful=every.version if every is not None and every != newest else None,
+        older=None if restore is None else _newest(_without(held, lambda s: s >= restore or past.is_demoted(s))),
     )
 
 
@@ -112,8 +140,11 @@ def _newest(held: Sequence[Held]) -> SnapshotId | None:
     return max((snapshot for snapshot in complete if snapshot is not None), default=None)
 
 
-def _trusted(past: Past, holdings: Holdings) -> Holdings:
-    return {p: [h for h in held if not past.is_demoted(h.snapshot)] for p, held in holdings.items()}
+def _without(held: Sequence[Held], is_out: Callable[[SnapshotId], bool]) -> list[Held]:
+    return [
+        Held(world, {p: [h for h in shares if not is_out(h.snapshot)] for p, shares in holdings.items()})
+        for world, holdings in held
+    ]
 
 
 def _something_is_missing(past: Past, holdings: Holdings, groups: Groups, parity: int) -> bool:

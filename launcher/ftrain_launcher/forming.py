@@ -13,18 +13,20 @@ import msgspec
 from ftrain_launcher.causes import Sign
 from ftrain_launcher.durable import SEARCH_SECONDS_MAX, DurableTier
 from ftrain_launcher.events import JobConfig
+from ftrain_launcher.fencing import Fence
 from ftrain_launcher.formation import Start
 from ftrain_launcher.generation import Generation
 from ftrain_launcher.history import History
 from ftrain_launcher.membership import Node, NodeState
 from ftrain_launcher.messages import Form, Stop, Stopped
 from ftrain_launcher.orders import Orders
-from ftrain_launcher.policy import EXIT_LOST, EXIT_USAGE, Action
+from ftrain_launcher.policy import EXIT_USAGE, Action
 from ftrain_launcher.quarantine import Quarantine
 from ftrain_launcher.roster import Roster
+from ftrain_launcher.rungs import rung_of
 from ftrain_launcher.worlds import World, Worlds, is_same, place
 from ftrain_snapshot.errors import PlacementImpossible
-from ftrain_snapshot.messages import Origin, Peer
+from ftrain_snapshot.messages import Origin, Peer, SnapshotId
 from ftrain_snapshot.placement import Groups
 
 Outcome = Generation | Sign | Action | None
@@ -43,6 +45,7 @@ class Forming:
         durable: DurableTier,
         history: History,
         quarantine: Quarantine,
+        fence: Fence,
     ) -> None:
         self.number = 0
         """The newest generation that was announced."""
@@ -58,6 +61,7 @@ class Forming:
         self._durable = durable
         self._history = history
         self._quarantine = quarantine
+        self._fence = fence
 
     @property
     def groups(self) -> Groups:
@@ -90,7 +94,15 @@ class Forming:
     def ask(self, node: Node, now: float, *, search: bool = False) -> None:
         """Have a member stop, and say what it holds; ``search``: on storage as well."""
         self._roster.ask(node, now + self._config.stop_timeout_seconds + SEARCH_SECONDS_MAX * search)
-        self._orders.send(node, Stop(self.number, host_store=node.position == 0, search_durable=search))
+        below = self._durable.below if search else None
+        stop = Stop(
+            self.number,
+            host_store=node.position == 0,
+            search_durable=search,
+            search_below=below,
+            suspects=self._history.suspects,
+        )
+        self._orders.send(node, stop)
 
     def fill(self, now: float) -> None:
         """Give vacant positions to idle nodes; they have to say what they hold, too."""
@@ -121,7 +133,7 @@ class Forming:
 
         It begins once nobody is missing.
         """
-        if self._roster.waited_for:
+        if self._roster.waited_for or not self._fence.allows({n.name for n in self._roster.members()}, formed):
             return None
         first = self._roster.members()[0] if not self._roster.vacant else None
         in_memory = self._start_in_memory(formed)
@@ -145,6 +157,8 @@ class Forming:
     def _start_in_memory(self, formed: Generation, without: Sequence[Node] = ()) -> Start:
         """``without``: as it would be if these were not here."""
         members = [node for node in self._roster.members() if node not in without]
+        if without and not self._fence.allows({node.name for node in members}, formed):
+            return Start(None, 0, lost="too few nodes of the last generation would be left")
         stays = self._stays(formed.ranks.nodes)
         demotions, keep = self._history.demotions, not without
         return formed.next_start(members, self.worlds, stays=stays, demotions=demotions, keep=keep)
@@ -185,14 +199,15 @@ class Forming:
             world = self._world(members, before)
         except PlacementImpossible as error:
             return Action(False, str(error), EXIT_USAGE)
-        if start.durable is not None and start.durable.ranks not in (0, world.nodes * self._config.work.nproc_per_node):
-            return _cannot_read(start.durable.path, start.durable.ranks, world.nodes)
         self.worlds.begin(world)
-        origin = self._origin(start, members)
+        origin = self._origin(start.restore, members)
+        older = self._origin(start.older, members) if origin is not None else None
         if origin is not None:  # It was as good as protected, if it could be decoded: nobody begins anew after it.
             start = msgspec.structs.replace(start, protected=True)
         self._durable.started(start)
-        self._history.resumed(start, now, self._told_of(world, origin, before, members))
+        durable = start.durable is not None
+        rung = rung_of(before, [n.name for n in members], staying=sum(n.staying for n in members), durable=durable)
+        self._history.resumed(start, now, self._told_of(world, start, origin, before, members), rung)
         work = self._config.work
         form = Form(
             generation=self.number,
@@ -202,6 +217,7 @@ class Forming:
             store_port=store_port,
             restore=start.restore if origin is None else None,
             origin=origin,
+            older=older,
             groups=world.groups,
             durable_start=start.durable,
             durable_newest=self._durable.newest,
@@ -221,18 +237,21 @@ class Forming:
             self._orders.announce([f"warning: {_nodes(world)} can carry parity {world.parity} only, not {asked}"])
         return world
 
-    def _origin(self, start: Start, members: Sequence[Node]) -> Origin | None:
-        """Where the start is, if another world captured it."""
-        if start.restore is None or self.worlds.of(start.restore) == self.worlds.newest:
+    def _origin(self, snapshot: SnapshotId | None, members: Sequence[Node]) -> Origin | None:
+        """Where a snapshot is, if another world captured it."""
+        if snapshot is None or self.worlds.of(snapshot) in (None, self.worlds.newest):
             return None
-        return self.worlds.origin(members, start.restore, self._config.work.codec)
+        return self.worlds.origin(members, snapshot, self._config.work.codec)
 
-    def _told_of(self, world: World, origin: Origin | None, before: Sequence[str], members: Sequence[Node]) -> str:
+    def _told_of(
+        self, world: World, start: Start, origin: Origin | None, before: Sequence[str], members: Sequence[Node]
+    ) -> str:
         """What became of the nodes and of the state, in words."""
         if world.first < self.number or not before:
-            return _changes(before, [n.name for n in members])
+            return _changes(before, [n.name for n in members], sum(n.staying for n in members))
         ranks = world.nodes * self._config.work.nproc_per_node
-        state = f"; state of step {origin.snapshot.version} is re-sharded" if origin is not None else ""
+        moves = origin is not None or start.is_of_other_ranks(ranks)
+        state = f"; state of step {start.version} is re-sharded" if moves else ""
         return f"goes on with {_nodes(world)} ({ranks} ranks){state}"
 
 
@@ -240,12 +259,10 @@ def _nodes(world: World) -> str:
     return f"{world.nodes} node{'s' * (world.nodes != 1)}"
 
 
-def _cannot_read(path: str, ranks: int, nodes: int) -> Action:
-    reason = f"{path} was written by {ranks} ranks, and {nodes} nodes are there: resuming from it needs as many"
-    return Action(False, reason, EXIT_LOST)
-
-
-def _changes(before: Sequence[str], now: Sequence[str]) -> str:
-    """Who holds positions that others held in the generation before."""
+def _changes(before: Sequence[str], now: Sequence[str], staying: int) -> str:
+    """Who holds positions that others held in the generation before; ``staying``: workers in the same processes."""
     moved = [(old, new) for old, new in zip(before, now, strict=False) if old != new]
-    return ", ".join(f"{new} takes over from {old}" for old, new in moved) or "all ranks restart on the same nodes"
+    news = [f"{new} takes over from {old}" for old, new in moved]
+    if staying:
+        news.append(f"{staying} ranks go on in the same processes")
+    return ", ".join(news) or "all ranks restart on the same nodes"

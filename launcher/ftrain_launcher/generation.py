@@ -41,7 +41,7 @@ class Generation:
     def news(self) -> list[str]:
         """What people are told when it begins."""
         where = "from the beginning" if self.start.version is None else f"after step {self.start.version}"
-        if self.form is not None and self.form.origin is not None:
+        if self.form is not None and (self.form.origin or self.start.is_of_other_ranks(len(self.ranks.by_number))):
             where += ", re-sharded"
         size = f"{len(self.ranks.nodes)} nodes, {len(self.ranks.by_number)} ranks"
         news = [f"generation {self.number}: {size}, {where}{self.start.note}"]
@@ -52,12 +52,11 @@ class Generation:
     def form_for(self, position: int | None) -> Form:
         """The message for the node at a position."""
         assert self.form is not None
-        if self.form.origin is None or position is None:
+        if position is None:
             return msgspec.structs.replace(self.form, position=position)
         node = self.form.peers[position].node
-        before = next((peer.position for peer in self.form.origin.holders if peer.node == node), -1)
-        origin = msgspec.structs.replace(self.form.origin, position=before)
-        return msgspec.structs.replace(self.form, position=position, origin=origin)
+        origin, older = (None if o is None else o.seen_by(node) for o in (self.form.origin, self.form.older))
+        return msgspec.structs.replace(self.form, position=position, origin=origin, older=older)
 
     def lacks(self, position: int, join: Join) -> list[int]:
         """The ranks that the node at a position should run, and does not, as its agent says that came back."""

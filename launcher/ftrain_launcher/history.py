@@ -11,12 +11,13 @@ import msgspec
 from ftrain.link import Certified
 from ftrain_launcher.causes import Sign, classify, describe
 from ftrain_launcher.complaints import Complaint, Complaints
-from ftrain_launcher.demotion import Demotion, demotion_of
+from ftrain_launcher.demotion import Demotion, demotion_of, doubt_of
 from ftrain_launcher.detect.verdict import Kind
 from ftrain_launcher.formation import Start
 from ftrain_launcher.incidents import Incident, IncidentLog
 from ftrain_launcher.membership import Rank
 from ftrain_launcher.policy import EXIT_LOST, Action, decide
+from ftrain_launcher.rungs import Rung
 
 
 class Judgement(msgspec.Struct, frozen=True):
@@ -35,6 +36,8 @@ class History:
         """What slows the job, and stops nobody."""
         self._max_restarts = max_restarts
         self._faults_without_progress = 0
+        self._refused: Certified | None = None
+        """What could not be proved of the newest generation's state."""
         self._newest_version = -1
         """The newest version that any generation could start from: a newer one is progress."""
 
@@ -66,6 +69,7 @@ class History:
             if cause.traceback and not (cause.signature and cause.signature == before):
                 news.append(cause.traceback.rstrip())
         incident.cause, incident.timeline.decided = cause, now
+        incident.refused, self._refused = self._refused or incident.refused, None
         action = decide(cause, before, self._faults_without_progress, self._max_restarts)
         if not action.resume:
             incident.decide(f"the job ends: {action.reason}")
@@ -102,18 +106,26 @@ class History:
     @property
     def demotions(self) -> list[Demotion]:
         """What the faults so far say is not to be started from."""
-        found = (demotion_of(i.signs, i.generation) for i in self.log.entries)
+        found = (of(i.signs, i.generation) for i in self.log.entries for of in (demotion_of, doubt_of))
         return [d for d in found if d is not None]
 
-    def resumed(self, start: Start, now: float, how: str) -> None:
+    @property
+    def suspects(self) -> tuple[int, ...]:
+        """The ranks that the detector has named for what is being dealt with."""
+        incident = self.log.forming
+        verdicts = [] if incident is None else incident.verdicts
+        return tuple(sorted({rank for verdict in verdicts for rank in verdict.ranks}))
+
+    def resumed(self, start: Start, now: float, how: str, rung: Rung) -> None:
         """The next generation was formed from ``start``; ``how``: in words."""
         incident = self.log.forming
         if incident is not None:
             incident.decide(how)
+            incident.rung = rung
             incident.timeline.formed = now
             incident.steps_lost = start.steps_lost
             incident.resumed_from = start.version
-            incident.demoted = start.demoted
+            incident.demoted, incident.doubtful = start.demoted, start.doubtful
 
     def restored(self, when: float | None) -> None:
         """All ranks have their state back."""
@@ -121,8 +133,10 @@ class History:
             self.log.open.timeline.restored = when
 
     def certified(self, certificate: Certified) -> None:
-        """The state that was re-sharded is proved."""
-        if self.log.open is not None:
+        """The state that was re-sharded is proved, or is not: then the next incident is about that."""
+        if certificate.findings:
+            self._refused = certificate
+        elif self.log.open is not None:
             self.log.open.certificate = certificate
 
     def settle(self, first_step: float | None) -> list[str]:

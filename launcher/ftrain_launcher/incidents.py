@@ -12,6 +12,7 @@ import msgspec
 from ftrain.link import Certified
 from ftrain_launcher.causes import Cause, Sign, classify
 from ftrain_launcher.detect.verdict import Verdict
+from ftrain_launcher.rungs import Rung
 
 INCIDENTS_KEPT = 1000
 VERDICTS_KEPT = 16
@@ -46,6 +47,8 @@ class Incident(msgspec.Struct, kw_only=True):
     cause: Cause | None = None
     decision: str = ""
     """What followed, and why."""
+    rung: Rung | None = None
+    """How the job was formed again."""
     steps_lost: int = 0
     """Sealed versions newer than the one that was resumed from."""
     resumed_from: int | None = None
@@ -53,6 +56,10 @@ class Incident(msgspec.Struct, kw_only=True):
     """A newer version that was passed over, since the loss was not finite after it."""
     certificate: Certified | None = None
     """Where the state was re-sharded: what was proved of it before the first step."""
+    refused: Certified | None = None
+    """Where it broke since that could not be proved: what was found."""
+    doubtful: int | None = None
+    """A newer version that was passed over, since it could not be certified."""
     closed: bool = False
     harmless: bool = False
     """It stopped nobody."""

@@ -63,6 +63,8 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The labels of this machine's nodes in order of their numbers; empty: none."""
     tls: TlsFiles | None = None
     """This machine's files for TLS between daemons; None: they talk in the clear."""
+    candidate: int | None = None
+    """Which of ``config.candidates`` this machine is; None: none."""
 
     def is_here(self) -> bool:
         """Was this written on this host? Else its pids say nothing here."""
@@ -148,10 +150,10 @@ class JobFolder:
         """Where the folder of a host that joins goes; not made yet."""
         return cls(state_home() / "jobs" / record.name / "hosts" / f"{record.hostname}-{record.launcher_pid}")
 
-    def join(self, record: JobRecord, secret: str) -> None:
+    def join(self, record: JobRecord, secret: str, controller: Endpoint) -> None:
         """Make this host's folder of a job whose controller runs on another."""
         self._write(record, secret)
-        self.write_endpoint(Endpoint(record.controller_host, record.controller_port, None))
+        self.write_endpoint(controller)
 
     def _write(self, record: JobRecord, secret: str) -> None:
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)

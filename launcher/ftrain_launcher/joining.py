@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 
 import aiohttp
 import msgspec
@@ -18,6 +19,8 @@ from ftrain_launcher.terminal import announce
 _RETRY_SECONDS = 0.1
 _ANSWER_SECONDS = 5.0
 _SILENCE_SECONDS = 10.0
+_STANDS_BY = 503
+"""What a candidate answers that is not the controller."""
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(ToEngine).decode
@@ -31,19 +34,24 @@ class Joined(msgspec.Struct, frozen=True):
     secret: str
     address: str
     """This host's own, on the way to the controller: there the others reach it."""
+    endpoint: Endpoint
+    """Where the controller is."""
 
 
-def ask_to_join(endpoint: Endpoint, offer: Offer, shared_secret: bytes | None, timeout_seconds: float) -> Joined:
-    """Wait for the controller and ask it.
+def ask_to_join(
+    endpoints: Sequence[Endpoint], offer: Offer, shared_secret: bytes | None, timeout_seconds: float
+) -> Joined:
+    """Wait for the controller, at one of these places, and ask it.
 
     Raises:
         JoinRefused: the job does not want this host, or there is no controller within ``timeout_seconds``.
     """
-    return asyncio.run(_ask(endpoint, offer, shared_secret, timeout_seconds))
+    return asyncio.run(_ask(endpoints, offer, shared_secret, timeout_seconds))
 
 
-async def _ask(endpoint: Endpoint, offer: Offer, shared_secret: bytes | None, timeout_seconds: float) -> Joined:
-    place = f"{endpoint.host}:{endpoint.port}"
+async def _ask(
+    endpoints: Sequence[Endpoint], offer: Offer, shared_secret: bytes | None, timeout_seconds: float
+) -> Joined:
     secret = ""
 
     def key_of(challenge: Challenge) -> bytes:
@@ -51,19 +59,24 @@ async def _ask(endpoint: Endpoint, offer: Offer, shared_secret: bytes | None, ti
         secret = _secret(challenge, shared_secret)
         return line_key(secret)
 
-    began, waits = time.monotonic(), False
+    began, waits, turns = time.monotonic(), False, 0
     while True:
+        endpoint = endpoints[turns % len(endpoints)]
+        place, turns = f"{endpoint.host}:{endpoint.port}", turns + 1
         try:
             async with open_line(endpoint, "/engine", key_of, _SILENCE_SECONDS) as socket:
                 record = await _knock(socket, offer)
-                return Joined(record, secret, _own_address(socket))
+                return Joined(record, secret, _own_address(socket), endpoint)
         except SecretRefused as error:
             raise JoinRefused(f"{place}: {error}; --secret-file must be the same on all hosts") from error
         except (aiohttp.WSServerHandshakeError, aiohttp.InvalidURL) as error:
-            raise JoinRefused(f"{place}: what answers there is no controller of ftrain's") from error
+            if len(endpoints) == 1 or getattr(error, "status", 0) != _STANDS_BY:
+                raise JoinRefused(f"{place}: what answers there is no controller of ftrain's") from error
+            reason = "it stands by"
         except LINE_ERRORS as error:
             reason = str(error) or "no answer"
         if time.monotonic() - began > timeout_seconds:
+            place = ", ".join(f"{e.host}:{e.port}" for e in endpoints)
             raise JoinRefused(
                 f"no controller at {place} within {timeout_seconds:g} s (--join-timeout-seconds): {reason}"
             )

@@ -49,22 +49,31 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        os.truncate(self._file, _whole(path.read_bytes()))
+        self.length = whole(path.read_bytes())
+        """In bytes."""
+        os.truncate(self._file, self.length)
 
-    def append(self, event: Event, now: float) -> None:
-        """Write one entry, and sync it if a decision may rest on it."""
-        rest = memoryview(encode(Entry(now, event)))
+    def append(self, event: Event, now: float) -> bytes:
+        """Write one entry, and sync it if a decision may rest on it; returns its line."""
+        line = encode(Entry(now, event))
+        rest = memoryview(line)
         while rest:
             rest = rest[os.write(self._file, rest) :]
         if not isinstance(event, _UNSYNCED):
             os.fdatasync(self._file)
+        self.length += len(line)
+        return line
+
+    def part(self, begin: int, end: int) -> bytes:
+        """The bytes from one place to another."""
+        return os.pread(self._file, end - begin, begin)
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._file)
 
 
-def _whole(data: bytes) -> int:
+def whole(data: bytes) -> int:
     """The length without a last line that was cut short."""
     return data.rfind(b"\n") + 1
 
@@ -76,7 +85,7 @@ def read(path: Path) -> Iterator[Entry]:
         JournalDamaged: a line cannot be read; the last one may be cut short.
     """
     data = path.read_bytes()
-    for number, line in enumerate(data[: _whole(data)].splitlines(), start=1):
+    for number, line in enumerate(data[: whole(data)].splitlines(), start=1):
         try:
             yield decode(line)
         except msgspec.DecodeError as error:

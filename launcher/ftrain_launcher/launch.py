@@ -2,6 +2,9 @@
 
 It provides nodes through an engine, hands Ctrl-C on as a wish to end, and at the end kills whatever is left. Where the
 controller runs, it starts that, too, and starts it again if it dies. It decides nothing about training.
+
+A *notice* (SIGUSR1; SIGTERM where that was asked for) says that this machine will be taken away: where the controller
+runs the job is flushed (`flushing.py`), another host gives its ranks away and leaves.
 """
 
 from __future__ import annotations
@@ -20,13 +23,26 @@ from ftrain_launcher.engine_line import EngineLine
 from ftrain_launcher.engines.base import Engine
 from ftrain_launcher.errors import ZygoteFailed
 from ftrain_launcher.jobs import JobFolder, Result
-from ftrain_launcher.messages import FromEngine, JobEnded, NodeGone, ReapNode, StartNode, StopJob, ToEngine
+from ftrain_launcher.messages import (
+    FlushJob,
+    FromEngine,
+    HostLeaves,
+    JobEnded,
+    NodeGone,
+    ReapNode,
+    StartNode,
+    StopJob,
+    ToEngine,
+)
+from ftrain_launcher.policy import EXIT_NOT_FLUSHED
 from ftrain_launcher.spawning import Shutdown
 from ftrain_launcher.terminal import announce
 from ftrain_launcher.zygote_line import ZygoteConfig, exec_zygote
 
 EXIT_CUT_OFF = 6
 """The controller was not to be reached any more."""
+NOTICE_SECONDS = 60.0
+"""After SIGUSR1, where nobody said how long there is."""
 _CONTROLLER_RESTARTS_MAX = 20
 _HOUSEKEEPING_SECONDS = 0.5
 _ENDING_SECONDS_MAX = 30.0
@@ -42,18 +58,24 @@ NewEngine = Callable[[JobFolder, Callable[[FromEngine], None]], Engine]
 class Launcher:
     """Runs this machine's part of a job; `run` returns how the job ended."""
 
-    def __init__(self, folder: JobFolder, new_engine: NewEngine) -> None:
+    def __init__(self, folder: JobFolder, new_engine: NewEngine, flush_seconds: float | None = None) -> None:
+        """``flush_seconds``: SIGTERM is a notice, and there is so long; None: it ends the job."""
         self.folder = folder
         self.record = folder.record()
-        self.leads = folder.has_controller()
-        """The controller runs here, and this launcher's end is the job's."""
         self.engine = new_engine(folder, self._tell)
         self._line = EngineLine(folder, self.engine.hello, self._obey)
         self._ended: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._interrupts = 0
+        self._flush_seconds = flush_seconds
+        self._noticed = False
         self._controller: asyncio.subprocess.Process | None = None
         self._own_pids: set[int] = set()
         """Children that somebody here waits for."""
+
+    @property
+    def leads(self) -> bool:
+        """The controller runs here, and this launcher's end is the job's."""
+        return self.folder.has_controller()
 
     async def run(self) -> Result:
         """Run the job; nothing of it is left on this machine when this returns."""
@@ -61,13 +83,17 @@ class Launcher:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
             loop.add_signal_handler(number, self._interrupt, number)
+        for number in (signal.SIGUSR1, *((signal.SIGTERM,) if self._flush_seconds is not None else ())):
+            loop.add_signal_handler(number, self._notice, number)
         work = [self._keep_root_zygote(), self._keep_line(), self._keep_house()]
-        work += [self._keep_controller()] if self.leads else []
+        work += [self._keep_controller()] if self.leads or self.record.candidate is not None else []
         tasks = [asyncio.create_task(w) for w in work]
         try:
             return await self._ended
         finally:
             if self._controller is not None:
+                if not self.leads:  # It stands by, and does not hear of the end.
+                    self._controller.terminate()
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._controller.wait(), _CONTROLLER_END_SECONDS)
             for task in tasks:
@@ -91,9 +117,32 @@ class Launcher:
             asyncio.get_running_loop().call_later(_ENDING_SECONDS_MAX, self._end, result)
         else:
             announce(f"{name}: this host leaves the job, which goes on")
-            for node in self.engine.nodes:
-                self._tell(NodeGone(node, f"its host was told to leave ({name})"))
-            asyncio.get_running_loop().call_later(_LEAVING_SECONDS, self._end, result)
+            self._leave(name, result)
+
+    def _leave(self, name: str, result: Result) -> None:
+        """This host does not wait until its ranks have moved."""
+        for node in self.engine.nodes:
+            self._tell(NodeGone(node, f"its host was told to leave ({name})"))
+        asyncio.get_running_loop().call_later(_LEAVING_SECONDS, self._end, result)
+
+    def _notice(self, number: int) -> None:
+        if self._noticed:
+            if number != signal.SIGUSR1:
+                self._interrupt(number)
+            return
+        self._noticed = True
+        loop, name = asyncio.get_running_loop(), signal.Signals(number).name
+        seconds = NOTICE_SECONDS if self._flush_seconds is None else self._flush_seconds
+        late = Result(EXIT_NOT_FLUSHED, f"not flushed: the {seconds:g} s since {name} are over")
+        if self.leads:
+            self._tell(FlushJob(name, seconds))
+            loop.call_later(seconds, self._end, late)
+            return
+        announce(f"{name}: this host leaves the job once another has its ranks, within {seconds:g} s")
+        for node in self.engine.nodes:
+            self._tell(HostLeaves(node, f"its host is to be switched off ({name})"))
+        late = Result(EXIT_NOT_FLUSHED, f"this host left with its ranks: none could take them within {seconds:g} s")
+        loop.call_later(max(0.0, seconds - _LEAVING_SECONDS), self._leave, name, late)
 
     def _end(self, result: Result) -> None:
         if not self._ended.done():
@@ -120,24 +169,29 @@ class Launcher:
             if result is not None:
                 self._end(result)
                 return
+            if self._ended.done():
+                return
             announce(f"the controller ended with {code}: it is started again; training goes on")
         self._end(Result(1, f"the controller died {_CONTROLLER_RESTARTS_MAX} times"))
 
     async def _keep_line(self) -> None:
         """Where the controller runs elsewhere, this host's part ends when it is not to be reached any more."""
-        if self.leads:
+        candidates = self.record.config.candidates
+        if self.leads and not candidates:
             await self._line.serve()
         else:
-            wait = self.record.config.host_wait_seconds
-            reason = await self._line.serve(
-                silent_seconds_max=wait, refused_seconds_max=min(wait, self.record.controller_grace_seconds)
-            )
+            wait, grace = self.record.config.host_wait_seconds, self.record.controller_grace_seconds
+            # Of several candidates another one may still come to lead.
+            refused_max = grace + wait if candidates else min(wait, grace)
+            reason = await self._line.serve(silent_seconds_max=max(wait, refused_max), refused_seconds_max=refused_max)
             self._end(Result(EXIT_CUT_OFF, f"{reason}: this host's part of the job has ended"))
 
     def _obey(self, message: ToEngine) -> None:
         match message:
             case StartNode(node):
                 self.engine.start(node)
+            case ReapNode() if self._noticed and not self.leads:
+                self._end(Result(0, "this host has left the job: it holds no ranks any more"))
             case ReapNode(node):
                 self.engine.reap(node)
             case JobEnded(exit_code, text):
@@ -189,11 +243,11 @@ def _zombie_children() -> list[int]:
     return found
 
 
-def run(folder: JobFolder, new_engine: NewEngine) -> Result:
-    """Run this machine's part of the job of this folder to its end."""
+def run(folder: JobFolder, new_engine: NewEngine, flush_seconds: float | None = None) -> Result:
+    """Run this machine's part of the job of this folder to its end. ``flush_seconds``: as `Launcher` has it."""
 
     async def main() -> Result:
-        return await Launcher(folder, new_engine).run()
+        return await Launcher(folder, new_engine, flush_seconds).run()
 
     result = asyncio.run(main())
     if folder.result() is None:

@@ -21,8 +21,7 @@ BURSTS, BURST_BYTES = 4, 256 << 10
 PROBE_SECONDS = 1.0
 """For the round trips of one node, and for the bursts to each other one."""
 APART_SECONDS = 0.5
-"""Between two rounds. With the second that a silent node is waited for, what it was heard to send in the round before
-is too old to count (`links.HEARD_SECONDS_MAX`)."""
+"""Between two rounds."""
 QUIET_ROUNDS = 5
 """The best of the last so many is what a link can do; fewer may all have met a busy processor."""
 

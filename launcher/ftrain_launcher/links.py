@@ -9,9 +9,9 @@ from pathlib import Path
 
 import msgspec
 
-from ftrain.link import Hello, LinkMessage
+from ftrain.link import Hello, LinkMessage, Stays, ToWorker
 from ftrain_snapshot.errors import SnapshotError
-from ftrain_snapshot.frames import FrameReader, bind_unix
+from ftrain_snapshot.frames import FrameReader, bind_unix, encode_frame
 
 _decode = msgspec.msgpack.Decoder(LinkMessage).decode
 
@@ -19,13 +19,15 @@ SOCKET_NAME = "agent.sock"
 
 
 class LinkServer:
-    """Calls ``hear(hello, message)`` for each message of a worker, in order."""
+    """Calls ``hear(hello, message)`` for each message of a worker, in order; and speaks to those that stay."""
 
     def __init__(self, node_folder: Path, hear: Callable[[Hello, LinkMessage], None]) -> None:
         self._path = node_folder / SOCKET_NAME
         self._hear = hear
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._lines: dict[int, asyncio.StreamWriter] = {}
+        """By pid, of those that have said that they stay."""
 
     async def start(self) -> None:
         """Listen; a socket left by an agent before is replaced."""
@@ -36,17 +38,35 @@ class LinkServer:
         assert task is not None
         self._tasks.add(task)
         frames = FrameReader(reader)
+        hello: LinkMessage | None = None
         try:
             hello = _decode(await frames.read())
             while isinstance(hello, Hello):
-                self._hear(hello, _decode(await frames.read()))
+                message = _decode(await frames.read())
+                if isinstance(message, Stays):
+                    self._lines[hello.pid] = writer
+                self._hear(hello, message)
         except (EOFError, ConnectionError, SnapshotError, msgspec.DecodeError):
             pass  # The worker is gone, or speaks nonsense: its process's end tells the rest.
         finally:
             self._tasks.discard(task)
+            if isinstance(hello, Hello) and self._lines.get(hello.pid) is writer:
+                del self._lines[hello.pid]
             writer.close()
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
+
+    def listens(self, pid: int) -> bool:
+        """Whether this worker can be told anything."""
+        return pid in self._lines
+
+    def say(self, pid: int, message: ToWorker) -> bool:
+        """Tell a worker something; False: it does not listen."""
+        writer = self._lines.get(pid)
+        if writer is None or writer.is_closing():
+            return False
+        writer.write(encode_frame(msgspec.msgpack.encode(message)))
+        return True
 
     async def close(self) -> None:
         """Stop listening and drop all workers' lines."""

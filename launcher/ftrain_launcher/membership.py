@@ -120,6 +120,8 @@ class Node(msgspec.Struct, kw_only=True):
     """Where that generation's store listens, if this node hosts it."""
     durable: DurableSearch | None = None
     """What it found on storage, if it was asked to look."""
+    staying: int = 0
+    """Workers of it that have left the last generation, and wait for their place in this one."""
     cordon: Cordon | None = None
     """Of a host's node that is gone: also the next one of that host gets no ranks."""
     health: Health | None = None

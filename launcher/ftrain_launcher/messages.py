@@ -75,6 +75,12 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     """None: snapshots are kept in memory alone."""
     zygote: bool = True
     """Fork the workers from a process that has torch imported."""
+    in_process: bool = False
+    """Workers that can go on in the next generation in the same processes (docs/recovery.md)."""
+    standby: int = 0
+    """Processes on each node that wait for a rank to be lost."""
+    abort_grace_seconds: float = 2.0
+    """How long a worker may take to leave its generation before it is killed."""
     environment: dict[str, str] = {}
     """Variables set for every worker, over the agent's own environment."""
     role: str = "default"
@@ -134,6 +140,10 @@ class Join(msgspec.Struct, frozen=True, tag="join", kw_only=True):
     """The newest generation for which it has stopped the older ones."""
     ranks: tuple[RankState, ...] = ()
     protocol: int = PROTOCOL_VERSION
+    term: int = 0
+    """The newest controller's that it has promised to obey (`fencing.py`); 0: the job has one candidate alone."""
+    accepted: int = 0
+    """The newest generation whose ranks it took, though perhaps not all of them run yet."""
 
 
 class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat", kw_only=True):
@@ -174,6 +184,8 @@ class Stopped(msgspec.Struct, frozen=True, tag="stopped", kw_only=True):
     """Where the new generation's store listens, if this node was asked to host it."""
     durable: DurableSearch | None = None
     """What is on storage, if this node was asked to look."""
+    staying: int = 0
+    """Workers that have left, and wait for their next place in the same processes."""
 
 
 class RankRestored(msgspec.Struct, frozen=True, tag="restored"):
@@ -288,6 +300,22 @@ FromAgent = (
 # ---- controller -> agent
 
 
+class Stand(msgspec.Struct, frozen=True, tag="stand"):
+    """First on every line of a job with several candidates for its controller: who is at this end."""
+
+    term: int
+    """The controller's, if it leads; else the newest that this candidate knows of."""
+    leads: bool
+    leader: int | None = None
+    """Which candidate leads as far as this one knows, that does not."""
+
+
+class Elect(msgspec.Struct, frozen=True, tag="elect"):
+    """Promise to obey nobody of a lower term; answered by another `Join`."""
+
+    term: int
+
+
 class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """Leave every generation older than this one: end its workers, say what the daemon holds."""
 
@@ -296,6 +324,10 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """Start the new generation's store here."""
     search_durable: bool = False
     """Look what is on storage."""
+    search_below: int | None = None
+    """Only versions below this one count there; None: all do."""
+    suspects: tuple[int, ...] = ()
+    """Ranks that the detector has named: their processes must not go on."""
 
 
 class Form(msgspec.Struct, frozen=True, tag="form", kw_only=True):
@@ -309,6 +341,8 @@ class Form(msgspec.Struct, frozen=True, tag="form", kw_only=True):
     restore: SnapshotId | None
     origin: Origin | None = None
     """What to start from where that was captured by another number of nodes; then ``restore`` is None."""
+    older: Origin | None = None
+    """Beside an origin: what to keep for the case that it turns out to be doubtful."""
     groups: tuple[tuple[int, ...], ...] = ()
     """The positions that are coded together: the same for as long as the job has so many nodes."""
     durable_start: DurableId | None = None
@@ -344,6 +378,13 @@ class WriteDurable(msgspec.Struct, frozen=True, tag="write_durable"):
     snapshot: SnapshotId
 
 
+class PinDurable(msgspec.Struct, frozen=True, tag="pin_durable"):
+    """To the gate's node: this version, or the first safe one after it, is to go to storage, due or not."""
+
+    generation: int
+    version: int
+
+
 class Unpin(msgspec.Struct, frozen=True, tag="unpin"):
     """A snapshot is on storage, or will not be: end its writer here, and let the gate use its slot."""
 
@@ -365,7 +406,21 @@ class Inject(msgspec.Struct, frozen=True, tag="inject"):
     rank: int | None = None
 
 
-ToAgent = Stop | Form | Hold | HaltAfter | GoOn | WriteDurable | Unpin | Shutdown | Inject | Question
+ToAgent = (
+    Stand
+    | Elect
+    | Stop
+    | Form
+    | Hold
+    | HaltAfter
+    | GoOn
+    | WriteDurable
+    | PinDurable
+    | Unpin
+    | Shutdown
+    | Inject
+    | Question
+)
 
 # ---- launcher (its engine) <-> controller
 
@@ -446,4 +501,19 @@ class StopJob(msgspec.Struct, frozen=True, tag="stop_job"):
     exit_code: int
 
 
-FromEngine = Knock | EngineHello | NodeGone | StopJob
+class FlushJob(msgspec.Struct, frozen=True, tag="flush_job"):
+    """The job is to end at the end of a step, with its state on storage (`flushing.py`)."""
+
+    reason: str
+    seconds: float
+    """Within so many, the end of all processes included."""
+
+
+class HostLeaves(msgspec.Struct, frozen=True, tag="host_leaves"):
+    """A host is to be switched off: its node's ranks go to another at the end of a step, and it is let go then."""
+
+    node: str
+    reason: str
+
+
+FromEngine = Knock | EngineHello | NodeGone | StopJob | FlushJob | HostLeaves

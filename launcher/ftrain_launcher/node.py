@@ -40,6 +40,7 @@ from ftrain_launcher.messages import (
     Hold,
     Inject,
     Join,
+    PinDurable,
     Stop,
     Stopped,
     Trouble,
@@ -56,7 +57,7 @@ from ftrain_launcher.workers import WorkerHost
 from ftrain_launcher.zygote_line import ZygoteConfig
 from ftrain_snapshot.messages import Inventory, Membership
 
-_ROOT_ZYGOTE_TIMEOUT_SECONDS = 60.0
+_ROOT_ZYGOTE_TIMEOUT_SECONDS = 180.0
 _ROOT_ZYGOTE_POLL_SECONDS = 0.02
 _PROTECTED_POLL_SECONDS = 0.02
 _logger = logging.getLogger(__name__)
@@ -85,6 +86,10 @@ class NodeRunner:
         self._said: dict[tuple[object, ...], FromAgent] = {}
         self._damage = DamageWatch(node)
         self._stopped = 0
+        self._staying = 0
+        """Workers that wait for their place in the generation that is being formed."""
+        self.term = 0
+        """The newest controller's that was promised obedience; 0: there is but one candidate."""
         self._form: Form | None = None
         self._all_started = False
         self._inventory: Inventory | None = None
@@ -123,11 +128,12 @@ class NodeRunner:
         )
         self._host = WorkerHost(zygote, self._exited)
         self._store = StoreHost(self.job, self.node, self.node_folder, self._host)
-        self._workers = NodeWorkers(self.job, self.node, self._host, self._tell)
+        self._workers = NodeWorkers(self.job, self.node, self._host, self._links, self._tell)
         self._writers = DurableWriters(self.job, self.node, self._host, self._tell)
         self._comm = CommWatch(self.node, self.node_folder, self._workers, self._tell_controller)
         self.answering = Answering(self.job, self.node, self.node_folder, self._workers, self._tell_controller)
         before = self._file.read()
+        self.term = before.term if before is not None else 0
         await self._links.start()
         await asyncio.gather(self._start_daemon(before), self._adopt_workers(before))
         self._workers.open()
@@ -167,6 +173,7 @@ class NodeRunner:
         self._closing = True
         await self._background.close()
         await self.answering.close()
+        self._workers.dismiss()
         with contextlib.suppress(ZygoteFailed):
             await self._host.shutdown(grace_seconds)
         await self._daemon.stop(grace_seconds=2.0)
@@ -197,7 +204,22 @@ class NodeRunner:
             generation=self.generation if self._all_started else 0,
             stopped=self._stopped,
             ranks=self._workers.states(),
+            term=self.term,
+            accepted=self.generation,
         )
+
+    def promise(self, term: int) -> None:
+        """Obey no controller of an older term from now on."""
+        self.term = term
+        self._write_down()
+
+    async def pause(self) -> None:
+        """Nobody leads this node: its workers end, and what they left in memory stays."""
+        self._comm.tell_now()
+        await self._workers.stop()
+        self._comm.forget()
+        self._halts.clear()
+        self._write_down()
 
     def said(self) -> list[FromAgent]:
         """All that was told of the present generation, for a controller that may not have heard it."""
@@ -228,23 +250,33 @@ class NodeRunner:
         generation = message.generation
         if generation <= self.generation or generation < self._stopped:
             return
+        starting: asyncio.Task[int | None] | None = None
         if generation > self._stopped:
             self._stopped = generation
             self._store.forget()
             self._comm.tell_now()  # who waits for whom is of the past in a moment
-            await self._workers.stop()
+            stopping = asyncio.create_task(self._workers.stop(message))  # which first of all chooses what is killed:
+            starting = asyncio.create_task(self._host_store(message))  # the new store is not among it
+            self._staying = await stopping
             self._comm.forget()
             self._halts.clear()
             self._form, self._all_started = None, False
             self._said.clear()
             self._write_down()
         port, inventory, durable = await asyncio.gather(
-            self._host_store(message), self._take_inventory(), self._search_durable(message)
+            starting or self._host_store(message), self._take_inventory(), self._search_durable(message)
         )
         if inventory is None:
             return  # What is here must not be guessed: the controller waits, and then gives the node up.
         self._tell(
-            Stopped(node=self.node, generation=generation, inventory=inventory, store_port=port, durable=durable)
+            Stopped(
+                node=self.node,
+                generation=generation,
+                inventory=inventory,
+                store_port=port,
+                durable=durable,
+                staying=self._staying,
+            )
         )
 
     async def _host_store(self, message: Stop) -> int | None:
@@ -254,7 +286,9 @@ class NodeRunner:
     async def _search_durable(self, message: Stop) -> DurableSearch | None:
         """What is on storage, if that is to be known."""
         durable = self.job.config.work.durable
-        return await asyncio.to_thread(search, durable.url) if durable is not None and message.search_durable else None
+        if durable is None or not message.search_durable:
+            return None
+        return await asyncio.to_thread(search, durable.url, below=message.search_below)
 
     async def _take_inventory(self) -> Inventory | None:
         """What the daemon holds now; None if it does not say."""
@@ -270,6 +304,8 @@ class NodeRunner:
         if message.generation != self._stopped or message.generation <= self.generation:
             return
         self._form = message
+        if self.term:  # Whoever leads next must hear that this generation was formed.
+            self._write_down()
         try:
             await self._configure_daemon(message)
             await self._workers.start(message)
@@ -310,6 +346,13 @@ class NodeRunner:
         """Begin this node's part of a durable checkpoint."""
         if self._form is not None and self._all_started:
             await self._writers.write(self._form, message.snapshot)
+
+    async def pin_durable(self, message: PinDurable) -> None:
+        """Have the gate pin a version that is not due. If the daemon does not hear it, it will be said again."""
+        if self._form is not None and message.generation == self.generation:
+            with contextlib.suppress(DaemonFailed):
+                await self._daemon.call(lambda client: client.pin(message.version))
+                self._tell(await self.heartbeat(with_inventory=False))
 
     async def unpin(self, message: Unpin) -> None:
         """A durable checkpoint is written, or given up. If the daemon does not hear it, it will be said again."""
@@ -359,6 +402,8 @@ class NodeRunner:
             if isinstance(message, link.Failed):
                 self._comm.tell_now()
             self._workers.hear(hello, message)
+            if isinstance(message, link.FirstStep) and self._form is not None and self.job.config.work.standby:
+                self._background.begin(self._workers.provide_standbys(self._form))
 
     def _daemon_died(self) -> None:
         if not self._closing:
@@ -397,6 +442,7 @@ class NodeRunner:
             peers=form.peers,
             restore=form.restore,
             origin=form.origin,
+            older=form.older,
             resumed=resumed,
             groups=form.groups,
             codec=form.work.codec,
@@ -418,5 +464,6 @@ class NodeRunner:
             form=self._form,
             workers=self._workers.records(),
             store_id=self._store.id,
+            term=self.term,
         )
         self._file.write(record)

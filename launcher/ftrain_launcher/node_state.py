@@ -23,6 +23,8 @@ class WorkerRecord(msgspec.Struct, frozen=True):
     rank: int
     local_rank: int
     pid: int
+    since: float = 0.0
+    """When it was given its place, in unix seconds: what the control page says of earlier moments is another's."""
 
 
 class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,6 +42,8 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     workers: tuple[WorkerRecord, ...] = ()
     store_id: str = ""
     """The id of the store process that this node hosts; empty: none."""
+    term: int = 0
+    """The newest controller's that the agent has promised to obey."""
 
     def pids(self) -> list[int]:
         """All processes of the node."""

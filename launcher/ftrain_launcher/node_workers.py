@@ -1,11 +1,13 @@
 """The workers of one node in its present generation: what was started, what they said, how they ended.
 
 Their ends come from the zygote, their words over the link; both become messages to the controller. A failed
-worker waits to be ended: its account of the failure is worth more than its exit code, and comes first.
+worker waits to be ended: its account of the failure is worth more than its exit code, and comes first. At the end of
+its generation a worker is killed, or stays, and is given its next place in the same process (staying.py).
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 import time
@@ -15,9 +17,11 @@ from pathlib import Path
 import psutil
 
 from ftrain import link
+from ftrain_launcher.causes import NOT_CERTIFIED
 from ftrain_launcher.environment import interface_of, worker_environment
 from ftrain_launcher.error_file import lines_of
 from ftrain_launcher.jobs import JobRecord
+from ftrain_launcher.links import LinkServer
 from ftrain_launcher.messages import (
     ArenaShort,
     Failure,
@@ -29,14 +33,18 @@ from ftrain_launcher.messages import (
     RankStepped,
     ReplicaDigests,
     StateCertified,
+    Stop,
     Trouble,
     WorkerExit,
 )
 from ftrain_launcher.node_state import WorkerRecord
 from ftrain_launcher.output import OutputTail, last_lines, log_path
 from ftrain_launcher.processes import has_ended
+from ftrain_launcher.rings.process_state import ProcessWatch
 from ftrain_launcher.spawning import Exited, Spawn
+from ftrain_launcher.staying import Seen, Waiting, WaitingRoom, can_stay
 from ftrain_launcher.streams import STDERR, STDOUT
+from ftrain_launcher.warm_standbys import Standbys
 from ftrain_launcher.workers import WorkerHost
 from ftrain_snapshot.control import ControlPage
 
@@ -45,7 +53,11 @@ _LOCAL_RANK = "${local_rank}"
 """In a script's arguments, as torchrun has it."""
 ERROR_SUFFIX = ".error.json"
 """Of the file beside a rank's log that torch's ``record`` writes."""
-_RESTORE_ERRORS = ("SnapshotIncomplete", "ChecksumMismatch", "StorageError")
+_RESTORE_TROUBLES = {
+    **dict.fromkeys(("SnapshotIncomplete", "ChecksumMismatch", "StorageError"), "restore_failed"),
+    **dict.fromkeys(("NotCertified", "StateUncovered"), NOT_CERTIFIED),
+}
+"""What is the matter where a worker raises these, by their names."""
 
 Tell = Callable[[FromAgent, tuple[object, ...]], None]
 """Tells the controller something; by its key it can be told again."""
@@ -54,24 +66,32 @@ Tell = Callable[[FromAgent, tuple[object, ...]], None]
 class _Worker:
     """One worker, as far as its agent knows."""
 
-    def __init__(self, record: WorkerRecord) -> None:
-        self.record = record
+    def __init__(self, record: WorkerRecord, argv: tuple[str, ...] = ()) -> None:
+        self.record, self.argv = record, argv
         self.state = "starting"
         self.pid: int | None = record.pid
         """None: it has ended, or is being ended by us."""
         self.finished = False
         self.failure: Failure | None = None
+        self.fails = False
+        """Its function has raised what no lost peer explains: the process ends."""
+        self.waits = False
+        """It has left its generation."""
+        self.settled = asyncio.Event()
+        """It waits, or will not: it has ended, or its function has."""
 
 
 class NodeWorkers:
     """Starts a generation's workers on one node and tells what becomes of them."""
 
-    def __init__(self, job: JobRecord, node: str, host: WorkerHost, tell: Tell) -> None:
-        self._job, self._node, self._host, self._tell = job, node, host, tell
+    def __init__(self, job: JobRecord, node: str, host: WorkerHost, links: LinkServer, tell: Tell) -> None:
+        self._job, self._node, self._host, self._links, self._tell = job, node, host, links, tell
         self._folder = Path(job.arena_folder) / node
         self._streams = job.config.work.streams
         self._output = OutputTail()
         self._workers: dict[str, _Worker] = {}
+        self._waiting = WaitingRoom()
+        self._standbys = Standbys(node, job.config.work.standby, host, self._waiting)
         self.generation = 0
         """The generation whose workers these are, or were."""
         self._control: ControlPage | None = None
@@ -81,7 +101,7 @@ class NodeWorkers:
         self._control = ControlPage(self._folder)
         for worker in self._workers.values():
             step, moment = self._control.progress(worker.record.local_rank)
-            if worker.pid is not None and _started(worker.pid) < moment:
+            if worker.pid is not None and max(_started(worker.pid), worker.record.since) < moment:
                 worker.state = "running"
                 place = (self._node, self.generation, worker.record.rank)
                 self._tell(RankRestored(*place, None, moment), ("restored", worker.record.rank))
@@ -113,14 +133,29 @@ class NodeWorkers:
     # ---- start and end
 
     async def start(self, form: Form) -> None:
-        """Start this generation's workers. Raises SpawnFailed, ZygoteFailed."""
+        """Give places to those that wait for one; start the rest. Raises SpawnFailed, ZygoteFailed."""
         self.generation = form.generation
         for lane in range(form.work.nproc_per_node):
             spawn = self._spawn(form, lane)
             rank = form.position * form.work.nproc_per_node + lane
-            pid = await self._host.spawn(spawn)
-            self._workers[spawn.id] = worker = _Worker(WorkerRecord(spawn.id, rank, lane, pid))
+            id, pid = self._assign(spawn, lane) or (spawn.id, await self._host.spawn(spawn))
+            self._workers[id] = worker = _Worker(WorkerRecord(id, rank, lane, pid, time.time()), spawn.argv)
             self._show(worker)
+
+    def _assign(self, spawn: Spawn, lane: int) -> tuple[str, int] | None:
+        """Id and pid of a process that waited, and has this place now."""
+        while (one := self._waiting.take(lane, spawn.argv)) is not None:
+            place = link.Assignment(self.generation, spawn.env, spawn.stdout_path, spawn.stderr_path)
+            if self._links.say(one.pid, place):
+                return one.id, one.pid
+            self._host.send_signal([one.id], signal.SIGKILL)
+        return None
+
+    async def provide_standbys(self, form: Form) -> None:
+        """Once all train: start what is missing, for whatever lane will need it; until then it has the first one's."""
+        stay = all(w.state == "running" and self._links.listens(w.record.pid) for w in self._workers.values())
+        if self._workers and stay:
+            await self._standbys.provide(self._spawn(form, 0))
 
     def _spawn(self, form: Form, lane: int) -> Spawn:
         work, nodes = form.work, len(form.peers)
@@ -149,6 +184,7 @@ class NodeWorkers:
                 check_replicas=work.check_replicas,
                 collective_timeout_seconds=work.collective_timeout_seconds,
                 deterministic_reduction=work.deterministic_reduction,
+                in_process=work.in_process,
                 restore=form.restore,
                 origin=form.origin,
                 durable_start=form.durable_start,
@@ -176,19 +212,59 @@ class NodeWorkers:
             if worker.pid is not None and worker.record.id not in self._host.running:
                 self.exited(Exited(worker.record.id, worker.record.pid, None, signal.SIGKILL))
 
-    async def stop(self) -> None:
-        """Kill them all, and whatever else the zygote runs; returns when they are gone.
+    async def stop(self, message: Stop | None = None) -> int:
+        """Have those leave that can stay, kill all others; returns how many stay, when the others are gone.
 
-        What dies from here on was killed by us and is no sign of anything. What is dead already is, though nobody
-        may have told yet: its peers' errors can be quicker than the kernel's word of its end.
+        Whatever else the zygote runs is killed too, but for standbys; without a message these as well. What dies of
+        that was killed by us and is no sign of anything. What is dead already is, though nobody may have told yet: its
+        peers' errors can be quicker than the kernel's word of its end.
         """
+        leaving = [w for w in self._workers.values() if message is not None and self._is_asked_to_leave(w, message)]
         for worker in self._workers.values():
-            if worker.pid is not None and not has_ended(worker.pid):
+            if worker not in leaving and worker.pid is not None and not has_ended(worker.pid):
                 worker.pid = None
-        await self._host.kill_all_now()
+        kept = {w.record.id for w in leaving}
+        if message is not None:
+            kept |= self._waiting.ids | self._standbys.starting
+        await self._host.kill_all_now([id for id in self._host.running if id not in kept])
+        await self._wait_until_left(leaving)
         for worker in self._workers.values():
             self._finish_output(worker)
         self._workers.clear()
+        return self._waiting.stayed
+
+    def _is_asked_to_leave(self, worker: _Worker, stop: Stop) -> bool:
+        if worker.pid is None or not self._links.listens(worker.pid):
+            return False
+        process = ProcessWatch(worker.pid)
+        seen = Seen(
+            alive=not has_ended(worker.pid),
+            state=process.read().letter,
+            finished=worker.finished,
+            fails=worker.fails,
+            suspected=worker.record.rank in stop.suspects,
+        )
+        process.close()
+        return can_stay(seen) and self._links.say(worker.pid, link.Leave(stop.generation))
+
+    async def _wait_until_left(self, leaving: list[_Worker]) -> None:
+        """Who does not leave within the grace time is killed."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._job.config.work.abort_grace_seconds):
+                for worker in leaving:
+                    await worker.settled.wait()
+        late = [w for w in leaving if w.pid is not None and not w.waits]
+        for worker in late:
+            worker.pid = None
+        await self._host.kill_all_now([w.record.id for w in late])
+        for worker in leaving:
+            if worker.pid is not None:
+                place = worker.record
+                self._waiting.add(Waiting(place.id, place.pid, worker.argv, place.local_rank))
+
+    def dismiss(self) -> None:
+        """The node ends: nobody who waits is needed any more."""
+        self._host.send_signal(self._waiting.ids | self._standbys.starting, signal.SIGKILL)
 
     def go_on(self) -> None:
         """Those that were halted train again."""
@@ -203,8 +279,13 @@ class NodeWorkers:
 
     def exited(self, exited: Exited) -> None:
         """The zygote says that one has ended."""
+        self._waiting.remove(exited.id)
+        self._standbys.exited(exited.id)
         worker = self._workers.get(exited.id)
-        if worker is None or worker.pid is None:
+        if worker is None:
+            return
+        worker.settled.set()
+        if worker.pid is None:
             return
         worker.pid, worker.state = None, "exited"
         self._report_end(worker, exited.code, exited.signal)
@@ -228,8 +309,11 @@ class NodeWorkers:
 
     def hear(self, hello: link.Hello, message: link.LinkMessage) -> None:
         """One of them says something."""
-        worker = self._workers.get(f"g{hello.generation}-rank{hello.rank}")
-        if worker is None:
+        if isinstance(message, link.Waits):
+            self._hear_waits(hello.pid)
+            return
+        worker = self._of_pid(hello.pid)
+        if worker is None or (hello.generation, hello.rank) != (self.generation, worker.record.rank):
             return
         rank, generation = hello.rank, hello.generation
         match message:
@@ -241,6 +325,7 @@ class NodeWorkers:
                 self._tell(RankStepped(self._node, generation, rank, step, moment), ("stepped", rank))
             case link.Finished():
                 worker.finished, worker.state = True, "finished"
+                worker.settled.set()
             case link.OutOfMemory(needed, available):
                 self._tell(ArenaShort(self._node, generation, needed, available), ("short",))
             case link.Failed():
@@ -253,13 +338,29 @@ class NodeWorkers:
             case link.Replicas(step, digests):
                 self._tell(ReplicaDigests(self._node, generation, rank, step, digests), ("replicas", rank))
 
+    def _of_pid(self, pid: int) -> _Worker | None:
+        return next((w for w in self._workers.values() if w.record.pid == pid), None)
+
+    def _hear_waits(self, pid: int) -> None:
+        """A worker has left its generation, or a standby has come to where it waits."""
+        worker = self._of_pid(pid)
+        if worker is not None:
+            worker.waits = not worker.finished
+            worker.settled.set()
+            return
+        for id, its_pid in self._host.running.items():
+            if its_pid == pid:
+                self._standbys.waits(id, pid)
+
     def _hear_failure(self, worker: _Worker, message: link.Failed) -> None:
         """The worker waits for its end; its traceback goes beside its log, and the controller shows the cause's."""
         with contextlib.suppress(OSError):
             self._log(worker.record.rank).with_suffix(".traceback").write_text(message.traceback)
-        if is_restore_failure(message.error):
-            trouble = Trouble(self._node, self.generation, "restore_failed", message.error)
-            self._tell(trouble, ("trouble",))
+        if not message.communication:
+            worker.fails = True
+            worker.settled.set()
+        if (kind := restore_trouble(message.error)) is not None:
+            self._tell(Trouble(self._node, self.generation, kind, message.error), ("trouble",))
             return
         worker.failure = Failure(
             step=message.step,
@@ -299,9 +400,12 @@ class NodeWorkers:
         return tuple(told or last_lines(err, _LINES_REPORTED))
 
 
-def is_restore_failure(error: str) -> bool:
-    """Whether what a worker raised says that its state could not be had; the name comes with its module's."""
-    return error.split(":")[0].rpartition(".")[2] in _RESTORE_ERRORS
+def restore_trouble(error: str) -> str | None:
+    """The kind of a `Trouble`, if a worker's error says that its state could not be had; None: it does not.
+
+    The name of what was raised comes with its module's.
+    """
+    return _RESTORE_TROUBLES.get(error.split(":")[0].rpartition(".")[2])
 
 
 def _started(pid: int) -> float:

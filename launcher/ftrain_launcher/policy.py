@@ -30,6 +30,8 @@ EXIT_NO_PROGRESS = 4
 """More faults in a row without progress than ``--max-restarts``."""
 EXIT_NODES = 5
 """Nodes that were needed did not come."""
+EXIT_NOT_FLUSHED = 7
+"""The time to flush the job was over before its state was on storage; 6 is a controller out of reach."""
 
 
 CONFIDENCE_MIN = 0.5

@@ -36,6 +36,8 @@ class Quarantine:
     def __init__(
         self, config: JobConfig, roster: Roster, recruiting: Recruiting, orders: Orders, history: History
     ) -> None:
+        self._leavers: list[Node] = []
+        """Hosts that are to be switched off."""
         self._isolations: list[float] = []
         """When the policy took out nodes, within the last hour."""
         self._config = config
@@ -85,6 +87,21 @@ class Quarantine:
         self._roster.cordon(node, Cordon(reason=event.reason, since=now, leave=leave))
         why = "; without parity nobody else has what it holds: it keeps its ranks" if stays else ""
         self._orders.announce([f"{node.name} is cordoned{_because(event.reason)}{why}"])
+
+    def let_leave(self, name: str, reason: str, now: float) -> None:
+        """A host is to be switched off soon: it gives its ranks away if it can, and is let go then."""
+        node = self._roster.nodes.get(name)
+        if node is not None and not node.gone and node not in self._leavers:
+            self._leavers.append(node)
+            self.take(CordonNode(name, reason, Leave.SOON), now)
+
+    def let_go(self) -> None:
+        """While the job runs: who is to leave, and holds no ranks, is not needed any more."""
+        for node in [n for n in self._leavers if n.gone or n.position is None]:
+            self._leavers.remove(node)
+            if not node.gone:
+                self._roster.remove(node, NodeState.RELEASED)
+                self._orders.reap(node)
 
     def _uncordon(self, node: Node, event: UncordonNode, cordon: Cordon) -> None:
         """A member that only was to leave needs no health check."""

@@ -15,11 +15,14 @@ from typing import Any
 
 import msgspec
 
+from ftrain_launcher import leadership
 from ftrain_launcher.errors import ControllerAway, UsageError
 from ftrain_launcher.jobs import Endpoint, JobFolder
 
 _ANSWER_SECONDS = 0.5
 _RETRY_SECONDS = 0.03
+_STANDS_BY = 503
+"""What a candidate answers that is not the controller."""
 
 
 def ask(folder: JobFolder, path: str, body: dict[str, Any] | None = None, wait_seconds: float = _ANSWER_SECONDS) -> Any:
@@ -30,8 +33,12 @@ def ask(folder: JobFolder, path: str, body: dict[str, Any] | None = None, wait_s
         UsageError: the controller refused what was asked.
     """
     deadline = time.monotonic() + wait_seconds
+    turns, candidates = 0, folder.record().config.candidates
     while True:
         endpoint = folder.endpoint()
+        if turns and candidates:  # Another one may lead by now.
+            endpoint = leadership.endpoints(candidates)[(turns - 1) % len(candidates)]
+        turns += 1
         try:
             if endpoint is not None:
                 return _ask_once(endpoint, folder.token(), path, body, max(0.05, deadline - time.monotonic()))
@@ -56,6 +63,8 @@ def _ask_once(endpoint: Endpoint, token: str, path: str, body: dict[str, Any] | 
         data = response.read()
     finally:
         connection.close()
+    if response.status == _STANDS_BY:
+        raise http.client.HTTPException("this candidate stands by")
     if response.status != 200:
         raise UsageError(data.decode(errors="replace") or f"the controller answered {response.status}")
     return msgspec.json.decode(data)

@@ -31,15 +31,19 @@ class Roster:
         self.waited_for: set[int] = set()
         self.cordoned: dict[str, Node] = {}
         """Those that are to be given no ranks, members that still have some included, and none that is gone."""
+        self.mark = ""
+        """Ends all new names: no two controllers of a job may think of the same one."""
         self._by_state: dict[NodeState, dict[str, Node]] = {state: {} for state in NodeState}
+        self._removed: Counter[NodeState] = Counter()
+        """How many nodes have left each of these since it was made."""
         self._alarms: list[tuple[float, str]] = []
 
     def new_name(self) -> str:
         """A name that no node has had."""
         number = len(self.nodes)
-        while f"node-{number}" in self.nodes:
+        while f"node-{number}{self.mark}" in self.nodes:
             number += 1
-        return f"node-{number}"
+        return f"node-{number}{self.mark}"
 
     def add(self, name: str) -> Node:
         """A new node, that is starting."""
@@ -51,7 +55,11 @@ class Roster:
         """Change a node's state (IllegalMove if it may not)."""
         old = node.state
         node.move(state)
-        del self._by_state[old][node.name]
+        here = self._by_state[old]
+        del here[node.name]
+        self._removed[old] += 1
+        if self._removed[old] > len(here):  # A dict goes on passing over the places of what was taken out of it.
+            self._by_state[old], self._removed[old] = dict(here), 0
         self._by_state[state][node.name] = node
 
     def in_state(self, state: NodeState) -> list[Node]:
@@ -237,6 +245,7 @@ class Roster:
         """A member has stopped."""
         assert node.position is not None
         node.inventory, node.store_port, node.durable = stopped.inventory, stopped.store_port, stopped.durable
+        node.staying = stopped.staying
         self.wait(node, None)
         self.waited_for.discard(node.position)
 

@@ -79,7 +79,7 @@ class Running:
             case WorkerExit():
                 return self._exit(generation, report, now, stopping=stopping)
             case ArenaShort():
-                return _too_little_memory(report)
+                return _too_little_memory(generation, report)
             case Diagnosed():
                 return self._diagnose(generation, report, now, stopping=stopping)
             case Progress():
@@ -213,10 +213,12 @@ class Running:
         self._orders.announce(self._durable.take_news())
 
 
-def _too_little_memory(event: ArenaShort) -> Action:
+def _too_little_memory(generation: Generation, event: ArenaShort) -> Action:
     needed, available = event.needed_bytes / 2**20, event.available_bytes / 2**20
     reason = (
         f"too little shared memory on {event.node}: the snapshots need {needed:,.0f} MiB, "
         f"{available:,.0f} MiB are free; make /dev/shm larger or give --arena-dir another tmpfs"
     )
+    if (nodes := len(generation.ranks.nodes)) < len(generation.before):
+        reason += f". {len(generation.before)} nodes needed less each than {nodes}: --nnodes could have a larger MIN"
     return Action(False, reason, EXIT_USAGE)

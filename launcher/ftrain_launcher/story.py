@@ -67,6 +67,8 @@ def _sections(incident: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
         yield from _evidence(sign)
     yield "what followed", list(_outcome(incident))
     yield "what was proved of the re-sharded state", list(_certificate(incident["certificate"] or {}))
+    refused = incident.get("refused_certificate") or {"findings": ()}
+    yield "why the re-sharded state was refused", list(refused["findings"])
 
 
 def _timeline(incident: dict[str, Any]) -> Iterator[str]:
@@ -141,3 +143,5 @@ def _outcome(incident: dict[str, Any]) -> Iterator[str]:
         yield f"resumed from the snapshot after step {version}; sealed steps lost: {lost}"
     if incident["demoted"] is not None:
         yield f"the snapshot after step {incident['demoted']} was passed over: the loss was not finite after it"
+    if incident.get("doubtful") is not None:
+        yield f"the snapshot after step {incident['doubtful']} was passed over: it could not be certified"

@@ -223,6 +223,21 @@ def node(coordinator: Coordinator, known: Node, found: Sequence[Strike]) -> dict
     }
 
 
+def flush(coordinator: Coordinator) -> dict[str, Any]:
+    """``ftrain flush --json``: how far it is, or how it ended."""
+    levels = coordinator.levels
+    return {
+        "job": coordinator.config.work.job,
+        "wanted": coordinator.flushing.wanted,
+        "step": coordinator.flushing.step,
+        "sealed": levels.sealed,
+        "protected": levels.protected,
+        "durable": coordinator.durable.newest,
+        "exit_code": coordinator.exit_code if coordinator.exit_message else None,
+        "message": coordinator.exit_message,
+    }
+
+
 def _rank(rank: RankState) -> dict[str, Any]:
     return {
         "rank": rank.rank,
@@ -251,9 +266,11 @@ def _incident(incident: Incident) -> dict[str, Any]:
         "generation": incident.generation,
         "timeline": msgspec.to_builtins(timeline),
         "seconds": incident.seconds,
+        "rung": incident.rung,
         "steps_lost": incident.steps_lost,
         "resumed_from": incident.resumed_from,
         "demoted": incident.demoted,
+        "doubtful": incident.doubtful,
         "reason": cause.reason,
         "state": "closed" if incident.closed else "open",
     }
@@ -280,6 +297,7 @@ def incident(coordinator: Coordinator, number: int) -> dict[str, Any]:
             "verdicts": [_verdict(verdict) for verdict in found.verdicts],
             "decision": found.decision or None,
             "certificate": None if found.certificate is None else msgspec.structs.asdict(found.certificate),
+            "refused_certificate": None if found.refused is None else msgspec.structs.asdict(found.refused),
             "harmless": found.harmless,
             "over": found.over or None,
         },

@@ -38,7 +38,8 @@ class ZygoteConfig:
     """What a new process gets, through ``zygote_environment``; None: this process's own."""
     owner_grace_seconds: float = spawning.OWNER_GRACE_SECONDS
     """How long a new process lives on, with its workers, while no agent is connected."""
-    start_timeout_seconds: float = 60.0
+    start_timeout_seconds: float = 180.0
+    """The imports take minutes from a busy shared file system, and on a machine that is busy itself."""
 
     def command(self) -> list[str]:
         """The command of a new process. ``-P``: the folder it starts in must not shadow any module."""

@@ -3,7 +3,7 @@
     recovery_worker.py ftrain FOLDER         state comes back from ftrain's snapshots
     recovery_worker.py torchrun FOLDER       state comes back from the checkpoint of the last step, FOLDER/checkpoint.pt
 
-Each rank appends ``step time pid`` to FOLDER/rank-N as soon as a step is computed, before it is snapshotted or
+Each rank appends ``step time pid restarts`` to FOLDER/rank-N as soon as a step is computed, before it is snapshotted or
 saved: the benchmark measures from outside, by these lines alone. ftrain is imported under ftrain only, so that
 torchrun does not pay for it.
 """
@@ -46,7 +46,8 @@ class Training:
         (self.model(data) - data.flip(1)).square().mean().backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
-        os.write(self.lines, f"{step} {time.time()} {os.getpid()}\n".encode())
+        restarts = os.environ["TORCHELASTIC_RESTART_COUNT"]
+        os.write(self.lines, f"{step} {time.time()} {os.getpid()} {restarts}\n".encode())
 
 
 def under_ftrain(folder: Path) -> None:

@@ -10,8 +10,9 @@ ranks do so for ``dcp.load``.
 
 *curve*: 4 -> 3 -> 4 nodes against a job that is left alone, same seed: losses step by step, in both modes of summing.
 
-*changes*: nodes are lost, and come back, again and again; the ranks note their samples, and each must have been
-trained on once in each epoch. *drain*: a planned change; no step may be done twice, or not at all.
+*changes*: nodes are lost, and come back, again and again, in two jobs side by side, which mostly wait; the ranks note
+their samples, and each must have been trained on once in each epoch. *drain*: planned changes, a node that is taken
+out and one that joins; no step may be done twice, or not at all.
 """
 
 from __future__ import annotations
@@ -25,15 +26,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
 from common import CLEAN_TIMEOUT_SECONDS, ROOT, Report, median, parser
-from job import FTRAIN, MARK, STOP_TIMEOUT_SECONDS, Job, Json, mark_session, ranks
+from job import FTRAIN, MARK, STOP_TIMEOUT_SECONDS, Job, JobFailed, Json, mark_session, ranks
 from leftovers import SHARED_MEMORY, marked_processes, shared_memory_entries, wait_until_clean
 
 WORKER = ROOT / "scripts" / "bench" / "reshard_worker.py"
@@ -44,7 +46,10 @@ WARM_STEPS = 4
 SMALL_MIB = 0
 """Two small layers: of the jobs whose losses and samples are looked at, which are computed by micro-batches."""
 CURVE_STEPS, CURVE_FAULT = 200, 60
-EPOCH_STEPS = 40
+CHANGES_JOBS = 2
+GLOBAL_BATCH, EPOCH_STEPS = 24, 40
+"""As in the worker."""
+DRAIN_STEPS = 200
 TIGHTEST = "last_call_timeout=1,keep_alive_interval=1,keep_alive_max_attempt=3"
 
 
@@ -111,6 +116,8 @@ class Started:
         folder.mkdir()
         self.folder = folder
         arguments = ["ftrain", str(folder), "--mib", str(mib), "--steps", str(steps)]
+        if pause_seconds:
+            self.slow()
         arguments += ["--pause-seconds", str(pause_seconds), *(["--micro"] if mib == SMALL_MIB else [])]
         flags = ("--nproc-per-node", "1", "--snapshot-every", "1", "--max-restarts", "1000", *flags)
         self.job = stack.enter_context(
@@ -119,6 +126,13 @@ class Started:
 
     def alive(self) -> bool:
         return self.job.process.poll() is None
+
+    def slow(self, *, down: bool = True) -> None:
+        """From now on steps take ``pause_seconds``, or as long as they need."""
+        if down:
+            (self.folder / "slow").touch()
+        else:
+            (self.folder / "slow").unlink()
 
     def wait_world(self, size: int, more_steps: int = 2) -> Json:
         """Until so many ranks train, and have come on; the status."""
@@ -157,6 +171,9 @@ def recovery(report: Report, folder: Path, mib: int, chance: random.Random) -> N
     report.add("reading 4 -> 3, one node decoded", slowest, "s")
     report.add("the same over one copy", slowest / max(entry["copy_seconds"] for entry in mine), "ratio", 10)
     report.add("the same over dcp.load from tmpfs", slowest / max(entry["read_seconds"] for entry in dcp), "ratio", 1)
+    saves = [float(line) for path in (folder / "theirs").glob("save-*") for line in path.read_text().split()]
+    report.add("dcp.save to tmpfs, at each step", median(saves), "s")
+    report.add("dcp.load from tmpfs", max(entry["read_seconds"] for entry in dcp), "s")
     for side, entries, limit in (("ftrain", mine, 0.1), ("dcp.load", dcp, None)):
         peak = max(entry["peak_bytes"] / entry["state_bytes"] for entry in entries)
         report.add(f"extra memory while reading, share of a rank's state, {side}", peak, "ratio", limit)
@@ -221,7 +238,9 @@ def rival_recovery(folder: Path, mib: int) -> float:
 # ---- what the losses and the samples say
 
 
-def trained(folder: Path, steps: int, *flags: str, change: Callable[[Started], None], pause_seconds: float) -> Path:
+def trained(
+    folder: Path, steps: int, *flags: str, change: Callable[[Started], None], pause_seconds: float = 0.0
+) -> Path:
     """A small job to its end, and what is done to it meanwhile."""
     with ExitStack() as stack:
         started = Started(
@@ -236,14 +255,14 @@ def curve(report: Report, folder: Path, chance: random.Random) -> None:
     """4 -> 3 -> 4 against a job that is left alone."""
 
     def shrink_and_grow(started: Started) -> None:
-        wait_until("under way", started.alive, lambda: max(losses(started.folder), default=0) >= CURVE_FAULT)
-        started.lose(started.wait_world(NODES), chance)
+        started.lose(started.wait_world(NODES, CURVE_FAULT), chance)
         started.wait_world(NODES - 1)
         started.wait_world(NODES)
+        started.slow(down=False)
 
     for mode, flags, limit in (("default", (), 1e-5), ("bit-exact", ("--deterministic-reduction",), 0.0)):
-        quiet = trained(folder / f"quiet-{mode}", CURVE_STEPS, *flags, change=lambda _: None, pause_seconds=0.0)
-        moved = trained(folder / f"moved-{mode}", CURVE_STEPS, *flags, change=shrink_and_grow, pause_seconds=0.1)
+        quiet = trained(folder / f"quiet-{mode}", CURVE_STEPS, *flags, change=lambda _: None)
+        moved = trained(folder / f"moved-{mode}", CURVE_STEPS, *flags, change=shrink_and_grow, pause_seconds=0.2)
         pairs = [(losses(quiet)[step], losses(moved)[step]) for step in range(CURVE_STEPS)]
         worst = max(abs(a - b) / abs(a) for a, b in pairs)
         report.add(f"losses of 4 -> 3 -> 4, {mode}, largest relative difference in 200 steps", worst, "ratio", limit)
@@ -252,34 +271,38 @@ def curve(report: Report, folder: Path, chance: random.Random) -> None:
 def changes(report: Report, folder: Path, count: int, chance: random.Random) -> None:
     """Nodes are lost and come back; the samples of whole epochs are counted."""
 
-    def many(started: Started) -> None:
-        done = 0
-        while done < count:
-            status = started.wait_world(NODES, 1)
-            started.lose(status, chance)
-            started.wait_world(NODES - 1, 1)
-            done += 2
-        started.job.process.send_signal(signal.SIGINT)
-        started.job.process.wait(STOP_TIMEOUT_SECONDS)
+    def many(name: str, seed: int) -> dict[int, list[int]]:
+        own_chance, path = random.Random(seed), folder / name
+        with ExitStack() as stack:
+            started = Started(
+                stack, path, "--local-nodes", "3:4", mib=SMALL_MIB, steps=10**6, pause_seconds=0.05
+            )  # fmt: skip
+            for _ in range(-(-count // (2 * CHANGES_JOBS))):
+                started.lose(started.wait_world(NODES, 1), own_chance)
+                started.wait_world(NODES - 1, 1)
+            status = started.wait_world(NODES, EPOCH_STEPS)  # the last one is looked at, too
+            started.job.process.send_signal(signal.SIGINT)
+            started.job.process.wait(STOP_TIMEOUT_SECONDS)
+        done[name] = status["generation"] - 1
+        return samples_of(path)
 
-    with ExitStack() as stack:
-        started = Started(
-            stack, folder / "many", "--local-nodes", "3:4", mib=SMALL_MIB, steps=10**6, pause_seconds=0.05
-        )
-        many(started)
-    seen = samples_of(folder / "many")
-    epochs = (max(seen) - 1) // EPOCH_STEPS
-    wrong = 0
-    for epoch in range(epochs):
-        steps = range(epoch * EPOCH_STEPS, (epoch + 1) * EPOCH_STEPS)
-        times = Counter(sample for step in steps for sample in seen.get(step, ()))
-        wrong += sum(times[sample] != 1 for sample in range(EPOCH_STEPS * 24))
-    report.add(f"changes of the world, in {epochs} epochs", count, "count")
+    done: dict[str, int] = {}
+    with ThreadPoolExecutor(CHANGES_JOBS) as pool:
+        jobs = [pool.submit(many, f"many-{number}", chance.randrange(2**32)) for number in range(CHANGES_JOBS)]
+        every = [job.result() for job in jobs]
+    epochs = wrong = 0
+    for seen in every:
+        for epoch in range(max(seen) // EPOCH_STEPS):
+            steps = range(epoch * EPOCH_STEPS, (epoch + 1) * EPOCH_STEPS)
+            times = Counter(sample for step in steps for sample in seen.get(step, ()))
+            wrong += sum(times[sample] != 1 for sample in range(EPOCH_STEPS * GLOBAL_BATCH))
+            epochs += 1
+    report.add(f"changes of the world, in {epochs} epochs", sum(done.values()), "count")
     report.add("samples seen more or less than once in an epoch", wrong, "count", 0)
 
 
 def drain(report: Report, folder: Path, chance: random.Random) -> None:
-    """An operator takes a node out, and none is there instead: steps that were done twice."""
+    """An operator takes a node out, none is there instead, and another one joins: steps that were done twice."""
 
     def take_out(started: Started) -> None:
         status = started.wait_world(NODES, 20)
@@ -287,25 +310,42 @@ def drain(report: Report, folder: Path, chance: random.Random) -> None:
         command = [FTRAIN, "drain", active[chance.randrange(NODES)], "--job", started.job.name]
         subprocess.run(command, check=True, capture_output=True, timeout=TIMEOUT_SECONDS)
         started.wait_world(NODES - 1)
+        started.wait_world(NODES)
+        started.slow(down=False)
 
-    for kind, path in (("drain", trained(folder / "drain", 120, change=take_out, pause_seconds=0.1)),):
-        times = Counter((line.step, line.pid) for line in lines_of(path))
-        by_step = Counter(step for step, _ in times)
-        again = sum(count > NODES for count in by_step.values())
-        report.add(f"steps done twice or lost by a planned change ({kind})", again + 120 - len(by_step), "count", 0)
+    path = trained(folder / "drain", DRAIN_STEPS, change=take_out, pause_seconds=0.2)
+    generations = generations_of(path)
+    again = sum(len(each) - 1 for each in generations.values())
+    report.add("planned changes", len(set().union(*generations.values())) - 1, "count")
+    report.add("steps done twice by them", again, "count", 0)
+    report.add("steps not done at all", DRAIN_STEPS - len(generations), "count", 0)
 
 
-def samples_of(folder: Path) -> dict[int, list[int]]:
-    """What each step trained on, the last time that it was done, by all ranks."""
-    newest: dict[int, int] = {}
-    found: dict[tuple[int, int], list[int]] = {}
+def generations_of(folder: Path) -> dict[int, set[int]]:
+    """In which generations each step was done."""
+    found: dict[int, set[int]] = defaultdict(set)
+    for step, generation, _ in notes_of(folder):
+        found[step].add(generation)
+    return found
+
+
+def notes_of(folder: Path) -> Iterator[tuple[int, int, list[int]]]:
+    """Of all ranks: a step, the generation in which it was done, and its samples."""
     for path in folder.glob("samples-*"):
         text = path.read_text()
         for line in text[: text.rfind("\n") + 1].splitlines():
             step, generation, *samples = map(int, line.split())
-            newest[step] = max(generation, newest.get(step, generation))
-            found.setdefault((step, generation), []).extend(samples)
-    return {step: found[step, generation] for step, generation in newest.items()}
+            yield step, generation, samples
+
+
+def samples_of(folder: Path) -> dict[int, list[int]]:
+    """What each step trained on, the last time that it was done, by all ranks."""
+    newest = {step: max(generations) for step, generations in generations_of(folder).items()}
+    found: dict[int, list[int]] = defaultdict(list)
+    for step, generation, samples in notes_of(folder):
+        if generation == newest[step]:
+            found[step] += samples
+    return found
 
 
 def main() -> None:
@@ -322,14 +362,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="reshard-", dir=SHARED_MEMORY) as tmpfs:
         folder = Path(tmpfs)
         os.environ["FTRAIN_HOME"] = str(folder / "home")
-        if "recovery" in args.only:
-            recovery(report, folder, args.mib or (96 if args.quick else 2048), chance)
-        if "curve" in args.only:
-            curve(report, folder, chance)
-        if "changes" in args.only:
-            changes(report, folder, args.changes or (4 if args.quick else 50), chance)
-        if "drain" in args.only:
-            drain(report, folder, chance)
+        mib, count = args.mib or (96 if args.quick else 2048), args.changes or (4 if args.quick else 50)
+        parts: dict[str, Callable[[], None]] = {
+            "recovery": lambda: recovery(report, folder, mib, chance),
+            "curve": lambda: curve(report, folder, chance),
+            "changes": lambda: changes(report, folder, count, chance),
+            "drain": lambda: drain(report, folder, chance),
+        }
+        for name in args.only:
+            begun, shown = time.monotonic(), len(report.rows)
+            try:
+                parts[name]()
+            except (JobFailed, RuntimeError, subprocess.SubprocessError) as error:
+                print(f"{name}: {error}")
+                report.add(f"{name}: not finished", 1, "count", 0)
+            print(f"{name}: {time.monotonic() - begun:.0f} s")
+            for row in report.rows[shown:]:  # the table comes at the end, and shows three digits
+                print(f"    {row.figure}: {row.value:.4g} {row.unit}", flush=True)
     left = wait_until_clean(MARK, mark, before, CLEAN_TIMEOUT_SECONDS)
     for pid in marked_processes(MARK, mark):
         os.kill(pid, signal.SIGKILL)

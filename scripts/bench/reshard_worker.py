@@ -4,7 +4,8 @@
 
 The state, parameters and AdamW's, is as large as is asked for; a global batch is the same whatever the world. Each rank
 appends ``step time pid loss`` to FOLDER/rank-N when a step is computed, the generation and the samples that it has
-trained on to FOLDER/samples-N, and what reading its state took to FOLDER/read-N. Under torchrun the state comes back
+trained on to FOLDER/samples-N, and what reading its state took to FOLDER/read-N. Steps take their time while there is
+a FOLDER/slow. Under torchrun the state comes back
 from the newest DCP checkpoint that is complete, written at each step. ftrain is imported under ftrain only.
 """
 
@@ -43,7 +44,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--mib", type=int, required=True, help="of all state, over all ranks")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--micro", action="store_true", help="by micro-batches that do not depend on the world")
-    parser.add_argument("--pause-seconds", type=float, default=0.0, help="a step takes at least so long")
+    parser.add_argument(
+        "--pause-seconds", type=float, default=0.0, help="a step takes at least so long while FOLDER/slow is there"
+    )
     return parser.parse_args()
 
 
@@ -134,9 +137,9 @@ def under_ftrain(args: argparse.Namespace) -> None:
         ctx.track(model=training.model, optimizer=training.optimizer, sampler=sampler)
         if ctx.generation > 1:
             training.note_read(time.perf_counter() - began, peak.taken())
-        batches = iter(sampler)
+        batches, slow = iter(sampler), args.folder / "slow"
         for step in ctx.steps(args.steps):
-            until = time.monotonic() + args.pause_seconds
+            until = time.monotonic() + args.pause_seconds * slow.exists()
             samples: list[int] = []
             if args.micro:
                 for micro in ctx.microbatches(loader):
@@ -179,7 +182,10 @@ def under_torchrun(args: argparse.Namespace) -> None:
         training.update()
         training.note(step, loss.item(), own)
         model, optimizer = get_state_dict(training.model, training.optimizer)
+        began = time.perf_counter()
         save({"model": model, "optimizer": optimizer}, checkpoint_id=args.folder / f"step-{step}")
+        with (args.folder / f"save-{rank}").open("a") as file:
+            file.write(f"{time.perf_counter() - began}\n")
         if rank == 0:
             (args.folder / f"done-{step}").touch()
             for old in (step - 2,):

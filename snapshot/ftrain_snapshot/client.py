@@ -77,6 +77,10 @@ class DaemonClient:
         """The daemon's report; of the job's levels only the gate's daemon knows."""
         return _expect(self._ask(m.GetStatus()), m.StatusReply).status
 
+    def pin(self, version: int) -> None:
+        """This version, or the first safe one after it, is to be kept for storage: the gate's daemon does so."""
+        _expect(self._ask(m.Pin(version)), m.Done)
+
     def unpin(self, snapshot: m.SnapshotId) -> None:
         """``snapshot`` is on storage, or will not be: at the gate its slot may be used again."""
         _expect(self._ask(m.Unpin(snapshot)), m.Done)

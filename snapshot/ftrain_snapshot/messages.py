@@ -106,6 +106,11 @@ class Origin(msgspec.Struct, frozen=True):
         """The groups as ``placement.group_of`` takes them."""
         return self.groups or self.nodes
 
+    def seen_by(self, node: str) -> Origin:
+        """The same as a node is told of it."""
+        position = next((peer.position for peer in self.holders if peer.node == node), -1)
+        return msgspec.structs.replace(self, position=position)
+
 
 class Membership(msgspec.Struct, frozen=True):
     """One generation as a daemon sees it."""
@@ -136,6 +141,8 @@ class Membership(msgspec.Struct, frozen=True):
     """The newest version on storage when this generation began."""
     origin: Origin | None = None
     """What this generation starts from, if another world captured it; then ``restore`` is None."""
+    older: Origin | None = None
+    """Beside an origin: an older snapshot of another world, that is kept as long as there is room."""
 
     @property
     def grouping(self) -> tuple[tuple[int, ...], ...] | int:
@@ -279,6 +286,12 @@ class Verify(msgspec.Struct, frozen=True, tag="verify"):
     """Read all that is stored here, and repair what is wrong. Answered by a ``VerifyReport``, when it is done."""
 
 
+class Pin(msgspec.Struct, frozen=True, tag="pin"):
+    """Keep this version, or the first safe one after it, for storage, whether it is due or not."""
+
+    version: Number
+
+
 class Unpin(msgspec.Struct, frozen=True, tag="unpin"):
     """This snapshot is on storage, or will not be: its slot may be used again."""
 
@@ -339,6 +352,7 @@ Request = (
     | Skip
     | Skipped
     | Verify
+    | Pin
     | Unpin
     | GetUnits
     | Read
@@ -442,9 +456,9 @@ class LinkFigure(msgspec.Struct, frozen=True, array_like=True):
     """Of the best burst, until its last echo; None: there was none, or nothing got through."""
     failure: str = ""
     """Why the destination did not answer; empty: it did."""
-    heard_seconds: float | None = None
-    """How long ago the destination's own last probe came in here; None: none has. If that is recent and ``failure``
-    says that nothing came back, the link is cut from here to there."""
+    heard: bool = False
+    """Whether a beacon of the destination came in here meanwhile: it sends some while it measures its own links. If so,
+    and ``failure`` says that nothing was answered, the link is cut from here to there."""
     sent_segments: Count = 0
     """What TCP sent to the destination for this figure; 0: the kernel does not tell."""
     lost_segments: Count = 0

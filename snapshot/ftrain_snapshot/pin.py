@@ -4,8 +4,8 @@ One version is *due* for every so many steps: the first safe one (protected, or 
 which on another multiple of steps is done. It is pinned: the gate gives its slot to nobody until it is told that the
 snapshot is on storage, or will not be. Training never waits for that: at most one is pinned, so two slots are left for
 the others to take turns in. A version that is due meanwhile is passed over, never queued: the newest one is pinned
-when the pin is free again. And where both other slots are needed (what was sealed last could not be protected), it is
-the pin that gives way.
+when the pin is free again. A version that is *asked for*, since the job is to end, is due whatever the interval. And
+where both other slots are needed (what was sealed last could not be protected), it is the pin that gives way.
 """
 
 from __future__ import annotations
@@ -22,13 +22,22 @@ class Pin:
         """What is kept."""
         self._every = every
         self._done = self._passed_over = self._multiple(newest) if newest is not None else 0
+        self._asked: int | None = None
+        """The version from which on the first safe one is due."""
         self._news: list[tuple[str, int]] = []
+
+    def ask(self, version: int) -> None:
+        """This one, or the first safe one after it, is due, unless it is pinned already."""
+        if self.snapshot is None or self.snapshot.version < version:
+            self._asked = version
 
     def consider(self, safe: SnapshotId | None) -> None:
         """``safe`` is the newest snapshot that is as safe in memory as it will be."""
-        if safe is None or self._multiple(safe.version) <= self._done:
+        if safe is None or not (self._is_asked_for(safe) or self._multiple(safe.version) > self._done):
             return
         if self.snapshot is None:
+            if self._is_asked_for(safe):
+                self._asked = None
             self.snapshot, self._done = safe, self._multiple(safe.version)
             self._news.append(("durable_due", safe.version))
         elif self._multiple(safe.version) > self._passed_over:
@@ -50,6 +59,9 @@ class Pin:
         """What happened since this was asked last: events for the log, with their versions."""
         news, self._news = self._news, []
         return news
+
+    def _is_asked_for(self, safe: SnapshotId) -> bool:
+        return self._asked is not None and safe.version >= self._asked
 
     def _multiple(self, version: int) -> int:
         return (version + 1) // self._every if self._every else 0

@@ -1,10 +1,10 @@
 """What the link to another node can do, measured now: round trips of small frames, then bursts of larger ones.
 
 Probes have connections of their own (probe_line.py), made when first wanted and kept for a while. So no bulk stands
-before a probe, and nodes that are in no generation (spares, or all before the first) can be probed, too. Where a link
-is cut in one direction later, what still comes in is noted by who hears it, although its echo is lost. Round trips are
-measured to all destinations at once; bursts go to one after the other, and to none while others wait for bytes to be
-restored. Every wait is bounded: a destination that is dead, stopped or cut off costs its timeout, and is told of.
+before a probe, and nodes that are in no generation (spares, or all before the first) can be probed, too. Round trips
+are measured to all destinations at once, and beacons go beside them, which are heard over a link that is cut one way
+(beacons.py); bursts go to one after the other, and to none while others wait for bytes to be restored. Every wait is
+bounded: a destination that is dead, stopped or cut off costs its timeout, and is told of.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from statistics import median
 
+from ftrain_snapshot.beacons import Beacons
 from ftrain_snapshot.errors import ProtocolError
 from ftrain_snapshot.lines import Lines
 from ftrain_snapshot.loop import Loop
@@ -27,6 +28,8 @@ PROBERS_MAX = 1024
 """Connections on which others probe this node; beyond, the oldest goes."""
 PIECE_BYTES = 64 << 10
 """A burst is so many bytes at a time, each with its echo: a slow link has a figure before all is through."""
+BEACON_SECONDS = 0.1
+"""Between two beacons to who has not answered all round trips."""
 _PIECE = memoryview(bytes(PIECE_BYTES))
 _NOTHING = memoryview(b"")
 
@@ -34,12 +37,11 @@ _NOTHING = memoryview(b"")
 class Probes:
     """All probes of one daemon, those that it sends and those that it answers. It outlives generations."""
 
-    def __init__(self, loop: Loop, lines: Lines) -> None:
+    def __init__(self, loop: Loop, lines: Lines, beacons: Beacons) -> None:
         self._loop, self._lines = loop, lines
+        self.beacons = beacons
         self._kept: dict[tuple[str, int], ProbeLine] = {}
         self._probers: dict[Connection, None] = {}  # in order
-        self._heard: dict[str, float] = {}
-        """When a node's last probe came in here."""
 
     def close(self) -> None:
         """The daemon ends."""
@@ -62,16 +64,7 @@ class Probes:
     def _echo(self, connection: Connection, message: PeerMessage) -> None:
         if not isinstance(message, Ping):
             raise ProtocolError("this connection is for probes")
-        self._heard.pop(message.node, None)
-        self._heard[message.node] = self._loop.now()
-        if len(self._heard) > PROBERS_MAX:
-            del self._heard[next(iter(self._heard))]
         connection.send(Echo(message.number))
-
-    def heard_seconds(self, node: str) -> float | None:
-        """How long ago a probe of that node came in here; None: none is known."""
-        heard = self._heard.get(node)
-        return None if heard is None else self._loop.now() - heard
 
     # What this node sends.
 
@@ -79,14 +72,14 @@ class Probes:
         """Probe all destinations of the request; it is answered when the last is done."""
         _Measurement(self._loop, self._lines, self, request, answer).begin()
 
-    def ping(self, peer: Peer, node: str, body: memoryview, told: Told) -> None:
+    def ping(self, peer: Peer, body: memoryview, told: Told) -> None:
         """Send one probe."""
         try:
             line = self._kept.get((peer.host, peer.port)) or self._dial(peer)
         except (OSError, ValueError) as error:  # no address, or none that can be looked up
             told(0.0, str(error))
             return
-        line.ping(node, body, told)
+        line.ping(body, told)
 
     def segments(self, peer: Peer) -> Segments:
         """What TCP has sent there so far, over the connection that stands."""
@@ -123,8 +116,6 @@ class _Destination:
         """What TCP had sent before this request."""
         self.segments: Segments | None = None
         """What it sent for it."""
-        self.heard_seconds: float | None = None
-        """How long ago the destination's own last probe had come in when this one ended."""
 
 
 class _Measurement:
@@ -145,15 +136,22 @@ class _Measurement:
 
     def begin(self) -> None:
         """Round trips, to all at once."""
+        self._asked = self._loop.now()
         self._timer = self._loop.later(self._request.timeout_seconds, self._out_of_time)
         for destination in self._all:
             self._ping(destination)
+        self._send_beacons()
         if not self._all:
             self._answer(Probed(()))
 
+    def _send_beacons(self) -> None:
+        for destination in self._open:
+            self._probes.beacons.send(self._request.node, destination.peer)
+        if self._open:
+            self._loop.later(BEACON_SECONDS, self._send_beacons)
+
     def _ping(self, destination: _Destination) -> None:
-        told = partial(self._hear_echo, destination)
-        self._probes.ping(destination.peer, self._request.node, _NOTHING, told)
+        self._probes.ping(destination.peer, _NOTHING, partial(self._hear_echo, destination))
 
     def _hear_echo(self, destination: _Destination, seconds: float, failure: str) -> None:
         if destination not in self._open:
@@ -199,8 +197,7 @@ class _Measurement:
     def _burst(self, destination: _Destination) -> None:
         self._began, self._lasted, self._echoed = self._loop.now(), 0.0, 0
         for _ in range(self._pieces):
-            told = partial(self._hear_of_piece, destination)
-            self._probes.ping(destination.peer, self._request.node, _PIECE, told)
+            self._probes.ping(destination.peer, _PIECE, partial(self._hear_of_piece, destination))
 
     def _hear_of_piece(self, destination: _Destination, _: float, failure: str) -> None:
         if destination is not self._bursting:
@@ -243,7 +240,6 @@ class _Measurement:
         """Note what is known of the connection, once: while it stands, and others are not yet probed."""
         if destination.segments is None:
             destination.segments = self._probes.segments(destination.peer).since(destination.before)
-            destination.heard_seconds = self._probes.heard_seconds(destination.peer.node)
 
     def _figure(self, destination: _Destination) -> LinkFigure:
         trips = destination.round_trips
@@ -255,7 +251,7 @@ class _Measurement:
             least_rtt_seconds=min(trips, default=None),
             bytes_per_second=destination.bytes_per_second,
             failure=destination.failure,
-            heard_seconds=destination.heard_seconds,
+            heard=self._probes.beacons.heard_since(destination.peer.node, self._asked),
             sent_segments=segments.sent,
             lost_segments=segments.lost,
         )

@@ -14,8 +14,7 @@ from ftrain_snapshot.transport import dial
 from ftrain_snapshot.wire import Echo, PeerMessage, Ping
 
 KEPT_SECONDS = 150.0
-"""How long it is kept after its last probe. Links are measured every minute; only over a connection that stands is a
-probe heard whose echo is lost."""
+"""How long it is kept after its last probe. Links are measured every minute."""
 
 Told = Callable[[float, str], None]
 """Called once for each probe: how long its echo took in seconds, or why there will be none."""
@@ -36,11 +35,11 @@ class ProbeLine:
         self._connection.on_closed = lambda _, reason: self._closed(reason)
         self._idle = loop.later(KEPT_SECONDS, lambda: self.close("nobody probes"))
 
-    def ping(self, node: str, body: memoryview, told: Told) -> None:
-        """Send a probe in the name of this node. ``body`` is counted, not read."""
+    def ping(self, body: memoryview, told: Told) -> None:
+        """Send a probe. ``body`` is counted, not read."""
         self._idle.cancel()
         self._idle = self._loop.later(KEPT_SECONDS, lambda: self.close("nobody probes"))
-        probe = Ping(next(self._numbers), node)
+        probe = Ping(next(self._numbers))
         if self._early is not None:
             self._early.append((probe, body, told))
         else:

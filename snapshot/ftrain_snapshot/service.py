@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ftrain_snapshot import messages as m
+from ftrain_snapshot.beacons import Beacons
 from ftrain_snapshot.client import SOCKET_NAME
 from ftrain_snapshot.clients import Client
 from ftrain_snapshot.control import ControlPage
@@ -48,10 +49,11 @@ class Service:
     ) -> None:
         self.loop = Loop()
         self.lines = Lines(self.loop, secret, tls)
-        self._probes = Probes(self.loop, self.lines)
         self._node_dir, self._grace_seconds = node_dir, grace_seconds
         self._tcp = socket.create_server((host, port), backlog=128)
         self.port: int = self._tcp.getsockname()[1]
+        self._beacons = Beacons(self.loop, secret, host, self.port)
+        self._probes = Probes(self.loop, self.lines, self._beacons)
         self._page = ControlPage(node_dir, create=True)
         self._page.close_gate()
         self._store = Store(node_dir)
@@ -93,6 +95,7 @@ class Service:
         if self._session is not None:
             self._session.close()
         self._probes.close()
+        self._beacons.close()
         for connection in list(self._strangers):
             connection.close("the daemon ends")
         for client in list(self._clients):
@@ -175,6 +178,10 @@ class Service:
                 self._skipped += 1
             case m.Verify() if self._session is not None:
                 self._session.scrub.verify(client.answer)
+            case m.Pin(version):
+                if self._session is not None:
+                    self._session.pin(version)
+                client.answer(m.Done())
             case m.Unpin(snapshot):
                 if self._session is not None:
                     self._session.unpin(snapshot)

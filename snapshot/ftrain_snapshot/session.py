@@ -193,6 +193,12 @@ class Session:
         else:
             self.far_reads.answer_read(request, answer)
 
+    def pin(self, version: int) -> None:
+        """This version, or the first safe one after it, is to go to storage, due or not."""
+        if self._gate is not None:
+            self._gate.pin.ask(version)
+            self._advance()
+
     def unpin(self, snapshot: SnapshotId) -> None:
         """It need not be kept for storage any more."""
         if self._gate is not None:

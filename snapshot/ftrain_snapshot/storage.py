@@ -46,7 +46,7 @@ class DurableId(NamedTuple):
     path: str
     """What ``torch.distributed.checkpoint.load(checkpoint_id=...)`` takes."""
     ranks: int = 0
-    """How many ranks wrote it, and can resume from it; 0: not looked up."""
+    """How many ranks wrote it; 0: not looked up."""
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -111,10 +111,10 @@ def part_of(name: str) -> tuple[int, int] | None:
     return (int(found[1]), int(found[2])) if found else None
 
 
-def newest(url: str) -> DurableId | None:
-    """The newest complete checkpoint under ``url``. Needs no torch. Raises StorageError."""
+def newest(url: str, below: int | None = None) -> DurableId | None:
+    """The newest complete checkpoint under ``url``, ``below`` a step. Needs no torch. Raises StorageError."""
     storage = Storage(url)
-    found = next(iter(storage.checkpoints(1)), None)
+    found = next(iter(storage.checkpoints(1, below)), None)
     return None if found is None else found._replace(ranks=storage.ranks(found.step))
 
 
@@ -168,13 +168,13 @@ class Storage:
 
     # What there is.
 
-    def checkpoints(self, count: int = LIST_MAX) -> list[DurableId]:
-        """The newest ``count`` complete checkpoints, newest first."""
+    def checkpoints(self, count: int = LIST_MAX, below: int | None = None) -> list[DurableId]:
+        """The newest ``count`` complete checkpoints, newest first; ``below``: of earlier steps only."""
         found: list[DurableId] = []
         for step in self._steps():
             if len(found) >= count:
                 break
-            if _is_complete(self.names(step)):
+            if (below is None or step < below) and _is_complete(self.names(step)):
                 found.append(DurableId(step, self.path(step)))
         return found
 

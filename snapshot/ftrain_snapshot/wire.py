@@ -202,8 +202,6 @@ class Ping(msgspec.Struct, frozen=True, array_like=True, tag="ping"):
     """
 
     number: Count
-    node: Name
-    """Who asks."""
 
 
 class Echo(msgspec.Struct, frozen=True, array_like=True, tag="echo"):

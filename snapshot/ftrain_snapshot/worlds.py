@@ -79,7 +79,8 @@ def follow(old: Worlds | None, new: Membership) -> Worlds:
         return msgspec.structs.replace(old, membership=new)
     before = old.kept if old is not None else ()
     start = new.origin.snapshot if new.origin is not None else new.restore
-    older = tuple(origin for origin in before if start is not None and origin.snapshot < start)[-1:]
+    olds = {origin.snapshot: origin for origin in (*before, new.older) if origin is not None}
+    older = tuple(olds[each] for each in sorted(olds) if start is not None and each < start)[-1:]
     if new.origin is not None:
         return Worlds(new, new.generation, (*older, new.origin))
     if old is not None and is_same_share(old.membership, new):
@@ -98,9 +99,12 @@ def seat_of(world: Membership | Origin) -> Seat | None:
 
 def check_origin(membership: Membership) -> None:
     """Raises PlacementImpossible if what a generation starts from cannot be of any world, or of its own."""
-    origin = membership.origin
-    if origin is None:
-        return
+    for origin in (membership.origin, membership.older):
+        if origin is not None:
+            _check(membership, origin)
+
+
+def _check(membership: Membership, origin: Origin) -> None:
     positions = [peer.position for peer in origin.holders]
     reason = ""
     if membership.restore is not None:

@@ -85,10 +85,12 @@ def ends_without_a_fault(tmp_path_factory: pytest.TempPathFactory) -> Callable[[
 
 
 def _run_once(factory: pytest.TempPathFactory, name: str, start: Callable[[Path], Job], ranks: int) -> Outcome:
-    """A job's outcome, for all processes that run tests of this session: whoever needs it first runs it."""
-    shared = factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent
+    """A job's outcome, for all processes that run tests of this session: whoever needs it first runs it.
+
+    Both of ``scripts/test``'s sessions share one folder.
+    """
+    base = factory.getbasetemp()
+    shared = Path(os.environ.get("FTRAIN_TEST_OUTCOMES", base.parent if "PYTEST_XDIST_WORKER" in os.environ else base))
     folder, done = shared / name, shared / f"{name}.done"
     with (shared / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

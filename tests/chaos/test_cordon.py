@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jobs import ARGUMENTS, Job, Outcome, holding, ranks_of
+from jobs import ARGUMENTS, TIMEOUT_SECONDS, Job, Outcome, holding, ranks_of
 
 NODES = 2
 FIRST, SECOND = 40, 80
@@ -62,7 +62,7 @@ def test_a_drained_node_gives_its_ranks_to_the_spare_and_gets_them_back(
         first = wait_held(job, FIRST)
         drain = job.drain("node-0", "--reason", "its fan is loud")
         job.go(FIRST)
-        said, _ = drain.communicate(timeout=60)
+        said, _ = drain.communicate(timeout=TIMEOUT_SECONDS)
         assert (drain.returncode, said) == (0, b"node-0: holds no ranks; it may be switched off\n")
         wait_moved(job, 0, "node-2", 2)
         assert "no node node-9: nodes are node-0, node-1, node-2" in refused(job, "drain", "node-9")

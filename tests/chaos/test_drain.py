@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import ARGUMENTS, Job, Outcome, holding, ranks_of
+from jobs import ARGUMENTS, TIMEOUT_SECONDS, Job, Outcome, holding, ranks_of
+from snapshot_nodes import wait_until
+
+from ftrain_snapshot.control import ControlPage, HaltMode
 
 NODES, STEPS, EVERY = 3, 120, 7
 BEFORE = 37
@@ -25,6 +27,15 @@ def wait_before(job: Job, step: int) -> None:
     job.wait_for(waits, f"rest before step {step}")
 
 
+def is_to_halt(node: Path) -> bool:
+    """The ranks of this node know after which step they stay."""
+    page = ControlPage(node)
+    try:
+        return page.halt()[0] is HaltMode.STAY
+    finally:
+        page.close()
+
+
 def made(job: Job, rank: int) -> list[int]:
     """Each step that a rank made, in order, as it wrote it down itself."""
     return [json.loads(line)["step"] for line in (job.out / f"rank-{rank}.jsonl").read_text().splitlines()]
@@ -38,7 +49,7 @@ def test_a_drain_costs_no_step_however_rare_snapshots_are(
         wait_before(job, BEFORE)
         drained = job.drain("node-1")
         job.go(BEFORE)
-        said, _ = drained.communicate(timeout=60)
+        said, _ = drained.communicate(timeout=TIMEOUT_SECONDS)
         assert (drained.returncode, said) == (0, b"node-1: holds no ranks; it may be switched off\n")
         assert job.wait() == 0, job.tail()
         assert job.ends() == undisturbed(NODES).ends()
@@ -62,16 +73,17 @@ def test_a_worker_killed_while_others_stand_halted_costs_what_a_fault_costs(
         ranks = ranks_of(status)
         return len(ranks) == NODES and all(ranks[rank]["state"] == "halted" for rank in (0, 2))
 
+    drained = None
     try:
         wait_before(job, BEFORE)
         drained = job.drain("node-1")
-        time.sleep(0.5)  # until the ranks are to be halted; no status shows it
+        wait_until(lambda: all(map(is_to_halt, job.arena.glob("node-[0-2]"))), TIMEOUT_SECONDS, "an agreed step")
         job.go(BEFORE)
         job.wait_for(stand, "two ranks that are halted")
         job.kill_rank(2)
         job.wait_for(lambda status: status["generation"] > 1, "the next generation")
         assert job.wait() == 0, job.tail()
-        assert drained.wait(60) == 0, drained.stdout.read() if drained.stdout else ""
+        assert drained.wait(TIMEOUT_SECONDS) == 0, drained.stdout.read() if drained.stdout else ""
         assert job.ends() == undisturbed(NODES).ends()
         first = job.ask("incidents")["incidents"][0]
         assert (first["kind"], first["resumed_from"]) == ("worker_exit", BEFORE // EVERY * EVERY - 1)
@@ -79,7 +91,7 @@ def test_a_worker_killed_while_others_stand_halted_costs_what_a_fault_costs(
         for rank in range(NODES):
             assert made(job, rank) == [*range(BEFORE + 1), *again]
     finally:
-        if drained.poll() is None:
+        if drained is not None:
             drained.kill()
-        drained.communicate()
+            drained.communicate()
         job.close()

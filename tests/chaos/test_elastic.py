@@ -1,17 +1,25 @@
-"""A job of three to four nodes loses one, goes on with three, and takes in another when that is there."""
+"""Jobs of MIN to MAX nodes lose some, go on with the rest, and take in others when they are there.
+
+To the last bit, by ``--deterministic-reduction``. Without that it is near enough: scripts/bench/reshard.py.
+"""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hosts import Lab
+from hosts.job import TIMEOUTS, HostJob
 from jobs import Job, Outcome, holding, ranks_of
 
 STEPS, BEFORE = 160, 10
 """The ranks wait before that step until the node is lost."""
 ARGUMENTS = ("--steps", str(STEPS))
+EXACT = "--deterministic-reduction"
+PACED = (*ARGUMENTS, "--pace", "0.2", *holding(BEFORE))
 BATCH = 24
 SLOW = ("slow", "communication_slow")
 """What a busy machine makes the detector say."""
@@ -48,35 +56,139 @@ def wait_before(job: Job, step: int, ranks: int) -> None:
     job.wait_for(waits, f"rest before step {step}")
 
 
-def test_a_lost_node_is_done_without_and_another_one_is_taken_in(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """To the last bit. Without ``--deterministic-reduction`` it is near enough: scripts/bench/reshard.py."""
-    exact = "--deterministic-reduction"
-    alone = Job(tmp_path / "alone", "--local-nodes", "4", exact, program="elastic.py", arguments=ARGUMENTS)
-    paced = (*ARGUMENTS, "--pace", "0.2", *holding(BEFORE))
-    job = Job(tmp_path / "job", "--local-nodes", "3:4", exact, program="elastic.py", arguments=paced)
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    """The same training on four nodes that all stay."""
+    folder = tmp_path_factory.mktemp("alone")
+    job = Job(folder / "job", "--local-nodes", "4", EXACT, program="elastic.py", arguments=ARGUMENTS)
     try:
-        wait_before(job, BEFORE, 4)
-        job.kill_nodes("node-1")
-        job.wait_for(lambda s: s["size"]["nodes"] == 3 and len(ranks_of(s)) == 3, "three nodes")
-        job.go(BEFORE)
-        job.wait_for(lambda s: s["size"]["nodes"] == 4 and len(ranks_of(s)) == 4, "four nodes again")
-        (job.out / "quick").touch()
         assert job.wait() == 0, job.tail()
-        assert alone.wait() == 0, alone.tail()
-        lost, grown = [i for i in job.ask("incidents")["incidents"] if i["kind"] not in SLOW]
-        assert (lost["kind"], grown["kind"]) == ("node_lost", "grown")
-        assert (lost["steps_lost"], grown["steps_lost"]) == (0, 0)
-        assert BEFORE - 2 <= lost["resumed_from"] < BEFORE < grown["resumed_from"] < STEPS - 1
-        steps, expected = lines(job), lines(alone)
-        assert_each_sample_is_seen_once(steps)
-        sizes = Counter(len(ranks) for ranks in steps.values())
-        assert sizes[3] == grown["resumed_from"] - lost["resumed_from"]
-        assert losses(steps) == losses(expected)
-        assert set(job.ends()) == set(alone.ends())
-        with capsys.disabled():
-            print(f"\n4 -> 3 in {lost['seconds']:.2f} s, 3 -> 4 in {grown['seconds']:.2f} s; {sizes[3]} steps on three")
     finally:
-        alone.close()
+        job.close()
+    return job
+
+
+StartJob = Callable[..., Job]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[StartJob]:
+    """Starts jobs; at the test's end nothing of them may be left."""
+    jobs: list[Job] = []
+
+    def start_job(size: str, *flags: str, arguments: tuple[str, ...] = PACED) -> Job:
+        flags = ("--local-nodes", size, EXACT, *flags)
+        jobs.append(Job(tmp_path / str(len(jobs)), *flags, program="elastic.py", arguments=arguments))
+        return jobs[-1]
+
+    yield start_job
+    for job in jobs:
+        job.close()
+
+
+def wait_size(job: Job, nodes: int) -> None:
+    job.wait_for(lambda s: s["size"]["nodes"] == nodes and len(ranks_of(s)) == nodes, f"{nodes} nodes")
+
+
+def assert_same(job: Job, alone: Outcome) -> dict[int, list[dict[str, Any]]]:
+    """What it trained on, its losses, and what its ranks hold at the end."""
+    steps = lines(job)
+    assert_each_sample_is_seen_once(steps)
+    assert losses(steps) == losses(lines(alone))
+    assert set(job.ends()) == set(alone.ends())
+    return steps
+
+
+def incidents(job: Job) -> list[dict[str, Any]]:
+    return [found for found in job.ask("incidents")["incidents"] if found["kind"] not in SLOW]
+
+
+def test_a_lost_node_is_done_without_and_another_one_is_taken_in(
+    start: StartJob, alone: Outcome, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = start("3:4")
+    wait_before(job, BEFORE, 4)
+    job.kill_nodes("node-1")
+    wait_size(job, 3)
+    job.go(BEFORE)
+    wait_size(job, 4)
+    (job.out / "quick").touch()
+    assert job.wait() == 0, job.tail()
+    lost, grown = incidents(job)
+    assert (lost["kind"], grown["kind"]) == ("node_lost", "grown")
+    assert (lost["steps_lost"], grown["steps_lost"]) == (0, 0)
+    assert BEFORE - 2 <= lost["resumed_from"] < BEFORE < grown["resumed_from"] < STEPS - 1
+    sizes = Counter(len(ranks) for ranks in assert_same(job, alone).values())
+    assert sizes[3] == grown["resumed_from"] - lost["resumed_from"]
+    with capsys.disabled():
+        print(f"\n4 -> 3 in {lost['seconds']:.2f} s, 3 -> 4 in {grown['seconds']:.2f} s; {sizes[3]} steps on three")
+
+
+def test_what_memory_has_lost_comes_from_storage_into_a_job_of_another_size(
+    start: StartJob, alone: Outcome, tmp_path: Path
+) -> None:
+    """Two of four at once are more than parity covers; later a new job of three starts from where that one ended."""
+    storage = ("--durable", str(tmp_path / "storage"), "--durable-every", "5")
+    job = start("2:4", *storage)
+    wait_before(job, BEFORE, 4)
+    job.wait_for(lambda s: (s["snapshots"]["durable"] or 0) >= 4, "a checkpoint on storage")
+    job.kill_nodes("node-1", "node-2")
+    job.go(BEFORE)
+    wait_size(job, 2)
+    (job.out / "quick").touch()
+    assert job.wait() == 0, job.tail()
+    lost = incidents(job)[0]
+    assert (lost["kind"], lost["resumed_from"] in (4, 9)) == ("node_lost", True)
+    assert "2 nodes, 2 ranks, after step" in job.tail()
+    assert ", re-sharded, from " in job.tail()
+    assert 2 in {len(ranks) for ranks in assert_same(job, alone).values()}
+    other = start("3", *storage, arguments=ARGUMENTS)
+    assert other.wait() == 0, other.tail()
+    assert f"3 nodes, 3 ranks, after step {STEPS - 1}, re-sharded, from " in other.tail()
+    assert set(other.ends()) == set(alone.ends())
+
+
+def test_a_state_that_cannot_be_certified_is_not_trained_with(start: StartJob, alone: Outcome) -> None:
+    """A bit of one rank's copy flips; the next loss of a node shows it, and the job goes on from before that."""
+    job = start("3:4", "--snapshot-every", "1", arguments=(*PACED, "--flip-after", str(BEFORE - 1)))
+    wait_before(job, BEFORE, 4)
+    job.wait_for(lambda s: s["snapshots"]["protected"] == BEFORE - 1, "the last step protected")
+    job.kill_nodes("node-1")
+    job.go(BEFORE)
+    wait_size(job, 3)
+    (job.out / "quick").touch()
+    assert job.wait() == 0, job.tail()
+    lost, refused, *_ = incidents(job)
+    assert (lost["kind"], lost["resumed_from"]) == ("node_lost", BEFORE - 1)
+    assert (refused["kind"], refused["doubtful"], refused["resumed_from"]) == ("not_certified", BEFORE - 1, BEFORE - 2)
+    assert "table.weight: replicas are not equal" in refused["reason"]
+    assert f"(that of step {BEFORE - 1} could not be certified)" in job.tail()
+    assert_same(job, alone)
+
+
+@pytest.mark.timeout(300)
+def test_a_host_that_crashed_is_done_without_until_it_comes_back(
+    make_lab: Callable[..., Lab], alone: Outcome, tmp_path: Path
+) -> None:
+    lab, later = make_lab(3), 60
+    arguments = (*PACED, str(later))
+    job = HostJob(lab, tmp_path / "job", "--nnodes", "2:3", EXACT, *TIMEOUTS, program="elastic.py", arguments=arguments)
+    try:
+        job.start_all(1, 2, 3, nodes=3)
+        wait_before(job, BEFORE, 3)
+        lab.crash(3)
+        lab.run(3, ["sh", "-c", "rm -r /dev/shm/ftrain-*"])  # its memory
+        job.go(BEFORE)
+        wait_size(job, 2)
+        lab.heal()
+        job.start(3)
+        job.wait_for(lambda s: any(n["state"] == "idle" and n["hostname"] == "h3" for n in s["nodes"]), "host 3 again")
+        job.go(later)
+        wait_size(job, 3)
+        (job.out / "quick").touch()
+        assert job.wait_all(1, 2, 3) == {1: 0, 2: 0, 3: 0}, job.tail()
+        lost, grown = [found for found in job.incidents() if found["kind"] not in SLOW]
+        assert (lost["kind"], grown["kind"], grown["steps_lost"]) == ("node_lost", "grown", 0)
+        assert {len(ranks) for ranks in assert_same(job, alone).values()} == {2, 3}
+    finally:
         job.close()

@@ -63,7 +63,6 @@ def wait_fenced(lab: Lab, host: int) -> float:
     return time.monotonic() - began
 
 
-@pytest.mark.timeout(300)
 def test_short_troubles_pass_unnoticed_and_hosts_that_crashed_or_were_cut_off_are_replaced(
     lab: Lab, start: StartJob, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from certificates import make_certificates
-from jobs import ARGUMENTS, Job, Outcome, exists, holding, pids_of, ranks_of
+from jobs import ARGUMENTS, TIMEOUT_SECONDS, Job, Outcome, exists, holding, pids_of, ranks_of
 from needs import require_root
 
 NODES = 4
@@ -239,7 +239,7 @@ def test_a_killed_launcher_leaves_nothing_behind(start: StartJob) -> None:
     os.kill(status["controller"]["pid"], signal.SIGKILL)
     job.process.kill()
     job.wait()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while time.monotonic() < deadline and (job.arena.exists() or any(map(exists, pids_of(status)))):
         time.sleep(0.05)
     assert not job.arena.exists()

@@ -21,6 +21,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+PF_EXITING = 0x4
 TUNSETIFF, TUNSETOFFLOAD = 0x400454CA, 0x400454D0
 IFF_TAP, IFF_NO_PI, IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_TSO_ECN = 1, 2, 4, 8
@@ -60,12 +61,13 @@ def mac(address: str) -> str:
 
 
 def processes() -> list[tuple[int, str]]:
-    """What runs here, process 1 left out: (pid, command line)."""
+    """What runs here and is not about to end, process 1 left out: (pid, command line)."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and entry.name != "1":
             with contextlib.suppress(OSError):
-                if (entry / "stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX":
+                state, *numbers = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+                if state not in "ZX" and not int(numbers[5]) & PF_EXITING:
                     command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                     found.append((int(entry.name), command.strip()))
     return found

@@ -58,10 +58,14 @@ class HostJob(Job):
         """What a host's terminal shows."""
         return self.folder / f"terminal-{host}.log"
 
+    def controller_flags(self) -> list[str]:
+        """Where the controller runs: the same on all hosts."""
+        return ["--controller", f"{self.lab.address(1)}:{PORT}"]
+
     def start(self, host: int, *flags: str) -> subprocess.Popen[bytes]:
         """Start the command on a host, as its user would."""
         command = [sys.executable, "-m", "ftrain_launcher.cli", "run", "--name", self.name, *self.flags, *flags]
-        command += ["--controller", f"{self.lab.address(1)}:{PORT}", *self.script]
+        command += [*self.controller_flags(), *self.script]
         environment = {**os.environ, "FTRAIN_HOME": str(self.home(host))}
         with self.log_of(host).open("ab") as log:
             process = self.lab.popen(
@@ -125,7 +129,7 @@ class HostJob(Job):
     def wait_recovered(self, times: int) -> None:
         """Wait until the job has been formed anew so many times, and runs."""
         formed = 1 + times
-        self.wait_for(lambda s: s["generation"] == formed and s["state"] == "running", f"recovery {times}", 60)
+        self.wait_for(lambda s: s["generation"] == formed and s["state"] == "running", f"recovery {times}")
 
     def node_on(self, host: int) -> dict[str, Any]:
         """The newest node of a host, in a fresh status."""
@@ -150,7 +154,7 @@ class HostJob(Job):
             if launcher.poll() is None:
                 launcher.terminate()
         try:
-            self.wait_all(timeout_seconds=30)
+            self.wait_all()
         finally:
             left = {host: self.lab.processes(host) for host in self.launchers if self.lab.processes(host)}
             for host in self.launchers:

@@ -26,7 +26,7 @@ from typing import Any
 
 HERE = Path(__file__).parent
 CLONE_NEWPID = 0x20000000
-START_SECONDS = 20.0
+START_SECONDS = 60.0
 _libc = ctypes.CDLL(None, use_errno=True)
 
 

@@ -23,7 +23,9 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ftrain.capture import Capturer
+from ftrain.durable.reader import Checkpoint
 from ftrain.durable.source import FoldersSource
+from ftrain.durable.units import CheckpointSource
 from ftrain.errors import FtrainError
 from ftrain.reshard.certificate import certify
 from ftrain.reshard.comparing import compare_replicas
@@ -114,6 +116,19 @@ def open_world(folder: Path, lost: frozenset[int]) -> tuple[OldWorld, Counting]:
     return OldWorld(Origin(SNAPSHOT, nodes, 1, (), "auto", holders, position), 1, source), source
 
 
+class Stored(CheckpointSource):
+    """Has nobody to ask."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        super().__init__(checkpoint)
+        self.asked: dict[int, int] = {}
+
+
+def open_stored(folder: Path) -> tuple[OldWorld, Stored]:
+    source = Stored(Checkpoint(str(folder.parent / "stored" / folder.name / "step-00000005")))
+    return OldWorld(source.origin, source.lanes, source), source
+
+
 def spoil(objects: dict[str, Any]) -> None:
     """Other values everywhere, and a new optimizer."""
     with torch.no_grad():
@@ -124,16 +139,16 @@ def spoil(objects: dict[str, Any]) -> None:
     objects["sampler"]._drawn = 0
 
 
-def restore(folder: Path, name: str, lost: frozenset[int]) -> None:
-    """Every tensor of this layout, from what another world captured."""
+def restore(folder: Path, name: str, lost: frozenset[int], *, stored: bool = False) -> None:
+    """Every tensor of this layout, from what another world captured; ``stored``: from its checkpoint."""
     objects, describer = build(name)
     expected = describer.describe(objects)
     values = {
         tensor.name: held(memory) for tensor, memory in zip(expected.state.tensors, expected.tensors, strict=True)
     }  # fmt: skip
     spoil(objects)
-    old, source = open_world(folder, lost)
-    compare_replicas(old.world, source, 1, RANK, WORLD)
+    old, source = open_stored(folder) if stored else open_world(folder, lost)
+    compare_replicas(old.world, source, old.lanes, RANK, WORLD)
     source.asked.clear()
     restoring = Restoring(old, describer, RANK, WORLD)
     restoring.restore(objects, objects)
@@ -183,6 +198,17 @@ def check_dcp(folder: Path) -> None:
     ]
 
 
+def attempt(source: Path, name: str, lost: frozenset[int], *, stored: bool = False) -> int:
+    """How often it went wrong."""
+    try:
+        restore(source, name, lost, stored=stored)
+    except (AssertionError, FtrainError):
+        place = "storage" if stored else f"memory without {set(lost)}"
+        print(f"{source.name} -> {name}-{WORLD} from {place}", traceback.format_exc(), flush=True)
+        return 1
+    return 0
+
+
 def main(action: str, folder: Path) -> int:
     names = OF_WORLD[WORLD]
     if action == "capture":
@@ -190,14 +216,11 @@ def main(action: str, folder: Path) -> int:
             capture(folder, name)
         return 0
     wrong = 0
-    for source in sorted(folder.glob("*-*")):
+    for number, source in enumerate(sorted(folder.glob("*-*"))):
         for name in names:
             for lost in (frozenset[int](), frozenset({0})) if name == names[0] else (frozenset({1}),):
-                try:
-                    restore(source, name, lost)
-                except (AssertionError, FtrainError):
-                    wrong += 1
-                    print(f"{source.name} -> {name}-{WORLD}, lost {set(lost)}", traceback.format_exc(), flush=True)
+                wrong += attempt(source, name, lost)
+        wrong += attempt(source, names[number % len(names)], frozenset(), stored=True)
     if WORLD == 3:
         check_dcp(folder / "fsdp_tp-4")
     return wrong

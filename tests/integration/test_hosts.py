@@ -87,7 +87,7 @@ def test_a_host_has_a_name_an_address_processes_and_folders_of_its_own(lab: Lab)
     assert any("read line" in command for command in lab.processes(1).values())
     assert not any("read line" in command for command in lab.processes(3).values())
     reader.send_signal(signal.SIGTERM)
-    reader.communicate(timeout=5)
+    reader.communicate(timeout=30)
     assert reader.returncode == -signal.SIGTERM
 
 

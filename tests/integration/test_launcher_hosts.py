@@ -23,7 +23,7 @@ out = Path(sys.argv[1])
 while not (out / "end").exists():
     time.sleep(0.02)
 """
-WAIT_SECONDS = 90.0
+WAIT_SECONDS = 180.0
 Launch = Callable[..., "Launcher"]
 
 
@@ -80,7 +80,7 @@ def free_port() -> int:
 def flags() -> tuple[str, ...]:
     """Two hosts, with a port that is free."""
     port = free_port()
-    return ("--nnodes", "2", "--controller", f"127.0.0.1:{port}", "--join-timeout-seconds", "30")
+    return ("--nnodes", "2", "--controller", f"127.0.0.1:{port}", "--join-timeout-seconds", str(WAIT_SECONDS))
 
 
 @pytest.fixture

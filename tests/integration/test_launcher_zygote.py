@@ -116,7 +116,7 @@ if __name__ == "__main__":
         queue = context.Queue()
         child = context.Process(target=work, args=(queue,))
         child.start()
-        assert queue.get(timeout=20) == child.pid
+        assert queue.get(timeout=60) == child.pid
         child.join()
         assert child.exitcode == 0, method
 """

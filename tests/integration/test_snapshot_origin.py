@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+from certificates import make_certificates
 from old_worlds import Elastic
 from snapshot_nodes import Node, cluster_root, content, wait_until
 
@@ -80,7 +81,7 @@ def test_four_nodes_read_what_three_had_captured_and_the_newcomer_has_nothing_of
     snapshot = first_snapshot(cluster)
     old = cluster.world
     cluster.reform([*cluster.nodes, newcomer(cluster)], snapshot, old)
-    assert cluster.positions.get(cluster.nodes[3].name) is None
+    assert cluster.nodes[3].name not in {peer.node for peer in cluster.origin.holders}
     for node in cluster.nodes:
         assert cluster.check_origin(node, SIZE) > 0
     cluster.reserve(SIZE * 3 // 4)
@@ -164,6 +165,87 @@ def test_a_holder_that_is_killed_while_it_is_read_is_done_without(elastic):
     cluster.resume(victim)  # and it serves again, what it had and what it is asked for
     wait_until(lambda: log_of(reader).count("event=origin_linked position=2") == 2)
     assert cluster.check_origin(victim, size) > 0
+
+
+def test_with_parity_2_one_is_lost_before_and_another_one_while_it_is_read(elastic):
+    """Five nodes; the three that are left read all, and go on from the same origin."""
+    size = 20_000_000
+    cluster = elastic(5, parity=2)
+    cluster.reserve(size)
+    snapshot = cluster.snapshot(5, size)
+    cluster.wait_protected(5)
+    old, victim = cluster.world, cluster.nodes[2]
+    old.nodes[0].lose()
+    cluster.reform(old.nodes[1:], snapshot, old)
+    into = [bytearray(size - 100 * position) for position in range(5)]
+    reader = cluster.nodes[3]
+    with DaemonClient(reader.dir, role="worker") as client:
+        client.units(snapshot)
+        wanted = [Wanted(position, 0, 0, memoryview(into[position])) for position in (2, 0, 1, 3, 4)]
+        reading = threading.Thread(target=client.read_many, args=(snapshot, wanted))
+        reading.start()
+        wait_until(lambda: any(into[2][:4]), every_seconds=0)
+        victim.lose()
+        reading.join(60)
+    assert "event=origin_lost position=2" in log_of(reader)
+    assert [bytes(data) == content(5, position, 0, size) for position, data in enumerate(into)] == [True] * 5
+    left = [node for node in cluster.nodes if node is not victim]
+    cluster.nodes = left
+    cluster.reform(left, snapshot, old)
+    for node in left:
+        assert cluster.check_origin(node, size) > 0
+
+
+def test_holders_are_read_over_tls(elastic, tmp_path):
+    cluster = elastic(4, flags=make_certificates(tmp_path).arguments())
+    snapshot = first_snapshot(cluster)
+    old = cluster.world
+    old.nodes[1].lose()
+    left = [node for node in old.nodes if node is not old.nodes[1]]
+    cluster.nodes = left
+    cluster.reform([*left, newcomer(cluster)], snapshot, old)
+    for node in (cluster.nodes[0], cluster.nodes[3]):
+        assert cluster.check_origin(node, SIZE) > 0
+
+
+def test_an_older_snapshot_is_kept_for_the_case_that_the_origin_is_doubtful(elastic):
+    cluster = elastic(4)
+    older = first_snapshot(cluster, 5)
+    newer = cluster.snapshot(6, SIZE)
+    cluster.wait_protected(6)
+    old = cluster.world
+    old.nodes[1].lose()
+    left = [node for node in old.nodes if node is not old.nodes[1]]
+    cluster.nodes = left
+    cluster.reform(left, newer, old, older=older)
+    assert cluster.check_origin(left[0], SIZE) > 0
+    assert [held.position for held in cluster.held(older).values()] == [0, 2, 3]
+    cluster.reform(left, older, old)
+    for node in left:
+        assert cluster.check_origin(node, SIZE) > 0
+    assert not cluster.held(newer)
+    cluster.reserve(SIZE)
+    again = cluster.snapshot(6, SIZE)
+    cluster.wait_protected(6)
+    cluster.wait_let_go(older)
+    cluster.check(again, SIZE)
+
+
+def test_an_older_snapshot_gives_way_where_it_must(elastic):
+    """With both kept, snapshots of the new world go on in the third slot, and then all is let go."""
+    cluster = elastic(3)
+    older = first_snapshot(cluster, 5)
+    newer = cluster.snapshot(6, SIZE)
+    cluster.wait_protected(6)
+    cluster.reform(cluster.nodes[:2], newer, cluster.world, older=older)
+    cluster.reserve(SIZE)
+    cluster.snapshot(7, SIZE)
+    cluster.wait_protected(7)
+    cluster.wait_let_go(newer)
+    cluster.wait_let_go(older)
+    for version in (8, 9):
+        cluster.snapshot(version, SIZE)
+        cluster.wait_protected(version)
 
 
 def test_a_world_that_captured_nothing_is_followed_by_another_from_the_same_origin(elastic):

@@ -2,7 +2,8 @@
 
 Each rank appends a line a step: the step, the global loss to the last bit, and which samples it trained on. At the end
 it writes the hash of its parameters. ``--pace`` makes steps last, so that there is time for nodes to come and go, until
-there is a file ``quick`` in the output folder.
+there is a file ``quick`` in the output folder. Beside the model there is a table that nobody trains, said to be the
+same on all ranks; with ``--flip-after`` a bit of rank 2's flips after that step, once.
 """
 
 import argparse
@@ -27,6 +28,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--pace", type=float, default=0.0, help="seconds that a step takes at least")
+    parser.add_argument("--flip-after", type=int, default=-1, help="a bit of rank 2's table flips after this step")
     add_argument(parser)
     return parser.parse_args()
 
@@ -44,7 +46,9 @@ def train(ctx: ftrain.Context) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     sampler = ftrain.ElasticSampler(SAMPLES, global_batch=BATCH, micro_batch=MICRO, seed=0)
     loader = DataLoader(data, batch_sampler=sampler)
-    ctx.track(model=model, optimizer=optimizer, sampler=sampler)
+    table = nn.Embedding(8, 4)
+    ctx.layout({"table.*": "replicate"})
+    ctx.track(model=model, optimizer=optimizer, sampler=sampler, table=table)
     with (options.out / f"rank-{ctx.rank}.jsonl").open("a", buffering=1) as log:
         for step in ctx.steps(options.steps):
             hold(options, step)
@@ -58,6 +62,8 @@ def train(ctx: ftrain.Context) -> None:
                 seen += list(micro.indices)
             optimizer.step()
             optimizer.zero_grad()
+            if (ctx.rank, ctx.generation, step) == (2, 1, options.flip_after):
+                table.weight.data.view(torch.int32).view(-1)[5] ^= 1
             total = float(ctx.global_loss())
             line = {"generation": ctx.generation, "step": step, "loss": total.hex(), "seen": seen}
             log.write(json.dumps(line) + "\n")

@@ -4,7 +4,7 @@ import argparse
 import time
 from pathlib import Path
 
-HOLD_SECONDS_MAX = 120.0
+HOLD_SECONDS_MAX = 400.0
 
 
 def add_argument(parser: argparse.ArgumentParser) -> None:

@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 import ftrain
 
 SAMPLES = 96
-GATE_TIMEOUT_SECONDS = 30.0
+GATE_TIMEOUT_SECONDS = 120.0
 
 
 class Net(nn.Module):

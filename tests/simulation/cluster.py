@@ -37,6 +37,7 @@ from ftrain_launcher.events import (
 from ftrain_launcher.journal import Entry, decode, encode, rebuild
 from ftrain_launcher.membership import NodeState
 from ftrain_launcher.messages import Form, FromAgent, Join, NodeGone, ReapNode, StartNode, ToAgent, WriteDurable
+from ftrain_snapshot.messages import SnapshotId
 
 
 class Line:
@@ -337,6 +338,8 @@ class Cluster:
         self.shell = Shell(self)
         self.engine = Engine(self)
         self.trainings: dict[int, Training] = {}
+        self.doubtful: set[SnapshotId] = set()
+        """What cannot be certified, if another world is to start from it."""
         self._ports = 0
 
     def new_port(self) -> int:

@@ -50,7 +50,7 @@ class ElasticCheckers(Checkers):
             self._positions = list(coordinator.positions)
 
     def too_much_is_damaged(self) -> bool:
-        return not self.cluster.plan.gentle
+        return not self.cluster.plan.gentle or bool(self.cluster.doubtful)
 
     def is_whole(self) -> bool:
         """All run, and have protected something since they were formed."""
@@ -84,8 +84,13 @@ class ElasticCheckers(Checkers):
     def _check_lost(self, message: str) -> None:
         nodes = self.cluster.coordinator.nodes
         left = [n for n in self._positions if n is not None and nodes[n].state is not NodeState.LOST]
-        found = self._decodable(self.cluster.machines[name] for name in left)
+        found = {s for s in self._decodable(self.cluster.machines[n] for n in left) if not self._is_doubted(s)}
         assert not found, f"{max(found)} is there, and the job gave up: {message}"
+
+    def _is_doubted(self, snapshot: SnapshotId) -> bool:
+        """It could not be certified, as the coordinator was told."""
+        demotions = self.cluster.coordinator._history.demotions
+        return any(each.doubtful and each.concerns(snapshot) for each in demotions)
 
     def _at_formation(self, coordinator: Coordinator) -> None:
         config, form = self.cluster.config, coordinator._formed.form
@@ -102,11 +107,13 @@ class ElasticCheckers(Checkers):
         start = coordinator.restore
         assert start is not None or not self._ever_protected, "the job began anew after a snapshot was protected"
         if start is not None:
+            assert not self._is_doubted(start), f"{start} could not be certified"
             self._check_start(form, start, members)
         if self.cluster.plan.protection_ends_with_stop:
-            newer = [s for s in self._decodable(members) if start is None or s > start]
+            newer = [s for s in self._decodable(members) if (start is None or s > start) and not self._is_doubted(s)]
             assert not newer, f"{max(newer)} is complete and newer than {start}"
-        self._check_steps_lost(coordinator, start)
+        if not self.cluster.doubtful:  # What is doubtful is done again.
+            self._check_steps_lost(coordinator, start)
 
     def _check_start(self, form: Form, start: SnapshotId, members: list[Machine]) -> None:
         captured = self._form_of(start)

@@ -15,7 +15,7 @@ from simulation.machines import Machine, Worker
 
 from ftrain_launcher.detect.verdict import Kind, Link, Verdict
 from ftrain_launcher.events import CordonNode, Diagnosed, JobConfig, Leave, UncordonNode
-from ftrain_launcher.messages import Durable, Form, Stop, ToAgent, Trouble, Work
+from ftrain_launcher.messages import Durable, FlushJob, Form, HostLeaves, Stop, ToAgent, Trouble, Work
 
 if TYPE_CHECKING:
     from simulation.cluster import Cluster
@@ -44,6 +44,7 @@ KINDS = (
 )
 VERDICTS = ("hang", "hang", "communication hang", "link", "mismatch", "late mismatch", "slow", "guess", "divergence")
 OPERATORS = ("cordon", "cordon now", "drain", "drain", "uncordon", "uncordon by force")
+FLUSH_SECONDS = 60.0
 _LOSE_A_NODE = ("kill node", "kill two nodes", "kill agent for long", "do not stop in time")
 
 
@@ -252,6 +253,8 @@ class Faults:
                 machine.writer.end("killed")
             case "hang writer" if machine := _one([m for m in members if m.writer is not None], victim):
                 machine.writer.hangs = True
+            case "flip" if held := {s for m in members for s in m.memory}:
+                cluster.doubtful.add(max(held))
             case "do not start store":
                 self._store_fails = max(self._store_fails, 0) + 1
             case "do not form":
@@ -262,6 +265,13 @@ class Faults:
                 return self._diagnose(kind, _one(workers, victim))
             case _ if kind in OPERATORS:
                 return self._operate(kind, _one(alive, victim))
+            case "flush" if not cluster.shell.up:  # the launcher says it again
+                self._plan(Fault(0.5, kind, victim))
+                return False
+            case "flush":
+                cluster.shell.submit(FlushJob("flush", FLUSH_SECONDS))
+            case "host leaves" if (machine := _one(alive, victim)) and cluster.shell.up:
+                cluster.shell.submit(HostLeaves(machine.name, "it is switched off"))
             case "do not start node":
                 self._node_starts = ["fails" if victim < 0.5 else "never comes"]
             case _:

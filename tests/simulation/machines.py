@@ -23,6 +23,7 @@ from ftrain_launcher.messages import (
     Held,
     Hold,
     Join,
+    PinDurable,
     RankRestored,
     RankState,
     RankStepped,
@@ -242,6 +243,8 @@ class Agent:
                     self._halt(word)
                 case WriteDurable() as message:
                     self._write(message)
+                case PinDurable(generation, version):
+                    self._pin(generation, version)
                 case Unpin(snapshot):
                     self._unpin(snapshot)
                 case Shutdown():
@@ -327,6 +330,11 @@ class Agent:
             machine.stop_writer()  # That nobody waits for it any more was not heard.
         self.cluster.checkers.writes()
         machine.writer = self.cluster.new_writer(machine, message)
+
+    def _pin(self, generation: int, version: int) -> None:
+        machine = self.machine
+        if machine.form is not None and machine.generation == generation and machine.daemon_up:
+            self.cluster.training_of(machine.form).pin.ask(version)
 
     def _unpin(self, snapshot: SnapshotId) -> None:
         machine = self.machine

@@ -25,7 +25,7 @@ from ftrain_launcher.detect.records import (
     RankRecord,
     RankStep,
 )
-from ftrain_launcher.rings.step_log import spread
+from ftrain_launcher.rings.step_log import spread, spread_throttled
 
 
 class Compute(NamedTuple):
@@ -106,9 +106,12 @@ class Faults:
     """Factor by group."""
     extra: dict[int, dict[int, float]] = field(default_factory=dict)
     """Seconds by step and rank: evaluation, checkpoint."""
+    quota: dict[int, float] = field(default_factory=dict)
+    """Of each `QUOTA_PERIOD_SECONDS`, the share for which this rank may compute."""
 
 
 TRANSFER_SECONDS = 0.002
+QUOTA_PERIOD_SECONDS = 0.1
 STEPS_A_REPORT = 10
 """Over so many it is spread what a rank was starved."""
 ALL = "world"
@@ -177,6 +180,9 @@ class _Rank:
         self.started: list[tuple[str, int]] = []
         """Collectives that run beside the computation: group, number."""
         self.starved = 0.0
+        self.throttled = 0.0
+        self.spent = (0, 0.0)
+        """The period of the quota in which it computed last, and for how long."""
         self.kept = 0.0
         """From computing, in this step."""
         self.pending: int | None = None
@@ -200,6 +206,7 @@ class Player:
         self._dice = random.Random(seed)
         self._ranks = [_Rank() for _ in shape.programs]
         self._moves = 0
+        self._quotas: dict[int, float] = {}
         self._busy: dict[str, int] = {}
         self._starving, self._starving_steps = 0, 0
         """Which rank, and for how many more steps."""
@@ -218,22 +225,24 @@ class Player:
 
     def steps(self, count: int) -> Iterator[list[NodeReport]]:
         """Each step as one report a node."""
-        at_once = STEPS_A_REPORT if self.noise.starving or self.noise.crowded else 1
+        at_once = STEPS_A_REPORT if self.noise.starving or self.noise.crowded or self.faults.quota else 1
         for first in range(0, count, at_once):
             played = [self._play(number) for number in range(first, min(count, first + at_once))]
-            shares = [spread([step[rank] for step in played], self._starved(rank)) for rank in range(len(self._ranks))]
+            shares = [self._shared(rank, [step[rank] for step in played]) for rank in range(len(self._ranks))]
             for number, steps in enumerate(zip(*shares, strict=True), first):
                 yield self._reports(number, dict(enumerate(steps)))
 
-    def _starved(self, rank: int) -> float:
+    def _shared(self, rank: int, steps: list[RankStep]) -> list[RankStep]:
         state = self._ranks[rank]
-        starved, state.starved = state.starved, 0.0
-        return starved
+        starved, throttled = state.starved, state.throttled
+        state.starved = state.throttled = 0.0
+        return spread_throttled(spread(steps, starved), throttled if self.noise.told else 0.0)
 
     def _play(self, number: int) -> dict[int, RankStep]:
         for rank in self._ranks:
             rank.at, rank.begun, rank.intervals, rank.waited, rank.kept = 0, rank.clock, [], 0.0, 0.0
         factors = self._factors(number)
+        self._quotas = self.faults.quota if self.faults.slow_from <= number < self.faults.slow_until else {}
         done: dict[int, RankStep] = {}
         waiting = list(range(len(self._ranks)))
         while waiting:
@@ -294,7 +303,7 @@ class Player:
             item = program[state.at]
             match item:
                 case Compute(seconds):
-                    state.clock += seconds * factor * self._dice.lognormvariate(0.0, self.noise.spread)
+                    self._compute(rank, seconds * factor * self._dice.lognormvariate(0.0, self.noise.spread))
                 case Reduce(group, size):
                     if not self._collective(rank, group, size):
                         return False
@@ -316,6 +325,23 @@ class Player:
             state.at += 1
             self._moves += 1
         return True
+
+    def _compute(self, rank: int, seconds: float) -> None:
+        """As far as its quota allows in this period, then in the next ones."""
+        state, share = self._ranks[rank], self._quotas.get(rank)
+        while share is not None and seconds > 0.0:
+            period = int(state.clock / QUOTA_PERIOD_SECONDS + 1e-9)
+            end = (period + 1) * QUOTA_PERIOD_SECONDS
+            spent = state.spent[1] if state.spent[0] == period else 0.0
+            now = min(seconds, share * QUOTA_PERIOD_SECONDS - spent, end - state.clock)
+            state.clock += now
+            state.spent = period, spent + now
+            seconds -= now
+            if seconds > 0.0:
+                state.throttled += end - state.clock
+                state.kept += end - state.clock
+                state.clock = end
+        state.clock += seconds
 
     def _enter(self, rank: int, group: str) -> int:
         state = self._ranks[rank]

@@ -155,6 +155,34 @@ def test_a_slow_rank_is_named_where_ranks_share_too_few_processors(name: str) ->
     assert not named
 
 
+QUOTAS = {"steps of 10 ms": (0.01, 0.4), "steps of 25 ms": (0.025, 0.6), "steps of 60 ms": (0.06, 0.6)}
+
+
+@pytest.mark.parametrize("name", QUOTAS)
+@pytest.mark.parametrize("seed", SEEDS[:5])
+def test_a_rank_under_a_quota_is_named_within_20_steps_though_it_is_held_back_in_bursts(name: str, seed: int) -> None:
+    """A tenth of a second at a time: most short steps are as quick as ever."""
+    seconds, share = QUOTAS[name]
+    shape = data_parallel(4, seconds=seconds)
+    faults = Faults(quota={1: share}, slow_from=20)
+    named, _, _ = watch(shape, seed, 60, faults)
+    assert set(named) == {1}
+    assert 20 <= named[1][0] < 40
+
+
+def test_where_all_are_under_the_same_quota_nobody_is_slow() -> None:
+    shape = data_parallel(4, seconds=0.025)
+    named, _, asked = watch(shape, 8, 400, Faults(quota=dict.fromkeys(range(4), 0.6)))
+    assert not named
+    assert asked == 0
+
+
+def test_bursts_of_which_the_kernel_does_not_tell_are_stalls_that_may_happen_to_anybody() -> None:
+    shape = data_parallel(4, seconds=0.01)
+    named, _, _ = watch(shape, 8, 80, Faults(quota={1: 0.5}, slow_from=20), Noise(told=False))
+    assert not named
+
+
 def test_a_rank_that_prints_between_buckets_is_not_slow() -> None:
     """Three hundredths more, seen in each of twenty buckets, are not sixty."""
     named, _, _ = watch(data_parallel(4, 20, beside=True), 9, 200, Faults(slow={0: 1.03}))

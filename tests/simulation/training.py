@@ -76,7 +76,7 @@ class Training:
     def _may_keep(self, machine: Machine, snapshot: SnapshotId) -> bool:
         """What is newer than the start is not, and of other worlds nothing but the start."""
         if self.form.origin is not None:
-            return snapshot == self.base
+            return snapshot in self._of_another_world()
         return self.base is not None and snapshot <= self.base and machine.share_of[snapshot] == machine.position
 
     def _origin_is_there(self) -> bool:
@@ -89,9 +89,12 @@ class Training:
         return decodable(memories, origin.snapshot, origin.groups, origin.parity)
 
     def _drop_origin(self) -> None:
-        if self.form.origin is not None:
-            for machine in self.machines.values():
-                machine.memory.pop(self.form.origin.snapshot, None)
+        for machine in self.machines.values():
+            for snapshot in self._of_another_world() & machine.memory.keys():
+                del machine.memory[snapshot]
+
+    def _of_another_world(self) -> set[SnapshotId]:
+        return {origin.snapshot for origin in (self.form.origin, self.form.older) if origin is not None}
 
     def _repair(self, machine: Machine) -> None:
         assert self.restore is not None
@@ -135,6 +138,9 @@ class Training:
             return
         if not self._origin_is_there():
             self.world.after(0.3, self._give_up_restoring, machine)
+            return
+        if self.form.origin is not None and self.base in self.cluster.doubtful:
+            machine.tell(Trouble(machine.name, self.generation, "not_certified", "replicas differ"), ("trouble",))
             return
         worker.step = self.start_version
         worker.restored = RankRestored(machine.name, self.generation, worker.rank, worker.step, self.world.now)
@@ -235,8 +241,7 @@ class Training:
 
     def _newest_protected(self) -> SnapshotId | None:
         whole = ({s for s, held in m.memory.items() if held == [True, True]} for m in self.machines.values())
-        old = {self.base} if self.form.origin is not None else set()
-        return max(set.intersection(*whole) - old, default=None)
+        return max(set.intersection(*whole) - self._of_another_world(), default=None)
 
     def _seal(self, position: int, snapshot: SnapshotId) -> None:
         machine = self.machines[position]

@@ -39,7 +39,7 @@ def cut(matrix: Matrix, *pairs: tuple[int, int]) -> Matrix:
     found = {}
     for (a, b), figure in matrix.items():
         if (a, b) in pairs or (b, a) in pairs:
-            figure = LinkFigure(b, failure="timeout", heard_seconds=None if (b, a) in pairs else 0.1)
+            figure = LinkFigure(b, failure="timeout", heard=(b, a) not in pairs)
         found[a, b] = figure
     return found
 
@@ -123,6 +123,32 @@ def test_a_link_that_is_cut_both_ways() -> None:
     verdict = judge(cut(figures(), (0, 3), (3, 0)), hangs=True)
     assert verdict is not None
     assert verdict.links == (Link(0, 3), Link(3, 0))
+
+
+def test_the_newest_round_tells_the_direction() -> None:
+    """What was heard in the first may have come in before the cut."""
+    first = {p: msgspec.structs.replace(f, heard=bool(f.failure)) for p, f in cut(figures(), (0, 3)).items()}
+    verdict = judge(best_of([first, cut(figures(), (0, 3))]), hangs=True)
+    assert verdict is not None
+    assert verdict.links == (Link(0, 3),)
+
+
+def test_of_beacons_that_pass_both_ways_none_is_cleared_where_nothing_else_does() -> None:
+    matrix = {
+        p: LinkFigure(p[1], failure="timeout", heard=True) if set(p) == {0, 3} else f for p, f in figures().items()
+    }
+    verdict = judge(matrix, hangs=True)
+    assert verdict is not None
+    assert verdict.links == (Link(0, 3), Link(3, 0))
+
+
+def test_what_is_too_large_for_a_link_is_lost_on_the_way_there_though_beacons_pass() -> None:
+    """Small frames are answered, so both sides are heard; bursts get through one way only."""
+    matrix = {p: msgspec.structs.replace(f, heard=True) for p, f in figures().items()}
+    matrix[0, 3] = LinkFigure(3, 0.0003, 0.0003, failure="it answers, but 64 KiB did not get through", heard=True)
+    verdict = judge(matrix, hangs=True)
+    assert verdict is not None
+    assert verdict.links == (Link(0, 3),)
 
 
 def test_a_node_that_is_cut_off_answers_nobody_and_is_not_asked() -> None:

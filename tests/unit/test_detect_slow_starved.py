@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from ftrain_launcher.detect.pace import Pace
+from ftrain_launcher.detect.quotas import Quotas
 from ftrain_launcher.detect.records import (
     Collectives,
     CollectivesStep,
@@ -16,7 +17,7 @@ from ftrain_launcher.detect.records import (
     RankStep,
 )
 from ftrain_launcher.detect.verdict import Verdict
-from ftrain_launcher.rings.step_log import spread
+from ftrain_launcher.rings.step_log import spread, spread_throttled
 
 WORLD = Communicator("world", (0, 1, 2, 3))
 STEP_SECONDS = 0.02
@@ -82,3 +83,38 @@ def test_what_a_report_tells_is_spread_over_the_steps_that_were_on_no_processor(
     assert [step.starved_seconds for step in spread(steps, 1.0)] == pytest.approx([0.02, 0.06])
     assert [step.starved_seconds for step in spread(steps, 0.0)] == [0.0, 0.0]
     assert spread([], 1.0) == []
+
+
+def test_a_quota_held_back_the_longest_steps_the_most() -> None:
+    steps = [RankStep(0, number, 0.1, own) for number, own in enumerate((0.02, 0.03, 0.07))]
+    told = {
+        0.03: [0.0, 0.005, 0.025],
+        0.06: [0.0, 0.01, 0.05],
+        0.09: [0.01, 0.02, 0.06],
+        9.0: [0.02, 0.03, 0.07],
+    }
+    for seconds, held_back in told.items():
+        assert [step.throttled_seconds for step in spread_throttled(steps, seconds)] == pytest.approx(held_back)
+    assert spread_throttled(steps, 0.0) == steps
+    assert spread_throttled(steps[:1], 0.01)[0].throttled_seconds == 0.01
+    assert spread_throttled([], 1.0) == []
+
+
+def levelled(*throttled: float, steps: int = 60) -> list[float]:
+    """What ranks' own times count at last, that take 20 ms and are held back for so long in every fourth step."""
+    quotas = Quotas()
+    for number in range(steps):
+        bursts = [seconds if number % 4 == 3 else 0.0 for seconds in throttled]
+        taken = {
+            rank: RankStep(rank, number, 0.1, 0.02 + burst, throttled_seconds=burst)
+            for rank, burst in enumerate(bursts)
+        }
+        found = quotas.level(taken)
+    return list(found.values())
+
+
+def test_what_a_quota_holds_back_in_bursts_counts_evenly_where_the_others_are_not_held_back() -> None:
+    assert levelled(0.0, 0.04, 0.0) == [0.02, pytest.approx(0.03, rel=0.1), 0.02]
+    assert levelled(0.0, 0.04) == [0.02, pytest.approx(0.03, rel=0.1)]
+    assert levelled(0.04, 0.04, 0.04, 0.06) == [0.06, 0.06, 0.06, 0.08]
+    assert levelled(0.0, 0.0) == [0.02, 0.02]

@@ -39,7 +39,7 @@ SOUND = NodeFigures(
 FAST = LinkFigure(0, 3e-4, 2e-4, 900e6)
 SLOW = LinkFigure(0, 3e-4, 2e-4, 20e6)
 LATE = LinkFigure(0, 0.03, 0.03, 900e6)
-CUT = LinkFigure(0, failure="no answer within 1 s", heard_seconds=0.5)
+CUT = LinkFigure(0, failure="no answer within 1 s", heard=True)
 
 
 def but(**changes: object) -> NodeFigures:

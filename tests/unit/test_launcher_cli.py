@@ -79,6 +79,14 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--heartbeat-timeout-seconds", "0"], "--heartbeat-timeout-seconds must be more than 0"),
         (["--join-timeout-seconds", "inf"], "--join-timeout-seconds must be more than 0"),
         (["--controller", "here"], "give HOST:PORT"),
+        (["--controller-candidates", "a,b"], "emulated nodes have one host; it is for --nnodes"),
+        (["--nnodes", "2", "--controller-candidates", "a"], "give two hosts or more"),
+        (["--nnodes", "2", "--controller-candidates", "a,a:29400"], "each once"),
+        (["--nnodes", "2", "--controller-candidates", "a:b,c"], "give HOST:PORT"),
+        (
+            ["--nnodes", "2", "--controller", "a:1", "--controller-candidates", "a,b"],
+            "leave out --controller a:1; the job begins on the first candidate",
+        ),
         (["--arena-dir", "/nowhere"], "/nowhere"),
     ],
 )

@@ -10,13 +10,26 @@ from ftrain.link import Certified
 from ftrain_launcher.events import JobConfig, Progress, Tick
 from ftrain_launcher.growth import GROW_AFTER_SECONDS
 from ftrain_launcher.membership import Phase
-from ftrain_launcher.messages import Durable, DurableSearch, Form, Held, RankHalted, StateCertified, Stop, Stopped
-from ftrain_launcher.policy import EXIT_LOST
+from ftrain_launcher.messages import (
+    ArenaShort,
+    Durable,
+    DurableSearch,
+    Form,
+    Held,
+    RankHalted,
+    StateCertified,
+    Stop,
+    Stopped,
+    Trouble,
+)
+from ftrain_launcher.policy import EXIT_LOST, EXIT_USAGE
 from ftrain_launcher.recruiting import LAST_CALL_SECONDS
 from ftrain_launcher.worlds import Worlds, is_same, place
 from ftrain_snapshot.errors import PlacementImpossible
 from ftrain_snapshot.messages import Holding, Inventory
 from ftrain_snapshot.storage import DurableId
+
+CERTIFIED = Certified(version=7, ranks=8, tensors=3, compared_bytes=9, counters=1, samplers={}, samples={}, seconds=0.1)
 
 
 def elastic(least: int = 2, most: int = 4, *, parity: int = 1, hosts: bool = False, **more: object) -> JobConfig:
@@ -142,11 +155,8 @@ def test_a_node_that_comes_is_taken_in_at_the_end_of_a_step() -> None:
     assert (form.position, form.origin.position, form.origin.snapshot, form.origin.nodes) == (3, -1, snapshot(7, 2), 3)
     grown = job.coordinator.incidents[-1]
     assert (grown.cause.kind, grown.steps_lost) == ("grown", 0)
-    certificate = Certified(
-        version=7, ranks=8, tensors=3, compared_bytes=9, counters=1, samplers={}, samples={}, seconds=0.1
-    )
-    job.tell(StateCertified("node-0", 3, certificate))
-    assert grown.certificate == certificate
+    job.tell(StateCertified("node-0", 3, CERTIFIED))
+    assert grown.certificate == CERTIFIED
 
 
 def test_newcomers_are_taken_in_together() -> None:
@@ -178,6 +188,16 @@ def test_a_job_begins_with_the_least_after_a_last_call() -> None:
     assert sorted(form.position for form in job.forms().values()) == [0, 1]
 
 
+def test_where_memory_is_too_small_for_fewer_nodes_that_is_said() -> None:
+    job = Job(elastic())
+    running(job)
+    lose_one(job, "node-1")
+    job.tell(ArenaShort("node-2", 2, 300 << 20, 200 << 20))
+    assert job.coordinator.exit_code == EXIT_USAGE
+    assert "the snapshots need 300 MiB, 200 MiB are free" in job.coordinator.exit_message
+    assert job.coordinator.exit_message.endswith("4 nodes needed less each than 3: --nnodes could have a larger MIN")
+
+
 def test_with_too_few_nodes_for_the_parity_it_is_less_and_that_is_told_once() -> None:
     job = Job(elastic(1, 2))
     running(job)
@@ -207,17 +227,136 @@ def test_a_node_that_comes_in_time_takes_over_the_position() -> None:
     assert (form.position, form.restore, form.origin) == (1, snapshot(5), None)
 
 
-def test_a_checkpoint_of_another_number_of_ranks_is_refused_in_one_line() -> None:
-    wanted = elastic(hosts=True)
+WRITTEN = DurableId(4, "file:///c/step-00000004", 8)
+
+
+def with_storage(wanted: JobConfig) -> JobConfig:
     work = msgspec.structs.replace(wanted.work, durable=Durable(url="file:///c", every=10))
-    job = Job(msgspec.structs.replace(wanted, work=work))
+    return msgspec.structs.replace(wanted, work=work)
+
+
+def test_a_checkpoint_of_another_number_of_ranks_is_re_sharded() -> None:
+    job = Job(with_storage(elastic(hosts=True)))
     for host in ("a", "b", "c"):
         job.come(host)
     job.tell(Tick(), after=LAST_CALL_SECONDS)
     job.stop_all()
-    job.stopped("node-0", durable=DurableSearch(DurableId(4, "file:///c/step-00000004", 8)))
-    assert (job.coordinator.phase, job.coordinator.exit_code) == (Phase.ENDING, EXIT_LOST)
-    assert "was written by 8 ranks, and 3 nodes are there" in job.coordinator.exit_message
+    job.stopped("node-0", durable=DurableSearch(WRITTEN))
+    form = job.forms()["node-1"]
+    assert (form.durable_start, form.restore, form.origin) == (WRITTEN, None, None)
+    told = "generation 1: 3 nodes, 6 ranks, after step 4, re-sharded, from file:///c/step-00000004"
+    assert told in job.news
+
+
+def test_with_its_memory_gone_it_goes_on_with_fewer_nodes_from_storage() -> None:
+    job = Job(with_storage(elastic()))
+    job.gather()
+    job.stop_all()
+    job.stopped("node-0", durable=DurableSearch(WRITTEN))
+    job.step_all()
+    for node in ("node-1", "node-2"):
+        job.lose(node)
+    job.stop_all({snapshot(5, 1): WHOLE})
+    assert job.to("node-0", Stop)[-1].search_durable
+    job.stopped("node-0", durable=DurableSearch(WRITTEN))
+    form = job.forms()["node-3"]
+    assert (form.durable_start, form.origin, len(form.peers)) == (WRITTEN, None, 2)
+    [incident] = job.coordinator.incidents
+    assert incident.decision == "goes on with 2 nodes (4 ranks); state of step 4 is re-sharded"
+    assert (incident.resumed_from, incident.steps_lost) == (4, 1)
+
+
+# A state that cannot be certified.
+
+
+def refuse(job: Job) -> None:
+    """A rank of the newest generation says so, and rank 0 what it found."""
+    formed = job.coordinator.formed
+    found = msgspec.structs.replace(CERTIFIED, findings=("model.weight: replicas are not equal",))
+    job.tell(StateCertified(job.members()[0], formed, found))
+    for node in job.members():
+        job.tell(Trouble(node, formed, "not_certified", "NotCertified: model.weight: replicas are not equal"))
+
+
+def shrunk(wanted: JobConfig) -> Job:
+    """One node was lost; the rest starts from step 5, and has step 4 as well."""
+    job = Job(wanted)
+    job.gather()
+    job.stop_all()
+    if wanted.work.durable is not None:
+        job.stopped("node-0", durable=DurableSearch())
+    job.step_all()
+    job.tell(Progress(1, 5, 5))
+    job.lose("node-1")
+    answer_all(job, 4, 5)
+    return job
+
+
+def answer_all(job: Job, *versions: int) -> None:
+    """All have stopped, and hold these snapshots of generation 1."""
+    for node in job.members():
+        held = tuple(Holding(snapshot(v, slot=v % 3), int(node[-1]), *WHOLE) for v in versions)
+        generation = job.coordinator.generation
+        job.tell(Stopped(node=node, generation=generation, inventory=Inventory(held), store_port=7))
+
+
+def test_if_a_state_cannot_be_certified_the_older_one_is_taken() -> None:
+    job = shrunk(elastic())
+    form = job.forms()["node-2"]
+    assert (form.origin.snapshot.version, form.older.snapshot.version) == (5, 4)
+    assert (form.origin.position, form.older.position) == (2, 2)
+    refuse(job)
+    answer_all(job, 4, 5)
+    form = job.forms()["node-2"]
+    assert (form.generation, form.origin.snapshot.version, form.older, form.origin.position) == (3, 4, None, 2)
+    lost, refused = job.coordinator.incidents
+    assert (lost.certificate, refused.cause.kind) == (None, "not_certified")
+    assert refused.refused.findings == ("model.weight: replicas are not equal",)
+    assert (refused.doubtful, refused.resumed_from) == (5, 4)
+    assert job.news[-1].endswith("after step 4, re-sharded (that of step 5 could not be certified)")
+    job.tell(StateCertified("node-0", 3, CERTIFIED))
+    assert refused.certificate == CERTIFIED
+
+
+def test_the_same_step_captured_again_may_be_started_from() -> None:
+    job = shrunk(elastic())
+    refuse(job)
+    answer_all(job, 4, 5)
+    job.step_all()
+    job.tell(Progress(3, 5, 5))
+    job.exit(0, signal=9)
+    for position, node in enumerate(job.members()):
+        held = (Holding(snapshot(5, 3, 1), position, *WHOLE),)
+        job.tell(Stopped(node=node, generation=4, inventory=Inventory(held), store_port=7))
+    assert job.forms()["node-2"].restore == snapshot(5, 3, 1)
+
+
+def test_where_none_is_left_the_job_ends_with_one_line_and_never_begins_anew() -> None:
+    job = shrunk(elastic())
+    for left in ((4, 5), (4,)):
+        refuse(job)
+        answer_all(job, *left)
+    assert job.coordinator.exit_code == EXIT_LOST
+    assert job.coordinator.exit_message == "the state of step 4 could not be certified, and no older one is in memory."
+
+
+def test_then_what_is_older_on_storage_is_taken() -> None:
+    job = shrunk(with_storage(elastic()))
+    job.coordinator.durable.newest = 5  # of the same state
+    for left in ((4, 5), (4,)):
+        refuse(job)
+        answer_all(job, *left)
+    [*_, stop] = job.to("node-0", Stop)
+    assert (stop.search_durable, stop.search_below) == (True, 4)
+    job.stopped("node-0", durable=DurableSearch(DurableId(2, "file:///c/step-00000002", 8)))
+    assert job.forms()["node-2"].durable_start.step == 2
+    refuse(job)
+    answer_all(job)
+    [*_, stop] = job.to("node-0", Stop)
+    assert (stop.search_durable, stop.search_below) == (True, 2)
+    job.stopped("node-0", durable=DurableSearch())
+    assert job.coordinator.exit_code == EXIT_LOST
+    assert job.coordinator.exit_message.endswith("There is no complete checkpoint in file:///c.")
 
 
 def test_a_world_is_the_same_if_nobody_moved() -> None:

@@ -87,7 +87,7 @@ FROM_AGENT: list[messages.FromAgent] = [
     questions.Inspected("n", 1, (questions.Finding(3, "stopped", "", "py-spy is not installed"),)),
     questions.ClockRead("n", 1, 0.1 + 0.2),
     questions.TracePart("n", 2, TRACE),
-    questions.Probed(node="n", request=1, figures=(LinkFigure(1, 3e-4, 2e-4, 9e8, "", 0.5), LinkFigure(2))),
+    questions.Probed(node="n", request=1, figures=(LinkFigure(1, 3e-4, 2e-4, 9e8, "", True), LinkFigure(2))),
     *(
         questions.Health(node="n", request=1, answer=a)
         for a in (SOUND, Hosting(7), PairFigures(0.1, True), Failed("no"))
@@ -104,6 +104,8 @@ FORM = messages.Form(
     work=msgspec.structs.replace(config().work, durable=messages.Durable(url="s3://b/x", every=10)),
 )
 TO_AGENT: list[messages.ToAgent] = [
+    messages.Stand(3, leads=False, leader=1),
+    messages.Elect(3),
     messages.Stop(2, True),
     FORM,
     messages.Shutdown("over", 1.5),
@@ -114,6 +116,7 @@ TO_AGENT: list[messages.ToAgent] = [
     messages.HaltAfter(1, 42),
     messages.GoOn(1),
     messages.WriteDurable(snapshot(5)),
+    messages.PinDurable(1, 5),
     messages.Unpin(snapshot(5)),
     questions.ClockWanted(5),
     questions.TraceWanted(6, 20, 4096),
@@ -133,6 +136,8 @@ ENGINE: list[messages.ToEngine | messages.FromEngine] = [
     messages.Welcome(b"{}"),
     messages.NodeGone("n", "killed"),
     messages.StopJob("SIGINT", 130),
+    messages.FlushJob("SIGTERM", 60.0),
+    messages.HostLeaves("n", "its host is to be switched off"),
 ]
 EVENTS: list[events.Event] = [
     events.JobStarted(config()),
@@ -143,6 +148,7 @@ EVENTS: list[events.Event] = [
     events.Progress(1, 5, 5, snapshot(5), True),
     events.NodeChecked("n", False, "slow"),
     events.ControllerRestarted(),
+    events.ControllerRestarted(2, 5),
     events.Tick(),
 ]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ftrain_launcher.environment import worker_environment, zygote_environment
-from ftrain_launcher.node_workers import is_restore_failure
+from ftrain_launcher.node_workers import restore_trouble
 from ftrain_snapshot.errors import SnapshotIncomplete
 from ftrain_snapshot.messages import Origin, Peer, SnapshotId
 from ftrain_snapshot.storage import DurableId, StorageError
@@ -78,7 +78,11 @@ def test_a_zygote_that_imports_has_one_blas_thread_and_the_users_openmp_threads(
 
 
 def test_state_that_cannot_be_had_is_no_failure_of_the_program() -> None:
+    from ftrain.logical.errors import StateUncovered
     from ftrain.outcome import describe_failure
+    from ftrain.reshard.certificate import NotCertified
 
-    errors = (SnapshotIncomplete("too much is lost"), StorageError("no answer"), ValueError("StorageError"))
-    assert [is_restore_failure(describe_failure(error, None).error) for error in errors] == [True, True, False]
+    lost = (SnapshotIncomplete("too much is lost"), StorageError("no answer"))
+    errors = (*lost, NotCertified("replicas differ"), StateUncovered("a hole"), ValueError("StorageError"))
+    kinds = ["restore_failed", "restore_failed", "not_certified", "not_certified", None]
+    assert [restore_trouble(describe_failure(error, None).error) for error in errors] == kinds

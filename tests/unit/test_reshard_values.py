@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ftrain.errors import StateMismatch
-from ftrain.reshard.values import agreed, by_parameter, derived_rng, difference, group_settings, holds_shards
+from ftrain.reshard.values import agreed, by_parameter, derived_rng, difference, group_settings, holds
 from ftrain.rng import rng_state, set_rng_state
 from ftrain.shards import Mesh, Part, ShardSpec
 
@@ -47,8 +47,8 @@ def test_ranks_must_agree_unless_their_values_are_their_own() -> None:
 
 def test_parts_of_sharded_tensors_are_found() -> None:
     part = Part(torch.zeros(1), ShardSpec((2,), (1,), (("shard", 0),), Mesh("cpu", (2,), (0, 1), None)))
-    assert holds_shards({"a": [1, (part,)]})
-    assert not holds_shards({"a": [1, (torch.zeros(1),)]})
+    assert holds({"a": [1, (part,)]}, Part)
+    assert not holds({"a": [1, (torch.zeros(1),)]}, Part)
 
 
 def optimizer_of(lr: float, *params: int, **state: Any) -> dict[str, Any]:

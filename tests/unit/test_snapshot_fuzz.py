@@ -52,7 +52,7 @@ PEER_MESSAGES: list[w.PeerMessage] = [
     w.Drop(ID),
     w.Describe(UNIT),
     w.FetchFailed(1, "gone"),
-    w.Ping(1, "node-1"),
+    w.Ping(1),
     w.Echo(2**56),
 ]
 REQUESTS: list[m.Request] = [m.ClientHello("agent"), m.Configure(MEMBERSHIP), m.GetStatus(), m.Skip(ID)]

@@ -89,6 +89,21 @@ def test_what_cannot_be_protected_is_not_pinned_and_the_pin_gives_way_to_it() ->
     assert {kept.slot, unprotected.slot, pinned.slot} == {0, 1, 2}
 
 
+def test_a_version_that_is_asked_for_is_pinned_whatever_the_interval_once_the_pin_is_free() -> None:
+    gate = opened(5)
+    due = step(gate, 4)
+    gate.pin.ask(5)
+    asked = step(gate, 6)
+    assert gate.pin.snapshot == due
+    gate.pin.release(due)
+    gate.advance()
+    assert gate.pin.snapshot == asked
+    gate.pin.ask(6)
+    gate.pin.release(asked)
+    gate.advance()
+    assert gate.pin.snapshot is None, "it was pinned when it was asked for again"
+
+
 def test_release_of_another_snapshot_changes_nothing() -> None:
     gate = opened(1)
     pinned = step(gate, 0)

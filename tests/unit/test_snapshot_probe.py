@@ -6,11 +6,13 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from snapshot_lines import Bench, bench
+from snapshot_lines import SECRET, Bench, bench
 
+from ftrain_snapshot import probe
+from ftrain_snapshot.beacons import Beacons
 from ftrain_snapshot.errors import ProtocolError
 from ftrain_snapshot.messages import LinkFigure, Peer, Probe, Probed, Reply
-from ftrain_snapshot.probe import PIECE_BYTES, PROBERS_MAX, Probes
+from ftrain_snapshot.probe import PIECE_BYTES, Probes
 from ftrain_snapshot.probe_line import KEPT_SECONDS
 from ftrain_snapshot.tcp_counts import Segments, segments
 from ftrain_snapshot.tls import Tls
@@ -24,8 +26,9 @@ class Place:
     def __init__(self, bench: Bench, tls: Tls | None = None) -> None:
         self.bench = bench
         self.lines = bench.lines(tls=tls)
-        self.probes = Probes(bench.loop, self.lines)
         self.sock = socket.create_server(("127.0.0.1", 0))
+        self.beacons = Beacons(bench.loop, SECRET, *self.sock.getsockname())
+        self.probes = Probes(bench.loop, self.lines, self.beacons)
         self.sock.setblocking(False)
         self.silent = False
         self.pings = 0
@@ -44,13 +47,16 @@ class Place:
 
         connection.on_message = first
 
-    def measure(self, *peers: Peer, burst_bytes: int = 0, count: int = 3, bursts: int = 1) -> list[Reply]:
+    def measure(
+        self, *peers: Peer, burst_bytes: int = 0, count: int = 3, bursts: int = 1, node: str = "here"
+    ) -> list[Reply]:
         answers: list[Reply] = []
-        self.probes.measure(Probe("here", peers, count, burst_bytes, bursts=bursts), answers.append)
+        self.probes.measure(Probe(node, peers, count, burst_bytes, bursts=bursts), answers.append)
         return answers
 
     def close(self) -> None:
         self.probes.close()
+        self.beacons.close()
         self.bench.loop.forget(self.sock)
         self.sock.close()
 
@@ -79,11 +85,10 @@ def figures(line: Bench, answers: list[Reply]) -> tuple[LinkFigure, ...]:
 def test_a_link_has_its_figures(line, places):
     here, there = places
     (figure,) = figures(line, here.measure(there.peer(4), burst_bytes=3 * PIECE_BYTES))
-    assert (figure.destination, figure.failure, figure.heard_seconds) == (4, "", None)
+    assert (figure.destination, figure.failure, figure.heard) == (4, "", False)
     assert figure.rtt_seconds is not None
     assert figure.bytes_per_second is not None
     assert there.lines.usage.received_bytes[-1] == here.lines.usage.sent_bytes[-1] == 3 * PIECE_BYTES
-    assert there.probes.heard_seconds("here") == 0.0
     # The second request finds the connection of the first.
     (again,) = figures(line, here.measure(there.peer(4)))
     assert (again.failure, again.bytes_per_second) == ("", None)
@@ -132,6 +137,29 @@ def test_who_does_not_listen_or_does_not_answer_is_told_of_and_holds_up_nobody(l
     silent.close()
 
 
+def test_who_is_heard_and_does_not_answer_is_told_of_as_heard(line, places):
+    """As over a link that is cut one way: there answers nothing, and sends beacons while it measures itself."""
+    here, there = places
+    there.silent = True
+    answers = here.measure(there.peer())
+    line.until(lambda: there.pings == 1)
+    back = there.measure(Peer(0, "here", *here.sock.getsockname()), node="there")
+    line.until(lambda: here.beacons.heard_since("there", 0.0))
+    line.now += 1.1
+    (figure,) = figures(line, answers)
+    assert (figure.failure, figure.heard) == ("no answer within 1 s", True)
+    figures(line, back)
+    line.turns(5)
+    # Beacons of earlier measurements do not count.
+    line.now += 1
+    again = here.measure(there.peer())
+    line.until(lambda: there.pings == 2)
+    line.now += 1.1
+    (figure,) = figures(line, again)
+    assert (figure.failure, figure.heard) == ("no answer within 1 s", False)
+    line.turns(5)  # it hears that it was hung up
+
+
 def test_nothing_is_asked_and_answered_at_once(line, places):
     assert figures(line, places[0].measure()) == ()
 
@@ -143,16 +171,16 @@ def test_no_burst_goes_out_while_somebody_waits_for_bytes_to_be_restored(line, p
     assert (figure.failure, figure.bytes_per_second) == ("", None)
 
 
-def test_a_connection_for_probes_is_for_nothing_else_and_their_number_is_bounded(line, places):
+def test_a_connection_for_probes_is_for_nothing_else_and_their_number_is_bounded(line, places, monkeypatch):
     here, _ = places
     made = [line.pair() for _ in range(3)]
     line.until(lambda: all(end.connection.proved for pair in made for end in pair))
-    here.probes.adopt(made[0][1].connection, Ping(1, "x"))
+    monkeypatch.setattr(probe, "PROBERS_MAX", 2)
+    for _, end in made:
+        here.probes.adopt(end.connection, Ping(1))
+    assert [end.connection.closed for _, end in made] == [True, False, False]
     with pytest.raises(ProtocolError):
-        made[0][1].connection.on_message(made[0][1].connection, Drop, memoryview(b""))
-    for number in range(PROBERS_MAX + 10):
-        here.probes._echo(made[0][1].connection, Ping(number, f"node-{number}"))
-    assert len(here.probes._heard) == PROBERS_MAX
+        made[1][1].connection.on_message(made[1][1].connection, Drop, memoryview(b""))
 
 
 def test_a_connection_that_nobody_uses_is_closed(line, places):

@@ -22,6 +22,14 @@ struct Names {
   // The weak reference keeps the address from being used again, so that a group made anew is a new one.
   std::unordered_map<ProcessGroup*, std::pair<c10::weak_intrusive_ptr<ProcessGroup>, uint32_t>> groups;
   std::unordered_map<uint64_t, uint32_t> channels;
+  std::atomic<uint64_t> epoch{0};  // goes up when all are forgotten
+
+  void forget() {
+    std::lock_guard<std::mutex> lock(mutex);
+    epoch.fetch_add(1);
+    groups.clear();
+    channels.clear();
+  }
 };
 inline Names& names = *new Names();  // never destroyed: works may end after everything else
 
@@ -73,14 +81,16 @@ inline uint32_t add_communicator(Ring& ring, const GroupPtr& group) {
 inline uint32_t communicator_of(Ring& ring, const GroupPtr& group) {
   thread_local ProcessGroup* last = nullptr;
   thread_local uint32_t last_index = NONE;
-  if (group.get() == last) return last_index;
+  thread_local uint64_t last_epoch = 0;
+  const uint64_t epoch = names.epoch.load(acquire);
+  if (group.get() == last && epoch == last_epoch) return last_index;
   uint32_t index = NONE;
   {
     std::lock_guard<std::mutex> lock(names.mutex);
     if (auto found = names.groups.find(group.get()); found != names.groups.end()) index = found->second.second;
   }
   if (index == NONE) index = add_communicator(ring, group);
-  if (index != NONE) last = group.get(), last_index = index;
+  if (index != NONE) last = group.get(), last_index = index, last_epoch = epoch;
   return index;
 }
 

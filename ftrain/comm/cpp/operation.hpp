@@ -8,12 +8,19 @@ namespace ftrain {
 
 struct Operation {
   uint64_t id = 0;                            // 0: not recorded
+  Ring* ring = nullptr;                       // the one that it was entered in
   Record* recent = nullptr;                   // its second copy, if it has one
   Word *completed = nullptr, *failed = nullptr;  // null: no communicator, or no channel, to count it in
 
+  // Not in a child of the process in which it was entered, nor once that goes on with another ring.
+  bool is_recorded() const { return ring != nullptr && the_ring.load(acquire) == ring; }
+
+  void go_outside() const {
+    if (is_recorded()) ring->go_outside(now_ns());
+  }
+
   void leave(bool did_fail, bool and_go_outside = false) const {
-    Ring* ring = the_ring.load(acquire);
-    if (ring == nullptr) return;  // this is a child of the process in which it was entered
+    if (!is_recorded()) return;
     const uint64_t now = now_ns(), word = now | (did_fail ? FAILED : 0);
     ring->records[id % RECORDS_MAX].leave(id, word);
     if (recent != nullptr) recent->leave(id, word);
@@ -28,8 +35,7 @@ struct Operation {
   void leave_and_go_outside(bool did_fail) const { leave(did_fail, true); }
 
   void note_wait() const {
-    Ring* ring = the_ring.load(acquire);
-    if (ring == nullptr) return;
+    if (!is_recorded()) return;
     const uint64_t now = now_ns();
     ring->begin_stretch(now, true);
     ring->go_inside(now);
@@ -41,6 +47,7 @@ struct Operation {
 inline Operation enter(Ring& ring, Facts facts, uint64_t now, bool send, bool receive) {
   Header& header = *ring.header;
   Operation operation;
+  operation.ring = &ring;
   facts.thread = this_thread();
   facts.step = the_step.load(relaxed);
   Word* entered = nullptr;

@@ -150,7 +150,7 @@ class Wrapper final : public c10::OperatorKernel {
       }
     }
     result = IValue(WorkPtr(c10::make_intrusive<WrappedWork>(work, operation)));
-    if (Ring* ring = the_ring.load(acquire)) ring->go_outside(now_ns());  // until somebody waits for it
+    operation.go_outside();  // until somebody waits for it
   }
 
   Kernel kernel_;
@@ -206,10 +206,10 @@ void ftrain_recorder_uninstall() {
   registrations = nullptr;
 }
 
-// Records into the ring that ring.py has made, from now on. Returns 0, or an error number.
+// Records into the ring that ring.py has made, from now on. Returns 0, or an error number. Where there is one already,
+// what is under way is lost: only while no group of it is in use.
 int ftrain_recorder_open(int fd) {
   struct stat status;
-  if (the_ring.load() != nullptr) return EBUSY;
   if (fstat(fd, &status) != 0) return errno;
   void* at = mmap(nullptr, size_t(status.st_size), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd, 0);
   if (at == MAP_FAILED) return errno;
@@ -219,7 +219,9 @@ int ftrain_recorder_open(int fd) {
     return EINVAL;
   static const int handled = pthread_atfork(nullptr, nullptr, [] { the_ring.store(nullptr); });
   if (handled != 0) return handled;
-  the_ring.store(new Ring(static_cast<char*>(at)));
+  names.forget();
+  the_step.store(-1);
+  if (Ring* last = the_ring.exchange(new Ring(static_cast<char*>(at)))) last->leave_empty();
   return 0;
 }
 

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <ctime>
 
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -146,6 +147,12 @@ struct Ring {
     at = take(at, channels_recent, CHANNELS_MAX);
     at = take(at, records, RECORDS_MAX);
     members = reinterpret_cast<uint32_t*>(at);
+  }
+
+  // Gives its memory back, but not its addresses: a work that ends late may still write there, and harms nobody.
+  void leave_empty() {
+    const size_t size = reinterpret_cast<char*>(members + header->members_max) - reinterpret_cast<char*>(header);
+    mmap(header, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
   }
 
   template <typename T>

@@ -38,10 +38,9 @@ class WrappedWork final : public Work {
   bool wait(std::chrono::milliseconds timeout) override {
     operation_.note_wait();
     struct Outside {
-      ~Outside() {
-        if (Ring* ring = the_ring.load(acquire)) ring->go_outside(now_ns());
-      }
-    } outside;
+      const Operation& operation;
+      ~Outside() { operation.go_outside(); }
+    } outside{operation_};
     try {
       const bool result = work_->wait(timeout);
       leave(false);

@@ -18,6 +18,9 @@ _ARENA_FREE_BYTES_MIN = 8 * 2**20
 _NAME_LENGTH_MAX = 48
 _LABEL_LENGTH_MAX = 64
 _SECRET_BYTES_MIN = 16
+_ANSWER_SECONDS = 1.0
+_CANDIDATE_PORT = 29400
+"""Where candidates listen if nothing is said: torchrun's port for its rendezvous."""
 _SECRET_BYTES_MAX = 64 * 2**10
 _YEAR_SECONDS = 365 * 86400
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
@@ -42,6 +45,24 @@ def positive(flag: str, seconds: float) -> float:
     if not 0 < seconds < float("inf"):
         raise UsageError(f"{flag} must be more than 0, not {seconds:g}")
     return seconds
+
+
+ABORT_GRACE_SECONDS_MAX = 5.0
+"""A node that has not stopped its workers after 10 s counts as lost."""
+
+
+def abort_grace(seconds: float) -> float:
+    """How long a worker may take to leave."""
+    if positive("--abort-grace-seconds", seconds) > ABORT_GRACE_SECONDS_MAX:
+        raise UsageError(f"--abort-grace-seconds must be at most {ABORT_GRACE_SECONDS_MAX:g}, not {seconds:g}")
+    return seconds
+
+
+def in_process(wanted: bool | None, standbys: int) -> bool:
+    """Whether survivors stay; standbys are for nothing else."""
+    if wanted is False and standbys > 0:
+        raise UsageError(f"--standby {standbys} and --no-in-process: a standby takes a rank among ranks that stay")
+    return standbys > 0 if wanted is None else wanted
 
 
 def collective_timeout(seconds: float | None) -> float | None:
@@ -230,6 +251,51 @@ def controller(word: str) -> tuple[str, int]:
     if not colon or not port.isdigit() or not host or int(port) > 65535:
         raise UsageError(f"--controller {word}: give HOST:PORT")
     return host, int(port)
+
+
+def candidates(word: str | None, controller_word: str | None, *, hosts: bool) -> tuple[str, ...]:
+    """``--controller-candidates``, as HOST:PORT each; empty: there is only one."""
+    if word is None:
+        return ()
+    flag = f"--controller-candidates {word}"
+    if not hosts:
+        raise UsageError(f"{flag}: emulated nodes have one host; it is for --nnodes")
+    if controller_word is not None:
+        raise UsageError(f"{flag}: leave out --controller {controller_word}; the job begins on the first candidate")
+    places = [part if part.rpartition(":")[1] else f"{part}:{_CANDIDATE_PORT}" for part in word.split(",")]
+    if len(places) < 2 or len(set(places)) < len(places):
+        raise UsageError(f"{flag}: give two hosts or more, each once, as HOST[:PORT],HOST[:PORT]")
+    for place in places:
+        controller(place)
+    return tuple(places)
+
+
+def own_candidate(places: tuple[str, ...]) -> tuple[int, str, int] | None:
+    """Which candidate this host is, and the address to listen on; None: it is none."""
+    for number, (host, port) in enumerate(map(controller, places)):
+        address = address_if_ours(host, port)
+        if address is not None:
+            return number, address, port
+    return None
+
+
+def same_candidates(theirs: tuple[str, ...], ours: tuple[tuple[str, int], ...]) -> None:
+    """Raises UsageError unless the job has the candidates that were given here."""
+    here = ",".join(f"{host}:{port}" for host, port in ours) if len(ours) > 1 else ""
+    if ",".join(theirs) != here:
+        there = ",".join(theirs) or "none"
+        raise UsageError(f"--controller-candidates must be the same on all hosts: {here or 'none'} here, {there} there")
+
+
+def anybody_at(places: tuple[str, ...]) -> bool:
+    """Whether something listens at one of these places: the job runs, and its controller is there or stands by."""
+    for place in map(controller, places):
+        try:
+            socket.create_connection(place, _ANSWER_SECONDS).close()
+        except OSError:
+            continue
+        return True
+    return False
 
 
 def address_to_listen(host: str, port: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ftrain_launcher.commands import checks
@@ -24,11 +24,8 @@ def add_options(add: Callable[..., object]) -> None:
     add("--durable-keep", type=int, metavar="K", help=f"how many complete ones stay; default {_KEEP}")
 
 
-def durable(chosen: argparse.Namespace, ranks: Sequence[int]) -> Durable | None:
-    """What was asked for; None: nothing. ``ranks``: how many the job may have, the most first.
-
-    Raises UsageError, also where the storage does not take a file, or holds what another number of ranks wrote.
-    """
+def durable(chosen: argparse.Namespace) -> Durable | None:
+    """What was asked for; None: nothing. Raises UsageError, also where the storage does not take a file."""
     from ftrain_launcher.durable_search import search
     from ftrain_launcher.messages import Durable
 
@@ -43,11 +40,6 @@ def durable(chosen: argparse.Namespace, ranks: Sequence[int]) -> Durable | None:
     found = search(url, probe=True)
     if found.failure:
         raise UsageError(found.failure)
-    if found.newest is not None and found.newest.ranks not in (0, *ranks):
-        raise UsageError(
-            f"--durable {url}: {found.newest.path} was written by {found.newest.ranks} ranks, this job has {ranks[0]}: "
-            "resuming needs as many; to begin anew, give another URL"
-        )
     return Durable(url=url, every=chosen.durable_every or _EVERY, keep=chosen.durable_keep or _KEEP)
 
 

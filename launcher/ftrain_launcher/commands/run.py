@@ -67,6 +67,8 @@ def add_to(commands: Commands) -> None:
     )
     add("--isolate-slow", action="store_true", help="take out nodes that stay slow; else they are only told")
     add("--name", metavar="JOB", help="the job's name; default: made from the script's")
+    about = "SIGTERM is a notice, S seconds ahead: the job is flushed (docs/launching.md); else it ends the job"
+    add("--flush-seconds", type=float, metavar="S", help=about)
     add("--log-dir", type=Path, metavar="DIR", help="where worker output goes; default: the job's state folder")
     add(
         "--arena-dir",
@@ -76,11 +78,17 @@ def add_to(commands: Commands) -> None:
         help="shared memory for snapshots: a tmpfs; default /dev/shm",
     )
     add("--controller", metavar="HOST:PORT", help="where the controller listens; with --nnodes: on the host HOST")
+    about = "hosts that may run it: the first does, another if that is lost; instead of --controller"
+    add("--controller-candidates", metavar="HOST[:PORT],...", help=about)
     add("--node-rank", type=int, metavar="R", help="this host's place among several; default: in order of joining")
     add("--secret-file", type=Path, metavar="FILE", help="what all hosts know: only those that do can join")
     tls.add_options(add)
     add("--engine", choices=["local"], default="local", help="where nodes come from")
     add("-m", "--module", action="store_true", help="SCRIPT is a module's name")
+    about = "processes on each node that wait for a rank to be lost; default 0"
+    add("--standby", type=int, default=0, metavar="N", help=about)
+    about = "after a fault, survivors go on in the same processes (docs/recovery.md); default: with --standby"
+    add("--in-process", action=argparse.BooleanOptionalAction, help=about)
     add("--no-zygote", action="store_true", help="start workers by exec, not by fork from a process with torch")
     torchrun.add_options(parser)
     add("script", metavar="SCRIPT", help="the training script, or with -m the module")
@@ -92,6 +100,7 @@ def _add_waits(add: Callable[..., object]) -> None:
         ("--heartbeat-timeout-seconds", 10.0, "how long a node may be silent before it counts as away"),
         ("--agent-grace-seconds", 5.0, "how long a node that is away may take to come back"),
         ("--controller-grace-seconds", 10.0, "how long nodes wait for a controller that is away before they end"),
+        ("--abort-grace-seconds", 2.0, "with --in-process: how long a worker may take to leave before it is killed"),
         ("--join-timeout-seconds", 300.0, "how long hosts wait for the controller, and the job for hosts"),
         ("--shrink-after-seconds", 0.0, "with MIN:MAX: how long a lost node is waited for before going on with fewer"),
     ):
@@ -107,14 +116,37 @@ def run(chosen: argparse.Namespace) -> int:
     here = 1 if hosts else nodes + config.spares
     domains = checks.failure_domains(chosen.failure_domain, here)
     rank = checks.node_rank(chosen.node_rank, nodes, hosts=hosts)
+    candidates = checks.candidates(chosen.controller_candidates, chosen.controller, hosts=hosts)
+    if candidates:
+        offer = _offer(config, chosen.name, rank)
+        return _run_with(candidates, chosen, config, offer, shared_secret, domains)
     if chosen.controller is None and hosts:
         raise UsageError(f"--nnodes {chosen.nnodes}: say with --controller HOST:PORT on which host the controller runs")
     host, port = checks.controller(chosen.controller or "127.0.0.1:0")
     address = checks.address_if_ours(host, port) if hosts else checks.address_to_listen(host, port)
     offer = _offer(config, chosen.name, rank)
     if address is None:
-        return _join(chosen, offer, (host, port), shared_secret, domains)
+        return _join(chosen, offer, ((host, port),), shared_secret, domains)
     return _lead(chosen, config, offer, (address, port), shared_secret, domains)
+
+
+def _run_with(
+    candidates: tuple[str, ...],
+    chosen: argparse.Namespace,
+    config: JobConfig,
+    offer: Offer,
+    shared_secret: bytes | None,
+    domains: tuple[str, ...],
+) -> int:
+    """Several hosts may run the controller: the first one leads, unless the job goes on without it already."""
+    import msgspec
+
+    own = checks.own_candidate(candidates)
+    if own is not None and own[0] == 0 and not checks.anybody_at(candidates[1:]):
+        config = msgspec.structs.replace(config, candidates=candidates)
+        return _lead(chosen, config, offer, own[1:], shared_secret, domains)
+    places = tuple(checks.controller(place) for place in candidates)
+    return _join(chosen, offer, places, shared_secret, domains, own)
 
 
 def _config(chosen: argparse.Namespace, least: int, nodes: int, *, hosts: bool) -> JobConfig:
@@ -140,8 +172,11 @@ def _config(chosen: argparse.Namespace, least: int, nodes: int, *, hosts: bool) 
         check_replicas=checks.at_least("--check-replicas", chosen.check_replicas, 0),
         collective_timeout_seconds=checks.collective_timeout(chosen.collective_timeout),
         deterministic_reduction=chosen.deterministic_reduction,
-        durable=durable.durable(chosen, [count * workers for count in range(nodes, least - 1, -1)]),
+        durable=durable.durable(chosen),
         zygote=not chosen.no_zygote,
+        in_process=checks.in_process(chosen.in_process, chosen.standby),
+        standby=checks.at_least("--standby", chosen.standby, 0),
+        abort_grace_seconds=checks.abort_grace(chosen.abort_grace_seconds),
     )
     config = JobConfig(
         work=work,
@@ -159,6 +194,8 @@ def _config(chosen: argparse.Namespace, least: int, nodes: int, *, hosts: bool) 
         isolate_slow=chosen.isolate_slow,
     )
     checks.positive("--controller-grace-seconds", chosen.controller_grace_seconds)
+    if chosen.flush_seconds is not None:
+        checks.positive("--flush-seconds", chosen.flush_seconds)
     return config
 
 
@@ -205,6 +242,8 @@ def _lead(
     """The controller runs here: make the job's folder, run the job to its end."""
     import msgspec
 
+    from ftrain_launcher import leadership
+    from ftrain_launcher.fencing import FIRST_TERM
     from ftrain_launcher.jobs import JobFolder, JobRecord, job_secret, state_home
     from ftrain_launcher.terminal import announce
 
@@ -229,8 +268,11 @@ def _lead(
         open=config.hosts and shared_secret is None,
         failure_domains=domains,
         tls=tls.files(chosen),
+        candidate=0 if config.candidates else None,
     )
     folder = JobFolder.create(record, None if shared_secret is None else job_secret(shared_secret, salt))
+    if config.candidates:
+        leadership.write(folder, leadership.Leadership(FIRST_TERM, leads=True))
     shape = f"{config.size} nodes x {work.nproc_per_node} workers, {config.spares} spares, parity {work.parity}"
     announce(f"job {work.job}: {shape}; logs in {logs}")
     if chosen.parity is not None and chosen.parity >= config.least:
@@ -239,17 +281,21 @@ def _lead(
         announce(f"the controller listens at {place[0]}:{place[1]}; the other hosts join it there")
     if record.open:
         announce("warning: no --secret-file: whoever reaches that port can join this job, and learns its secret")
-    return _run(folder, record, offer)
+    return _run(folder, record, offer, chosen.flush_seconds)
 
 
 def _join(
     chosen: argparse.Namespace,
     offer: Offer,
-    place: tuple[str, int],
+    places: tuple[tuple[str, int], ...],
     shared_secret: bytes | None,
     domains: tuple[str, ...],
+    own: tuple[int, str, int] | None = None,
 ) -> int:
-    """The controller runs on another host: learn the job from it, run this host's part of it."""
+    """The controller runs on another host: learn the job from it, run this host's part of it.
+
+    ``own``: the number of the candidate that this host is, and where it listens.
+    """
     import msgspec
 
     from ftrain_launcher.jobs import Endpoint, JobFolder
@@ -257,8 +303,10 @@ def _join(
     from ftrain_launcher.terminal import announce
 
     tls_files = tls.files(chosen)
-    joined = ask_to_join(Endpoint(*place, None), offer, shared_secret, chosen.join_timeout_seconds)
-    theirs = joined.record
+    endpoints = [Endpoint(*place, None) for place in places]
+    joined = ask_to_join(endpoints, offer, shared_secret, chosen.join_timeout_seconds)
+    theirs, place = joined.record, joined.endpoint
+    checks.same_candidates(theirs.config.candidates, places)
     tls.check_same(theirs.tls, tls_files)
     checks.codec(theirs.config.work.codec)
     arena = checks.arena(chosen.arena_dir, f"{theirs.name}-{os.getpid()}")
@@ -270,17 +318,20 @@ def _join(
         host=joined.address,
         failure_domains=domains,
         tls=tls_files,
+        candidate=None if own is None else own[0],
     )
+    if own is not None:
+        record = msgspec.structs.replace(record, controller_host=own[1], controller_port=own[2])
     folder = JobFolder.place(record)
     logs = (chosen.log_dir or folder.path / "logs").absolute()
     work = msgspec.structs.replace(theirs.config.work, folder=os.getcwd(), log_folder=str(logs))
     record = msgspec.structs.replace(record, config=msgspec.structs.replace(theirs.config, work=work))
-    folder.join(record, joined.secret)
-    announce(f"job {theirs.name}: joined at {place[0]}:{place[1]} from {joined.address}; logs in {logs}")
-    return _run(folder, record, offer)
+    folder.join(record, joined.secret, joined.endpoint)
+    announce(f"job {theirs.name}: joined at {place.host}:{place.port} from {joined.address}; logs in {logs}")
+    return _run(folder, record, offer, chosen.flush_seconds)
 
 
-def _run(folder: JobFolder, record: JobRecord, offer: Offer) -> int:
+def _run(folder: JobFolder, record: JobRecord, offer: Offer, flush_seconds: float | None) -> int:
     """Run the job of this folder to its end on this machine, say how it ended."""
     from functools import partial
 
@@ -294,7 +345,7 @@ def _run(folder: JobFolder, record: JobRecord, offer: Offer) -> int:
     try:
         Path(record.config.work.log_folder).mkdir(parents=True, exist_ok=True)
         new_engine = partial(HostEngine, offer=offer) if record.config.hosts else LocalEngine
-        result = launch.run(folder, new_engine)
+        result = launch.run(folder, new_engine, flush_seconds)
     finally:
         shutil.rmtree(arena, ignore_errors=True)
     announce(f"error: {result.message}" if result.exit_code else result.message)

@@ -32,7 +32,7 @@ def status(chosen: argparse.Namespace) -> int:
         return 0
     levels = answer["snapshots"]
     print_line(
-        f"job {answer['job']}: {answer['state']}, {_size(answer['size'])}generation {answer['generation']}, "
+        f"job {answer['job']}: {answer['state']}, {_size(answer.get('size'))}generation {answer['generation']}, "
         f"{answer['incidents']} incidents; snapshots: sealed {levels['sealed']}, protected {levels['protected']}, "
         f"durable {levels['durable']} (taken {levels['taken']}, skipped {levels['skipped']})"
     )
@@ -126,9 +126,11 @@ def ask_or_replay(folder: JobFolder, what: str, number: int | None = None) -> An
     return views.snapshots(coordinator, {}, time.time())
 
 
-def _size(size: dict[str, int]) -> str:
+def _size(size: dict[str, int] | None) -> str:
     """Of a job that may grow and shrink."""
-    return f"{size['nodes']} of {size['min']}:{size['max']} nodes, " if size["min"] < size["max"] else ""
+    if size is None or size["min"] == size["max"]:  # jobs that older versions ran did not say it
+        return ""
+    return f"{size['nodes']} of {size['min']}:{size['max']} nodes, "
 
 
 def _volume(volume: dict[str, int]) -> str:

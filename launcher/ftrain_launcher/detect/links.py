@@ -48,8 +48,6 @@ LINE_SHARE_MIN = 0.8
 """Of a row's, a column's or a node's cells that are hot, where these are to blame."""
 HALF_SHARE_MIN = 0.6
 """Of a node's row and of its column: loss does not show in each cell every time."""
-HEARD_SECONDS_MAX = 1.5
-"""The destination's own probe came in so recently: that direction works."""
 
 
 class Fault(IntEnum):
@@ -101,14 +99,14 @@ def better(old: LinkFigure | None, new: LinkFigure) -> LinkFigure:
 def _best(figures: Sequence[LinkFigure]) -> LinkFigure:
     answered = [figure for figure in figures if not figure.failure]
     if not answered:
-        return figures[0]  # it knows more: connections still stood then
+        return figures[-1]  # what was heard in the first may be from before the cut
     counted = sorted(answered, key=lambda figure: figure.lost_segments)[: max(1, len(figures) - 1)]
     return LinkFigure(
         destination=answered[-1].destination,
         rtt_seconds=min(_known(figure.rtt_seconds for figure in answered), default=None),
         least_rtt_seconds=min(_known(figure.least_rtt_seconds for figure in answered), default=None),
         bytes_per_second=max(_known(figure.bytes_per_second for figure in answered), default=None),
-        heard_seconds=answered[-1].heard_seconds,
+        heard=answered[-1].heard,
         sent_segments=sum(figure.sent_segments for figure in counted),
         lost_segments=sum(figure.lost_segments for figure in counted),
     )
@@ -175,15 +173,24 @@ def _broken(pair: Pair, figures: Matrix) -> Heat | None:
     """What needs no comparison."""
     figure = figures[pair]
     if figure.failure:
-        back = figures.get((pair[1], pair[0]))
-        heard = back.heard_seconds if back is not None else None
-        if heard is not None and heard <= HEARD_SECONDS_MAX:
-            return None  # its probes arrive, and only the answers do not: it is the other direction that is cut
+        if _only_back(figure, figures.get((pair[1], pair[0]))):
+            return None
         return Heat(Fault.CUT, float("inf"), f"cut: {figure.failure}")
     if loses(figure):
         words = f"{figure.lost_segments} of {figure.sent_segments} segments got lost on the way"
         return Heat(Fault.LOSSY, figure.lost_segments / figure.sent_segments, words)
     return None
+
+
+def _only_back(there: LinkFigure, back: LinkFigure | None) -> bool:
+    """Whether what does not answer is heard over there: then it is the way back that is cut.
+
+    What small frames get through, in both directions, says nothing of it: not of bursts that are lost (they may be too
+    large), nor of a TCP that is dead where beacons pass.
+    """
+    if back is None or not back.heard or there.rtt_seconds is not None:
+        return False
+    return not (there.heard and back.failure)
 
 
 def _late(figures: Matrix, quiet: Matrix) -> dict[Pair, Heat]:

@@ -150,6 +150,8 @@ class RankStep(msgspec.Struct, frozen=True, array_like=True):
     starved_seconds: float = 0.0
     """Of the rest, how long it may have waited for a processor that others used: what the kernel has counted from
     report to report, spread over its steps."""
+    throttled_seconds: float = 0.0
+    """In the same way, how long a quota may have held it back."""
 
 
 class NodeReport(msgspec.Struct, frozen=True, tag="comm", kw_only=True):

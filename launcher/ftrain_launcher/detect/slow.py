@@ -28,6 +28,7 @@ from typing import NamedTuple
 import msgspec
 
 from ftrain_launcher.detect.aligned import Step
+from ftrain_launcher.detect.quotas import Quotas
 from ftrain_launcher.detect.records import Communicator, NodeReport
 from ftrain_launcher.detect.roles import Roles
 from ftrain_launcher.detect.verdict import Kind, Verdict
@@ -138,6 +139,7 @@ class SlowRanks:
     def __init__(self, generation: int, nodes: Mapping[int, str], communicators: list[Communicator]) -> None:
         self._generation, self._nodes = generation, nodes
         self._roles = Roles(communicators)
+        self._quotas = Quotas()
         self._ranks: dict[int, _Rank] = {}
         self._skipped = 0
 
@@ -157,7 +159,7 @@ class SlowRanks:
             return Change()
         named: list[Verdict] = []
         gone: list[int] = []
-        own = {rank: share.step.own_seconds for rank, share in step.shares.items()}
+        own = self._quotas.level({rank: share.step for rank, share in step.shares.items()})
         typical = median(share.step.seconds for share in step.shares.values())
         least = max(EXCESS_SECONDS_MIN, EXCESS_OF_STEP_MIN * typical)
         for found in self._ratios(own, step):

@@ -22,8 +22,6 @@ LATE_TIMES, LATE_SECONDS = 10.0, 0.002
 """A shortest round trip so many times that of the others, and at least so long, is late."""
 POOR_BYTES_PER_SECOND, POOR_SECONDS = 12.5e6, 0.05
 """100 Mbit/s, and what only leads to other places: worth telling even where all links are so."""
-HEARD_SECONDS = 1.5
-"""So recent is the other side's probe of the same round, when one's own has waited for its second in vain."""
 
 
 def sick_links(links: Mapping[Pair, LinkFigure], busy: Set[str] = frozenset()) -> dict[Pair, str]:
@@ -62,8 +60,8 @@ def poor_links(links: Mapping[Pair, LinkFigure], busy: Set[str] = frozenset()) -
 
 def _cut(figure: LinkFigure) -> str:
     """What does not come back may be lost on either way, unless the other side is still heard."""
-    heard = figure.heard_seconds is not None and figure.heard_seconds < HEARD_SECONDS
-    return figure.failure + (", but it is heard: what goes there is lost" if heard else "")
+    one_way = figure.heard and figure.rtt_seconds is None
+    return figure.failure + (", but it is heard: what goes there is lost" if one_way else "")
 
 
 def typical(values: Mapping[Pair, float], best: Callable[[float, float], float]) -> float:

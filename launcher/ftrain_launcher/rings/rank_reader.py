@@ -30,7 +30,7 @@ from ftrain_launcher.detect.records import (
 from ftrain_launcher.rings.op_history import DIRECT, OpHistory, class_of
 from ftrain_launcher.rings.process_state import ProcessWatch
 from ftrain_launcher.rings.starvation import Starvation
-from ftrain_launcher.rings.step_log import StepLog, spread
+from ftrain_launcher.rings.step_log import StepLog, spread, spread_throttled
 from ftrain_launcher.rings.view import FAILED, PENDING, ChannelCounts, Record, RingView
 
 _CATCH_UP_RECORDS = RECORDS_MAX // 4
@@ -56,7 +56,7 @@ class RankReader:
         self._process = ProcessWatch(pid)
         self._process_state: ProcessState | None = None
         self._starvation = Starvation(pid)
-        self._starved_seconds = 0.0
+        self._starved_seconds = self._throttled_seconds = 0.0
         """Since the last report of a step."""
         self._history = OpHistory()
         self._steps = StepLog(rank)
@@ -117,10 +117,12 @@ class RankReader:
         if (is_last or late_in_seconds(record) <= 0.0) and self._recent_told != live.head:
             self._recent_told = live.head
             record = self._with_recent(record, now_ns)
-        self._starved_seconds += self._starvation.more()
-        done = spread(self._done, self._starved_seconds)
+        waited = self._starvation.more()
+        self._starved_seconds += waited.starved
+        self._throttled_seconds += waited.throttled
+        done = spread_throttled(spread(self._done, self._starved_seconds), self._throttled_seconds)
         if done:
-            self._done, self._starved_seconds = [], 0.0
+            self._done, self._starved_seconds, self._throttled_seconds = [], 0.0, 0.0
         return None if self._is_unseen(live, record) else record, done
 
     # ---- where it is

@@ -1,20 +1,30 @@
-"""How long a process's main thread has waited for a processor that others used, as the kernel counts it.
+"""How long a process's main thread has waited for a processor that others used, or that a quota kept from it.
 
-The kernel counts a thread that a quota holds back as waiting too. That is the process's own slowness and nobody
-else's doing, so what its cgroup and those above it were throttled is taken off. All files stay open, as in
-`process_state`; one that is not there (a kernel without the count, no cgroups) counts nothing.
+The kernel counts a thread that a quota holds back as waiting, too. That is the process's own slowness and nobody
+else's doing, so what its cgroup and those above it were throttled is taken off, and told apart. All files stay
+open, as in `process_state`; one that is not there (a kernel without the count, no cgroups) counts nothing.
 """
 
 from __future__ import annotations
 
 import os
 from contextlib import suppress
+from typing import NamedTuple
 
 _CGROUPS = "/sys/fs/cgroup"
 _UNITS = {b"throttled_time": 1e-9, b"throttled_usec": 1e-6}
 """Of cgroup v1 and v2."""
 _LEAST_SECONDS = 0.001
 """Less starves nobody."""
+
+
+class Waited(NamedTuple):
+    """Seconds without a processor."""
+
+    starved: float = 0.0
+    """That others used."""
+    throttled: float = 0.0
+    """By a quota of its cgroup, or of one above."""
 
 
 class Starvation:
@@ -28,17 +38,18 @@ class Starvation:
         self._look_up_groups()
         self._throttled = self._read_throttled()
 
-    def more(self) -> float:
-        """Seconds since it was asked last."""
+    def more(self) -> Waited:
+        """What has come to it since it was asked last."""
         waited = waited_seconds(_read(self._schedule))
         if waited - self._waited < _LEAST_SECONDS:  # so it was not throttled for longer either
             self._waited = waited
-            return 0.0
+            return Waited()
         moved = self._look_up_groups()
         throttled = self._read_throttled()
-        more = waited - self._waited - (throttled - self._throttled)
+        held_back = max(0.0, throttled - self._throttled)
+        more = Waited(max(0.0, waited - self._waited - held_back), held_back)
         self._waited, self._throttled = waited, throttled
-        return 0.0 if moved else max(0.0, more)
+        return Waited() if moved else more
 
     def close(self) -> None:
         """Let go of the files."""

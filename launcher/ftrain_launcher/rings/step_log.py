@@ -23,6 +23,18 @@ def spread(steps: list[RankStep], starved_seconds: float) -> list[RankStep]:
     return [replace(step, starved_seconds=share * most) for step, most in zip(steps, idle, strict=True)]
 
 
+def spread_throttled(steps: list[RankStep], throttled_seconds: float) -> list[RankStep]:
+    """These steps, with what a quota has held their rank back in them: the most in the longest."""
+    if throttled_seconds == 0.0 or not steps:
+        return steps
+    least = min(step.own_seconds for step in steps)
+    above = sum(step.own_seconds - least for step in steps)
+    share = min(1.0, throttled_seconds / above) if above > 0.0 else 0.0
+    rest = max(0.0, throttled_seconds - above) / len(steps)
+    held_back = (min(step.own_seconds, share * (step.own_seconds - least) + rest) for step in steps)
+    return [replace(step, throttled_seconds=seconds) for step, seconds in zip(steps, held_back, strict=True)]
+
+
 class _Sum:
     """The collectives of one communicator in the step at hand."""
 

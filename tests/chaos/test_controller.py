@@ -1,0 +1,86 @@
+"""The controller is killed again and again, also while a generation is formed: nobody in training notices."""
+
+from __future__ import annotations
+
+import collections
+import os
+import random
+import re
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from jobs import ARGUMENTS, Job, Outcome, holding, ranks_of
+
+from ftrain_launcher import query
+from ftrain_launcher.errors import ControllerAway
+from ftrain_launcher.jobs import JobFolder
+
+NODES = 3
+ANSWER_SECONDS_MAX = 2.0
+HELD = (20, 40, 60, 80, 100)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Iterator[Job]:
+    job = Job(tmp_path / "job", "--local-nodes", str(NODES), arguments=(*ARGUMENTS, *holding(*HELD)))
+    yield job
+    job.close()
+
+
+def kill_controller(job: Job) -> float:
+    """SIGKILL; the seconds from the new one's start to its first answer."""
+    folder = JobFolder(job.folder / "home" / "jobs" / job.name)
+    old = folder.endpoint()
+    assert old is not None
+    assert old.pid is not None
+    os.kill(old.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            new = query.ask(folder, "/api/status", wait_seconds=0.1)["controller"]["pid"]
+        except ControllerAway:
+            assert time.monotonic() < deadline, job.tail()
+            continue
+        if new != old.pid:
+            return time.time() - psutil.Process(new).create_time()
+
+
+@pytest.mark.timeout(200)
+def test_killed_at_random_moments_it_is_back_in_two_seconds_and_no_generation_is_formed_twice(
+    job: Job, undisturbed: Callable[[int], Outcome], seed: int
+) -> None:
+    """While all train; and a moment after a worker was killed, when the next generation is being formed."""
+    chance = random.Random(seed)
+    answers = []
+    for generation, step in enumerate(HELD, start=1):
+        status = job.wait_for(lambda s, g=generation: s if _all_run(s, g) else None, f"generation {generation}")
+        pids = {rank: r["pid"] for rank, r in ranks_of(status).items()}
+        answers.append(kill_controller(job))
+        after = job.wait_for(lambda s, g=generation: s if _all_run(s, g) else None, "the nodes, heard again")
+        assert {rank: r["pid"] for rank, r in ranks_of(after).items()} == pids, "training noticed"
+        job.go(step)
+        job.kill_rank(chance.randrange(NODES))
+        time.sleep(chance.uniform(0.0, 0.6))  # the moment is the fault's own, not a wait for something
+        answers.append(kill_controller(job))
+        answers.append(kill_controller(job))
+    assert job.wait() == 0, job.tail()
+    assert job.ends() == undisturbed(NODES).ends()
+    formed = collections.Counter(re.findall(r"ftrain: generation (\d+):", job.log.read_text()))
+    assert set(formed.values()) == {1}, formed
+    assert job.status()["generation"] == len(HELD) + 1
+    assert len(answers) == 3 * len(HELD)
+    print(f"answers after {max(answers):.2f} s at most, {statistics.median(answers):.2f} s in the median")
+    assert statistics.median(answers) < ANSWER_SECONDS_MAX  # the slowest of them may be the machine's
+
+
+def _all_run(status: dict, generation: int) -> bool:
+    """All nodes are heard, and all ranks of a generation have a process."""
+    ranks = ranks_of(status)
+    heard = [n for n in status["nodes"] if n["state"] == "active"]
+    there = len(ranks) == NODES and all(r["pid"] for r in ranks.values())
+    return status["state"] == "running" and status["generation"] == generation and len(heard) == NODES and there

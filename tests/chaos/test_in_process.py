@@ -1,0 +1,187 @@
+"""Recovery in the same processes: who survives goes on where it is, the job ends as one that nothing happened to."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from jobs import Job, exists, holding, ranks_of
+
+RANKS = 3
+STEPS = ("--steps", "30")
+START, LAST = 10, 29
+"""The ranks wait before these steps, if there is something to be seen until then."""
+SECONDS_MAX = 30.0
+
+StartJob = Callable[..., Job]
+
+
+class Look(NamedTuple):
+    """What a rank wrote down when its function began, or was about to return."""
+
+    generation: int
+    pid: int
+    threads: int
+    files: int
+    resident_bytes: int
+
+
+def looks(job: Job, rank: int) -> list[Look]:
+    return [Look(*map(int, line.split())) for line in (job.out / f"seen-{rank}").read_text().splitlines()]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[StartJob]:
+    """Starts jobs of three ranks on one node; at the test's end nothing may be left of them."""
+    jobs: list[Job] = []
+
+    def start_job(*flags: str, arguments: tuple[str, ...] = ()) -> Job:
+        shape = ("--local-nodes", "1", "--nproc-per-node", str(RANKS), "--in-process", *flags)
+        arguments = (*STEPS, *arguments)
+        jobs.append(Job(tmp_path / str(len(jobs)), *shape, program="stays.py", arguments=arguments))
+        return jobs[-1]
+
+    yield start_job
+    for job in jobs:
+        job.close()
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What the ranks of a job hold at its end that nothing happened to, and whose ranks cannot stay."""
+    shape = ("--local-nodes", "1", "--nproc-per-node", str(RANKS))
+    job = Job(tmp_path_factory.mktemp("quiet"), *shape, program="stays.py", arguments=STEPS)
+    assert job.wait() == 0, job.tail()
+    job.close()
+    return job.ends()
+
+
+def pids_at(job: Job, step: int) -> dict[int, int]:
+    return {rank: entry["pid"] for rank, entry in ranks_of(job.wait_step(step)).items()}
+
+
+def wait_until(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + SECONDS_MAX
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)
+
+
+def wait_ended(*pids: int) -> None:
+    wait_until(lambda: not any(map(exists, pids)), f"{pids} have ended")
+
+
+def standby_of(job: Job) -> int | None:
+    """The pid of the process that waits for a rank: known by its log, and by a second thread, which listens."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            output = os.readlink(process / "fd" / "1")
+            threads = len(os.listdir(process / "task"))
+        except OSError:
+            continue
+        if output.startswith(str(job.folder)) and "standby" in output and threads > 1:
+            return int(process.name)
+    return None
+
+
+def assert_same(job: Job, quiet: list[str]) -> None:
+    assert job.wait() == 0, job.tail()
+    assert job.ends() == quiet
+
+
+def incidents(job: Job) -> list[dict]:
+    return job.ask("incidents")["incidents"]
+
+
+def pids(job: Job, rank: int) -> set[int]:
+    """Of all processes that ran the function as this rank."""
+    return {look.pid for look in looks(job, rank)}
+
+
+def test_survivors_keep_their_processes_and_a_standby_takes_the_lost_rank(start: StartJob, quiet: list[str]) -> None:
+    job = start("--standby", "1", arguments=holding(START, LAST))
+    before = pids_at(job, START - 1)
+    wait_until(lambda: standby_of(job) is not None, "a standby waits")
+    standby = standby_of(job)
+    assert job.kill_rank(1) == before[1]
+    job.wait_for(lambda s: s["generation"] == 2, "the next generation")
+    job.go(START)
+    assert pids_at(job, LAST - 1) == {**before, 1: standby}
+    wait_until(lambda: standby_of(job) not in (None, standby), "another standby waits")
+    job.go(LAST)
+    assert_same(job, quiet)
+    assert [looks(job, rank)[-1].generation for rank in range(RANKS)] == [2] * RANKS
+    ((rung, lost),) = [(i["rung"], i["steps_lost"]) for i in incidents(job)]
+    assert (rung, lost) == ("same processes", 0)
+
+
+@pytest.mark.parametrize(
+    ("what", "stays"),
+    [
+        (("--swallow", "Exception"), True),
+        (("--swallow", "BaseException"), False),
+        (("--sleep-at", "12"), True),
+        (("--sum-at", "12"), False),
+    ],
+    ids=["swallows-errors", "swallows-everything", "sleeps", "holds-the-GIL"],
+)
+def test_who_can_be_made_to_leave_stays_and_who_cannot_is_replaced(
+    what: tuple[str, ...], stays: bool, start: StartJob, quiet: list[str]
+) -> None:
+    """Rank 1 kills itself in step 12; rank 0 is where it cannot easily be got out of."""
+    dies = ("--die-each", "12", "--generations", "2")
+    job = start("--abort-grace-seconds", "1", "--detect", "off", arguments=(*dies, *what))
+    assert_same(job, quiet)
+    assert len(pids(job, 1)) == 2
+    assert len(pids(job, 2)) == 1
+    assert len(pids(job, 0)) == (1 if stays else 2)
+    if "--swallow" in what:
+        caught = (job.out / "swallowed").read_text().split()
+        assert "RuntimeError" in caught
+        assert ("GenerationEnded" in caught) is not stays
+    assert all(i["steps_lost"] == 0 for i in incidents(job))
+
+
+def test_a_rank_that_dies_while_the_job_recovers_costs_one_more_generation(start: StartJob, quiet: list[str]) -> None:
+    job = start("--standby", "1", arguments=("--die-each", "12", "--generations", "2", "--die-early", "2"))
+    assert_same(job, quiet)
+    assert {look.generation for look in looks(job, 0)} == {1, 2, 3}
+    assert len(pids(job, 0)) == 1
+    assert len(pids(job, 2)) == 2
+
+
+def test_two_faults_at_once_end_in_the_same_state(start: StartJob, quiet: list[str], seed: int) -> None:
+    """The second rank is killed at some moment of the recovery from the first: leaving, forming, restoring."""
+    chance = random.Random(seed)
+    holds = (8, 16, 24)
+    job = start("--standby", "1", arguments=holding(*holds))
+    for step in holds:
+        there = pids_at(job, step - 1)
+        first, second = chance.sample(range(RANKS), 2)
+        os.kill(there[first], signal.SIGKILL)
+        time.sleep(chance.uniform(0.0, 0.4))
+        os.kill(there[second], signal.SIGKILL)
+        wait_ended(there[first], there[second])
+        job.go(step)
+    assert_same(job, quiet)
+
+
+def test_fifty_generations_leave_nothing_behind_in_a_process(start: StartJob) -> None:
+    generations = 50
+    dies = ("--steps", "160", "--die-each", "2", "--generations", str(generations))
+    job = start("--max-restarts", "100", arguments=dies)
+    assert job.wait(150) == 0, job.tail()
+    seen = looks(job, 0)
+    assert len({look.pid for look in seen}) == 1
+    assert seen[-1].generation >= generations
+    early, late = seen[5], seen[-2]
+    assert late.threads <= early.threads
+    assert late.files <= early.files
+    print(f"\n{(late.resident_bytes - early.resident_bytes) / 2**20:.1f} MiB more after {len(seen)} generations")
+    assert late.resident_bytes - early.resident_bytes < 24 << 20
