@@ -41,7 +41,7 @@ class Halting:
         """When the last rank so far had stopped there, in Unix seconds."""
         self.under_way = False
         """Ranks are held, or on their way to the step, or stand there."""
-        self._generation = self._attempt = 0
+        self._generation = self._attempt = self._ranks = 0
         self._not_before = 0.0
         self._held: dict[str, int] = {}
         self._halted: set[int] = set()
@@ -58,6 +58,7 @@ class Halting:
         elif not self.under_way:
             self._begin(formed, now)
         elif len(self._halted) == len(formed.ranks.by_number) and self._is_safe(formed):
+            self.deadline = None
             return True
         elif self.deadline is not None and now >= self.deadline:
             self._give_up(self._late(formed), now)
@@ -98,10 +99,11 @@ class Halting:
     def _take_rank(self, event: RankHalted, now: float) -> None:
         if not event.sealed and (self.step is None or event.step >= self.step):
             self._give_up(f"rank {event.rank} could not capture step {event.step}", now)
-        elif event.sealed and event.step == self.step:
+        elif event.sealed and event.step == self.step and event.rank not in self._halted:
             self._halted.add(event.rank)
             self.stopped_at = max(self.stopped_at or event.time, event.time)
-            self.deadline = max(self.deadline or now, now + PROTECT_SECONDS)
+            if len(self._halted) == self._ranks:
+                self.deadline = now + PROTECT_SECONDS
 
     # ---- what follows
 
@@ -111,6 +113,7 @@ class Halting:
             return
         self._attempt += 1
         self.under_way, self._generation = True, formed.number
+        self._ranks = len(formed.ranks.by_number)
         self.deadline = now + HOLD_SECONDS
         self._send_all(self._word())
 
