@@ -39,6 +39,7 @@ from ftrain_launcher.events import (
     Joined,
     Left,
     Send,
+    StoodStill,
     Tick,
 )
 from ftrain_launcher.fencing import Elected
@@ -77,10 +78,21 @@ from ftrain_launcher.standby import Standby
 from ftrain_launcher.terminal import announce
 
 _STATUS_WRITE_SECONDS = 0.5
+_STANDSTILL_SECONDS = 1.5
+"""A pause that is longer counts for nobody."""
 _GOODBYE_SECONDS = 2.0
 
 _from_agent = msgspec.msgpack.Decoder(FromAgent)
 _from_engine = msgspec.msgpack.Decoder(FromEngine)
+
+
+@web.middleware
+async def _gone_is_no_error(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Who asked has hung up before the answer, perhaps because this process was late: it comes again."""
+    try:
+        return await handler(request)
+    except ConnectionResetError:
+        return web.Response()
 
 
 class Controller:
@@ -99,6 +111,8 @@ class Controller:
         self._launchers = Launchers()
         self._progress = ProgressFilter()
         self._timer: asyncio.TimerHandle | None = None
+        self._ran_at = time.monotonic()
+        """When this process was last seen to run, as it does twice a second."""
         self._ended = asyncio.Event()
         self.journal = Journal(folder.journal)
         self._resumed = folder.journal.stat().st_size > 0
@@ -115,7 +129,7 @@ class Controller:
 
     async def run(self) -> int | None:
         """Serve until the job has ended; return its exit code. None: another candidate leads, or is about to."""
-        application = web.Application(client_max_size=MESSAGE_BYTES_MAX)
+        application = web.Application(client_max_size=MESSAGE_BYTES_MAX, middlewares=[_gone_is_no_error])
         application.add_routes(
             [
                 web.get("/agent", self._serve_agent),
@@ -221,6 +235,7 @@ class Controller:
             self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
 
     def _tick(self) -> None:
+        self._notice_standstill()
         deadline = self.coordinator.next_deadline()
         if deadline is not None and time.time() >= deadline:
             self.submit(Tick())
@@ -231,11 +246,21 @@ class Controller:
         """Notice silent agents, and keep the status file fresh."""
         while True:
             await asyncio.sleep(_STATUS_WRITE_SECONDS)
+            self._notice_standstill()
             self._write_status()
             limit = time.time() - self.record.config.heartbeat_timeout_seconds
             for node in list(self._outboxes):
                 if self.observations[node].seen < limit:
                     self._outboxes[node].abort()
+
+    def _notice_standstill(self) -> None:
+        """Whoever could not be heard meanwhile was not silent."""
+        before, self._ran_at = self._ran_at, time.monotonic()
+        seconds = self._ran_at - before
+        if seconds > _STANDSTILL_SECONDS:
+            for observation in self.observations.values():
+                observation.seen += seconds
+            self.submit(StoodStill(seconds))
 
     def _write_status(self) -> None:
         self.folder.write_status(msgspec.json.encode(views.status(self.coordinator, self.observations, os.getpid())))

@@ -39,6 +39,7 @@ from ftrain_launcher.events import (
     Joined,
     Left,
     NodeChecked,
+    StoodStill,
     Tick,
     UncordonNode,
 )
@@ -230,6 +231,8 @@ class Coordinator:
                 self._fill_positions(now)
             case ControllerRestarted():
                 self._resume(event, now)
+            case StoodStill(seconds):
+                self._roster.postpone(seconds)
             case Tick():
                 self._tick(now)
             case _:

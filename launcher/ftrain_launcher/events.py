@@ -201,6 +201,12 @@ class ControllerRestarted(msgspec.Struct, frozen=True, tag="controller_restarted
     """Its predecessor may have announced generations up to this one, of which the journal does not know."""
 
 
+class StoodStill(msgspec.Struct, frozen=True, tag="stood_still"):
+    """The controller did not run for so long (a disk that did not answer, a machine that was busy): it heard nobody."""
+
+    seconds: float
+
+
 class Tick(msgspec.Struct, frozen=True, tag="tick"):
     """A deadline that the coordinator asked for has come."""
 
@@ -231,6 +237,7 @@ Event = (
     | FlushJob
     | HostLeaves
     | ControllerRestarted
+    | StoodStill
     | Tick
 )
 

@@ -16,10 +16,10 @@ import msgspec
 
 from ftrain_launcher.coordinator import Coordinator
 from ftrain_launcher.errors import JournalDamaged
-from ftrain_launcher.events import Event, JobStarted, Progress
+from ftrain_launcher.events import Event, JobStarted, Progress, StoodStill
 from ftrain_launcher.messages import RankRestored, RankStepped
 
-_UNSYNCED = (Progress, RankRestored, RankStepped)
+_UNSYNCED = (Progress, RankRestored, RankStepped, StoodStill)
 
 
 class Entry(msgspec.Struct, frozen=True):

@@ -257,6 +257,12 @@ class Roster:
         if until is not None:
             heapq.heappush(self._alarms, (until, node.name))
 
+    def postpone(self, seconds: float) -> None:
+        """Nobody was listened to for so long: whoever is waited for has that much more time."""
+        for node in self.nodes.values():
+            if node.deadline is not None:
+                self.wait(node, node.deadline + seconds)
+
     def next_deadline(self) -> float | None:
         """The earliest deadline of any node."""
         while self._alarms:

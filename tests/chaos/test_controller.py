@@ -50,6 +50,33 @@ def kill_controller(job: Job) -> float:
             return time.time() - psutil.Process(new).create_time()
 
 
+def test_a_controller_that_stood_still_gives_nobody_up(tmp_path: Path) -> None:
+    """While all nodes are away, and for longer than they have to come back: as on a machine that swaps."""
+    flags = ("--local-nodes", str(NODES), "--heartbeat-timeout-seconds", "2", "--agent-grace-seconds", "3")
+    job = Job(tmp_path / "job", *flags, arguments=(*ARGUMENTS, *holding(HELD[0])))
+    try:
+        before = job.wait_for(lambda s: s if _all_run(s, 1) else None, "generation 1")
+        controller = psutil.Process(before["controller"]["pid"])
+        agents = [psutil.Process(node["agent_pid"]) for node in before["nodes"]]
+        for agent in agents:
+            agent.suspend()
+        job.wait_for(lambda s: all(n["state"] == "away" for n in s["nodes"]), "all away")
+        controller.suspend()
+        for agent in agents:
+            agent.resume()
+        time.sleep(4.0)  # the length of the fault
+        assert controller.status() == psutil.STATUS_STOPPED
+        controller.resume()
+        after = job.wait_for(lambda s: s if _all_run(s, 1) else None, "the nodes, heard again")
+        assert {n["agent_pid"] for n in after["nodes"]} == {n["agent_pid"] for n in before["nodes"]}
+        job.go(HELD[0])
+        assert job.wait() == 0, job.tail()
+        assert job.ask("incidents")["incidents"] == []
+        assert "is lost" not in job.log.read_text()
+    finally:
+        job.close()
+
+
 @pytest.mark.timeout(200)
 def test_killed_at_random_moments_it_is_back_in_two_seconds_and_no_generation_is_formed_twice(
     job: Job, undisturbed: Callable[[int], Outcome], seed: int

@@ -6,7 +6,7 @@ import pytest
 from simulation.checkers import state_of
 from unit.coordinator_job import DATA, WHOLE, Job, config, raised, snapshot
 
-from ftrain_launcher.events import ControllerRestarted, EndJob, HostCame, Left, Progress, Tick
+from ftrain_launcher.events import ControllerRestarted, EndJob, HostCame, Left, Progress, StoodStill, Tick
 from ftrain_launcher.membership import NodeState, Phase
 from ftrain_launcher.messages import (
     ArenaShort,
@@ -150,6 +150,17 @@ def test_an_agent_that_stays_away_is_a_lost_node_since_it_left(job: Job) -> None
     assert job.coordinator.incidents[-1].timeline.detected == left
     job.join("node-1", generation=1, stopped=1)
     assert job.to("node-1", Shutdown)
+
+
+def test_time_in_which_the_controller_stood_still_is_not_the_agents(job: Job) -> None:
+    job.leave("node-1")
+    left = job.now
+    job.tell(StoodStill(30.0), after=30.0)
+    job.tell(Tick(), after=job.config.agent_grace_seconds - 1)
+    assert job.coordinator.phase is Phase.RUNNING
+    assert job.coordinator.next_deadline() == left + 30.0 + job.config.agent_grace_seconds
+    job.tell(Tick(), after=1)
+    assert job.coordinator.nodes["node-1"].state is NodeState.LOST
 
 
 def test_an_agent_that_is_back_without_its_workers_is_a_fault(job: Job) -> None:

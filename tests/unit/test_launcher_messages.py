@@ -149,6 +149,7 @@ EVENTS: list[events.Event] = [
     events.NodeChecked("n", False, "slow"),
     events.ControllerRestarted(),
     events.ControllerRestarted(2, 5),
+    events.StoodStill(2.5),
     events.Tick(),
 ]
 
