@@ -236,6 +236,19 @@ def test_what_is_usual_comes_from_the_rings_own_records(worker: Worker):
     assert record.collectives[0].pending[0].usual_seconds == pytest.approx(0.003)
 
 
+def test_nothing_is_usual_while_the_first_steps_are_done(worker: Worker):
+    world = worker.ring.add_communicator("0", WORLD)
+    usual = []
+    for step in range(3):
+        for _ in range(4):
+            worker.operate(world, bytes=4096)
+        worker.ring.mark(step)
+        entered = worker.enter(world, bytes=4096)
+        usual.append(now(worker).collectives[0].pending[0].usual_seconds)
+        worker.ring.leave(entered)
+    assert usual == [None, None, pytest.approx(0.001)]
+
+
 def test_one_that_was_pending_counts_when_it_has_completed(worker: Worker):
     world = worker.ring.add_communicator("0", WORLD)
     reader = worker.reader()

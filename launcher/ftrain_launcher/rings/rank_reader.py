@@ -33,6 +33,8 @@ from ftrain_launcher.rings.starvation import Starvation
 from ftrain_launcher.rings.step_log import StepLog, spread, spread_throttled
 from ftrain_launcher.rings.view import FAILED, PENDING, ChannelCounts, Record, RingView
 
+_WARM_UP_STEPS = 3
+"""Of a process's first steps nothing is usual: they compile, allocate and connect, each rank in its own time."""
 _CATCH_UP_RECORDS = RECORDS_MAX // 4
 """The records are read when so many have come, if no report is wanted before."""
 _STEPS_KEPT_MAX = 1024
@@ -210,6 +212,8 @@ class RankReader:
         return tuple(self._operation(record, now_ns) for record in found[:PENDING_MAX])
 
     def _operation(self, record: Record, now_ns: int) -> Operation:
+        kind = class_of(record.communicator, record.op, record.root, record.bytes)
+        warms_up = 0 < self._marks_seen < _WARM_UP_STEPS
         return Operation(
             record.seq,
             record.op,
@@ -219,7 +223,7 @@ class RankReader:
             record.root,
             max(0, now_ns - record.enter_ns) * 1e-9,
             record.gap_ns * 1e-9,
-            self._history.usual_seconds(class_of(record.communicator, record.op, record.root, record.bytes)),
+            None if warms_up else self._history.usual_seconds(kind),
         )
 
     def _is_unseen(self, live: Live, record: RankRecord) -> bool:
