@@ -86,15 +86,6 @@ _from_agent = msgspec.msgpack.Decoder(FromAgent)
 _from_engine = msgspec.msgpack.Decoder(FromEngine)
 
 
-@web.middleware
-async def _gone_is_no_error(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Who asked has hung up before the answer, perhaps because this process was late: it comes again."""
-    try:
-        return await handler(request)
-    except ConnectionResetError:
-        return web.Response()
-
-
 class Controller:
     """One job's controller process."""
 
@@ -118,8 +109,6 @@ class Controller:
         self._resumed = folder.journal.stat().st_size > 0
         self.coordinator = replay(folder.journal) if self._resumed else Coordinator(self.record.config)
         self._followers = Followers(self.journal, self._carry_out)
-        self._offered: dict[str, Outbox] = {}
-        """The launchers that have room for a node, by their marks."""
         self._requests = Requests(self._outboxes)
         self._detection = Detection(self.coordinator, self._requests, self.submit)
         self._checks = Background()
@@ -129,7 +118,7 @@ class Controller:
 
     async def run(self) -> int | None:
         """Serve until the job has ended; return its exit code. None: another candidate leads, or is about to."""
-        application = web.Application(client_max_size=MESSAGE_BYTES_MAX, middlewares=[_gone_is_no_error])
+        application = web.Application(client_max_size=MESSAGE_BYTES_MAX, middlewares=[handshake.gone_is_no_error])
         application.add_routes(
             [
                 web.get("/agent", self._serve_agent),
@@ -209,11 +198,9 @@ class Controller:
                 outbox = self._outboxes.get(node)
                 if outbox:
                     outbox.put(message)
-            case StartNode(node) if (offered := self._offered.get(self.coordinator.nodes[node].launcher)) is not None:
-                self._launchers.provides(offered)
-                self._launchers.tell(command)
-                self._launchers.provides(None)
-            case StartNode() | ReapNode():
+            case StartNode(node):
+                self._launchers.start(command, self.coordinator.nodes[node].launcher)
+            case ReapNode():
                 self._launchers.tell(command)
             case Announce(text):
                 announce(text)
@@ -296,9 +283,8 @@ class Controller:
             self._ended.set()
 
     async def _serve_journal(self, request: web.Request) -> web.WebSocketResponse:
-        socket = web.WebSocketResponse(max_msg_size=MESSAGE_BYTES_MAX, timeout=_GOODBYE_SECONDS)
-        await socket.prepare(request)
-        if await handshake.admit(socket, self.folder.line_key(), self.record.salt, None):
+        socket, admitted = await handshake.accept(request, self.folder.line_key(), self.record.salt)
+        if admitted:
             await self._followers.serve(socket, request.transport)
         return socket
 
@@ -311,9 +297,8 @@ class Controller:
     # ---- agents
 
     async def _serve_agent(self, request: web.Request) -> web.WebSocketResponse:
-        socket = web.WebSocketResponse(max_msg_size=MESSAGE_BYTES_MAX, timeout=_GOODBYE_SECONDS)
-        await socket.prepare(request)
-        if not await handshake.admit(socket, self.folder.line_key(), self.record.salt, None):
+        socket, admitted = await handshake.accept(request, self.folder.line_key(), self.record.salt)
+        if not admitted:
             return socket
         if self.record.candidate is not None:
             await socket.send_bytes(msgspec.msgpack.encode(Stand(self.coordinator.term, leads=True)))
@@ -401,13 +386,12 @@ class Controller:
     # ---- launchers
 
     async def _serve_engine(self, request: web.Request) -> web.WebSocketResponse:
-        silence_seconds = self.record.config.heartbeat_timeout_seconds
-        socket = web.WebSocketResponse(
-            max_msg_size=MESSAGE_BYTES_MAX, timeout=_GOODBYE_SECONDS, heartbeat=silence_seconds / 1.5
-        )
-        await socket.prepare(request)
         secret = self.folder.secret.read_text() if self.record.open else None
-        if not await handshake.admit(socket, self.folder.line_key(), self.record.salt, secret):
+        silence_seconds = self.record.config.heartbeat_timeout_seconds
+        socket, admitted = await handshake.accept(
+            request, self.folder.line_key(), self.record.salt, secret=secret, silence_seconds=silence_seconds
+        )
+        if not admitted:
             return socket
         outbox = Outbox(socket, request.transport)
         self._launchers.add(outbox)
@@ -421,7 +405,6 @@ class Controller:
             pass
         finally:
             self._launchers.remove(outbox)
-            self._offered = {mark: other for mark, other in self._offered.items() if other is not outbox}
             await outbox.close()
         return socket
 
@@ -449,12 +432,10 @@ class Controller:
             self._launchers.provides(outbox)
             for node in nodes.values():
                 if node.state == "starting" and node.name not in hello.nodes:
-                    self._launchers.tell(StartNode(node.name))
+                    self._launchers.start(StartNode(node.name), node.launcher)
         elif not hello.nodes:
-            self._launchers.provides(outbox)
-            self._offered[hello.offer.launcher] = outbox
+            self._launchers.provides(outbox, hello.offer.launcher)
             self.submit(HostCame(hello.offer.launcher, hello.offer.hostname, hello.offer.node_rank))
-            self._launchers.provides(None)
 
     def _refusal(self, offer: Offer) -> str | None:
         if not self.record.config.hosts:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hmac
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import aiohttp
@@ -21,8 +21,10 @@ import msgspec
 from aiohttp import web
 
 from ftrain_launcher.errors import SecretRefused
+from ftrain_launcher.messages import MESSAGE_BYTES_MAX
 
 _ANSWER_SECONDS = 5.0
+_GOODBYE_SECONDS = 2.0
 _NONCE_BYTES = 32
 T = TypeVar("T")
 
@@ -60,6 +62,30 @@ def mac(key: bytes, role: str, challenge: bytes, answer: bytes) -> bytes:
     """What ``role`` shows: bound to both nonces, so that neither side can be made to say it beforehand."""
     words = (role, challenge.hex(), answer.hex())
     return hmac.new(key, " ".join(words).encode(), "sha256").digest()
+
+
+@web.middleware
+async def gone_is_no_error(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Who asked has hung up before the answer, perhaps because this process was late: it comes again."""
+    try:
+        return await handler(request)
+    except ConnectionResetError:
+        return web.Response()
+
+
+async def accept(
+    request: web.Request, key: bytes, salt: str, *, secret: str | None = None, silence_seconds: float | None = None
+) -> tuple[web.WebSocketResponse, bool]:
+    """The controller's end of a line, and whether the caller was admitted; if not, nothing is to be said on it.
+
+    ``silence_seconds``: from the caller's last sign to the line's end; None: somebody else watches.
+    """
+    heartbeat = None if silence_seconds is None else silence_seconds / 1.5
+    socket = web.WebSocketResponse(max_msg_size=MESSAGE_BYTES_MAX, timeout=_GOODBYE_SECONDS, heartbeat=heartbeat)
+    await socket.prepare(request)
+    return socket, await admit(socket, key, salt, secret)
 
 
 async def admit(socket: web.WebSocketResponse, key: bytes, salt: str, secret: str | None) -> bool:

@@ -44,8 +44,8 @@ class Launchers:
     def __init__(self) -> None:
         self._connected: list[Outbox] = []
         self._of_node: dict[str, Outbox] = {}
-        self._provider: Outbox | None = None
-        """Starts the nodes that are wanted now."""
+        self._providers: dict[str, Outbox] = {}
+        """Who starts a node, by the mark of its host's launcher; "": who emulates nodes, and starts them all."""
 
     def add(self, outbox: Outbox) -> None:
         """One has connected."""
@@ -55,23 +55,25 @@ class Launchers:
         """One has gone; its nodes may still be there."""
         self._connected.remove(outbox)
         self._of_node = {node: other for node, other in self._of_node.items() if other is not outbox}
-        if self._provider is outbox:
-            self._provider = None
+        self._providers = {mark: other for mark, other in self._providers.items() if other is not outbox}
 
-    def provides(self, outbox: Outbox | None) -> None:
-        """Nodes that are wanted from now on are for this one."""
-        self._provider = outbox
+    def provides(self, outbox: Outbox, mark: str = "") -> None:
+        """This one has room for the nodes that are meant for its host."""
+        self._providers[mark] = outbox
 
     def runs(self, outbox: Outbox, node: str) -> None:
         """This one's machine runs a node."""
         self._of_node[node] = outbox
 
-    def tell(self, message: StartNode | ReapNode | JobEnded) -> None:
+    def start(self, message: StartNode, mark: str = "") -> None:
+        """Say it to whose host the node is meant for; who is away is asked again when it comes back."""
+        if (provider := self._providers.get(mark)) is not None:
+            self.runs(provider, message.node)
+            provider.put(message)
+
+    def tell(self, message: ReapNode | JobEnded) -> None:
         """Say it to whom it concerns; who is away hears how things are when it comes back."""
         match message:
-            case StartNode(node) if self._provider is not None:
-                self.runs(self._provider, node)
-                self._provider.put(message)
             case ReapNode(node) if node in self._of_node:
                 self._of_node.pop(node).put(message)
             case JobEnded():

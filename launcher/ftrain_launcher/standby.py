@@ -32,7 +32,6 @@ from ftrain_launcher.terminal import announce
 
 _from_agent = msgspec.msgpack.Decoder(FromAgent).decode
 _lines = msgspec.msgpack.Decoder(Lines).decode
-_GOODBYE_SECONDS = 2.0
 _OVER: list[Nodes] = [()]
 """Anybody may tell that the job has ended."""
 
@@ -56,7 +55,7 @@ class Standby:
 
     async def run(self) -> Elected | None:
         """Stand by until this candidate is the controller; None: its launcher is gone."""
-        application = web.Application(client_max_size=MESSAGE_BYTES_MAX)
+        application = web.Application(client_max_size=MESSAGE_BYTES_MAX, middlewares=[handshake.gone_is_no_error])
         routes = [
             web.get("/agent", self._serve_agent),
             web.get("/journal", self._serve_journal),
@@ -154,9 +153,8 @@ class Standby:
 
     async def _serve_journal(self, request: web.Request) -> web.WebSocketResponse:
         """Another candidate that stands by knows less."""
-        socket = web.WebSocketResponse(max_msg_size=MESSAGE_BYTES_MAX, timeout=_GOODBYE_SECONDS)
-        await socket.prepare(request)
-        if await handshake.admit(socket, self.folder.line_key(), self.record.salt, None):
+        socket, admitted = await handshake.accept(request, self.folder.line_key(), self.record.salt)
+        if admitted:
             data = self.copy.data()
             for lines in parts(data, 0, len(data)):
                 await socket.send_bytes(msgspec.msgpack.encode(lines))
@@ -185,11 +183,10 @@ class Standby:
 
     async def _serve_agent(self, request: web.Request) -> web.WebSocketResponse:
         silence_seconds = self.record.config.heartbeat_timeout_seconds
-        socket = web.WebSocketResponse(
-            max_msg_size=MESSAGE_BYTES_MAX, timeout=_GOODBYE_SECONDS, heartbeat=silence_seconds / 1.5
+        socket, admitted = await handshake.accept(
+            request, self.folder.line_key(), self.record.salt, silence_seconds=silence_seconds
         )
-        await socket.prepare(request)
-        if not await handshake.admit(socket, self.folder.line_key(), self.record.salt, None):
+        if not admitted:
             return socket
         outbox = Outbox(socket, request.transport)
         outbox.put(self._stand())

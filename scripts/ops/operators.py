@@ -101,6 +101,12 @@ def parser(about: str) -> argparse.ArgumentParser:
     return made
 
 
+def add_times(made: argparse.ArgumentParser, *times: tuple[str, float, str]) -> None:
+    """Flags that are waits in seconds: each with its default, and what it is about."""
+    for flag, default, about in times:
+        made.add_argument(flag, type=seconds, default=default, metavar="S", help=f"{about}; default {default:g}")
+
+
 def seconds(word: str) -> float:
     """A time that can be waited for; for argparse."""
     value = float(word)

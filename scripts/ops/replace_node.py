@@ -8,7 +8,7 @@ Emulated nodes are replaced by new ones by themselves. On hosts, start `ftrain r
 
 from __future__ import annotations
 
-from operators import Job, main, parser, run_for, say, seconds
+from operators import Job, add_times, main, parser, run_for, say
 
 DRAIN_SECONDS, COMMAND_SECONDS, REPLACE_SECONDS = 600.0, 300.0, 600.0
 
@@ -18,12 +18,12 @@ def run() -> None:
     made.add_argument("node", metavar="NODE", help="its name, its position, or its host's name")
     made.add_argument("--command", metavar="CMD", help="switches it off, once it is free; it finds NODE and HOST")
     made.add_argument("--reason", default="replaced", metavar="TEXT", help="'ftrain nodes' shows it")
-    for flag, default, about in (
+    add_times(
+        made,
         ("--drain-seconds", DRAIN_SECONDS, "how long its ranks may take to move"),
         ("--command-seconds", COMMAND_SECONDS, "how long the command may take"),
         ("--replace-seconds", REPLACE_SECONDS, "how long the other node may take to come"),
-    ):
-        made.add_argument(flag, type=seconds, default=default, metavar="S", help=f"{about}; default {default:g}")
+    )
     chosen = made.parse_args()
     job = Job(chosen.job)
     node, before = job.node(chosen.node), usable(job)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from operators import Failed, Job, main, parser, run_for, say, seconds
+from operators import Failed, Job, add_times, main, parser, run_for, say
 
 DRAIN_SECONDS, RETURN_SECONDS, COMMAND_SECONDS = 600.0, 300.0, 3600.0
 
@@ -23,12 +23,12 @@ def run() -> None:
     made.add_argument("--command", metavar="CMD", help="what is done with a free node; NODE and HOST tell which it is")
     made.add_argument("--no-check", action="store_true", help="let a node in again without a health check")
     made.add_argument("--reason", default="maintenance", metavar="TEXT", help="'ftrain nodes' shows it")
-    for flag, default, about in (
+    add_times(
+        made,
         ("--drain-seconds", DRAIN_SECONDS, "how long a node's ranks may take to move"),
         ("--command-seconds", COMMAND_SECONDS, "how long the command may take"),
         ("--return-seconds", RETURN_SECONDS, "how long a node may take to be let in again"),
-    ):
-        made.add_argument(flag, type=seconds, default=default, metavar="S", help=f"{about}; default {default:g}")
+    )
     chosen = made.parse_args()
     job = Job(chosen.job)
     nodes = [job.node(word) for word in chosen.nodes] or [n for n in job.nodes() if n["cordon"] is None]

@@ -65,10 +65,9 @@ def test_each_host_hears_of_its_own_node_and_all_of_the_end() -> None:
     launchers: Any = Launchers()
     for box, node in ((one, "node-0"), (two, "node-1")):
         launchers.add(box)
-        launchers.provides(box)
-        launchers.tell(StartNode(node))
-        launchers.provides(None)
-    launchers.tell(StartNode("node-2"))
+        launchers.provides(box, f"host of {node}")
+        launchers.start(StartNode(node), f"host of {node}")
+    launchers.start(StartNode("node-2"), "a host that is away")
     launchers.tell(ReapNode("node-1"))
     launchers.tell(ReapNode("node-1"))
     launchers.tell(JobEnded(0, "done"))
@@ -82,7 +81,7 @@ def test_one_that_emulates_nodes_provides_them_all() -> None:
     launchers.add(box)
     launchers.provides(box)
     for number in range(3):
-        launchers.tell(StartNode(f"node-{number}"))
+        launchers.start(StartNode(f"node-{number}"))
     launchers.tell(ReapNode("node-1"))
     launchers.remove(box)
     launchers.tell(JobEnded(0, "done"))
