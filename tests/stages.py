@@ -13,7 +13,7 @@ from pathlib import Path
 
 from snapshot_nodes import wait_until
 
-from ftrain_launcher.node_state import NodeFile
+from ftrain_launcher.node.state import NodeFile
 from ftrain_snapshot import arena
 from ftrain_snapshot.client import DaemonClient
 from ftrain_snapshot.control import ControlPage

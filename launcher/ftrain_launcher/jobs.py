@@ -24,7 +24,7 @@ from pathlib import Path
 import msgspec
 
 from ftrain_launcher.errors import JobNotFound, UsageError
-from ftrain_launcher.events import JobConfig
+from ftrain_launcher.job.events import JobConfig
 
 
 class TlsFiles(msgspec.Struct, frozen=True):

@@ -18,10 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ftrain.comm import library
-from ftrain_launcher import processes
 from ftrain_launcher.engine_line import EngineLine
 from ftrain_launcher.engines.base import Engine
 from ftrain_launcher.errors import ZygoteFailed
+from ftrain_launcher.job.policy import EXIT_NOT_FLUSHED
 from ftrain_launcher.jobs import JobFolder, Result
 from ftrain_launcher.messages import (
     FlushJob,
@@ -34,10 +34,10 @@ from ftrain_launcher.messages import (
     StopJob,
     ToEngine,
 )
-from ftrain_launcher.policy import EXIT_NOT_FLUSHED
-from ftrain_launcher.spawning import Shutdown
+from ftrain_launcher.processes import linux
+from ftrain_launcher.processes.spawning import Shutdown
+from ftrain_launcher.processes.zygote_line import ZygoteConfig, exec_zygote
 from ftrain_launcher.terminal import announce
-from ftrain_launcher.zygote_line import ZygoteConfig, exec_zygote
 
 EXIT_CUT_OFF = 6
 """The controller was not to be reached any more."""
@@ -79,7 +79,7 @@ class Launcher:
 
     async def run(self) -> Result:
         """Run the job; nothing of it is left on this machine when this returns."""
-        processes.adopt_orphans()
+        linux.adopt_orphans()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
             loop.add_signal_handler(number, self._interrupt, number)
@@ -156,7 +156,7 @@ class Launcher:
                 sys.executable,
                 "-P",
                 "-m",
-                "ftrain_launcher.controller",
+                "ftrain_launcher.control.controller",
                 "--job-folder",
                 str(self.folder.path),
                 stdin=asyncio.subprocess.DEVNULL,

@@ -12,8 +12,8 @@ import msgspec
 
 from ftrain.link import Certified, ReplicaDigest
 from ftrain_launcher.detect.records import NodeReport
+from ftrain_launcher.processes.streams import Streams
 from ftrain_launcher.questions import Question, Reply
-from ftrain_launcher.streams import Streams
 from ftrain_snapshot.messages import DaemonStatus, Inventory, Origin, Peer, SnapshotId
 from ftrain_snapshot.storage import DurableId
 

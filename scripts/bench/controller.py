@@ -23,8 +23,8 @@ import common
 import msgspec
 import psutil
 
-from ftrain_launcher.coordinator import Coordinator
-from ftrain_launcher.events import Event, JobConfig, JobStarted, Joined, Send
+from ftrain_launcher.job.coordinator import Coordinator
+from ftrain_launcher.job.events import Event, JobConfig, JobStarted, Joined, Send
 from ftrain_launcher.jobs import JobFolder, JobRecord
 from ftrain_launcher.line import LINE_ERRORS, open_line
 from ftrain_launcher.messages import (
@@ -185,7 +185,7 @@ async def over_sockets(report: common.Report, count: int, steady_seconds: float)
         name="bench", created=time.time(), launcher_pid=os.getpid(), arena_folder="/nowhere", config=config(count)
     )
     folder = JobFolder.create(record)
-    command = [sys.executable, "-P", "-m", "ftrain_launcher.controller", "--job-folder", str(folder.path)]
+    command = [sys.executable, "-P", "-m", "ftrain_launcher.control.controller", "--job-folder", str(folder.path)]
     process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.DEVNULL)
     fleet = Fleet(folder, count)
     try:

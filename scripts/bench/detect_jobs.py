@@ -20,8 +20,8 @@ from hosts import Lab  # noqa: E402
 from hosts.job import TIMEOUTS, HostJob  # noqa: E402
 from job import STOP_TIMEOUT_SECONDS, Job  # noqa: E402
 
-from ftrain_launcher import views  # noqa: E402
-from ftrain_launcher.journal import replay  # noqa: E402
+from ftrain_launcher.control import views  # noqa: E402
+from ftrain_launcher.control.journal import replay  # noqa: E402
 
 FAULTS = ROOT / "scripts" / "bench" / "faults"
 TRAINEE = FAULTS / "trainee.py"

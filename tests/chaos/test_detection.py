@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 from jobs import ARGUMENTS, Job, Outcome, holding, ranks_of
 
-from ftrain_launcher.policy import EXIT_PROGRAM
+from ftrain_launcher.job.policy import EXIT_PROGRAM
 
 FLAGS = ("--local-nodes", "2", "--nproc-per-node", "2")
 RANKS = 4

@@ -100,14 +100,14 @@ class HostJob(Job):
 
     def incidents(self) -> list[dict[str, Any]]:
         """The job's incidents, also after its end."""
-        from ftrain_launcher.journal import replay
-        from ftrain_launcher.views import incidents
+        from ftrain_launcher.control.journal import replay
+        from ftrain_launcher.control.views import incidents
 
         return incidents(replay(self.home(1) / "jobs" / self.name / "journal.jsonl"))["incidents"]
 
     def daemon_ports(self) -> list[int]:
         """Where all nodes' daemons listen for each other."""
-        from ftrain_launcher.journal import replay
+        from ftrain_launcher.control.journal import replay
 
         nodes = replay(self.home(1) / "jobs" / self.name / "journal.jsonl").nodes.values()
         return [node.daemon_port for node in nodes if node.daemon_port]

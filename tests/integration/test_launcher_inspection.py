@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from ftrain_launcher.inspection import inspect
+from ftrain_launcher.node.inspection import inspect
 
 PROGRAM = """
 def looping_for_ever():

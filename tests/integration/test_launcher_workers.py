@@ -13,7 +13,7 @@ import pytest
 from zygotes import Exits, eventually, hosting, is_there, run, script, spawn, state, zygote_config
 
 from ftrain_launcher.errors import SpawnFailed
-from ftrain_launcher.workers import WorkerHost
+from ftrain_launcher.processes.workers import WorkerHost
 
 SLEEP = "import time; print('up'); time.sleep(60)"
 STUBBORN = "import signal, time; signal.signal(15, signal.SIG_IGN); print('up'); time.sleep(60)"
@@ -88,7 +88,7 @@ def test_stopping_asks_waits_and_kills(tmp_path: Path) -> None:
 
 def test_a_hanging_zygote_is_killed_with_its_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
-        monkeypatch.setattr("ftrain_launcher.workers.KILL_TIMEOUT_SECONDS", 0.6)
+        monkeypatch.setattr("ftrain_launcher.processes.workers.KILL_TIMEOUT_SECONDS", 0.6)
         async with hosting(zygote_config(tmp_path)) as (host, exits):
             pid = await host.spawn(spawn(tmp_path, "a", script(tmp_path, SLEEP)))
             assert host.ready is not None

@@ -13,8 +13,8 @@ import pytest
 from zygotes import Exits, eventually, hosting, is_there, run, script, spawn, zygote_config
 
 from ftrain_launcher.errors import ZygoteFailed
-from ftrain_launcher.workers import WorkerHost
-from ftrain_launcher.zygote_line import ZygoteLine, exec_zygote
+from ftrain_launcher.processes.workers import WorkerHost
+from ftrain_launcher.processes.zygote_line import ZygoteLine, exec_zygote
 
 STARTS = pytest.mark.parametrize("start", ["fork", "exec"])
 

@@ -14,23 +14,22 @@ import pytest
 from simulation.machines import Machine, Worker
 from simulation.training import decodable
 
-from ftrain_launcher.complaints import Complaints
-from ftrain_launcher.coordinator import Coordinator
-from ftrain_launcher.durable import DurableTier
-from ftrain_launcher.ending import Ending
-from ftrain_launcher.events import CheckNodes, Command, EndJob, Event, NodeChecked, Tick, UncordonNode
-from ftrain_launcher.fencing import Fence
-from ftrain_launcher.flushing import Flushing
-from ftrain_launcher.forming import Forming
-from ftrain_launcher.generation import Generation
-from ftrain_launcher.growth import Growth
-from ftrain_launcher.halting import Halting
-from ftrain_launcher.history import History
-from ftrain_launcher.incidents import IncidentLog
-from ftrain_launcher.membership import NodeState, Phase
-from ftrain_launcher.messages import ReapNode, StartNode
-from ftrain_launcher.orders import Orders
-from ftrain_launcher.policy import (
+from ftrain_launcher.job.complaints import Complaints
+from ftrain_launcher.job.coordinator import Coordinator
+from ftrain_launcher.job.durable import DurableTier
+from ftrain_launcher.job.ending import Ending
+from ftrain_launcher.job.events import CheckNodes, Command, EndJob, Event, NodeChecked, Tick, UncordonNode
+from ftrain_launcher.job.fencing import Fence
+from ftrain_launcher.job.flushing import Flushing
+from ftrain_launcher.job.forming import Forming
+from ftrain_launcher.job.generation import Generation
+from ftrain_launcher.job.growth import Growth
+from ftrain_launcher.job.halting import Halting
+from ftrain_launcher.job.history import History
+from ftrain_launcher.job.incidents import IncidentLog
+from ftrain_launcher.job.membership import NodeState, Phase
+from ftrain_launcher.job.orders import Orders
+from ftrain_launcher.job.policy import (
     EXIT_LOST,
     EXIT_NODES,
     EXIT_NOT_FLUSHED,
@@ -38,13 +37,14 @@ from ftrain_launcher.policy import (
     EXIT_USAGE,
     isolations_max,
 )
-from ftrain_launcher.preflight import Preflight
-from ftrain_launcher.quarantine import Quarantine
-from ftrain_launcher.ranks import Ranks
-from ftrain_launcher.recruiting import Recruiting
-from ftrain_launcher.roster import Roster
-from ftrain_launcher.running import Running
-from ftrain_launcher.worlds import Worlds
+from ftrain_launcher.job.preflight import Preflight
+from ftrain_launcher.job.quarantine import Quarantine
+from ftrain_launcher.job.ranks import Ranks
+from ftrain_launcher.job.recruiting import Recruiting
+from ftrain_launcher.job.roster import Roster
+from ftrain_launcher.job.running import Running
+from ftrain_launcher.job.worlds import Worlds
+from ftrain_launcher.messages import ReapNode, StartNode
 from ftrain_snapshot.errors import PlacementImpossible
 from ftrain_snapshot.messages import SnapshotId
 from ftrain_snapshot.placement import Groups, groups

@@ -17,8 +17,9 @@ from simulation.storage import Storage, Writer
 from simulation.training import Training
 from simulation.world import World
 
-from ftrain_launcher.coordinator import Coordinator
-from ftrain_launcher.events import (
+from ftrain_launcher.control.journal import Entry, decode, encode, rebuild
+from ftrain_launcher.job.coordinator import Coordinator
+from ftrain_launcher.job.events import (
     Announce,
     CheckNodes,
     Command,
@@ -34,8 +35,7 @@ from ftrain_launcher.events import (
     Send,
     Tick,
 )
-from ftrain_launcher.journal import Entry, decode, encode, rebuild
-from ftrain_launcher.membership import NodeState
+from ftrain_launcher.job.membership import NodeState
 from ftrain_launcher.messages import Form, FromAgent, Join, NodeGone, ReapNode, StartNode, ToAgent, WriteDurable
 from ftrain_snapshot.messages import SnapshotId
 

@@ -13,9 +13,9 @@ from simulation.checkers import Checkers
 from simulation.machines import Machine
 from simulation.training import decodable
 
-from ftrain_launcher.coordinator import Coordinator
-from ftrain_launcher.events import Leave
-from ftrain_launcher.membership import NodeState, Phase
+from ftrain_launcher.job.coordinator import Coordinator
+from ftrain_launcher.job.events import Leave
+from ftrain_launcher.job.membership import NodeState, Phase
 from ftrain_launcher.messages import Form
 from ftrain_snapshot.messages import SnapshotId
 

@@ -11,9 +11,10 @@ from collections.abc import Callable
 
 from simulation.world import World
 
-from ftrain_launcher.coordinator import Coordinator
-from ftrain_launcher.copies import Copies
-from ftrain_launcher.events import (
+from ftrain_launcher.control.copies import Copies
+from ftrain_launcher.control.journal import Entry, decode, encode, rebuild
+from ftrain_launcher.job.coordinator import Coordinator
+from ftrain_launcher.job.events import (
     Command,
     ControllerRestarted,
     EndJob,
@@ -26,9 +27,9 @@ from ftrain_launcher.events import (
     Send,
     Tick,
 )
-from ftrain_launcher.fencing import FIRST_TERM, Ask, Elected, Election, Stale
-from ftrain_launcher.journal import Entry, decode, encode, rebuild
-from ftrain_launcher.membership import Phase
+from ftrain_launcher.job.fencing import FIRST_TERM, Ask, Elected, Election, Stale
+from ftrain_launcher.job.membership import Phase
+from ftrain_launcher.job.policy import EXIT_NODES
 from ftrain_launcher.messages import (
     Elect,
     Form,
@@ -44,7 +45,6 @@ from ftrain_launcher.messages import (
     ToAgent,
     Work,
 )
-from ftrain_launcher.policy import EXIT_NODES
 from ftrain_snapshot.messages import Inventory
 
 PATIENCE_SECONDS = 2.0

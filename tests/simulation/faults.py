@@ -14,7 +14,7 @@ import msgspec
 from simulation.machines import Machine, Worker
 
 from ftrain_launcher.detect.verdict import Kind, Link, Verdict
-from ftrain_launcher.events import CordonNode, Diagnosed, JobConfig, Leave, UncordonNode
+from ftrain_launcher.job.events import CordonNode, Diagnosed, JobConfig, Leave, UncordonNode
 from ftrain_launcher.messages import Durable, FlushJob, Form, HostLeaves, Stop, ToAgent, Trouble, Work
 
 if TYPE_CHECKING:

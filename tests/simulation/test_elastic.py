@@ -10,7 +10,7 @@ from simulation.cluster import Cluster
 from simulation.elastic import ElasticCheckers
 from simulation.faults import Fault, Plan
 
-from ftrain_launcher.policy import EXIT_LOST, EXIT_NODES
+from ftrain_launcher.job.policy import EXIT_LOST, EXIT_NODES
 
 SCHEDULES = 150
 ONE = os.environ.get("FTRAIN_SEED")

@@ -9,7 +9,7 @@ import msgspec
 from simulation.cluster import Cluster
 from simulation.faults import DURABLE, FLUSH_SECONDS, Fault, Plan
 
-from ftrain_launcher.policy import EXIT_NOT_FLUSHED
+from ftrain_launcher.job.policy import EXIT_NOT_FLUSHED
 
 SCHEDULES = 300
 ONE = os.environ.get("FTRAIN_SEED")

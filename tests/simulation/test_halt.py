@@ -26,15 +26,16 @@ from ftrain.halt import Halt
 from ftrain.link import Halted
 from ftrain.session import Session
 from ftrain.slots import SlotChooser
-from ftrain_launcher import halting, node_halt
-from ftrain_launcher.events import Send
-from ftrain_launcher.halting import Halting
-from ftrain_launcher.membership import NodeState
+from ftrain_launcher.job import halting
+from ftrain_launcher.job.events import Send
+from ftrain_launcher.job.halting import Halting
+from ftrain_launcher.job.membership import NodeState
+from ftrain_launcher.job.orders import Orders
+from ftrain_launcher.job.ranks import Ranks
+from ftrain_launcher.job.roster import Roster
 from ftrain_launcher.messages import GoOn, HaltAfter, Held, Hold, RankHalted, ToAgent
-from ftrain_launcher.node_halt import NodeHalt
-from ftrain_launcher.orders import Orders
-from ftrain_launcher.ranks import Ranks
-from ftrain_launcher.roster import Roster
+from ftrain_launcher.node import halt as node_halt
+from ftrain_launcher.node.halt import NodeHalt
 from ftrain_snapshot.control import ControlPage, HaltMode
 from ftrain_snapshot.messages import Levels, SnapshotId
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from simulation.machines import Machine, Worker
 
-from ftrain_launcher.events import Progress
+from ftrain_launcher.job.events import Progress
 from ftrain_launcher.messages import Failure, Form, HaltAfter, RankHalted, RankRestored, RankStepped, Trouble
 from ftrain_snapshot.messages import SnapshotId
 from ftrain_snapshot.pin import Pin

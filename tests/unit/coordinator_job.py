@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ftrain_launcher import messages
-from ftrain_launcher.coordinator import Coordinator
-from ftrain_launcher.events import (
+from ftrain_launcher.control.journal import Entry, decode, encode, rebuild
+from ftrain_launcher.job.coordinator import Coordinator
+from ftrain_launcher.job.events import (
     Announce,
     CheckNodes,
     Command,
@@ -18,7 +19,6 @@ from ftrain_launcher.events import (
     Progress,
     Send,
 )
-from ftrain_launcher.journal import Entry, decode, encode, rebuild
 from ftrain_launcher.messages import (
     DurableSearch,
     Failure,

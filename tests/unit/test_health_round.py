@@ -12,14 +12,14 @@ import pytest
 from unit.test_health_judge import FAST, SLOW, SOUND
 
 from ftrain.health.words import CheckNode, Failed, Hosting, HostPair, JoinPair, PairFigures, RunPair
-from ftrain_launcher.events import NodeChecked
+from ftrain_launcher.control.requests import Requests
 from ftrain_launcher.health.judge import State
 from ftrain_launcher.health.round import HealthRounds
 from ftrain_launcher.health.shown import shown
 from ftrain_launcher.health.table import text
-from ftrain_launcher.membership import Node, NodeState
+from ftrain_launcher.job.events import NodeChecked
+from ftrain_launcher.job.membership import Node, NodeState
 from ftrain_launcher.questions import CheckHealth, ClockRead, ClockWanted, Health, Probe, Probed, Reply
-from ftrain_launcher.requests import Requests
 
 
 class Agents:

@@ -6,8 +6,9 @@ import pytest
 from simulation.checkers import state_of
 from unit.coordinator_job import DATA, WHOLE, Job, config, raised, snapshot
 
-from ftrain_launcher.events import ControllerRestarted, EndJob, HostCame, Left, Progress, StoodStill, Tick
-from ftrain_launcher.membership import NodeState, Phase
+from ftrain_launcher.job.events import ControllerRestarted, EndJob, HostCame, Left, Progress, StoodStill, Tick
+from ftrain_launcher.job.membership import NodeState, Phase
+from ftrain_launcher.job.policy import EXIT_LOST, EXIT_NO_PROGRESS, EXIT_NODES, EXIT_PROGRAM, EXIT_USAGE
 from ftrain_launcher.messages import (
     ArenaShort,
     Form,
@@ -19,7 +20,6 @@ from ftrain_launcher.messages import (
     Stopped,
     Trouble,
 )
-from ftrain_launcher.policy import EXIT_LOST, EXIT_NO_PROGRESS, EXIT_NODES, EXIT_PROGRAM, EXIT_USAGE
 from ftrain_snapshot.messages import Inventory
 
 BOTH = {snapshot(4): WHOLE, snapshot(5, slot=1): DATA}

@@ -10,7 +10,9 @@ import msgspec
 import pytest
 from unit.coordinator_job import Job, config
 
-from ftrain_launcher import detection, link_matrix
+from ftrain_launcher.control import detection, link_matrix
+from ftrain_launcher.control.detection import Detection
+from ftrain_launcher.control.requests import Requests
 from ftrain_launcher.detect.pace import Pace
 from ftrain_launcher.detect.records import (
     Collectives,
@@ -22,10 +24,8 @@ from ftrain_launcher.detect.records import (
     RankRecord,
 )
 from ftrain_launcher.detect.verdict import Kind, Link, Verdict
-from ftrain_launcher.detection import Detection
-from ftrain_launcher.events import Detect, Diagnosed
+from ftrain_launcher.job.events import Detect, Diagnosed
 from ftrain_launcher.questions import Finding, Inspect, Inspected, Probe, Probed
-from ftrain_launcher.requests import Requests
 from ftrain_snapshot.messages import LinkFigure
 
 WORLD = Communicator("dp", (0, 1, 2))

@@ -7,12 +7,12 @@ import pytest
 from simulation.checkers import state_of
 from unit.coordinator_job import WHOLE, Job, config, snapshot
 
-from ftrain_launcher import views
-from ftrain_launcher.durable import SETTLE_SECONDS, WRITER_END_SECONDS
-from ftrain_launcher.events import ControllerRestarted, Progress, Tick
-from ftrain_launcher.membership import Phase
+from ftrain_launcher.control import views
+from ftrain_launcher.job.durable import SETTLE_SECONDS, WRITER_END_SECONDS
+from ftrain_launcher.job.events import ControllerRestarted, Progress, Tick
+from ftrain_launcher.job.membership import Phase
+from ftrain_launcher.job.policy import EXIT_LOST
 from ftrain_launcher.messages import Durable, DurableEnded, DurableSearch, Stop, Trouble, Unpin, WriteDurable
-from ftrain_launcher.policy import EXIT_LOST
 from ftrain_snapshot.messages import Holding, Inventory, SnapshotId
 from ftrain_snapshot.storage import DurableId
 

@@ -7,9 +7,12 @@ import pytest
 from unit.coordinator_job import DATA, WHOLE, Job, config, snapshot
 
 from ftrain.link import Certified
-from ftrain_launcher.events import JobConfig, Progress, Tick
-from ftrain_launcher.growth import GROW_AFTER_SECONDS
-from ftrain_launcher.membership import Phase
+from ftrain_launcher.job.events import JobConfig, Progress, Tick
+from ftrain_launcher.job.growth import GROW_AFTER_SECONDS
+from ftrain_launcher.job.membership import Phase
+from ftrain_launcher.job.policy import EXIT_LOST, EXIT_USAGE
+from ftrain_launcher.job.recruiting import LAST_CALL_SECONDS
+from ftrain_launcher.job.worlds import Worlds, is_same, place
 from ftrain_launcher.messages import (
     ArenaShort,
     Durable,
@@ -22,9 +25,6 @@ from ftrain_launcher.messages import (
     Stopped,
     Trouble,
 )
-from ftrain_launcher.policy import EXIT_LOST, EXIT_USAGE
-from ftrain_launcher.recruiting import LAST_CALL_SECONDS
-from ftrain_launcher.worlds import Worlds, is_same, place
 from ftrain_snapshot.errors import PlacementImpossible
 from ftrain_snapshot.messages import Holding, Inventory
 from ftrain_snapshot.storage import DurableId

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ftrain_launcher.copies import ANSWER_SECONDS_MAX, Copies
-from ftrain_launcher.events import Announce
-from ftrain_launcher.fencing import Ask, Elected, Election, Stale, is_quorum, next_term
+from ftrain_launcher.control.copies import ANSWER_SECONDS_MAX, Copies
+from ftrain_launcher.job.events import Announce
+from ftrain_launcher.job.fencing import Ask, Elected, Election, Stale, is_quorum, next_term
 from ftrain_launcher.jobs import Endpoint
 from ftrain_launcher.messages import Join
 from ftrain_launcher.search import Search

@@ -6,9 +6,11 @@ import msgspec
 import pytest
 from unit.coordinator_job import DATA, WHOLE, Job, config, snapshot
 
-from ftrain_launcher.events import Progress, Tick
-from ftrain_launcher.flushing import ASK_SECONDS, WRITES_MAX
-from ftrain_launcher.membership import NodeState, Phase
+from ftrain_launcher.control.views import flush
+from ftrain_launcher.job.events import Progress, Tick
+from ftrain_launcher.job.flushing import ASK_SECONDS, WRITES_MAX
+from ftrain_launcher.job.membership import NodeState, Phase
+from ftrain_launcher.job.policy import EXIT_NOT_FLUSHED
 from ftrain_launcher.messages import (
     Durable,
     DurableEnded,
@@ -22,8 +24,6 @@ from ftrain_launcher.messages import (
     Shutdown,
     WriteDurable,
 )
-from ftrain_launcher.policy import EXIT_NOT_FLUSHED
-from ftrain_launcher.views import flush
 
 SECONDS = 60.0
 STEP = 41

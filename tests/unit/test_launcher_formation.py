@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from unit.coordinator_job import snapshot
 
-from ftrain_launcher.formation import Past, Start, choose_start
-from ftrain_launcher.worlds import Held, Holdings, World
+from ftrain_launcher.job.formation import Past, Start, choose_start
+from ftrain_launcher.job.worlds import Held, Holdings, World
 from ftrain_snapshot.messages import Holding, Levels
 
 

@@ -8,8 +8,8 @@ from itertools import permutations
 import pytest
 from unit.coordinator_job import raised
 
-from ftrain_launcher.causes import Sign, classify, describe
-from ftrain_launcher.incidents import INCIDENTS_KEPT, IncidentLog
+from ftrain_launcher.job.causes import Sign, classify, describe
+from ftrain_launcher.job.incidents import INCIDENTS_KEPT, IncidentLog
 
 
 def exited(rank: int, time: float = 1.0, **how: object) -> Sign:

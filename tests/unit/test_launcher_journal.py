@@ -10,9 +10,9 @@ import pytest
 from simulation.checkers import state_of
 from unit.coordinator_job import WHOLE, Job, config, snapshot
 
+from ftrain_launcher.control.journal import Entry, Journal, read, replay
 from ftrain_launcher.errors import JournalDamaged
-from ftrain_launcher.events import JobStarted, Progress, StopJob, Tick
-from ftrain_launcher.journal import Entry, Journal, read, replay
+from ftrain_launcher.job.events import JobStarted, Progress, StopJob, Tick
 from ftrain_launcher.messages import RankStepped
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ftrain_launcher.coordinator import Coordinator
-from ftrain_launcher.events import ControllerRestarted, Event, HostCame, JobConfig, JobStarted
-from ftrain_launcher.followers import Lines, parts
-from ftrain_launcher.journal import Entry, Journal, encode
-from ftrain_launcher.journal_copy import JournalCopy
+from ftrain_launcher.control.followers import Lines, parts
+from ftrain_launcher.control.journal import Entry, Journal, encode
+from ftrain_launcher.control.journal_copy import JournalCopy
+from ftrain_launcher.job.coordinator import Coordinator
+from ftrain_launcher.job.events import ControllerRestarted, Event, HostCame, JobConfig, JobStarted
 from ftrain_launcher.messages import Work
 
 WORK = Work(

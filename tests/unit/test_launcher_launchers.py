@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from unit.coordinator_job import config
 
-from ftrain_launcher.launchers import Launchers, refusal
+from ftrain_launcher.control.launchers import Launchers, refusal
 from ftrain_launcher.messages import JobEnded, Offer, ReapNode, StartNode
 
 _PLAIN = config(nodes=4, nproc=2)

@@ -12,7 +12,7 @@ from unit.test_health_judge import SOUND
 
 from ftrain.health.words import CheckNode, Failed, Hosting, HostPair, JoinPair, PairFigures, RunPair
 from ftrain.link import Certified, ReplicaDigest
-from ftrain_launcher import events, messages, questions
+from ftrain_launcher import messages, questions
 from ftrain_launcher.detect.records import (
     Channel,
     Collectives,
@@ -24,6 +24,7 @@ from ftrain_launcher.detect.records import (
     RankRecord,
     RankStep,
 )
+from ftrain_launcher.job import events
 from ftrain_launcher.trace.records import NodeTrace, RankTrace, StepMark, TraceRecord
 from ftrain_snapshot.messages import DaemonStatus, Damage, Holding, Inventory, LaneReport, Levels, LinkFigure, Peer
 from ftrain_snapshot.storage import DurableId

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftrain_launcher.output import LineCutter, OutputTail, last_lines, log_path
+from ftrain_launcher.processes.output import LineCutter, OutputTail, last_lines, log_path
 
 
 def cut(*chunks: bytes, limit: int = 1 << 14) -> bytes:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from ftrain_launcher.causes import Blame, Cause, Suspect
 from ftrain_launcher.detect.verdict import Kind, Verdict
-from ftrain_launcher.events import Detect
-from ftrain_launcher.policy import (
+from ftrain_launcher.job.causes import Blame, Cause, Suspect
+from ftrain_launcher.job.events import Detect
+from ftrain_launcher.job.policy import (
     EXIT_NO_PROGRESS,
     EXIT_PROGRAM,
     Action,
@@ -17,7 +17,7 @@ from ftrain_launcher.policy import (
     isolations_max,
     respond,
 )
-from ftrain_launcher.strikes import Strike
+from ftrain_launcher.job.strikes import Strike
 
 KILL = Cause("worker_exit", (), "rank 1 was killed")
 ERROR = Cause("worker_exit", (), "rank 1 raised ValueError", signature="step 5: ValueError")

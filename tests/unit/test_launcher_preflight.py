@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from unit.coordinator_job import WHOLE, Job, config, snapshot
 
-from ftrain_launcher.events import (
+from ftrain_launcher.job.events import (
     CheckNodes,
     ControllerRestarted,
     CordonNode,
@@ -17,8 +17,8 @@ from ftrain_launcher.events import (
     Tick,
     UncordonNode,
 )
-from ftrain_launcher.membership import NodeState, Phase
-from ftrain_launcher.policy import EXIT_NODES
+from ftrain_launcher.job.membership import NodeState, Phase
+from ftrain_launcher.job.policy import EXIT_NODES
 
 
 def started(nodes: int = 3, spares: int = 1) -> tuple[Job, list[CheckNodes]]:

@@ -9,10 +9,12 @@ import pytest
 from simulation.checkers import state_of
 from unit.coordinator_job import DATA, WHOLE, Job, config, raised, snapshot
 
-from ftrain_launcher import views
-from ftrain_launcher.complaints import GAP_SECONDS, STAYS_SECONDS
+from ftrain_launcher.control import views
+from ftrain_launcher.control.journal import decode
+from ftrain_launcher.control.story import tell
 from ftrain_launcher.detect.verdict import Kind, Link, Verdict
-from ftrain_launcher.events import (
+from ftrain_launcher.job.complaints import GAP_SECONDS, STAYS_SECONDS
+from ftrain_launcher.job.events import (
     CheckNodes,
     CordonNode,
     Detect,
@@ -25,12 +27,10 @@ from ftrain_launcher.events import (
     QuickAgain,
     UncordonNode,
 )
-from ftrain_launcher.incidents import Incident
-from ftrain_launcher.journal import decode
-from ftrain_launcher.membership import NodeState, Phase
+from ftrain_launcher.job.incidents import Incident
+from ftrain_launcher.job.membership import NodeState, Phase
+from ftrain_launcher.job.policy import EXIT_PROGRAM
 from ftrain_launcher.messages import Stop
-from ftrain_launcher.policy import EXIT_PROGRAM
-from ftrain_launcher.story import tell
 
 BOTH = {snapshot(4): WHOLE, snapshot(5, slot=1): DATA}
 """What each node holds when step 4 is protected and step 5 is sealed."""

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from ftrain_launcher.rungs import Rung, rung_of
-from ftrain_launcher.staying import Seen, Waiting, WaitingRoom, can_stay
+from ftrain_launcher.job.rungs import Rung, rung_of
+from ftrain_launcher.node.staying import Seen, Waiting, WaitingRoom, can_stay
 
 HEALTHY = Seen(alive=True, state="S")
 ARGV = ("train.py",)

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from ftrain_launcher import cli, error_file
+from ftrain_launcher import cli
 from ftrain_launcher.commands import torchrun
 from ftrain_launcher.errors import UsageError
-from ftrain_launcher.streams import STDERR, STDOUT, Streams
+from ftrain_launcher.processes import error_file
+from ftrain_launcher.processes.streams import STDERR, STDOUT, Streams
 
 
 def parsed(*flags: str, script: str = "train.py") -> argparse.Namespace:

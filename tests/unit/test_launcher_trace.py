@@ -16,11 +16,11 @@ from rings import MadeRing
 from traces import check_trace, of_rank
 
 from ftrain_launcher.commands.trace import write
+from ftrain_launcher.control.requests import Requests
 from ftrain_launcher.detect.records import Communicator, Op
 from ftrain_launcher.errors import UsageError
 from ftrain_launcher.messages import RankState, ToAgent
 from ftrain_launcher.questions import ClockRead, ClockWanted, TracePart, TraceWanted
-from ftrain_launcher.requests import Requests
 from ftrain_launcher.trace.events import missing
 from ftrain_launcher.trace.records import JobTrace, NodeTrace, NodeTraced, RankTrace, StepMark, TraceRecord
 from ftrain_launcher.trace.rings import read_rings

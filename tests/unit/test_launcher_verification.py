@@ -8,12 +8,12 @@ from typing import Any
 
 from unit.coordinator_job import Job, snapshot
 
-from ftrain_launcher.checking import DamageWatch
+from ftrain_launcher.control.requests import Requests
+from ftrain_launcher.control.verification import shown, verify_all
+from ftrain_launcher.job.worlds import World, Worlds
 from ftrain_launcher.messages import Trouble
+from ftrain_launcher.node.checking import DamageWatch
 from ftrain_launcher.questions import Verified, Verify
-from ftrain_launcher.requests import Requests
-from ftrain_launcher.verification import shown, verify_all
-from ftrain_launcher.worlds import World, Worlds
 from ftrain_snapshot.messages import DaemonStatus, Damage, LaneReport, Levels
 
 WORLDS = Worlds()

@@ -6,10 +6,10 @@ import pytest
 from msgspec.structs import replace
 from unit.coordinator_job import DATA, WHOLE, Job, snapshot
 
-from ftrain_launcher import views
-from ftrain_launcher.events import Progress
+from ftrain_launcher.control import views
+from ftrain_launcher.control.views import Observation
+from ftrain_launcher.job.events import Progress
 from ftrain_launcher.messages import RankState, StopJob, Trouble
-from ftrain_launcher.views import Observation
 from ftrain_snapshot.messages import DaemonStatus, Holding, Inventory, Levels, Volume
 
 BOTH = {snapshot(4): WHOLE, snapshot(5, slot=1): DATA}

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 import pytest
 
+from ftrain_launcher.control.wait_graph import LINES_MAX, draw
 from ftrain_launcher.detect.verdict import Wait
 from ftrain_launcher.detect.wording import name_ranks
-from ftrain_launcher.wait_graph import LINES_MAX, draw
 
 
 def wait(

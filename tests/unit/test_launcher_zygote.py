@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from ftrain_launcher import child, spawning
-from ftrain_launcher.spawning import Children, Exited, Kill, Spawn
-from ftrain_launcher.zygote_line import ZygoteConfig
+from ftrain_launcher.processes import child, spawning
+from ftrain_launcher.processes.spawning import Children, Exited, Kill, Spawn
+from ftrain_launcher.processes.zygote_line import ZygoteConfig
 from ftrain_snapshot import frames
 
 SPAWN = Spawn(id="r0", argv=("train.py", "--lr", "1"), env={"RANK": "0"}, cwd="/", stdout_path="o", stderr_path="e")
@@ -53,5 +53,5 @@ def test_output_files_are_opened_once_if_they_are_one(tmp_path: Path) -> None:
 
 def test_the_command_keeps_the_working_folder_out_of_the_imports(tmp_path: Path) -> None:
     config = ZygoteConfig(socket_path=tmp_path / "z.sock", log_path=tmp_path / "z.log", preload="")
-    assert config.command()[:4] == [sys.executable, "-P", "-m", "ftrain_launcher.zygote"]
+    assert config.command()[:4] == [sys.executable, "-P", "-m", "ftrain_launcher.processes.zygote"]
     assert "--no-preload" in config.command()

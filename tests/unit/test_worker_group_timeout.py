@@ -14,8 +14,8 @@ from ftrain.comm.timeout import group_timeout, inherit_timeout
 from ftrain.environment import read_environment
 from ftrain.errors import EnvironmentInvalid
 from ftrain_launcher.commands import checks
-from ftrain_launcher.environment import worker_environment
 from ftrain_launcher.errors import UsageError
+from ftrain_launcher.processes.environment import worker_environment
 
 TORCH = timedelta(minutes=30)
 Begin = Callable[..., None]

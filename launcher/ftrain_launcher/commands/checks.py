@@ -239,7 +239,7 @@ def arena(arena_dir: Path, name: str) -> Path:
 
 
 def _in_use(arena: Path) -> bool:
-    from ftrain_launcher.node_state import NodeFile
+    from ftrain_launcher.node.state import NodeFile
 
     known = [NodeFile(p.parent).read() for p in arena.glob("*/node.json")]
     return any(Path(f"/proc/{record.agent_pid}").exists() for record in known if record)

@@ -18,7 +18,7 @@ def add_to(commands: Commands) -> None:
 def controller(chosen: argparse.Namespace) -> int:
     """Run the controller of a job that has none; training does not stop meanwhile."""
     from ftrain_launcher import query
-    from ftrain_launcher.controller import serve
+    from ftrain_launcher.control.controller import serve
     from ftrain_launcher.jobs import JobFolder
 
     folder = JobFolder.find(chosen.resume)

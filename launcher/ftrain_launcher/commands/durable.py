@@ -26,8 +26,8 @@ def add_options(add: Callable[..., object]) -> None:
 
 def durable(chosen: argparse.Namespace) -> Durable | None:
     """What was asked for; None: nothing. Raises UsageError, also where the storage does not take a file."""
-    from ftrain_launcher.durable_search import search
     from ftrain_launcher.messages import Durable
+    from ftrain_launcher.node.durable_search import search
 
     for flag, value in (("--durable-every", chosen.durable_every), ("--durable-keep", chosen.durable_keep)):
         if value is not None:

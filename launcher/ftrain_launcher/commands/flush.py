@@ -66,8 +66,8 @@ def _look(folder: JobFolder, before: dict[str, Any]) -> dict[str, Any]:
 
 def _last_word(folder: JobFolder, before: dict[str, Any], result: Result) -> dict[str, Any]:
     """The journal knows it; on a host without one, what was heard last, and how the job ended."""
-    from ftrain_launcher import views
-    from ftrain_launcher.journal import replay
+    from ftrain_launcher.control import views
+    from ftrain_launcher.control.journal import replay
 
     answer = views.flush(replay(folder.journal)) if folder.journal.exists() else before
     return answer | {"exit_code": result.exit_code, "message": result.message}

@@ -17,7 +17,7 @@ from ftrain_launcher.commands.options import Commands, add_command
 from ftrain_launcher.errors import UsageError
 
 if TYPE_CHECKING:
-    from ftrain_launcher.events import JobConfig
+    from ftrain_launcher.job.events import JobConfig
     from ftrain_launcher.jobs import JobFolder, JobRecord
     from ftrain_launcher.messages import Offer
 
@@ -150,7 +150,7 @@ def _run_with(
 
 
 def _config(chosen: argparse.Namespace, least: int, nodes: int, *, hosts: bool) -> JobConfig:
-    from ftrain_launcher.events import Detect, JobConfig
+    from ftrain_launcher.job.events import Detect, JobConfig
     from ftrain_launcher.messages import Work
 
     workers = checks.workers(chosen.nproc_per_node)
@@ -243,7 +243,7 @@ def _lead(
     import msgspec
 
     from ftrain_launcher import leadership
-    from ftrain_launcher.fencing import FIRST_TERM
+    from ftrain_launcher.job.fencing import FIRST_TERM
     from ftrain_launcher.jobs import JobFolder, JobRecord, job_secret, state_home
     from ftrain_launcher.terminal import announce
 

@@ -84,7 +84,7 @@ def incidents(chosen: argparse.Namespace) -> int:
 
 
 def _story(folder: JobFolder, chosen: argparse.Namespace) -> int:
-    from ftrain_launcher.story import tell
+    from ftrain_launcher.control.story import tell
 
     answer = ask_or_replay(folder, "incidents", chosen.number)
     if chosen.json:
@@ -111,8 +111,8 @@ def ask_or_replay(folder: JobFolder, what: str, number: int | None = None) -> An
             return query.ask(folder, f"/api/{what}" if number is None else f"/api/{what}/{number}")
     except ControllerAway:
         pass
-    from ftrain_launcher import views
-    from ftrain_launcher.journal import replay
+    from ftrain_launcher.control import views
+    from ftrain_launcher.control.journal import replay
 
     if not folder.journal.exists():
         raise ControllerAway(f"job {folder.record().name!r} has not begun yet: try again")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ftrain_launcher.errors import UsageError
 
 if TYPE_CHECKING:
-    from ftrain_launcher.streams import Streams
+    from ftrain_launcher.processes.streams import Streams
 
 _MASTER_PORT, _RDZV_PORT = 29500, 29400
 _BACKENDS = ("static", "c10d")
@@ -105,7 +105,7 @@ def kind(chosen: argparse.Namespace) -> Literal["script", "module", "exec"]:
 
 def streams(chosen: argparse.Namespace) -> Streams:
     """What the terminal shows of the workers. Raises UsageError."""
-    from ftrain_launcher.streams import Streams, is_choice
+    from ftrain_launcher.processes.streams import Streams, is_choice
 
     for flag, text in (("--redirects", chosen.redirects), ("--tee", chosen.tee)):
         if not is_choice(text):

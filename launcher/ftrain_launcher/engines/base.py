@@ -18,8 +18,8 @@ import psutil
 
 from ftrain_launcher.jobs import JobFolder
 from ftrain_launcher.messages import EngineHello, FromEngine, NodeGone
-from ftrain_launcher.node_state import NodeFile, NodeRecord, kill_trees
-from ftrain_launcher.pidfds import PidHandle
+from ftrain_launcher.node.state import NodeFile, NodeRecord, kill_trees
+from ftrain_launcher.processes.pidfds import PidHandle
 
 _DAEMON_FOLLOWS_SECONDS = 0.05
 """A node that is killed loses agent and daemon one after the other: only later is it the agent's death alone."""
@@ -98,7 +98,7 @@ class Engine(ABC):
                 sys.executable,
                 "-P",
                 "-m",
-                "ftrain_launcher.agent",
+                "ftrain_launcher.node.agent",
                 *("--job-folder", str(self._folder.path)),
                 *("--node", node),
                 *("--failure-domain", self._failure_domain(node)),

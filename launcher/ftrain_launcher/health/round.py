@@ -13,18 +13,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ftrain.health.words import CheckNode, Failed, Hosting, HostPair, JoinPair, NodeFigures, PairFigures, RunPair, Task
 from ftrain_launcher.clock import Offset
-from ftrain_launcher.clock_reading import TIME_OF_DAY, offset_of
+from ftrain_launcher.control.clock_reading import TIME_OF_DAY, offset_of
+from ftrain_launcher.control.requests import Requests
 from ftrain_launcher.detect.links import better
-from ftrain_launcher.events import NodeChecked
 from ftrain_launcher.health.judge import Checkup, NodeHealth, State, judge
 from ftrain_launcher.health.links import Pair, sick_links
 from ftrain_launcher.health.process import seconds_max
 from ftrain_launcher.health.schedule import apart, rounds
 from ftrain_launcher.health.shown import shown
 from ftrain_launcher.health.table import text
-from ftrain_launcher.membership import Node, NodeState
+from ftrain_launcher.job.events import NodeChecked
+from ftrain_launcher.job.membership import Node, NodeState
 from ftrain_launcher.questions import CheckHealth, Health, Probe, Probed
-from ftrain_launcher.requests import Requests
 from ftrain_launcher.terminal import announce
 from ftrain_snapshot.messages import LinkFigure, Peer
 

@@ -9,7 +9,7 @@ import msgspec
 
 from ftrain.health.words import PairFigures
 from ftrain_launcher.health.judge import Checkup, NodeHealth, State
-from ftrain_launcher.membership import Node
+from ftrain_launcher.job.membership import Node
 
 
 def shown(job: str, checkup: Checkup, verdicts: Iterable[NodeHealth], nodes: Mapping[str, Node]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ftrain_launcher.detect.records import NodeReport
-from ftrain_launcher.node_workers import NodeWorkers
+from ftrain_launcher.node.node_workers import NodeWorkers
 from ftrain_launcher.rings.reader import CommReader
 
 READ_SECONDS = 0.1

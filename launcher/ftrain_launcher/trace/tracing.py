@@ -10,9 +10,9 @@ import asyncio
 import time
 from collections.abc import Iterable
 
-from ftrain_launcher.clock_reading import CLOCK_SECONDS_MAX, MONOTONIC, offset_of
+from ftrain_launcher.control.clock_reading import CLOCK_SECONDS_MAX, MONOTONIC, offset_of
+from ftrain_launcher.control.requests import Requests
 from ftrain_launcher.questions import TracePart, TraceWanted
-from ftrain_launcher.requests import Requests
 from ftrain_launcher.trace.records import RECORDS_PER_JOB_MAX, NodeTraced
 
 _PART_SECONDS = 10.0

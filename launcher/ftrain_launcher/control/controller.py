@@ -1,0 +1,475 @@
+"""The shell round the coordinator: sockets, clock, journal, HTTP. It decides nothing.
+
+    agent  --- WebSocket /agent  ---> events --> journal --> Coordinator.handle --> commands --> agents, launchers
+    launcher - WebSocket /engine ---/
+    people --- HTTP /api/...     ---> views of the coordinator and of what the agents last said
+
+It holds no training data, and training goes on while it is away: started again, it replays the journal and
+the agents reconnect. Runs as ``python -m ftrain_launcher.control.controller --job-folder DIR``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+from aiohttp import WSMsgType, web
+
+from ftrain_launcher import handshake, leadership
+from ftrain_launcher.background import Background
+from ftrain_launcher.control import views
+from ftrain_launcher.control.api import Handler, OperatorApi
+from ftrain_launcher.control.detection import Detection
+from ftrain_launcher.control.followers import Followers
+from ftrain_launcher.control.journal import Journal, replay
+from ftrain_launcher.control.launchers import Launchers, refusal
+from ftrain_launcher.control.outbox import Outbox
+from ftrain_launcher.control.requests import Requests
+from ftrain_launcher.control.standby import Standby
+from ftrain_launcher.detect.records import NodeReport
+from ftrain_launcher.job.coordinator import Coordinator
+from ftrain_launcher.job.events import (
+    Announce,
+    CheckNodes,
+    Command,
+    ControllerRestarted,
+    EndJob,
+    Event,
+    HostCame,
+    JobStarted,
+    Joined,
+    Left,
+    Send,
+    StoodStill,
+    Tick,
+)
+from ftrain_launcher.job.fencing import Elected
+from ftrain_launcher.job.membership import Phase
+from ftrain_launcher.job.policy import EXIT_USAGE
+from ftrain_launcher.job.progress import ProgressFilter
+from ftrain_launcher.jobs import Endpoint, JobFolder, Result
+from ftrain_launcher.leadership import Leadership, Seen
+from ftrain_launcher.messages import (
+    MESSAGE_BYTES_MAX,
+    PROTOCOL_VERSION,
+    EngineHello,
+    FromAgent,
+    FromEngine,
+    Heartbeat,
+    JobEnded,
+    Join,
+    Knock,
+    Offer,
+    ReapNode,
+    ReplicaDigests,
+    Stand,
+    StartNode,
+    StopJob,
+    Welcome,
+    WorkerExit,
+)
+from ftrain_launcher.processes.pidfds import PidHandle
+from ftrain_launcher.questions import Reply
+from ftrain_launcher.terminal import announce
+
+_STATUS_WRITE_SECONDS = 0.5
+_STANDSTILL_SECONDS = 1.5
+"""A pause that is longer counts for nobody."""
+_GOODBYE_SECONDS = 2.0
+
+_from_agent = msgspec.msgpack.Decoder(FromAgent)
+_from_engine = msgspec.msgpack.Decoder(FromEngine)
+
+
+class Controller:
+    """One job's controller process."""
+
+    def __init__(self, folder: JobFolder, elected: Elected | None = None) -> None:
+        """``elected``: it takes over from another candidate (docs/controller.md)."""
+        self._elected = elected
+        self._gives_way = False
+        self.folder = folder
+        self.record = folder.record()
+        self.observations: dict[str, views.Observation] = {}
+        self._outboxes: dict[str, Outbox] = {}
+        self._connections: dict[str, int] = {}
+        self._connections_made = int(time.time() * 1000)
+        self._launchers = Launchers()
+        self._progress = ProgressFilter()
+        self._timer: asyncio.TimerHandle | None = None
+        self._ran_at = time.monotonic()
+        """When this process was last seen to run, as it does twice a second."""
+        self._ended = asyncio.Event()
+        self.journal = Journal(folder.journal)
+        self._resumed = folder.journal.stat().st_size > 0
+        self.coordinator = replay(folder.journal) if self._resumed else Coordinator(self.record.config)
+        self._followers = Followers(self.journal, self._carry_out)
+        self._requests = Requests(self._outboxes)
+        self._detection = Detection(self.coordinator, self._requests, self.submit)
+        self._checks = Background()
+        self._api = OperatorApi(self.coordinator, self.observations, self._outboxes, self._requests, self.submit)
+
+    # ---- life
+
+    async def run(self) -> int | None:
+        """Serve until the job has ended; return its exit code. None: another candidate leads, or is about to."""
+        application = web.Application(client_max_size=MESSAGE_BYTES_MAX, middlewares=[handshake.gone_is_no_error])
+        application.add_routes(
+            [
+                web.get("/agent", self._serve_agent),
+                web.get("/engine", self._serve_engine),
+                web.get("/journal", self._serve_journal),
+                web.get("/api/leader", self._guarded(self._tell_leader)),
+                *self._api.routes(self._guarded),
+            ]
+        )
+        runner = web.AppRunner(application, handle_signals=False, access_log=None, shutdown_timeout=1.0)
+        await runner.setup()
+        await self._listen(runner)
+        self.submit(self._first_event())
+        work = [self._keep_watch(), self._watch_launcher(), self._detection.run()]
+        if self.record.candidate is not None:
+            leadership.write(self.folder, Leadership(self.coordinator.term, leads=True))
+            work += [self._followers.keep_watch(), self._watch_candidates(self.record.candidate)]
+        tasks = [asyncio.create_task(w) for w in work]
+        try:
+            await self._ended.wait()
+            await self._launchers.drain(_GOODBYE_SECONDS)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._checks.close()
+            await self._detection.close()
+            for outbox in list(self._outboxes.values()):  # an agent may open a line meanwhile
+                await outbox.close()
+            await self._launchers.close()
+            await runner.cleanup()
+            self.journal.close()
+        return None if self._gives_way else self.coordinator.exit_code
+
+    def _first_event(self) -> ControllerRestarted | JobStarted:
+        if self._elected is not None:
+            return ControllerRestarted(self._elected.term, self._elected.stopped)
+        return ControllerRestarted() if self._resumed else JobStarted(self.record.config)
+
+    async def _listen(self, runner: web.AppRunner) -> None:
+        """Listen where the last controller did, if that is free, so that everybody finds this one."""
+        host, port = self.record.controller_host, self.record.controller_port
+        before = self.folder.endpoint() if self.record.candidate is None else None
+        try:
+            site = web.TCPSite(runner, host, before.port if before else port)
+            await site.start()
+        except OSError:
+            if before is None:
+                raise
+            site = web.TCPSite(runner, host, port)
+            await site.start()
+        bound = runner.addresses[0][1]
+        self.folder.write_endpoint(Endpoint(host, bound, os.getpid()))
+
+    def _guarded(self, handler: Handler) -> Handler:
+        expected = f"Bearer {self.folder.token()}"
+
+        async def check(request: web.Request) -> web.StreamResponse:
+            if request.headers.get("Authorization") != expected:
+                raise web.HTTPUnauthorized(text="this job's token is wanted")
+            return await handler(request)
+
+        return check
+
+    # ---- events in, commands out
+
+    def submit(self, event: Event) -> None:
+        """Journal one event, let the coordinator decide, carry out its commands."""
+        now = time.time()
+        line = self.journal.append(event, now)
+        self._followers.take(line, self.coordinator.handle(event, now), now)
+        self._set_timer()
+
+    def _carry_out(self, command: Command) -> None:
+        match command:
+            case Send(node, message):
+                outbox = self._outboxes.get(node)
+                if outbox:
+                    outbox.put(message)
+            case StartNode(node):
+                self._launchers.start(command, self.coordinator.nodes[node].launcher)
+            case ReapNode():
+                self._launchers.tell(command)
+            case Announce(text):
+                announce(text)
+            case CheckNodes(names):
+                self._checks.keep(self._api.health.report(names, self.submit))
+            case EndJob(exit_code, message):
+                self._write_status()
+                self.folder.write_result(Result(exit_code, message))
+                self._launchers.tell(JobEnded(exit_code, message))
+                self._ended.set()
+
+    def _set_timer(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
+        deadline = self.coordinator.next_deadline()
+        if deadline is not None and not self._ended.is_set():
+            delay = max(0.0, deadline - time.time()) + 0.001
+            self._timer = asyncio.get_running_loop().call_later(delay, self._tick)
+
+    def _tick(self) -> None:
+        self._notice_standstill()
+        deadline = self.coordinator.next_deadline()
+        if deadline is not None and time.time() >= deadline:
+            self.submit(Tick())
+        else:
+            self._set_timer()
+
+    async def _keep_watch(self) -> None:
+        """Notice silent agents, and keep the status file fresh."""
+        while True:
+            await asyncio.sleep(_STATUS_WRITE_SECONDS)
+            self._notice_standstill()
+            self._write_status()
+            limit = time.time() - self.record.config.heartbeat_timeout_seconds
+            for node in list(self._outboxes):
+                if self.observations[node].seen < limit:
+                    self._outboxes[node].abort()
+
+    def _notice_standstill(self) -> None:
+        """Whoever could not be heard meanwhile was not silent."""
+        before, self._ran_at = self._ran_at, time.monotonic()
+        seconds = self._ran_at - before
+        if seconds > _STANDSTILL_SECONDS:
+            for observation in self.observations.values():
+                observation.seen += seconds
+            self.submit(StoodStill(seconds))
+
+    def _write_status(self) -> None:
+        self.folder.write_status(msgspec.json.encode(views.status(self.coordinator, self.observations, os.getpid())))
+
+    async def _watch_launcher(self) -> None:
+        """The job ends with its launcher: nobody would see to it any more."""
+        with contextlib.suppress(ProcessLookupError):
+            launcher = PidHandle(self.record.launcher_pid)
+            try:
+                await launcher.wait_ended(None)
+            finally:
+                launcher.close()
+        if self.record.candidate is not None:  # This host is lost to the job, which goes on.
+            self._gives_way = True
+            self._ended.set()
+        if not self._ended.is_set():
+            self.submit(StopJob("the launcher is gone", 1))
+
+    # ---- several candidates
+
+    async def _watch_candidates(self, own: int) -> None:
+        """Give way to a newer controller, or to the agents that have promised to obey one."""
+        while True:
+            seen = await leadership.look(self.record.config.candidates, own, self.folder.token())
+            self._hear_of(max((s.term for s in seen), default=0))
+            await asyncio.sleep(leadership.LOOK_EVERY_SECONDS)
+
+    def _hear_of(self, term: int) -> None:
+        if term > self.coordinator.term and not self._ended.is_set():
+            announce(f"another candidate is to be the controller (term {term}): this one stands by")
+            leadership.write(self.folder, Leadership(term, leads=False))
+            self._gives_way = True
+            self._ended.set()
+
+    async def _serve_journal(self, request: web.Request) -> web.WebSocketResponse:
+        socket, admitted = await handshake.accept(request, self.folder.line_key(), self.record.salt)
+        if admitted:
+            await self._followers.serve(socket, request.transport)
+        return socket
+
+    async def _tell_leader(self, request: web.Request) -> web.Response:
+        term, length = self.coordinator.term, self.journal.length
+        candidate = self.record.candidate or 0
+        seen = Seen(candidate=candidate, term=term, leads=True, journal_term=term, journal_bytes=length)
+        return web.Response(body=msgspec.json.encode(seen), content_type="application/json")
+
+    # ---- agents
+
+    async def _serve_agent(self, request: web.Request) -> web.WebSocketResponse:
+        socket, admitted = await handshake.accept(request, self.folder.line_key(), self.record.salt)
+        if not admitted:
+            return socket
+        if self.record.candidate is not None:
+            await socket.send_bytes(msgspec.msgpack.encode(Stand(self.coordinator.term, leads=True)))
+        first = await socket.receive(timeout=10.0)
+        if first.type is not WSMsgType.BINARY:
+            return socket
+        join = _from_agent.decode(first.data)
+        if not isinstance(join, Join):
+            return socket
+        if join.protocol != PROTOCOL_VERSION:
+            announce(
+                f"{join.node} speaks protocol {join.protocol}, not {PROTOCOL_VERSION}: install one ftrain everywhere"
+            )
+            return socket
+        self._hear_of(join.term)
+        if self._ended.is_set():
+            return socket
+        self._connections_made += 1
+        connection = self._connections_made
+        outbox = Outbox(socket, request.transport)
+        self._outboxes[join.node], self._connections[join.node] = outbox, connection
+        self.observations[join.node] = views.Observation(
+            agent_pid=join.agent_pid,
+            daemon_pid=join.daemon_pid,
+            generation=join.generation,
+            ranks=join.ranks,
+            seen=time.time(),
+        )
+        self.submit(Joined(join, connection))
+        try:
+            async for message in socket:
+                if self._connections.get(join.node) != connection:
+                    break  # The agent has made a newer one.
+                if message.type is WSMsgType.BINARY:
+                    self._hear(join.node, _from_agent.decode(message.data))
+        except msgspec.DecodeError as error:
+            announce(f"a message of {join.node} cannot be read ({error}): its connection is closed")
+        except ConnectionError:  # while a ping was answered
+            pass
+        finally:
+            if self._connections.get(join.node) == connection:
+                del self._outboxes[join.node], self._connections[join.node]
+            await outbox.close()
+            if not self._ended.is_set():
+                self.submit(Left(join.node, connection))
+        return socket
+
+    def _hear(self, node: str, message: FromAgent) -> None:
+        seen = self.observations[node]
+        seen.seen = time.time()
+        if isinstance(message, Heartbeat):
+            self._take_heartbeat(seen, message)
+            return
+        if isinstance(message, Reply):
+            self._requests.take(message)
+            return
+        if isinstance(message, NodeReport):
+            self._detection.take(message)
+            return
+        if isinstance(message, ReplicaDigests):
+            self._detection.take_digests(message)
+            return
+        if isinstance(message, Join):
+            return
+        if isinstance(message, WorkerExit):
+            seen.take_exit(message)
+        self.submit(message)
+
+    def _take_heartbeat(self, seen: views.Observation, message: Heartbeat) -> None:
+        seen.generation = message.generation
+        seen.ranks, seen.daemon_pid = message.ranks, message.daemon_pid
+        if message.daemon is not None:
+            seen.take_daemon(message.daemon_pid, message.daemon, seen.seen)
+        if message.inventory is not None:
+            seen.take_inventory(message.inventory, seen.seen)
+        status = message.daemon
+        if status is None or not status.gate or status.generation != self.coordinator.generation:
+            return
+        if self.coordinator.phase is Phase.RUNNING:
+            moves = self.coordinator.quarantine.moves or self.coordinator.halting.under_way
+            progress = self._progress.take(status, self.coordinator.durable, seen.seen, moves=moves)
+            if progress is not None:
+                self.submit(progress)
+
+    # ---- launchers
+
+    async def _serve_engine(self, request: web.Request) -> web.WebSocketResponse:
+        secret = self.folder.secret.read_text() if self.record.open else None
+        silence_seconds = self.record.config.heartbeat_timeout_seconds
+        socket, admitted = await handshake.accept(
+            request, self.folder.line_key(), self.record.salt, secret=secret, silence_seconds=silence_seconds
+        )
+        if not admitted:
+            return socket
+        outbox = Outbox(socket, request.transport)
+        self._launchers.add(outbox)
+        try:
+            async for message in socket:
+                if message.type is WSMsgType.BINARY:
+                    self._hear_launcher(outbox, _from_engine.decode(message.data))
+        except msgspec.DecodeError as error:
+            announce(f"a message of a launcher cannot be read ({error}): its connection is closed")
+        except ConnectionError:  # while a ping was answered
+            pass
+        finally:
+            self._launchers.remove(outbox)
+            await outbox.close()
+        return socket
+
+    def _hear_launcher(self, outbox: Outbox, message: FromEngine) -> None:
+        if self._ended.is_set():
+            outbox.put(JobEnded(self.coordinator.exit_code, self.coordinator.exit_message))
+            return
+        match message:
+            case Knock(offer):
+                reason = self._refusal(offer)
+                outbox.put(JobEnded(EXIT_USAGE, reason) if reason else Welcome(msgspec.json.encode(self.record)))
+            case EngineHello():
+                self._greet(outbox, message)
+            case _:
+                self.submit(message)
+
+    def _greet(self, outbox: Outbox, hello: EngineHello) -> None:
+        """Take note of what a launcher runs, and repeat what it may not have heard."""
+        nodes = self.coordinator.nodes
+        for name in hello.nodes:
+            self._launchers.runs(outbox, name)
+            if name in nodes and nodes[name].gone:
+                self._launchers.tell(ReapNode(name))
+        if hello.offer is None:
+            self._launchers.provides(outbox)
+            for node in nodes.values():
+                if node.state == "starting" and node.name not in hello.nodes:
+                    self._launchers.start(StartNode(node.name), node.launcher)
+        elif not hello.nodes:
+            self._launchers.provides(outbox, hello.offer.launcher)
+            self.submit(HostCame(hello.offer.launcher, hello.offer.hostname, hello.offer.node_rank))
+
+    def _refusal(self, offer: Offer) -> str | None:
+        if not self.record.config.hosts:
+            return f"job {self.record.name} emulates its nodes on {self.record.hostname}: no host can join it"
+        rank = offer.node_rank
+        if rank is not None and any(n.meant_for == rank and not n.gone for n in self.coordinator.nodes.values()):
+            return f"--node-rank {rank} was given to another host already"
+        return refusal(offer, self.record.config)
+
+
+def main() -> int:
+    """Run one job's controller."""
+    parser = argparse.ArgumentParser(description="ftrain's controller; started by 'ftrain run'")
+    parser.add_argument("--job-folder", type=Path, required=True)
+    arguments = parser.parse_args()
+    return serve(JobFolder(arguments.job_folder))
+
+
+def serve(folder: JobFolder) -> int:
+    """Be the controller of this job until it has ended; returns its exit code."""
+
+    async def run() -> int:
+        elected = None
+        while True:
+            if elected is not None or folder.record().candidate is None or leadership.read(folder).leads:
+                code = await Controller(folder, elected).run()
+                if code is not None:
+                    return code
+            if (elected := await Standby(folder).run()) is None:
+                return EXIT_USAGE  # Nobody is there to see to this host any more.
+
+    return asyncio.run(run())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,255 @@
+"""The controller's side of detection: reports of the running generation go in, verdicts with evidence come out.
+
+The judges themselves are pure (`detect/`). Here is what is round them: which generation they watch, the clock, the look
+at the suspects from outside, and the probes between nodes. Evidence is for people, and never waited for longer than a
+moment; only of links do probes decide.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+
+import msgspec
+
+from ftrain_launcher.background import Background
+from ftrain_launcher.control.link_matrix import LinkMatrix
+from ftrain_launcher.control.requests import Requests
+from ftrain_launcher.detect.detector import Detector
+from ftrain_launcher.detect.divergence import Divergence
+from ftrain_launcher.detect.links import ALL_PAIRS_MAX, Matrix, best_of, judge_matrix
+from ftrain_launcher.detect.pace import Pace
+from ftrain_launcher.detect.records import NodeReport
+from ftrain_launcher.detect.slow_links import Slowed
+from ftrain_launcher.detect.verdict import Kind, Verdict
+from ftrain_launcher.job.coordinator import Coordinator
+from ftrain_launcher.job.events import Detect, Diagnosed, QuickAgain
+from ftrain_launcher.job.membership import Phase
+from ftrain_launcher.messages import ReplicaDigests
+from ftrain_launcher.questions import Finding, Inspect, Inspected
+
+JUDGE_SECONDS = 0.1
+"""Between two looks at what has been reported."""
+INSPECT_SECONDS = 2.5
+"""A look at a worker takes a tenth of a second, on a busy machine more."""
+RANKS_INSPECTED_MAX = 8
+QUIET_PROBE_SECONDS = 60.0
+"""Between two measurements of links while nothing is wrong."""
+FIRST_PROBE_SECONDS, NEXT_PROBE_SECONDS = 1.0, 3.0
+"""After a generation has begun to be watched: then connections stand. And until it is known what is usual."""
+ROUNDS, ROUNDS_OF_HANG = 3, 2
+"""So often is a link measured before it is named. A hang is evidence by itself."""
+_BY_STACK = (Kind.HANG, Kind.MISMATCH, Kind.SLOW)
+"""What the suspects' stacks say more about."""
+
+
+_Found = Diagnosed | QuickAgain
+
+
+class _Watched:
+    """The judges of one generation."""
+
+    def __init__(self, generation: int, nodes: dict[int, str]) -> None:
+        self.generation = generation
+        self.pace = Pace(generation, nodes)
+        self.detector = Detector(generation, nodes, (self.pace,))
+        self.replicas = Divergence(generation, nodes)
+        self.probe_at = time.monotonic() + FIRST_PROBE_SECONDS
+        self.steps: dict[int, int] = {}
+        """The newest step of each rank."""
+        self.explained: tuple[int, ...] = ()
+        """The suspects of the mismatch that was told of when all had ended."""
+
+    def take(self, report: NodeReport) -> None:
+        """An agent has read its workers' rings."""
+        self.detector.take(report, time.monotonic())
+        self.steps.update((record.rank, record.step) for record in report.ranks)
+
+    @property
+    def slowest_step(self) -> int:
+        """That all ranks have made."""
+        return min(self.steps.values(), default=-1)
+
+
+class Detection:
+    """One job's. ``submit`` is given what was found."""
+
+    def __init__(self, coordinator: Coordinator, requests: Requests, submit: Callable[[_Found], None]) -> None:
+        self._coordinator, self._requests, self._submit = coordinator, requests, submit
+        self._links = LinkMatrix(coordinator, requests)
+        self._watched: _Watched | None = None
+        self._looking_for_links = False
+        self._background = Background()
+
+    async def run(self) -> None:
+        """Judge what was reported, for ever; measure links when all is quiet."""
+        while True:
+            await asyncio.sleep(JUDGE_SECONDS)
+            watched = self._watched
+            if watched is None or self._current(watched.generation) is not watched:
+                continue
+            self._judge(watched)
+            if time.monotonic() >= watched.probe_at and not self._background.tasks:
+                seconds = QUIET_PROBE_SECONDS if self._links.knows_quiet else NEXT_PROBE_SECONDS
+                watched.probe_at = time.monotonic() + seconds
+                self._background.begin(self._links.remember())
+
+    async def close(self) -> None:
+        """End what is under way."""
+        await self._background.close()
+
+    # ---- what is reported
+
+    def take(self, report: NodeReport) -> None:
+        """An agent has read its workers' rings."""
+        watched = self._current(report.generation)
+        if watched is None:
+            return
+        watched.take(report)
+        if self._coordinator.phase is Phase.RUNNING:
+            self._judge(watched)
+        else:
+            self._explain(watched)
+
+    def take_digests(self, message: ReplicaDigests) -> None:
+        """A rank has looked at what it shares with others."""
+        watched = self._current(message.generation)
+        if watched is not None:
+            self._tell(watched, watched.replicas.take(message.rank, message.step, message.digests, time.monotonic()))
+
+    def _current(self, generation: int) -> _Watched | None:
+        """The judges of the generation that runs, if that is the one; also while it is being stopped."""
+        job = self._coordinator
+        if job.config.detect is Detect.OFF or job.phase not in (Phase.RUNNING, Phase.STOPPING):
+            return None
+        if generation != job.formed or generation == 0:
+            return None
+        if self._watched is None or self._watched.generation != generation:
+            self._watched = _Watched(generation, {number: rank.node for number, rank in job.ranks.items()})
+        return self._watched
+
+    # ---- what is found
+
+    def _judge(self, watched: _Watched) -> None:
+        if self._coordinator.phase is not Phase.RUNNING:
+            return
+        now = time.monotonic()
+        self._tell(watched, [*watched.detector.verdicts(now), *watched.replicas.verdicts(now)])
+        for rank, step in watched.pace.quick_again():
+            self._submit(QuickAgain(watched.generation, rank, step))
+        slowed = watched.pace.slowed()
+        if slowed and not self._looking_for_links:  # who is not heard now asks again
+            self._looking_for_links = True
+            self._background.begin(self._look_for_link(watched.generation, slowed))
+
+    def _explain(self, watched: _Watched) -> None:
+        """The last words of the ranks may say that it was a mismatch; nobody is left to be looked at."""
+        verdict = watched.detector.explain(time.monotonic())
+        if verdict is not None and verdict.ranks != watched.explained:
+            watched.explained = verdict.ranks
+            self._submit(Diagnosed(verdict))
+
+    def _tell(self, watched: _Watched, verdicts: Iterable[Verdict]) -> None:
+        for verdict in verdicts:
+            if verdict.kind is Kind.COMMUNICATION_HANG:
+                self._background.begin(self._probe_and_submit(watched, verdict))
+            elif verdict.kind in _BY_STACK and verdict.ranks:
+                self._background.begin(self._look_and_submit(verdict))
+            else:
+                self._submit(Diagnosed(verdict))
+
+    # ---- links
+
+    async def _probe_and_submit(self, watched: _Watched, verdict: Verdict) -> None:
+        """All have entered and none leaves: if a link is cut, that is why. What goes on meanwhile was none: over a link
+        that loses segments, TCP rests for seconds."""
+        step = watched.slowest_step
+        found = await self._suspect_link(verdict.generation, self._links.names(), hangs=True)
+        if watched.slowest_step > step:
+            watched.detector.forget(verdict.kind)
+            if found is not None:
+                self._submit(Diagnosed(msgspec.structs.replace(found, kind=Kind.COMMUNICATION_SLOW)))
+            return
+        if found is not None:
+            verdict = msgspec.structs.replace(
+                verdict,
+                ranks=(),
+                nodes=found.nodes,
+                links=found.links,
+                confidence=found.confidence,
+                sentence=f"{found.sentence}; {verdict.sentence}",
+                details={**verdict.details, **found.details},
+            )
+        self._submit(Diagnosed(verdict))
+
+    async def _look_for_link(self, generation: int, slowed: Sequence[Slowed]) -> None:
+        """Communication has become slow: it is a link's fault only if the probes say so."""
+        ranks = self._coordinator.ranks
+        members = {member for one in slowed for member in one.communicator.members}
+        nodes = {ranks[member].node for member in members if member in ranks}
+        positions = [position for position, name in self._links.names().items() if name in nodes]
+        try:
+            found = await self._suspect_link(generation, positions, hangs=False)
+        finally:
+            self._looking_for_links = False
+        if found is not None:
+            sentence = f"{found.sentence}; {slowed[0].sentence}"
+            self._submit(Diagnosed(msgspec.structs.replace(found, sentence=sentence, step=slowed[0].step)))
+
+    async def _suspect_link(self, generation: int, positions: Iterable[int], *, hangs: bool) -> Verdict | None:
+        """Measure, and again if something looks bad: on a busy machine a probe may come late, but not each time."""
+        positions, names, rounds = list(positions), self._links.names(), list[Matrix]()
+        found: Verdict | None = None
+        while len(rounds) < (ROUNDS_OF_HANG if hangs else ROUNDS):
+            rounds.append(await self._links.measure(positions))
+            found = judge_matrix(best_of(rounds), self._links.quiet(), names, generation, hangs=hangs)
+            if found is None:
+                break
+        return found
+
+    async def _link_behind(self, verdict: Verdict) -> Verdict:
+        """What a rank does beside its operations needs the network, too: with a bad link it seems slow. Then that link
+        is named instead."""
+        names, ranks = self._links.names(), self._coordinator.ranks
+        nodes = {ranks[number].node for number in verdict.ranks if number in ranks}
+        own = [position for position, name in names.items() if name in nodes]
+        hosts = {self._coordinator.nodes[name].host for name in names.values()}
+        if verdict.kind is not Kind.SLOW or not own or len(hosts) < 2:
+            return verdict
+        others = sorted(names.keys() - own, key=lambda position: abs(position - own[0]))
+        found = await self._suspect_link(verdict.generation, [*own, *others][:ALL_PAIRS_MAX], hangs=False)
+        ends = {end for link in found.links for end in (link.source, link.destination)} if found is not None else set()
+        if found is None or not (nodes & set(found.nodes) or ends & set(own)):
+            return verdict
+        return msgspec.structs.replace(found, sentence=f"{found.sentence}; {verdict.sentence}", step=verdict.step)
+
+    # ---- suspects
+
+    async def _look_and_submit(self, verdict: Verdict) -> None:
+        details: dict[str, str] = {}
+        try:
+            looks = self._look_at(verdict.ranks[:RANKS_INSPECTED_MAX]), self._link_behind(verdict)
+            details, verdict = await asyncio.gather(*looks)
+        finally:  # whatever becomes of the look, the verdict holds
+            self._submit(Diagnosed(msgspec.structs.replace(verdict, details={**verdict.details, **details})))
+
+    async def _look_at(self, ranks: Iterable[int]) -> dict[str, str]:
+        by_node: dict[str, list[int]] = defaultdict(list)
+        for number in ranks:
+            rank = self._coordinator.ranks.get(number)
+            if rank is not None:
+                by_node[rank.node].append(number)
+        found = await asyncio.gather(*(self._look(node, tuple(ranks)) for node, ranks in by_node.items()))
+        details = {}
+        for finding in (finding for findings in found for finding in findings):
+            details[f"process of rank {finding.rank}"] = finding.process
+            details[f"stack of rank {finding.rank}"] = finding.stack or f"(none: {finding.no_stack})"
+        return details
+
+    async def _look(self, node: str, ranks: tuple[int, ...]) -> tuple[Finding, ...]:
+        answer = await self._requests.ask(node, lambda number: Inspect(number, ranks), Inspected, INSPECT_SECONDS)
+        if isinstance(answer, str):
+            return tuple(Finding(rank, "not known", no_stack=answer) for rank in ranks)
+        return answer.findings

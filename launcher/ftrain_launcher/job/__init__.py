@@ -1,0 +1,1 @@
+"""The job's state machine and its parts, all pure: events in, commands out (`coordinator`)."""

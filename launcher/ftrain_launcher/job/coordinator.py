@@ -1,0 +1,516 @@
+"""Pure: the job's state machine. Events in, commands out; it reads no clock and opens no socket.
+
+A job gathers its nodes, then goes from generation to generation, each formed in two steps:
+
+1. ``Stop(g)`` to every member: end the workers of older generations, say what the daemon holds. A member that
+   does not answer, or does not come back within its grace time, is lost, and a spare takes its position.
+2. When all that are left have acknowledged ``g``, the newest snapshot that can be read or decoded from what they
+   hold is chosen (`formation.py`), or the job ends (`policy.py`). When every position is held, ``Form(g)`` goes out.
+
+A fault at any moment, also while forming, is just the next generation. Every event is journaled before its
+commands are carried out, so replaying the journal rebuilds this object (`controller.py` is the shell). Whatever
+was not carried out is said again when agents and engine reconnect.
+
+Its parts: who is there (`roster.py`) and how more come (`recruiting.py`); what runs (`running.py`) and what will
+(`forming.py`); what is written to storage (`durable.py`), what broke (`history.py`), who is to be given no ranks
+(`quarantine.py`), and how all end (`ending.py`), at the end of a step if there is time for that (`flushing.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import assert_never
+
+import msgspec
+
+from ftrain_launcher import messages as m
+from ftrain_launcher.job.causes import GROWN, HARMLESS, NOT_CERTIFIED, Sign, describe
+from ftrain_launcher.job.durable import DurableTier
+from ftrain_launcher.job.ending import Ending
+from ftrain_launcher.job.events import (
+    Command,
+    ControllerRestarted,
+    CordonNode,
+    Diagnosed,
+    Event,
+    HostCame,
+    JobConfig,
+    JobStarted,
+    Joined,
+    Left,
+    NodeChecked,
+    StoodStill,
+    Tick,
+    UncordonNode,
+)
+from ftrain_launcher.job.fencing import FIRST_TERM, Fence, Nodes
+from ftrain_launcher.job.flushing import Flushing
+from ftrain_launcher.job.forming import Forming
+from ftrain_launcher.job.generation import Generation
+from ftrain_launcher.job.growth import Growth
+from ftrain_launcher.job.halting import Halting
+from ftrain_launcher.job.history import History
+from ftrain_launcher.job.incidents import Incident
+from ftrain_launcher.job.membership import Node, NodeState, Phase, Rank, check_phase
+from ftrain_launcher.job.orders import Orders
+from ftrain_launcher.job.policy import EXIT_NODES, Action
+from ftrain_launcher.job.preflight import Preflight
+from ftrain_launcher.job.quarantine import Quarantine
+from ftrain_launcher.job.recruiting import Recruiting
+from ftrain_launcher.job.roster import Roster
+from ftrain_launcher.job.running import Report, Running
+from ftrain_launcher.job.worlds import Worlds
+from ftrain_snapshot.messages import Levels, SnapshotId
+from ftrain_snapshot.placement import Groups
+
+
+class Coordinator:
+    """The job: call `handle` with each event and the time it happened; carry out what it returns."""
+
+    def __init__(self, config: JobConfig) -> None:
+        self.config = config
+        self.phase = Phase.GATHERING
+        self.durable = DurableTier(config.work.durable)
+        """What is written to storage."""
+        self._formed = Generation()
+        """The newest generation that was formed."""
+        self._orders = Orders()
+        self._roster = Roster(config.nodes, config.least)
+        self._history = History(config.work.max_restarts)
+        self._recruiting = Recruiting(config, self._roster, self._orders)
+        self._preflight = Preflight(config, self._roster, self._recruiting, self._orders)
+        self.quarantine = Quarantine(config, self._roster, self._recruiting, self._orders, self._history)
+        """Which nodes are to be given no ranks."""
+        self.halting = Halting(self._roster, self._orders)
+        """The ranks' stop at the end of a step, for changes that are planned."""
+        self.flushing = Flushing(config, self._roster, self._orders, self.durable, self.halting)
+        """The job's end at the end of a step, with its state on storage."""
+        self._growth = Growth(config, self._roster)
+        parts = (self._orders, self.durable, self._history, self.quarantine)
+        self._running = Running(config, self._roster, self._recruiting, *parts)
+        self.fence = Fence(active=bool(config.candidates))
+        """Of whom a majority is needed, where another host may run a controller as well."""
+        self._forming = Forming(config, self._roster, *parts, self.fence)
+        self._ending = Ending(config, self._roster, self._orders)
+        self.term = FIRST_TERM
+        """Which controller of the job this is."""
+        self._cut_off_since: float | None = None
+        """While too few nodes are here to decide anything."""
+        self.nodes: Mapping[str, Node] = self._roster.nodes
+        """All nodes by name."""
+        self.positions: Sequence[str | None] = self._roster.positions
+        """The node that holds each position; None: vacant."""
+        self.incidents: Sequence[Incident] = self._history.log.entries
+        """The newest incidents, oldest first."""
+
+    @property
+    def incidents_total(self) -> int:
+        """How many incidents there were."""
+        return self._history.log.total
+
+    @property
+    def quorums(self) -> list[Nodes]:
+        """The generations of whose nodes most are needed for the next one; empty: none was formed."""
+        return self.fence.needed(self._formed)
+
+    @property
+    def generation(self) -> int:
+        """The newest generation that was announced."""
+        return self._forming.number
+
+    @property
+    def groups(self) -> Groups:
+        """The positions that are coded together; empty until the first generation is formed."""
+        return self._forming.groups
+
+    @property
+    def worlds(self) -> Worlds:
+        """Of how many nodes the job was, is, and how they are coded."""
+        return self._forming.worlds
+
+    @property
+    def parity(self) -> int:
+        """Lost nodes of a group that are survived: as asked for, or as many as the newest generation can carry."""
+        return self._formed.parity if self.formed else self.config.work.parity
+
+    @property
+    def formed(self) -> int:
+        """The newest generation that was formed: ``ranks``, ``restore`` and ``levels`` are of this one."""
+        return self._formed.number
+
+    @property
+    def restore(self) -> SnapshotId | None:
+        """The snapshot that it started from."""
+        return self._formed.start.restore
+
+    @property
+    def levels(self) -> Levels:
+        """What its gate reported last."""
+        return self._formed.levels
+
+    @property
+    def ranks(self) -> dict[int, Rank]:
+        """Its ranks."""
+        return self._formed.ranks.by_number
+
+    @property
+    def exit_code(self) -> int:
+        """How the job ends."""
+        return self._ending.exit_code
+
+    @property
+    def exit_message(self) -> str:
+        """Why it ends; empty: it does not."""
+        return self._ending.message
+
+    # ---- the two doors
+
+    def handle(self, event: Event, now: float) -> list[Command]:
+        """Take in one event; return what must be done, in order."""
+        if self.phase is not Phase.ENDED:
+            self._take_in(event, now)
+            self._do_what_waited(now)
+            forms = self.phase in (Phase.GATHERING, Phase.STOPPING)
+            told = self.generation > 0 or bool(self._preflight.failures)
+            self._recruiting.call(now, gathering=self.phase is Phase.GATHERING)
+            self._recruiting.wait_for_hosts(now, wanted=forms, announce=told)
+        elif isinstance(event, ControllerRestarted):
+            self._ending.say()
+        return self._orders.take()
+
+    def next_deadline(self) -> float | None:
+        """When `Tick` is due, if nothing else happens before."""
+        own = (self._ending.deadline, self._recruiting.deadline, self.durable.next_deadline(), self.halting.deadline)
+        shrinks = self._forming.deadline if self.phase is Phase.STOPPING else None
+        elastic = (self._recruiting.last_call, shrinks, self._growth.deadline)
+        deadlines = (self._roster.next_deadline(), *own, *elastic, self._flush_due())
+        return min((d for d in deadlines if d is not None), default=None)
+
+    def _flush_due(self) -> float | None:
+        return None if self.phase in (Phase.ENDING, Phase.ENDED) else self.flushing.next_deadline()
+
+    # ---- events
+
+    def _take_in(self, event: Event, now: float) -> None:
+        if isinstance(event, Report):
+            self._hear_of_work(event, now)
+            return
+        match event:
+            case JobStarted():
+                self._recruiting.ask_for(self.config.nodes + self.config.spares, now)
+            case HostCame():
+                self._host_came(event, now)
+            case Joined(join, connection):
+                self._join(join, connection, now)
+            case Left(name, connection):
+                self._leave(name, connection, now)
+            case m.NodeGone(name, reason):
+                node = self.nodes.get(name)
+                if node is not None and not node.gone:
+                    self._lose(node, reason, now)
+            case m.Stopped():
+                if self.phase is Phase.STOPPING and self._forming.take(event):
+                    self._form_if_ready(now)
+            case m.Trouble():
+                self._trouble(event, now)
+            case m.Held() | m.RankHalted():
+                self.halting.take(event, now)
+            case CordonNode() | UncordonNode():
+                self.quarantine.take(event, now)
+                self._fill_positions(now)
+            case NodeChecked():
+                self._node_checked(event, now)
+            case m.StopJob(reason, exit_code):
+                self._end(Action(False, reason, exit_code), now)
+            case m.FlushJob():
+                self.flushing.take(event, now)
+                if self.phase is Phase.GATHERING:
+                    self._end(Action(False, f"{event.reason}: ended before the first step"), now)
+            case m.HostLeaves(name, reason):
+                self.quarantine.let_leave(name, reason, now)
+                self._fill_positions(now)
+            case ControllerRestarted():
+                self._resume(event, now)
+            case StoodStill(seconds):
+                self._roster.postpone(seconds)
+            case Tick():
+                self._tick(now)
+            case _:
+                assert_never(event)
+
+    def _resume(self, event: ControllerRestarted, now: float) -> None:
+        """A new controller: nobody is connected to it yet, and nobody could reach the one before."""
+        if event.term:
+            self._take_over(event, now)
+        self._preflight.forget_asked()
+        self._roster.leave_all(now, now + self.config.agent_grace_seconds)
+        if self.phase is Phase.ENDING:
+            self._ending.extend(now)
+
+    def _tick(self, now: float) -> None:
+        if self._ending.deadline is not None and now >= self._ending.deadline:
+            self._finish()
+        self._end(self.flushing.tick(self._formed, now), now)
+        self._end(self._running.tick(self._formed, now) or self._recruiting.tick(now, self._preflight.failures), now)
+        if self._recruiting.is_called(now) or (self.phase is Phase.STOPPING and self._forming.is_overdue(now)):
+            self._fill_positions(now)
+        while (node := self._roster.overdue(now)) is not None:
+            if self._is_cut_off() and node.state is NodeState.AWAY:
+                self._wait_for_a_quorum(node, now)
+            else:
+                self._lose(node, node.overdue, now)
+        if self._cut_off_since is not None and now >= self._cut_off_since + self.config.host_wait_seconds:
+            within = f"within {self.config.host_wait_seconds:g} s (--join-timeout-seconds)"
+            reason = f"most nodes of generation {self.formed} did not come back {within}"
+            self._end(Action(False, reason, EXIT_NODES), now)
+
+    # ---- several candidates for the controller (docs/controller.md)
+
+    def _take_over(self, event: ControllerRestarted, now: float) -> None:
+        """What the last controller began to form cannot be finished: its number is not used again."""
+        self.term, self._roster.mark = event.term, f"-{event.term}"
+        self._forming.number = max(self._forming.number, event.stopped)
+        if self.phase is Phase.STOPPING:
+            self._forming.announce(now, len(self.positions))
+
+    def _is_cut_off(self) -> bool:
+        """Too few nodes are connected to decide anything: the others may have another controller."""
+        if not (self.fence.active and self.formed):
+            return False
+        here = {node.name for node in self._roster.members() if node.connection is not None}
+        return not self.fence.allows(here, self._formed)
+
+    def _wait_for_a_quorum(self, node: Node, now: float) -> None:
+        """Nobody is given up. Who is here stops and waits, since the others cannot be told what becomes of them."""
+        self._roster.wait(node, now + self.config.agent_grace_seconds)
+        if self._cut_off_since is None:
+            self._cut_off_since = now
+            self._orders.announce(["most of the nodes are away: those that are here stop their workers and wait"])
+        if self.phase is Phase.RUNNING:
+            self._fault(Sign(kind="node_lost", node=node.name, time=node.away_since or now, reason=node.overdue), now)
+
+    # ---- nodes come and go
+
+    def _host_came(self, event: HostCame, now: float) -> None:
+        """A host has room for a node: it is new, or lost the one that it had, or did not hear the last answer."""
+        node = self._roster.of_launcher(event.launcher)
+        if node is not None and node.state is not NodeState.STARTING:
+            self._lose(node, "its processes are gone", now)
+        if self.phase not in (Phase.ENDING, Phase.ENDED):
+            self._recruiting.take_host(event, now)
+
+    def _join(self, join: m.Join, connection: int, now: float) -> None:
+        """An agent is there, for the first time or again, perhaps before its old connection is seen to be closed."""
+        node = self.nodes.get(join.node) or self._roster.add(join.node)
+        node.connection = connection
+        if node.gone:
+            self._orders.send(node, m.Shutdown("the job goes on without this node", 0.0))
+            return
+        is_new = node.state is NodeState.STARTING
+        self._roster.arrive(node, join)
+        if self._cut_off_since is not None and not self._is_cut_off():
+            self._cut_off_since = None
+        if is_new:
+            self._preflight.expect(node)
+            self._recruiting.announce_host(node)
+        self.quarantine.arrived(node)
+        if self.phase is Phase.ENDING:
+            self._ending.ask(node)
+        elif node.position is None:
+            self._fill_positions(now)
+        elif self.phase is Phase.STOPPING:
+            # Also if it has answered: its daemon or its store may have gone with its agent.
+            self._forming.ask(node, now)
+        else:
+            self.halting.rejoined(node)
+            if (sign := self._running.readopt(self._formed, node, node.position, join, now)) is not None:
+                self._fault(sign, now)
+
+    def _leave(self, name: str, connection: int, now: float) -> None:
+        """A connection closed; of no matter if the agent has made a newer one since."""
+        node = self.nodes.get(name)
+        if node is None or node.gone or node.connection != connection:
+            return
+        node.connection = None
+        if self.phase is Phase.ENDING:
+            self._roster.remove(node, NodeState.RELEASED)
+            self._finish_if_all_left()
+        else:
+            self._roster.leave(node, now, now + self.config.agent_grace_seconds)
+            self._preflight.expect(node)
+
+    def _lose(self, node: Node, reason: str, now: float) -> None:
+        """Give a node up for good; a spare takes its position."""
+        seen = now if node.away_since is None else node.away_since
+        was_starting = node.state is NodeState.STARTING
+        self._roster.remove(node, NodeState.RELEASED if self.phase is Phase.ENDING else NodeState.LOST)
+        self._orders.reap(node)
+        if self.phase is Phase.ENDING:
+            self._finish_if_all_left()
+            return
+        if self.durable.finishing and node.position is not None:
+            self._finish_without_checkpoint(f"{node.name} was lost", now)
+            return
+        runs = self.phase is Phase.RUNNING
+        if not node.formed and node.cordon is None and (was_starting or not runs) and not self._is_cut_off():
+            action = self._recruiting.take_failure(node, reason)
+            if action is not None and not runs and not (self.config.elastic and not self._roster.missing()):
+                return self._end(action, now)
+        if node.position is None:
+            self._recruiting.replace_spares(now) if runs else self._fill_positions(now)
+        elif not (runs and all(r.finished for r in self._formed.ranks.of(node.position))):  # Else nobody misses it.
+            sign = Sign(kind="node_lost", node=node.name, time=seen, reason=reason)
+            self._fault(sign, now, ask_again=0 < node.formed == self.formed)
+
+    def _fill_positions(self, now: float) -> None:
+        """Give vacant positions to idle nodes, and ask for more nodes where too few are on their way."""
+        if self.phase is Phase.GATHERING:
+            if not self._recruiting.gathered():
+                self._recruiting.ask_for(self.config.nodes - self._roster.idle(), now)
+            elif self._preflight.passed():
+                self._roster.reshape(min(self.config.nodes, self._roster.idle()))
+                self._roster.fill(self.groups)
+                self._next_generation(now)
+        elif self.phase is Phase.STOPPING:
+            self._forming.fill(now)
+            if self._roster.superfluous() < 0 or self.config.shrink_after_seconds:
+                self._recruiting.ask_for(len(self._roster.vacant), now)
+            if self.quarantine.readmit():
+                self._forming.fill(now)
+            self._form_if_ready(now)
+
+    def _node_checked(self, event: NodeChecked, now: float) -> None:
+        """It may come back, or is not wanted; before the first generation, all may be known now."""
+        self.quarantine.checked(event, now)
+        if (cordon := self._preflight.take(event)) is not None:
+            self.quarantine.take(cordon, now)
+        if self.phase is Phase.GATHERING:
+            self._end(self._preflight.verdict(), now)
+        self._fill_positions(now)
+
+    # ---- what breaks
+
+    def _hear_of_work(self, report: Report, now: float) -> None:
+        if not self._concerns_formed(report.generation):
+            if isinstance(report, Diagnosed) and self.phase is not Phase.ENDING:
+                self._end(self._running.explain(self._formed, report, now), now)
+            return
+        match self._running.take(self._formed, report, now, stopping=self.phase is Phase.STOPPING):
+            case Sign() as sign:
+                self._fault(sign, now)
+            case Action() as action:
+                self._end(action, now)
+
+    def _trouble(self, event: m.Trouble, now: float) -> None:
+        node = self.nodes.get(event.node)
+        if node is None or node.gone or self.phase not in (Phase.STOPPING, Phase.RUNNING):
+            return
+        sign = Sign(kind=event.kind, node=event.node, time=now, reason=event.reason)
+        if event.kind == NOT_CERTIFIED:
+            sign = msgspec.structs.replace(sign, step=self._formed.start.version)
+            self.durable.doubt(self._formed.start.version)
+        if event.kind in HARMLESS:
+            self._orders.announce(self._history.take_harmless(sign, self.formed))
+        elif self._concerns_formed(event.generation):
+            self._fault(sign, now)
+        elif event.generation == self.generation:
+            # What was prepared for the generation that is being formed has broken again.
+            self._begin_again(sign, now)
+
+    def _concerns_formed(self, generation: int) -> bool:
+        """A message about the workers that run, or, while they are being stopped, that ran."""
+        return generation == self.formed and generation > 0 and self.phase in (Phase.RUNNING, Phase.STOPPING)
+
+    def _fault(self, sign: Sign, now: float, *, ask_again: bool = False) -> None:
+        """Something broke: the next generation, or, while one is being formed, one more thing to know before.
+
+        ``ask_again``: the start depends on what the others hold, and that may have grown since they said it.
+        """
+        if self.durable.finishing:  # There is nothing left to be done again.
+            self._finish_without_checkpoint(describe(sign), now)
+        elif self.phase is Phase.STOPPING:
+            self._history.take(sign, self.formed, again=False)
+            if ask_again:
+                self._forming.ask_again(now)
+            self._fill_positions(now)
+        else:
+            self._recruiting.succeeded()
+            self._begin_again(sign, now)
+
+    def _begin_again(self, sign: Sign, now: float, *, planned: bool = False) -> None:
+        self._history.take(sign, self.formed, again=not planned)
+        self._next_generation(now, self._growth.size() if sign.kind == GROWN else None)
+
+    # ---- the next generation
+
+    def _next_generation(self, now: float, size: int | None = None) -> None:
+        """``size``: it has so many nodes, if they do not break meanwhile; None: as many as the one before."""
+        self.phase = check_phase(self.phase, Phase.STOPPING)
+        self.halting.forget()
+        self.flushing.begin_again()
+        self.durable.abandon()
+        self._forming.announce(now, len(self.positions) if size is None else size)
+        self._fill_positions(now)
+
+    def _do_what_waited(self, now: float) -> None:
+        """While nothing is being recovered: a generation for nothing but to move ranks; checks of nodes that came."""
+        if self.phase is not Phase.RUNNING or self.durable.finishing:
+            self._growth.forget()
+            self.halting.forget()
+            return
+        self.quarantine.let_go()
+        if self.flushing.wanted:
+            return self._end(self.flushing.decide(self._formed, now), now)
+        grown = self._growth.due(self._formed, now)
+        if (sign := self.quarantine.due_now(self._formed, now)) is not None:
+            self._begin_again(sign, now, planned=True)
+        elif (sign := self.quarantine.due(self._formed, now) or grown) is not None:
+            if self.halting.ready(self._formed, now):
+                stopped_at = self.halting.stopped_at or now
+                self._begin_again(msgspec.structs.replace(sign, time=stopped_at), now, planned=True)
+        else:
+            self.halting.release()
+            if self._formed.ranks.in_training:
+                self._preflight.passed()
+
+    def _form_if_ready(self, now: float) -> None:
+        match self._forming.decide(self._formed, now):
+            case Generation() as generation:
+                self._begin(generation)
+            case Sign() as sign:
+                self._begin_again(sign, now)
+            case Action() as action:
+                self._end(action, now)
+
+    def _begin(self, generation: Generation) -> None:
+        """Tell the members of a generation that it is formed."""
+        self.fence.begin(self._formed, [node.name for node in self._roster.members()])
+        self.phase = check_phase(self.phase, Phase.RUNNING)
+        self._formed = generation
+        self._recruiting.succeeded()
+        for node in self._roster.members():
+            node.formed = generation.number
+            self._orders.send(node, generation.form_for(node.position))
+        self._orders.announce(generation.news)
+
+    # ---- the end
+
+    def _finish_without_checkpoint(self, why: str, now: float) -> None:
+        self._end(Action(False, f"training finished ({why} before the last checkpoint was written)"), now)
+
+    def _end(self, action: Action | None, now: float) -> None:
+        """Ask everybody to end; nothing else is decided after this."""
+        if action is None or self.phase is Phase.ENDING:
+            return
+        self.phase = check_phase(self.phase, Phase.ENDING)
+        self.durable.abandon()
+        self._ending.begin(action, now)
+        self._finish_if_all_left()
+
+    def _finish_if_all_left(self) -> None:
+        if self.phase is Phase.ENDING and self._roster.all_gone():
+            self._finish()
+
+    def _finish(self) -> None:
+        self.phase = check_phase(self.phase, Phase.ENDED)
+        self._ending.finish()

@@ -1,0 +1,93 @@
+"""Pure: the newest generation that was formed, what its gate said since, and what is left of it for the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from ftrain_launcher.job.demotion import Demotion
+from ftrain_launcher.job.formation import Past, Start, choose_start
+from ftrain_launcher.job.membership import Node
+from ftrain_launcher.job.ranks import Ranks
+from ftrain_launcher.job.worlds import Worlds
+from ftrain_launcher.messages import Form, Join
+
+
+class Generation:
+    """Before the first one: number 0, without ranks."""
+
+    def __init__(self, start: Start | None = None, form: Form | None = None, before: Sequence[str] = ()) -> None:
+        self.start = start or Start(None, 0)
+        self.levels = self.start.levels
+        """What its gate reported last."""
+        self.form = form
+        """What its first node was sent; the others' differ in the position alone."""
+        self.before = tuple(before)
+        """The nodes of the generation that was formed before it, in order of position."""
+        self.number = form.generation if form else 0
+        self.ranks = Ranks([peer.node for peer in form.peers], form.work.nproc_per_node) if form else Ranks()
+        self.unprotected_since: float | None = None
+        """While nothing is protected: when the first snapshot was sealed; infinite: people have been told."""
+        self._judged: Start | None = None
+        """Where the next one could start, when last all that are left had answered."""
+
+    @property
+    def parity(self) -> int:
+        """Lost nodes of a group that it survives."""
+        return self.form.work.parity if self.form else 0
+
+    @property
+    def news(self) -> list[str]:
+        """What people are told when it begins."""
+        where = "from the beginning" if self.start.version is None else f"after step {self.start.version}"
+        if self.form is not None and (self.form.origin or self.start.is_of_other_ranks(len(self.ranks.by_number))):
+            where += ", re-sharded"
+        size = f"{len(self.ranks.nodes)} nodes, {len(self.ranks.by_number)} ranks"
+        news = [f"generation {self.number}: {size}, {where}{self.start.note}"]
+        if self.start.durable is not None and self.number == 1:
+            news.append("to begin anew instead, give --durable another URL")
+        return news
+
+    def form_for(self, position: int | None) -> Form:
+        """The message for the node at a position."""
+        assert self.form is not None
+        if position is None:
+            return msgspec.structs.replace(self.form, position=position)
+        node = self.form.peers[position].node
+        origin, older = (None if o is None else o.seen_by(node) for o in (self.form.origin, self.form.older))
+        return msgspec.structs.replace(self.form, position=position, origin=origin, older=older)
+
+    def lacks(self, position: int, join: Join) -> list[int]:
+        """The ranks that the node at a position should run, and does not, as its agent says that came back."""
+        here = {r.rank for r in join.ranks} if join.generation == self.number else set()
+        return [r.rank for r in self.ranks.of(position) if not r.finished and r.rank not in here]
+
+    def is_unknown_to(self, position: int, join: Join) -> bool:
+        """Whether the node at a position, whose agent came back, stopped for this generation but never got `Form`."""
+        ran = any(r.restored or r.stepped for r in self.ranks.of(position))
+        return join.stopped == self.number > join.generation and not ran
+
+    def next_start(
+        self, members: Sequence[Node], worlds: Worlds, *, stays: bool, demotions: Sequence[Demotion], keep: bool = True
+    ) -> Start:
+        """Where the next one starts, as far as memory is concerned; all of ``members`` have said what they hold.
+
+        ``stays``: in the same world. ``keep``: those are all that are left, and that they were will be remembered.
+        """
+        here = {n.name for n in members if n.formed == self.number}
+        survivors = frozenset(p for p, name in enumerate(self.ranks.nodes) if name in here)
+        past = Past(
+            generation=self.number,
+            restore=self.start.restore,
+            levels=self.levels,
+            protected=self.start.protected,
+            nodes=self.ranks.nodes,
+            survivors=survivors,
+            judged=self._judged,
+            demotions=demotions,
+        )
+        start = choose_start(past, worlds.held(members, survivors, stays=stays))
+        if keep:
+            self._judged = start
+        return start

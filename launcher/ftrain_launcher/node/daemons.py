@@ -1,0 +1,191 @@
+"""An agent's side of its node's snapshot daemon: start it, adopt it, call it, start it again when it dies.
+
+The daemon outlives the agent, so it runs in a session of its own, and a new agent adopts it by its socket. Its
+calls block, so they run in a thread, one at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from ftrain_launcher.jobs import TlsFiles
+from ftrain_launcher.processes.pidfds import PidHandle
+from ftrain_snapshot.client import DaemonClient
+from ftrain_snapshot.errors import DaemonLost, SnapshotError
+
+_CALL_TIMEOUT_SECONDS = 10.0
+_DEATH_SEEN_SECONDS = 0.05
+"""A cut line is noticed before the death behind it: the time for the kernel to tell."""
+T = TypeVar("T")
+
+
+class DaemonFailed(Exception):
+    """The daemon does not start or does not answer."""
+
+
+class DaemonKeeper:
+    """One node's daemon; ``on_death`` is called in the event loop whenever it ends unasked."""
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        node_folder: Path,
+        host: str,
+        secret: Path,
+        tls: TlsFiles | None,
+        log: Path,
+        grace_seconds: float,
+        on_death: Callable[[], None],
+    ) -> None:
+        self.pid: int | None = None
+        self.port = 0
+        self._node, self._folder, self._host, self._secret = node, node_folder, host, secret
+        self._tls = () if tls is None else _arguments(tls)
+        self._log = log
+        self._grace_seconds = grace_seconds
+        self._on_death = on_death
+        self._process: subprocess.Popen[bytes] | None = None
+        self._client: DaemonClient | None = None
+        self._lock = asyncio.Lock()
+        self._up = asyncio.Event()
+        self._descriptor: int | None = None
+
+    async def adopt(self, pid: int, port: int) -> bool:
+        """Take over a daemon that runs already; False if it is gone."""
+        self._client = DaemonClient(self._folder, role="agent", timeout_seconds=_CALL_TIMEOUT_SECONDS)
+        try:
+            await asyncio.to_thread(self._client.status)
+        except (SnapshotError, TimeoutError):
+            return False
+        self.pid, self.port = pid, port
+        self._watch(pid)
+        self._up.set()
+        return True
+
+    async def start(self) -> None:
+        """Start the daemon, on the port of the one before if there was one.
+
+        Raises:
+            DaemonFailed: it does not get ready.
+        """
+        for port in dict.fromkeys((self.port, 0)):
+            if await asyncio.to_thread(self._start, port):
+                assert self.pid is not None
+                self._watch(self.pid)
+                self._up.set()
+                return
+        raise DaemonFailed(f"the snapshot daemon of {self._node} does not start")
+
+    def _start(self, port: int) -> bool:
+        with self._log.open("ab") as log:
+            process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "ftrain_snapshot.daemon",
+                    *("--node", self._node),
+                    *("--node-dir", str(self._folder)),
+                    *("--host", self._host),
+                    *("--port", str(port)),
+                    *("--secret-file", str(self._secret)),
+                    *("--grace-seconds", str(self._grace_seconds)),
+                    *self._tls,
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+            )
+        assert process.stdout is not None
+        with process.stdout as stdout:
+            words = stdout.readline().split()
+        if len(words) != 2 or words[0] != b"ready":
+            process.kill()
+            process.wait()
+            return False
+        self._process, self.pid, self.port = process, process.pid, int(words[1])
+        if self._client is not None:
+            self._client.close()
+        self._client = DaemonClient(self._folder, role="agent", timeout_seconds=_CALL_TIMEOUT_SECONDS)
+        return True
+
+    def _watch(self, pid: int) -> None:
+        try:
+            self._descriptor = os.pidfd_open(pid)
+        except ProcessLookupError:
+            asyncio.get_running_loop().call_soon(self._died)
+            return
+        asyncio.get_running_loop().add_reader(self._descriptor, self._died)
+
+    def _died(self) -> None:
+        self._unwatch()
+        self._up.clear()
+        if self._process is not None:
+            self._process.wait()
+            self._process = None
+        self.pid = None
+        self._on_death()
+
+    def _unwatch(self) -> None:
+        if self._descriptor is not None:
+            asyncio.get_running_loop().remove_reader(self._descriptor)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    async def call(self, question: Callable[[DaemonClient], T]) -> T:
+        """Ask the daemon something; if it dies just now, ask the one that is started in its place.
+
+        Raises:
+            DaemonFailed: it does not answer, or refuses.
+        """
+        last: Exception | None = None
+        for _ in range(2):
+            try:
+                await asyncio.wait_for(self._up.wait(), _CALL_TIMEOUT_SECONDS)
+                async with self._lock:
+                    assert self._client is not None
+                    return await asyncio.to_thread(question, self._client)
+            except DaemonLost as error:
+                last = error
+                await asyncio.sleep(_DEATH_SEEN_SECONDS)
+            except (SnapshotError, TimeoutError) as error:
+                raise DaemonFailed(f"the snapshot daemon of {self._node}: {error}") from error
+        raise DaemonFailed(f"the snapshot daemon of {self._node} does not answer: {last}") from last
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Ask it to end and to give its memory back; kill it if it does not."""
+        self._unwatch()
+        if self._client is not None:
+            with contextlib.suppress(SnapshotError, TimeoutError):
+                await asyncio.to_thread(self._client.shutdown)
+        if self.pid is not None:
+            await self._await_end(self.pid, grace_seconds)
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+    async def _await_end(self, pid: int, grace_seconds: float) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            daemon = PidHandle(pid)
+            try:
+                if not await daemon.wait_ended(grace_seconds):
+                    daemon.send_signal(signal.SIGKILL)
+                    await daemon.wait_ended(grace_seconds)
+            finally:
+                daemon.close()
+        if self._process is not None:
+            self._process.wait()
+
+
+def _arguments(tls: TlsFiles) -> tuple[str, ...]:
+    return ("--tls-cert", tls.certificate, "--tls-key", tls.key, "--tls-ca", tls.authority)

@@ -1,0 +1,1 @@
+"""Processes: the zygote that forks workers, the hold on them, their environment and their output."""
