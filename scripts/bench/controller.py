@@ -4,7 +4,8 @@
 
 Over real sockets: a controller process as `ftrain run` starts it, and agents that say what agents say, on this machine;
 they cost more than the controller does. In simulation: the pure coordinator alone, in one process. What has a limit is
-what a message costs, since a machine that is shared makes times longer, and how that grows with the number of nodes.
+processor time and memory, since a machine that is shared makes times longer, and how an event's cost grows with the
+number of nodes. What does not come about in time ends the run: with the figures so far, one line, and exit code 1.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ from ftrain_launcher.messages import (
     Work,
     WorkerExit,
 )
+from ftrain_launcher.packing import decode
 from ftrain_snapshot.messages import Inventory
 
 HEARTBEAT_SECONDS = 0.5
@@ -48,12 +50,15 @@ STEADY_SECONDS = 10.0
 OPENING_AT_ONCE = 16
 FILES_PER_AGENT = 2
 RUN_SECONDS_MAX = 280.0
+CONTROLLER_SECONDS_MAX = 60.0
 CPU_SECONDS_PER_MESSAGE_MAX = 0.001
 """2,000 agents send 4,000 heartbeats a second at most: beyond this a controller would need more than its core."""
+CPU_SECONDS_TO_FORM_MAX = 15.0
+"""All lines are opened in it, too."""
+MEMORY_MIB_MAX = 300.0
 GROWTH_MAX = 2.0
 """What an event may cost with all nodes, over what it costs with a tenth of them."""
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(ToAgent).decode
 
 
 def config(nodes: int) -> JobConfig:
@@ -69,6 +74,10 @@ def config(nodes: int) -> JobConfig:
         max_restarts=1000,
     )
     return JobConfig(work=work, nodes=nodes, hosts=True, stop_timeout_seconds=300.0, heartbeat_timeout_seconds=120.0)
+
+
+class Failed(Exception):
+    """Something did not come about in time."""
 
 
 class Agent:
@@ -119,6 +128,8 @@ class Fleet:
         self._folder = folder
         self.agents = [Agent(i) for i in range(count)]
         self.sent = self.tries_in_vain = 0
+        self.heard_bytes = 0
+        """Of all that the controller said."""
         self._opening = asyncio.Semaphore(OPENING_AT_ONCE)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -146,7 +157,8 @@ class Fleet:
         beat = asyncio.create_task(self._beat(agent, tell, number))
         try:
             async for frame in socket:
-                for answer in agent.answers(_decode(frame.data)):
+                self.heard_bytes += len(frame.data)
+                for answer in agent.answers(decode(frame.data)):
                     await tell(answer)
         finally:
             beat.cancel()
@@ -161,16 +173,24 @@ class Fleet:
             await asyncio.sleep(HEARTBEAT_SECONDS)
 
     async def formed(self, generation: int) -> float:
-        """Wait until all have been told of a generation; when the last one was (monotonic)."""
+        """Wait until all have been told of a generation; when the last one was (monotonic).
+
+        Raises:
+            Failed: it takes too long, or an agent's line was closed.
+        """
         deadline = time.monotonic() + RUN_SECONDS_MAX
-        while not all(a.form is not None and a.form.generation == generation for a in self.agents):
-            for task in self._tasks:
-                if task.done():
-                    task.result()
+        while (told := self._told(generation)) < len(self.agents):
+            ended = next((task for task in self._tasks if task.done()), None)
+            if ended is not None:
+                raise Failed(f"the controller hung up before generation {generation} was formed: {ended.exception()}")
             if time.monotonic() > deadline:
-                raise RuntimeError(f"generation {generation} was not formed")
+                here = f"{told} of {len(self.agents)} agents were told"
+                raise Failed(f"generation {generation} was not formed within {RUN_SECONDS_MAX:g} s: {here}")
             await asyncio.sleep(0.05)
         return max(a.formed_at for a in self.agents)
+
+    def _told(self, generation: int) -> int:
+        return sum(a.form is not None and a.form.generation == generation for a in self.agents)
 
     async def close(self) -> None:
         """All hang up."""
@@ -189,35 +209,47 @@ async def over_sockets(report: common.Report, count: int, steady_seconds: float)
     process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.DEVNULL)
     fleet = Fleet(folder, count)
     try:
-        while folder.endpoint() is None:
-            await asyncio.sleep(0.05)
-        watched, name = psutil.Process(process.pid), f"{count} agents over sockets"
-        empty = watched.memory_info().rss
-        began = time.monotonic()
-        fleet.start()
-        report.add(f"{name}: first connection to a formed generation", await fleet.formed(1) - began, "s")
-        report.add(f"{name}: connections tried in vain", fleet.tries_in_vain, "")
-        await asyncio.sleep(2.0)
-        cpu, sent, began = _cpu(watched), fleet.sent, time.monotonic()
-        await asyncio.sleep(steady_seconds)
-        seconds, messages, cpu = time.monotonic() - began, fleet.sent - sent, _cpu(watched) - cpu
-        report.add(f"{name}: messages", messages / seconds, "1/s")
-        report.add(
-            f"{name}: controller's time a message", cpu / messages * 1e3, "ms", CPU_SECONDS_PER_MESSAGE_MAX * 1e3
-        )
-        report.add(f"{name}: controller's share of a core", cpu / seconds, "cores")
-        began, victim = time.monotonic(), fleet.agents[count // 2]
-        assert victim.tell is not None
-        cpu = _cpu(watched)
-        await victim.tell(victim.exit())
-        report.add(f"{name}: a killed worker to the last agent's Form", await fleet.formed(2) - began, "s")
-        report.add(f"{name}: controller's time for that", _cpu(watched) - cpu, "s")
-        report.add(f"{name}: controller's memory", watched.memory_info().rss / 2**20, "MiB")
-        report.add(f"{name}: memory an agent", (watched.memory_info().rss - empty) / count / 2**10, "KiB")
+        async with asyncio.timeout(CONTROLLER_SECONDS_MAX):
+            while folder.endpoint() is None:
+                await asyncio.sleep(0.05)
+        await _measure(report, fleet, psutil.Process(process.pid), steady_seconds)
     finally:
         await fleet.close()
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
         await process.wait()
+
+
+async def _measure(report: common.Report, fleet: Fleet, watched: psutil.Process, steady_seconds: float) -> None:
+    count, empty = len(fleet.agents), watched.memory_info().rss
+    name = f"{count} agents over sockets"
+    cpu, began = _cpu(watched), time.monotonic()
+    fleet.start()
+    report.add(f"{name}: first connection to a formed generation", await fleet.formed(1) - began, "s")
+    report.add(f"{name}: controller's time for that", _cpu(watched) - cpu, "s", CPU_SECONDS_TO_FORM_MAX)
+    report.add(f"{name}: connections tried in vain", fleet.tries_in_vain, "")
+    await asyncio.sleep(2.0)
+    cpu, sent, began = _cpu(watched), fleet.sent, time.monotonic()
+    await asyncio.sleep(steady_seconds)
+    seconds, messages, cpu = time.monotonic() - began, fleet.sent - sent, _cpu(watched) - cpu
+    report.add(f"{name}: messages", messages / seconds, "1/s")
+    report.add(f"{name}: controller's time a message", cpu / messages * 1e3, "ms", CPU_SECONDS_PER_MESSAGE_MAX * 1e3)
+    report.add(f"{name}: controller's share of a core", cpu / seconds, "cores")
+    began, victim = time.monotonic(), fleet.agents[count // 2]
+    assert victim.tell is not None
+    cpu, told = _cpu(watched), fleet.heard_bytes
+    await victim.tell(victim.exit())
+    report.add(f"{name}: a killed worker to the last agent's Form", await fleet.formed(2) - began, "s")
+    report.add(f"{name}: controller's time for that", _cpu(watched) - cpu, "s")
+    report.add(f"{name}: bytes told for that", (fleet.heard_bytes - told) / 2**20, "MiB")
+    report.add(f"{name}: controller's memory", watched.memory_info().rss / 2**20, "MiB")
+    report.add(f"{name}: at most", _peak_bytes(watched.pid) / 2**20, "MiB", MEMORY_MIB_MAX)
+    report.add(f"{name}: memory an agent", (watched.memory_info().rss - empty) / count / 2**10, "KiB")
+
+
+def _peak_bytes(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 2**10 for line in lines if line.startswith("VmHWM"))
 
 
 def _cpu(process: psutil.Process) -> float:
@@ -299,8 +331,16 @@ def main() -> None:
     in_simulation(report, chosen.nodes or (5000 if chosen.quick else 50_000))
     with tempfile.TemporaryDirectory() as home:
         os.environ["FTRAIN_HOME"] = str(Path(home) / "home")
-        asyncio.run(over_sockets(report, agents, 3.0 if chosen.quick else STEADY_SECONDS))
+        failure = ""
+        try:
+            asyncio.run(over_sockets(report, agents, 3.0 if chosen.quick else STEADY_SECONDS))
+        except Failed as error:
+            failure = str(error)
+        except TimeoutError:
+            failure = f"the controller did not listen within {CONTROLLER_SECONDS_MAX:g} s"
     report.write(chosen.json)
+    if failure:
+        sys.exit(failure)
 
 
 if __name__ == "__main__":

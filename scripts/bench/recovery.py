@@ -1,12 +1,21 @@
-"""How long a fault stops training: from the kill to the first new step of all four ranks, ftrain against torchrun.
+"""How long a fault stops training, ftrain against its rivals, and what being ready for it costs.
 
-Both sides train recovery_worker.py, in turn, several rounds. torchrun has
-``--max-restarts``, a checkpoint every step on tmpfs, and TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, without which torch
-2.13 often does not recover at all (the keys in its agents' shared store carry no generation). ftrain snapshots
-every step, with its defaults: new processes, forked from the zygote; and with a standby on each node, where survivors
-stay in their processes. Faults come from outside, at random moments; a *new step* is one that no rank had finished
-before the fault, done after the ranks were started again. The node that is killed loses agent, daemon, worker and
-shared memory, with a spare at hand; it too is compared with torchrun's lost worker.
+    .venv/bin/python scripts/bench/recovery.py [--quick] [--json FILE] [--only PART ...] [--sides SIDE ...]
+
+*worker*: SIGKILL of one of four ranks, to the first new step of all. All sides train recovery_worker.py's model, in
+turn, several rounds; faults come from outside, at random moments; a *new step* is one that no rank had done before
+the fault, done after the ranks were started again. ftrain snapshots every step, with its defaults: new processes,
+forked from the zygote; and with a standby on each node, where survivors stay in their processes. The rivals:
+
+- torchrun: ``--max-restarts``, a checkpoint every step on tmpfs, and TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, without
+  which torch 2.13 often does not recover at all (the keys in its agents' shared store carry no generation);
+- Ray Train (rivals/ray_train.py) and torchft (rivals/torchft_ddp.py), where they are installed.
+
+*stop*: SIGSTOP of a rank, which only the detector sees: what follows its verdict, on both of ftrain's rungs.
+
+*node*: agent, daemon, worker and shared memory of a node are lost, with a spare at hand; against torchrun's
+``--nnodes 3:4``, which has no spares and goes on with three (rivals/torchrun_nodes.py), with its tightest settings and,
+once, with its defaults. *launch* and *idle*: recovery_costs.py.
 """
 
 from __future__ import annotations
@@ -14,222 +23,142 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-from common import CLEAN_TIMEOUT_SECONDS, ROOT, Report, median, parser
-from job import MARK, STOP_TIMEOUT_SECONDS, Job, JobFailed, mark_session, node_of
+from common import CLEAN_TIMEOUT_SECONDS, Report, median, parser
+from job import MARK, JobFailed, Json, mark_session
 from leftovers import SHARED_MEMORY, marked_processes, shared_memory_entries, wait_until_clean
+from recovery_costs import idle, launches
+from recovery_faults import DEFAULTS, OURS, STAYING, TIGHT, Campaign, Fault
+from rivals.commands import RANKS, RIVALS
 
-WORKER = ROOT / "scripts" / "bench" / "recovery_worker.py"
-RANKS = 4
-WARM_STEPS = 10
-RECOVERY_TIMEOUT_SECONDS = 120.0
-STANDBY_SECONDS = 1.0
-"""A lost rank's standby has been replaced by then."""
+PARTS = ("worker", "stop", "node", "launch", "idle")
+RUNGS = {"ftrain": "new processes", STAYING: "same processes"}
+TITLES = {"worker": "worker killed", "stop": "worker stopped", "node": "node lost"}
+RATIOS = (
+    ("worker", STAYING, "torchrun", 0.05),
+    ("worker", "ftrain", "torchrun", 0.08),
+    ("worker", STAYING, "Ray Train", None),
+    ("worker", STAYING, "torchft", None),
+    ("node", "ftrain", TIGHT, 0.2),
+    ("node", "ftrain", DEFAULTS, 0.05),
+)
+"""Part, side, rival, limit."""
 PHASES = ("decided", "formed", "restored", "first_step")
 
 
-class Line(NamedTuple):
-    """A rank's note of a finished step."""
-
-    step: int
-    time: float
-    pid: int
-    restarts: int
-    """How often the ranks had been started again by then."""
+def seconds(faults: Sequence[Fault]) -> list[float]:
+    return [fault.seconds for fault in faults]
 
 
-class Notes:
-    """What the ranks wrote down, read from outside."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def of(self, rank: int) -> list[Line]:
-        """The rank's finished steps, oldest first; of all its processes."""
-        path = self.folder / f"rank-{rank}"
-        text = path.read_text() if path.exists() else ""
-        fields = (line.split() for line in text[: text.rfind("\n") + 1].splitlines())
-        return [Line(int(step), float(when), int(pid), int(count)) for step, when, pid, count in fields]
-
-    def last(self) -> dict[int, Line]:
-        return {rank: self.of(rank)[-1] for rank in range(RANKS)}
-
-    def wait_warm(self, alive: Callable[[], bool]) -> None:
-        """Wait until every rank has done WARM_STEPS steps since it was started."""
-        wait_for("warm", alive, lambda: all(self._steps_of_last_start(rank) >= WARM_STEPS for rank in range(RANKS)))
-
-    def _steps_of_last_start(self, rank: int) -> int:
-        lines = self.of(rank)
-        return sum(line.restarts == lines[-1].restarts for line in lines)
-
-    def seconds_to_new_step(self, old: dict[int, Line], killed_at: float, alive: Callable[[], bool]) -> float:
-        """From the fault until the last rank, started again, has finished its first new step."""
-        firsts: dict[int, float] = {}
-
-        def all_there() -> bool:
-            lines = {rank: self.of(rank) for rank in range(RANKS)}
-            done = max(line.step for rank in lines for line in lines[rank] if line.restarts == old[rank].restarts)
-            for rank in lines:
-                fresh = [line for line in lines[rank] if line.restarts > old[rank].restarts]
-                if new := [line.time for line in fresh if line.step > done]:
-                    firsts[rank] = min(new)
-            return len(firsts) == RANKS
-
-        wait_for("recovered", alive, all_there)
-        return max(firsts.values()) - killed_at
+def add_faults(made: Report, faults: dict[tuple[str, str], list[Fault]]) -> None:
+    """What was measured of each part and side, and how they compare."""
+    limits = {("worker", STAYING): 0.4, ("worker", "ftrain"): 0.6, ("node", "ftrain"): 1.0}
+    for (part, side), mine in faults.items():
+        title = f"{TITLES[part]}, {side}"
+        made.add(title, median(seconds(mine)), "s", limits.get((part, side)))
+        made.add(f"{title}, worst of {len(mine)}", max(seconds(mine)), "s")
+        if part == "stop":
+            made.add(f"{title}: from the first sign", median([fault.after_detection for fault in mine]), "s", 0.5)
+        made.add(f"{title}: steps done again, most", max(fault.recovery.done_again for fault in mine), "count")
+        if without := max(fault.recovery.without for fault in mine):
+            made.add(f"{title}: steps without the lost rank, most", without, "count")
+            made.add(f"{title}: until the others went on", median([fault.others_seconds for fault in mine]), "s")
+        if side in OURS:
+            add_incidents(
+                made,
+                title,
+                "another node" if part == "node" else RUNGS[side],
+                [fault.incident for fault in mine if fault.incident is not None],
+            )
+    for part, side, rival, limit in RATIOS:
+        if (part, side) in faults and (part, rival) in faults:
+            ratio = median(seconds(faults[part, side])) / median(seconds(faults[part, rival]))
+            made.add(f"{TITLES[part]}, {side} over {rival}", ratio, "ratio", limit)
 
 
-def wait_for(what: str, alive: Callable[[], bool], condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + RECOVERY_TIMEOUT_SECONDS
-    while not condition():
-        if not alive() or time.monotonic() > deadline:
-            raise RuntimeError(f"the job did not get {what}")
-        time.sleep(0.02)
+def add_incidents(made: Report, title: str, rung: str, incidents: Sequence[Json]) -> None:
+    """What ftrain says of its own faults."""
+    made.add(f"{title}: sealed steps lost", sum(incident["steps_lost"] for incident in incidents), "count", 0)
+    made.add(f"{title}: on another rung", sum(incident["rung"] != rung for incident in incidents), "count", 0)
+    times = [incident["timeline"] for incident in incidents]
+    for phase in PHASES:
+        passed = [time[phase] - time["detected"] for time in times if time[phase]]
+        made.add(f"{title}: first sign until {phase.replace('_', ' ')}", median(passed), "s")
 
 
-def kill_worker(notes: Notes, alive: Callable[[], bool], chance: random.Random) -> float:
-    """SIGKILL a random rank at a random moment; seconds to the first new step."""
-    notes.wait_warm(alive)
-    time.sleep(chance.uniform(0.0, 0.3))
-    old = notes.last()
-    killed_at = time.time()
-    os.kill(old[chance.randrange(RANKS)].pid, signal.SIGKILL)
-    return notes.seconds_to_new_step(old, killed_at, alive)
+def add_launch(made: Report, folder: Path, rounds: int) -> None:
+    ours, theirs = launches(folder, rounds)
+    for what, mine, its, limit in (
+        ("first user line", ours.first_line, theirs.first_line, 1.1),
+        ("torch imported", ours.torch_imported, theirs.torch_imported, None),
+        ("a model in DDP", ours.ddp_made, theirs.ddp_made, None),
+    ):
+        made.add(f"launcher start to {what}, ftrain", mine, "s")
+        made.add(f"launcher start to {what}, torchrun", its, "s")
+        made.add(f"launcher start to {what}, ftrain over torchrun", mine / its, "ratio", limit)
 
 
-def kill_node(job: Job, notes: Notes, alive: Callable[[], bool], chance: random.Random) -> float:
-    """Lose a random rank's node; seconds to the first new step."""
-    notes.wait_warm(alive)
-    status = job.wait_for(
-        "protected", lambda s: s["state"] == "running" and s["snapshots"]["protected"] is not None, 30
-    )
-    time.sleep(chance.uniform(0.0, 0.3))
-    old = notes.last()
-    killed_at = job.lose_node(node_of(status, chance.randrange(RANKS)))
-    return notes.seconds_to_new_step(old, killed_at, alive)
+def add_idle(made: Report, folder: Path, seconds_each: float) -> None:
+    used = idle(f"bench-idle-{os.getpid()}", folder, seconds_each)
+    for what, use in used.items():
+        made.add(f"idle {what}: share of a core", 100 * use.cores, "%")
+        made.add(f"idle {what}: resident", use.resident_bytes / 1e6, "MB")
+    made.add("idle, all three: share of a core", 100 * sum(use.cores for use in used.values()), "%", 2)
+    resident = used["agent"].resident_bytes + used["daemon"].resident_bytes
+    made.add("idle agent and daemon: resident, arena aside", resident / 1e6, "MB", 150)
 
 
-def measure_ftrain(folder: Path, kills: int, chance: random.Random) -> tuple[list[float], float]:
-    """Seconds of each killed worker, and of one killed node."""
-    flags = ["--local-nodes", str(RANKS), "--nproc-per-node", "1", "--spares", "1", "--snapshot-every", "1"]
-    with Job(f"bench-{folder.name}", flags, WORKER, ["ftrain", str(folder)], folder / "log") as job:
-        notes, alive = Notes(folder), lambda: job.process.poll() is None
-        try:
-            workers = [kill_worker(notes, alive, chance) for _ in range(kills)]
-            return workers, kill_node(job, notes, alive, chance)
-        except (RuntimeError, JobFailed) as error:
-            raise SystemExit(f"ftrain: {error}\n{job.tail()}") from error
-
-
-def measure_in_process(folder: Path, kills: int, chance: random.Random) -> tuple[list[float], dict[str, list[float]]]:
-    """Seconds of each killed worker, with a standby on each node; and of each phase, from the first sign to its end."""
-    flags = ["--local-nodes", str(RANKS), "--nproc-per-node", "1", "--standby", "1", "--snapshot-every", "1"]
-    with Job(f"bench-{folder.name}", flags, WORKER, ["ftrain", str(folder)], folder / "log") as job:
-        notes, alive, seconds = Notes(folder), lambda: job.process.poll() is None, list[float]()
-        try:
-            for _ in range(kills):
-                notes.wait_warm(alive)
-                time.sleep(STANDBY_SECONDS)
-                seconds.append(kill_worker(notes, alive, chance))
-            found = job.incidents()
-        except (RuntimeError, JobFailed) as error:
-            raise SystemExit(f"ftrain --standby 1: {error}\n{job.tail()}") from error
-    if any(incident["rung"] != "same processes" for incident in found):
-        raise SystemExit(f"ftrain --standby 1: {[incident['rung'] for incident in found]}\n{job.tail()}")
-    times = [incident["timeline"] for incident in found]
-    return seconds, {phase: [t[phase] - t["detected"] for t in times if t[phase]] for phase in PHASES}
-
-
-def measure_torchrun(folder: Path, kills: int, chance: random.Random) -> list[float]:
-    """Seconds of each killed worker."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS)]
-    command += ["--max-restarts", "100", str(WORKER), "torchrun", str(folder)]
-    environment = {**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-    try:
-        return [kill_worker(Notes(folder), lambda: process.poll() is None, chance) for _ in range(kills)]
-    except RuntimeError as error:
-        raise SystemExit(f"torchrun: {error}\n{(folder / 'log').read_text()[-3000:]}") from error
-    finally:
-        process.terminate()
-        try:
-            process.wait(STOP_TIMEOUT_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(STOP_TIMEOUT_SECONDS)
+def chosen_sides(names: Sequence[str]) -> list[str]:
+    """Those of the sides that can run; a line for each that cannot."""
+    kept = list(names)
+    for rival in RIVALS:
+        if rival.name in kept and (missing := rival.missing()):
+            print(f"{rival.name} is left out: not installed: {', '.join(missing)} (pip install 'ftrain[bench]')")
+            kept.remove(rival.name)
+    return kept
 
 
 def main() -> None:
-    options = parser("Time from a fault to the first new step of all ranks, ftrain against torchrun.")
-    options.add_argument("--rounds", type=int, help="default 3, quick 1")
+    every = [*OURS, *(rival.name for rival in RIVALS)]
+    options = parser("Time from a fault to the first new step of all ranks, ftrain against its rivals.")
+    options.add_argument("--rounds", type=int, help="default 5, quick 1")
     options.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
-    options.add_argument("--torchrun-only", action="store_true", help="measure the rival alone")
+    options.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
+    options.add_argument("--sides", nargs="+", choices=every, default=every, metavar="SIDE", help=", ".join(every))
     args = options.parse_args()
-    rounds, kills = args.rounds or (1 if args.quick else 3), 2 if args.quick else 4
+    rounds, count = args.rounds or (1 if args.quick else 5), 1 if args.quick else 2
     print(f"seed {args.seed}")
     chance, mark, before = random.Random(args.seed), mark_session(), shared_memory_entries()
     os.environ["OMP_NUM_THREADS"] = "1"
-    workers: list[float] = []
-    stayed: list[float] = []
-    phases: dict[str, list[float]] = {phase: [] for phase in PHASES}
-    nodes: list[float] = []
-    rival: list[float] = []
+    made = Report(f"Faults of {RANKS} ranks, to the first new step of all of them (median)")
     with tempfile.TemporaryDirectory(prefix="recovery-", dir=SHARED_MEMORY) as tmpfs:
         os.environ["FTRAIN_HOME"] = str(Path(tmpfs) / "home")
+        sides = chosen_sides(args.sides)
+        campaign = Campaign(Path(tmpfs), count, chance)
         for number in range(rounds):
-            ours, theirs = Path(tmpfs) / f"ours-{os.getpid()}-{number}", Path(tmpfs) / f"theirs-{number}"
-            warm = Path(tmpfs) / f"warm-{os.getpid()}-{number}"
-            for folder in (ours, warm, theirs):
-                folder.mkdir()
-            if not args.torchrun_only:
-                seconds, node = measure_ftrain(ours, kills, chance)
-                workers, nodes = workers + seconds, [*nodes, node]
-                print(f"ftrain: workers {[round(s, 2) for s in seconds]} s, node {node:.2f} s", flush=True)
-                seconds, times = measure_in_process(warm, kills, chance)
-                stayed += seconds
-                for phase in PHASES:
-                    phases[phase] += times[phase]
-                print(f"ftrain --standby 1: workers {[round(s, 2) for s in seconds]} s", flush=True)
-            rival += measure_torchrun(theirs, 1 if args.quick else 2, chance)
-            print(f"torchrun: {[round(s, 2) for s in rival]} s", flush=True)
+            campaign.round(args.only, sides, with_defaults=number == 0 and not args.quick)
+        add_faults(made, campaign.found)
+        costs: dict[str, Callable[[Path], None]] = {
+            "launch": lambda folder: add_launch(made, folder, 1 + rounds),
+            "idle": lambda folder: add_idle(made, folder, 5.0 if args.quick else 30.0),
+        }
+        for part, cost in costs.items():
+            if part in args.only:
+                try:
+                    cost(Path(tmpfs) / part)
+                except (RuntimeError, JobFailed) as error:
+                    print(f"{part}: {error}", flush=True)
+                    campaign.failed.append(part)
     left = wait_until_clean(MARK, mark, before, CLEAN_TIMEOUT_SECONDS)
     for pid in marked_processes(MARK, mark):
         os.kill(pid, signal.SIGKILL)
-    report(workers, stayed, phases, nodes, rival, left).write(args.json)
-    print("\n".join(left), end="\n" if left else "")
-
-
-def report(
-    workers: list[float],
-    stayed: list[float],
-    phases: dict[str, list[float]],
-    nodes: list[float],
-    rival: list[float],
-    left: list[str],
-) -> Report:
-    made = Report(f"From SIGKILL to the first new step of {RANKS} ranks (median)")
-    made.add("torchrun, worker killed", median(rival), "s")
-    if workers:
-        made.add("ftrain, worker killed", median(workers), "s")
-        made.add("ftrain, worker killed, slowest", max(workers), "s")
-        made.add("ftrain --standby 1, worker killed", median(stayed), "s", 0.4)
-        made.add("ftrain --standby 1, worker killed, slowest", max(stayed), "s")
-        for phase in PHASES:
-            made.add(f"    of it from the first sign until {phase.replace('_', ' ')}", median(phases[phase]), "s")
-        made.add("ftrain, node killed, spare at hand", median(nodes), "s")
-        made.add("worker killed, ftrain over torchrun", median(workers) / median(rival), "ratio", 0.15)
-        made.add("worker killed, ftrain --standby 1 over torchrun", median(stayed) / median(rival), "ratio", 0.05)
-        made.add("node killed, ftrain over torchrun's worker", median(nodes) / median(rival), "ratio", 0.25)
+    made.add("jobs and parts that failed", len(campaign.failed), "count", 0)
     made.add("processes and shared memory left behind", len(left), "count", 0)
-    return made
+    made.write(args.json)
+    print("\n".join(left), end="\n" if left else "")
 
 
 if __name__ == "__main__":

@@ -135,8 +135,7 @@ def under_ftrain(args: argparse.Namespace) -> None:
         dist.barrier()
         peak, began = Peak(), time.perf_counter()
         ctx.track(model=training.model, optimizer=training.optimizer, sampler=sampler)
-        if ctx.generation > 1:
-            training.note_read(time.perf_counter() - began, peak.taken())
+        read = (time.perf_counter() - began, peak.taken()) if ctx.generation > 1 else None
         batches, slow = iter(sampler), args.folder / "slow"
         for step in ctx.steps(args.steps):
             until = time.monotonic() + args.pause_seconds * slow.exists()
@@ -154,6 +153,9 @@ def under_ftrain(args: argparse.Namespace) -> None:
             training.update()
             time.sleep(max(0.0, until - time.monotonic()))
             training.note(step, mean, samples)
+            if read is not None:  # only now: its copies take their time, too
+                training.note_read(*read)
+                read = None
 
     train()
 
@@ -164,6 +166,7 @@ def under_torchrun(args: argparse.Namespace) -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
     training = Training(args, rank, world, int(os.environ["TORCHELASTIC_RESTART_COUNT"]))
     saved = sorted(int(path.name[5:]) for path in args.folder.glob("done-*"))
+    read: tuple[float, int] | None = None
     if saved:
         dist.barrier()
         peak, began = Peak(), time.perf_counter()
@@ -173,7 +176,7 @@ def under_torchrun(args: argparse.Namespace) -> None:
         set_state_dict(
             training.model, training.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
         )
-        training.note_read(time.perf_counter() - began, peak.taken())
+        read = time.perf_counter() - began, peak.taken()
     for step in range(saved[-1] + 1 if saved else 0, args.steps):
         first = step * GLOBAL_BATCH % SAMPLES
         own = list(range(first, first + GLOBAL_BATCH))[rank::world]
@@ -181,6 +184,9 @@ def under_torchrun(args: argparse.Namespace) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
         training.update()
         training.note(step, loss.item(), own)
+        if read is not None:
+            training.note_read(*read)
+            read = None
         model, optimizer = get_state_dict(training.model, training.optimizer)
         began = time.perf_counter()
         save({"model": model, "optimizer": optimizer}, checkpoint_id=args.folder / f"step-{step}")
