@@ -64,8 +64,8 @@ class Context:
 
     @property
     def local_rank(self) -> int:
-        """This process's number on its node."""
-        return self._environment.local_rank
+        """This process's number on its node, and its GPU's; 0 with ``--virtual-local-rank``."""
+        return self._environment.device_index
 
     @property
     def world_size(self) -> int:

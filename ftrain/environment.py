@@ -67,8 +67,11 @@ class WorkerEnvironment:
 
     rank: int = 0
     local_rank: int = 0
+    """Its number among the node's workers; LOCAL_RANK may say 0 to all, see ``own_gpu``."""
     world_size: int = 1
     local_world_size: int = 1
+    own_gpu: bool = False
+    """It sees one GPU, which no other worker sees (``--virtual-local-rank``)."""
     master_addr: str | None = None
     """Host of the generation's store (None: there is no launcher)."""
     master_port: int | None = None
@@ -84,6 +87,11 @@ class WorkerEnvironment:
             raise EnvironmentInvalid("FTRAIN_NODE_DIR is set but MASTER_ADDR and MASTER_PORT are not")
 
     @property
+    def device_index(self) -> int:
+        """The number of its GPU, among those that it sees."""
+        return 0 if self.own_gpu else self.local_rank
+
+    @property
     def launched(self) -> bool:
         """A launcher (ours or torchrun) has said which rank this is and where the store is."""
         return self.master_addr is not None and self.master_port is not None
@@ -96,9 +104,11 @@ def read_environment(variables: Mapping[str, str] = os.environ) -> WorkerEnviron
     names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     if job is None and not all(variables.get(name) for name in names):
         return WorkerEnvironment(deterministic_reduction=deterministic)
+    own_gpu = "FTRAIN_LANE" in variables
     return WorkerEnvironment(
         rank=_number(variables, "RANK"),
-        local_rank=_number(variables, "LOCAL_RANK", 0),
+        local_rank=_number(variables, "FTRAIN_LANE" if own_gpu else "LOCAL_RANK", 0),
+        own_gpu=own_gpu,
         world_size=_number(variables, "WORLD_SIZE"),
         local_world_size=_number(variables, "LOCAL_WORLD_SIZE", 1),
         master_addr=variables.get("MASTER_ADDR"),
@@ -114,6 +124,8 @@ class StoreEnvironment:
 
     node_dir: Path
     generation: int
+    port: int = 0
+    """0: any that is free."""
 
 
 def read_store_environment(variables: Mapping[str, str] = os.environ) -> StoreEnvironment:
@@ -121,7 +133,9 @@ def read_store_environment(variables: Mapping[str, str] = os.environ) -> StoreEn
     if not variables.get("FTRAIN_NODE_DIR"):
         raise EnvironmentInvalid("FTRAIN_NODE_DIR is not set: this process is started by an ftrain agent")
     return StoreEnvironment(
-        node_dir=Path(variables["FTRAIN_NODE_DIR"]), generation=_number(variables, "FTRAIN_GENERATION")
+        node_dir=Path(variables["FTRAIN_NODE_DIR"]),
+        generation=_number(variables, "FTRAIN_GENERATION"),
+        port=_number(variables, "FTRAIN_STORE_PORT", 0),
     )
 
 

@@ -3,6 +3,7 @@
     FtrainError
     ├── NotTrackable         an object, a value or a tensor that cannot be kept in a snapshot
     ├── StateMismatch        the snapshot does not fit what the script tracks now
+    │   └── StateInconsistent   what is stored contradicts itself, whatever the script tracks
     ├── StepOrder            a step was committed out of order
     ├── EnvironmentInvalid   the variables that `ftrain run` sets are missing or malformed
     ├── ArenaFull            the node's memory cannot hold the job's snapshots
@@ -44,6 +45,10 @@ class NotTrackable(FtrainError):
 
 class StateMismatch(FtrainError):
     """The snapshot's contents and the script's objects differ: it was taken by another program."""
+
+
+class StateInconsistent(StateMismatch):
+    """What is stored is damaged or contradicts itself: an older snapshot or checkpoint may be whole."""
 
 
 class StepOrder(FtrainError):

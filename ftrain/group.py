@@ -28,8 +28,9 @@ _RETRY_SECONDS = 0.02
 
 def choose_device(environment: WorkerEnvironment) -> torch.device:
     """This rank's GPU if there is one for every rank of the node, else the CPU."""
-    if torch.cuda.is_available() and torch.cuda.device_count() >= environment.local_world_size:
-        return torch.device("cuda", environment.local_rank)
+    needed = 1 if environment.own_gpu else environment.local_world_size
+    if torch.cuda.is_available() and torch.cuda.device_count() >= needed:
+        return torch.device("cuda", environment.device_index)
     return torch.device("cpu")
 
 

@@ -58,6 +58,8 @@ class OutOfMemory(msgspec.Struct, frozen=True, tag="out_of_memory"):
 
     needed_bytes: int
     available_bytes: int
+    goes_on: bool = False
+    """The rank trains all the same: there is a snapshot of another world to fall back to."""
 
 
 class Finished(msgspec.Struct, frozen=True, tag="finished"):

@@ -16,6 +16,7 @@ import importlib.util
 from ftrain.comm import library
 
 MODULES = (
+    "encodings.idna",  # what connecting to a named host takes along
     "torch",
     "torch._dynamo",
     "torch.distributed",

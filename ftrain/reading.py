@@ -17,7 +17,7 @@ import torch
 
 from ftrain.capture import FORMAT, Manifest
 from ftrain.encoding import DICT, ORDERED, unpack
-from ftrain.errors import StateMismatch
+from ftrain.errors import StateInconsistent, StateMismatch
 from ftrain.layout import REGION_ORDER, Layout, TensorSpec, fills
 from ftrain.logical.state import RankState
 from ftrain.reshard.describer import Logical
@@ -61,40 +61,40 @@ def read_manifest(
 ) -> tuple[Manifest, Layout, Layout]:
     """(content, layout, layout of the tail); ``data_bytes``: of the region that it describes, where it lies in one.
 
-    Raises StateMismatch if it is of another format, rank or world size, or contradicts itself.
+    Raises StateInconsistent if it is of another format, rank or world size, or contradicts itself.
     """
     try:
         content = decode(_MANIFEST, manifest)
         layout, tail = decode(_LAYOUT, content.layout), decode(_LAYOUT, content.tail)
     except ProtocolError as error:
-        raise StateMismatch(f"the manifest of rank {rank} cannot be read: {error}") from error
+        raise StateInconsistent(f"the manifest of rank {rank} cannot be read: {error}") from error
     _check_whose(content, layout.world_size, rank, world_size)
     for one in (layout, tail):
         _check_places(one)
     if tail.world_size != 1:
-        raise StateMismatch(f"the snapshot's manifest has a tail of {tail.world_size} ranks")
+        raise StateInconsistent(f"the snapshot's manifest has a tail of {tail.world_size} ranks")
     if data_bytes is not None and layout.region_bytes(rank) + tail.region_bytes(0) > data_bytes:
-        raise StateMismatch(f"the snapshot's manifest speaks of more than the {data_bytes} bytes in this region")
+        raise StateInconsistent(f"the snapshot's manifest speaks of more than the {data_bytes} bytes in this region")
     return content, layout, tail
 
 
 def read_outline(manifest: bytes, rank: int, world_size: int) -> tuple[RankState, bytes]:
     """(what the rank's tensors are, the tree as it is encoded): without a look at layout and values.
 
-    Raises StateMismatch as `read_manifest` and `read_logical`.
+    Raises StateInconsistent as `read_manifest` and `read_logical`.
     """
     try:
         content = decode(_OUTLINE, manifest)
         size = decode(_SIZE, content.layout)
     except ProtocolError as error:
-        raise StateMismatch(f"the manifest of rank {rank} cannot be read: {error}") from error
+        raise StateInconsistent(f"the manifest of rank {rank} cannot be read: {error}") from error
     _check_whose(content, size.world_size, rank, world_size)
     return read_logical(content), bytes(content.tree)
 
 
 def _check_whose(content: Manifest | _Outline, ranks: int, rank: int, world_size: int) -> None:
     if (content.format, content.rank, ranks) != (FORMAT, rank, world_size):
-        raise StateMismatch(
+        raise StateInconsistent(
             f"the snapshot is of rank {content.rank} of {ranks} (format {content.format}), "
             f"expected was rank {rank} of {world_size} (format {FORMAT})"
         )
@@ -103,30 +103,32 @@ def _check_whose(content: Manifest | _Outline, ranks: int, rank: int, world_size
 def read_logical(content: Manifest | _Outline) -> RankState:
     """What the rank's tensors are, whatever the world. Whether that holds together is for coverage.py to say.
 
-    Raises StateMismatch if it was not described, with the reason.
+    Raises StateInconsistent if it was not described, with the reason.
     """
     try:
         logical = decode(_LOGICAL, content.logical)
     except ProtocolError as error:
-        raise StateMismatch(f"what rank {content.rank} says of its tensors cannot be read: {error}") from error
+        raise StateInconsistent(f"what rank {content.rank} says of its tensors cannot be read: {error}") from error
     if isinstance(logical, str):
         raise StateMismatch(f"rank {content.rank} could not describe its state for another world: {logical}")
     if logical.rank != content.rank:
-        raise StateMismatch(f"the manifest of rank {content.rank} describes rank {logical.rank}")
+        raise StateInconsistent(f"the manifest of rank {content.rank} describes rank {logical.rank}")
     return logical
 
 
 def read_tree(packed: Any, tensors: Sequence[Any]) -> dict[str, Any]:
-    """The tree with ``tensors`` in their places. Raises StateMismatch if it is none."""
+    """The tree with ``tensors`` in their places. Raises StateInconsistent if it is none."""
     try:
         tree = unpack(packed, tensors)
     except _NO_TREE as error:
-        raise StateMismatch(f"the snapshot's values cannot be read: {error!r}") from error
-    return part_of({"values": tree}, "values")
+        raise StateInconsistent(f"the snapshot's values cannot be read: {error!r}") from error
+    if not isinstance(tree, dict):
+        raise StateInconsistent(f"the snapshot's values are no dict, but {type(tree).__name__}")
+    return tree
 
 
 def items_of(encoded: bytes) -> dict[str, bytes]:
-    """A packed dict with names for keys; its values stay encoded. Raises StateMismatch if it is none."""
+    """A packed dict with names for keys; its values stay encoded. Raises StateInconsistent if it is none."""
     try:
         tag, *flat = decode(_ITEMS, encoded)
         if (kind := decode(_ANY, tag)) == ORDERED:
@@ -136,15 +138,15 @@ def items_of(encoded: bytes) -> dict[str, bytes]:
             raise ValueError("no dict with names")
         return dict(zip(names, map(bytes, flat[1::2]), strict=True))
     except (ProtocolError, ValueError) as error:
-        raise StateMismatch(f"the snapshot's values cannot be read: {error}") from error
+        raise StateInconsistent(f"the snapshot's values cannot be read: {error}") from error
 
 
 def read_value(encoded: bytes, tensors: Sequence[Any]) -> Any:
-    """A value of a tree, which is encoded, with ``tensors`` in their places. Raises StateMismatch if it is none."""
+    """A value of a tree, which is encoded, with ``tensors`` in their places. Raises StateInconsistent if it is none."""
     try:
         return unpack(decode(_ANY, encoded), tensors)
     except (ProtocolError, *_NO_TREE) as error:
-        raise StateMismatch(f"the snapshot's values cannot be read: {error!r}") from error
+        raise StateInconsistent(f"the snapshot's values cannot be read: {error!r}") from error
 
 
 def part_of(tree: Any, name: str) -> dict[str, Any]:
@@ -159,11 +161,11 @@ def _check_places(layout: Layout) -> None:
     """Each tensor is one, and lies behind the one before it in its space."""
     for spec in layout.specs:
         if not _is_tensor(spec):
-            raise StateMismatch(f"the snapshot's manifest describes no tensor: {spec}")
+            raise StateInconsistent(f"the snapshot's manifest describes no tensor: {spec}")
     for kind in REGION_ORDER:
         lain = [spec for spec in layout.specs if spec.kind == kind and spec.size_bytes]
         if any(before.offset + before.size_bytes > spec.offset for before, spec in pairwise(lain)):
-            raise StateMismatch("the snapshot's manifest lays tensors over each other")
+            raise StateInconsistent("the snapshot's manifest lays tensors over each other")
 
 
 def _is_tensor(spec: TensorSpec) -> bool:

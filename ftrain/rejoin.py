@@ -35,6 +35,7 @@ from ftrain.environment import JobEnvironment, WorkerEnvironment, read_environme
 from ftrain.errors import GenerationEnded
 from ftrain.letting_go import clear_frames, let_go
 from ftrain.link import Assignment, Hello, Leave, Stays, ToWorker, Waits
+from ftrain.rehearsal import rehearse
 from ftrain.rng import rng_state, set_rng_state
 from ftrain_snapshot.errors import SnapshotError
 from ftrain_snapshot.frames import connect_unix, recv_frame, send_frame
@@ -199,9 +200,12 @@ def run(environment: WorkerEnvironment, job: JobEnvironment, generation: Callabl
 
     A standby waits for its first one. Whatever the script has drawn of its generators, each begins with the same.
     """
+    drawn = rng_state()
+    if job.standby:
+        rehearse()
+        set_rng_state(drawn)
     gc.collect()
     gc.freeze()  # what the script has made so far stays: not to be looked at whenever a generation is let go
-    drawn = rng_state()
     with Member(environment, job) as member:
         if job.standby:
             environment = member.wait_assignment()

@@ -18,13 +18,14 @@ from torch._C._distributed_c10d import PrefixStore
 from ftrain.arena import Arena
 from ftrain.cadence import Cadence
 from ftrain.capture import Capturer, Content
+from ftrain.comm import worker as recorder
 from ftrain.ddp import BucketLayout, Buckets, find_ddps, replicated_parameters
 from ftrain.environment import JobEnvironment, WorkerEnvironment
-from ftrain.errors import StateMismatch
+from ftrain.errors import ArenaFull, StateMismatch
 from ftrain.gradients import live_gradients, load_gradients, watch_optimizer
 from ftrain.group import connect_store
 from ftrain.halt import Halt
-from ftrain.link import AgentLink, FirstStep, Restored
+from ftrain.link import AgentLink, FirstStep, OutOfMemory, Restored
 from ftrain.probe import foreseen_bytes
 from ftrain.replicas import ReplicaCheck
 from ftrain.reshard.describer import Describer
@@ -38,9 +39,13 @@ from ftrain_snapshot.manifest import unit_bytes
 from ftrain_snapshot.messages import SnapshotId
 
 if TYPE_CHECKING:
+    from ftrain.durable.reader import Checkpoint
     from ftrain.reshard.crossing import Crossing
     from ftrain.reshard.storage import SnapshotReader
 
+MEMORY_PATIENCE_SECONDS = 0.25
+"""A commit waits so long for memory where the job has a snapshot of another world to fall back to; then it is skipped.
+Where it has none, as long as it takes."""
 LAST_PATIENCE_SECONDS = 30.0
 """The last step's snapshot waits so long for the one before it; protecting takes a few seconds at most."""
 
@@ -56,7 +61,8 @@ class Session:
         self._arena = Arena(job.node_dir, environment.local_rank)
         self._control = ControlPage(job.node_dir)
         store = PrefixStore(f"ftrain/slots/{job.generation}", connect_store(environment))
-        self._slots = SlotChooser(store, self._control if environment.rank == 0 else None)
+        gate = self._control if environment.rank == 0 else None
+        self._slots = SlotChooser(store, gate, note_wait=recorder.note_wait)
         self._cadence = Cadence()
         self._halt = Halt(self._control, self._lane, link.send)
         self._environment, self._world_size = environment, environment.world_size
@@ -67,11 +73,13 @@ class Session:
             self.describer,
         )  # fmt: skip
         self._crossing: Crossing | None = None
+        self._checkpoint: Checkpoint | None = None
         self._replicas = ReplicaCheck(job.check_replicas, link.send)
         self._objects: dict[str, Any] = {}
         self._buckets: dict[int, Buckets] = {}
         self._restored: dict[str, Any] | None = None
         self._announced = self._begun = self._stepped = False
+        self._wanted_bytes, self._is_short = 0, False
 
     def track(self, objects: Mapping[str, Any]) -> None:
         """Add objects to the state; put back their part of the snapshot that this generation starts from."""
@@ -88,7 +96,8 @@ class Session:
         self._announce()
         content, manifest = self._collect(-1)
         foreseen = foreseen_bytes(self._optimizers(), self._replicated_parameters(), self._world_size)
-        self._arena.reserve(unit_bytes(content.data_bytes, len(manifest)) + foreseen)
+        self._wanted_bytes = unit_bytes(content.data_bytes, len(manifest)) + foreseen
+        self._arena.reserve(self._wanted_bytes)
 
     def rewind_generators(self) -> None:
         """Right before the first step: whatever the script drew since `track`, the generators start as captured."""
@@ -100,6 +109,8 @@ class Session:
         if self._begun:
             return
         self._begun = True
+        if self._job.origin is None:  # what is short is better said now than after the first step
+            self._arena.ready(None if self._job.start is None else 0.0)
         if self._job.start is not None:
             if self._restored is None:
                 raise StateMismatch("there is a snapshot to resume from: call ctx.track before the first step")
@@ -109,7 +120,7 @@ class Session:
         self._meet_ddps()
         if self._crossing is not None:
             self._crossing.certify(self._objects, self._link.send, is_last=True)
-        self._restored = self._crossing = None
+        self._restored = self._crossing = self._checkpoint = None
         self._announce()
 
     def commit(self, step: int, *, due: bool | None, last: bool = False, sound: bool = True) -> None:
@@ -127,7 +138,7 @@ class Session:
         settled = all([buckets.settle() for buckets in self._buckets.values()]) and self._capturer.is_settled()
         if last or due is not False:
             wanted = last or due or self._is_time()
-            self._snapshot(step, settled, sound, wanted, LAST_PATIENCE_SECONDS if last else 0.0)
+            self._snapshot(step, settled, sound, wanted, last)
         self._control.set_progress(self._lane, step)
         if self._replicas.due(step):
             ddps = [buckets.ddp for buckets in self._buckets.values()]
@@ -159,24 +170,43 @@ class Session:
         """Only rank 0's word counts: the others look for what it publishes."""
         return self._rank != 0 or self._cadence.due(time.monotonic(), idle=self._control.gate()[1] >= 0)
 
-    def _snapshot(self, step: int, settled: bool, sound: bool, wanted: bool, patience_seconds: float) -> None:
+    def _snapshot(self, step: int, settled: bool, sound: bool, wanted: bool, last: bool) -> None:
         self._capturer.finish()
-        slot = self._slots.choose(step, possible=settled and sound and wanted, patience_seconds=patience_seconds)
+        patience = MEMORY_PATIENCE_SECONDS if self._job.origin is not None and not last else None
+        possible = settled and sound and wanted and (self._rank != 0 or self._has_memory(patience))
+        slot = self._slots.choose(step, possible=possible, patience_seconds=LAST_PATIENCE_SECONDS if last else 0.0)
         if slot is None:
             if self._rank == 0 and wanted:
                 self._arena.client.skipped(step)
             return
         snapshot = SnapshotId(step, self._job.generation, slot)
-        if not sound:
+        if not sound or not self._has_memory(patience):
             self._arena.client.skip(snapshot)  # rank 0 did not know
             return
         content, manifest = self._collect(step)
-        size = unit_bytes(content.data_bytes, len(manifest))
+        self._wanted_bytes = size = unit_bytes(content.data_bytes, len(manifest))
         if self._arena.fits(size):
             self._capturer.begin(snapshot, content, manifest, self._arena.lane)
         else:
             self._arena.grow(size)
             self._arena.client.skip(snapshot)
+
+    def _has_memory(self, patience_seconds: float | None) -> bool:
+        """Whether the lane is there, after waiting so long for it. Raises ArenaFull.
+
+        Fewer nodes need more memory each. Where there is not so much the job goes on all the same, from the snapshot
+        that the larger world captured, which is kept; and asks again.
+        """
+        try:
+            return self._arena.ready(patience_seconds)
+        except ArenaFull as error:
+            if self._job.origin is None:
+                raise
+            if not self._is_short:
+                self._is_short = True
+                self._link.send(OutOfMemory(error.needed_bytes, error.available_bytes, goes_on=True))
+            self._arena.reserve(self._wanted_bytes)
+            return False
 
     def _collect(self, step: int) -> tuple[Content, bytes]:
         content = self._capturer.collect(
@@ -218,18 +248,27 @@ class Session:
         if self._crossing is None and self._restored is None:
             from ftrain.reshard.crossing import Crossing, other_world  # they take DCP along, which few runs need
 
-            old = other_world(self._environment, self._job, self._arena, self.describer, self._objects)
+            old = other_world(self._environment, self._job, self._arena, self._stored(), self.describer, self._objects)
             self._crossing = None if old is None else Crossing(self._environment, old, self.describer)
         return self._crossing
+
+    def _stored(self) -> Checkpoint | None:
+        """The checkpoint that the job starts from, opened once; None: it starts from memory, or anew."""
+        if self._checkpoint is None and self._job.origin is None and self._job.durable is not None:
+            from ftrain.durable.reader import Checkpoint  # it takes DCP along, which few runs need
+
+            self._checkpoint = Checkpoint(self._job.durable.path)
+        return self._checkpoint
 
     def _read(self, objects: Mapping[str, Any]) -> dict[str, Any]:
         """The tree that this rank captured, from memory, or else from storage."""
         snapshot = self._job.restore
         if snapshot is None:
-            from ftrain.durable import reader  # it takes DCP along, which few runs need
+            from ftrain.durable.reader import read_state as read_stored  # it takes DCP along, which few runs need
 
-            assert self._job.durable is not None
-            return reader.read_state(self._job.durable.path, self._rank, self._world_size)
+            checkpoint = self._stored()
+            assert checkpoint is not None
+            return read_stored(checkpoint, self._rank, self._world_size)
         region = self._arena.wait_restored(self._job.generation, snapshot)
         return read_state(region, self._arena.lane.homes, snapshot, self._rank, self._world_size, objects)
 

@@ -12,12 +12,15 @@ gate gives no new ticket before all ranks have sealed the last one's snapshot, o
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from ftrain.errors import PeerSilent
 
 POLL_SECONDS_MIN = 0.0001
 POLL_SECONDS_MAX = 0.005
+NOTE_SECONDS = 0.2
+"""Whoever waits for longer says so."""
 _KEY = "ftrain/snapshot/newest"
 
 
@@ -54,9 +57,18 @@ class Gate(Protocol):
 class SlotChooser:
     """Rank 0 decides (it is given the gate), the others follow."""
 
-    def __init__(self, store: Store, gate: Gate | None, *, timeout_seconds: float = 1800.0) -> None:
+    def __init__(
+        self,
+        store: Store,
+        gate: Gate | None,
+        *,
+        timeout_seconds: float = 1800.0,
+        note_wait: Callable[[], None] = lambda: None,
+    ) -> None:
+        """``note_wait`` is called when rank 0 lets this rank wait, once for each version."""
         self._store = store
         self._gate = gate
+        self._note_wait = note_wait
         self._timeout_seconds = timeout_seconds
         # A ticket that is open when a generation begins may be an old one, used before: that is for the daemons,
         # who close the gate when they are configured anew.
@@ -93,14 +105,18 @@ class SlotChooser:
     def _follow(self, version: int) -> None:
         # Polled, not waited for: a wait inside the store cannot be interrupted by a signal, and complains when it
         # times out.
-        deadline = time.monotonic() + self._timeout_seconds
-        pause = POLL_SECONDS_MIN
+        begun = time.monotonic()
+        pause, noted = POLL_SECONDS_MIN, False
         while self._word.decided < version:
             if self._store.check([_KEY]):
                 self._word = _Word(*map(int, self._store.get(_KEY).split()))
                 if self._word.decided >= version:
                     return
-            if time.monotonic() > deadline:
+            waited_seconds = time.monotonic() - begun
+            if waited_seconds > NOTE_SECONDS and not noted:
+                noted = True
+                self._note_wait()
+            if waited_seconds > self._timeout_seconds:
                 raise PeerSilent(f"rank 0 did not come to version {version} within {self._timeout_seconds:.0f} s")
             time.sleep(pause)
             pause = min(2 * pause, POLL_SECONDS_MAX)

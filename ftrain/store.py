@@ -1,8 +1,9 @@
 """The store of one generation, as a process of its own: `python -m ftrain.store`.
 
-It hosts a fresh ``TCPStore`` on a free port, tells the agent that started it (StoreReady), and waits to be ended.
-A process of its own, because agents never load torch, and so that no rank is special. If its agent dies it goes on,
-since another may adopt the node's workers; it ends when the node's memory is gone, which the daemon sees to.
+It hosts a fresh ``TCPStore`` on a free port, or on the one that it is given, tells the agent that started it
+(StoreReady), and waits to be ended. A process of its own, because agents never load torch, and so that no rank is
+special. If its agent dies it goes on, since another may adopt the node's workers; it ends when the node's memory is
+gone, which the daemon sees to.
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ CHECK_SECONDS = 1.0
 REPORT_TIMEOUT_SECONDS = 30.0
 """How long it tries to reach its agent."""
 
+PORT_TIMEOUT_SECONDS = 5.0
+"""How long a port of its own may still be the store's before it, which ends as this one starts."""
+
 
 def main() -> int:
     """Serve until SIGTERM or SIGINT, or until the node's control page is gone. Returns the exit code."""
@@ -30,7 +34,7 @@ def main() -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    store = TCPStore("0.0.0.0", 0, is_master=True, wait_for_workers=False)
+    store = _listening(environment.port, stop)
     link = AgentLink(environment.node_dir / "agent.sock", Hello(-1, -1, os.getpid(), environment.generation))
     deadline = time.monotonic() + REPORT_TIMEOUT_SECONDS
     while not link.send(StoreReady(environment.generation, store.port)):
@@ -41,6 +45,17 @@ def main() -> int:
             break
     link.close()
     return 0
+
+
+def _listening(port: int, stop: threading.Event) -> TCPStore:
+    """Raises RuntimeError: somebody else has the port."""
+    deadline = time.monotonic() + PORT_TIMEOUT_SECONDS
+    while True:
+        try:
+            return TCPStore("0.0.0.0", port, is_master=True, wait_for_workers=False)
+        except RuntimeError:
+            if not port or time.monotonic() > deadline or stop.wait(0.02):
+                raise
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+import ready
 from leftovers import SHARED_MEMORY, marked_processes, shared_memory_entries, wait_until_clean
 
 MARK = "FTRAIN_TEST_SESSION"
@@ -60,6 +61,7 @@ def seed() -> int:
 def pytest_sessionfinish(session: pytest.Session) -> Generator[None]:
     """When all that run tests have ended: an error is added to theirs if anything that the session made outlives it."""
     yield
+    ready.close()
     if is_worker(session.config):
         return
     left = wait_until_clean(MARK, os.environ[MARK], session.config.stash[BEFORE], LEFTOVER_TIMEOUT_SECONDS)

@@ -13,7 +13,7 @@ import durable_job as job
 import numpy as np
 import torch
 
-from ftrain.durable.reader import read_state
+from ftrain.durable.reader import Checkpoint, read_state
 from ftrain_snapshot.messages import SnapshotId
 from ftrain_snapshot.storage import Storage
 
@@ -90,7 +90,9 @@ class Memory:
     def check_resume(self, step: int) -> None:
         """Every rank reads back, bit by bit, what it captured last."""
         for rank, tree in enumerate(self.trees):
-            assert_bits(read_state(Storage(self.url).path(step), rank, self.world_size), tree, f"rank {rank}")
+            assert_bits(
+                read_state(Checkpoint(Storage(self.url).path(step)), rank, self.world_size), tree, f"rank {rank}"
+            )
 
 
 def assert_bits(got: Any, want: Any, where: str) -> None:

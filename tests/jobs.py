@@ -1,4 +1,4 @@
-"""Real jobs for tests: `ftrain run` as a process, watched through `ftrain status --json`, broken from outside."""
+"""Real jobs for tests: `ftrain run` (`ready.py`), watched through `ftrain status --json`, broken from outside."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import ready
 
 PROGRAMS = Path(__file__).parent / "programs"
 ARGUMENTS = ("--steps", "120")
@@ -41,21 +43,38 @@ class Outcome:
 
 
 class Job(Outcome):
-    """One `ftrain run` with a state folder and an output folder of its own."""
+    """One `ftrain run` with a state folder and an output folder of its own. ``anew``: by a new interpreter."""
 
-    def __init__(self, folder: Path, *flags: str, program: str = "train.py", arguments: tuple[str, ...] = ()) -> None:
+    process: ready.Process | subprocess.Popen[bytes]
+
+    def __init__(
+        self,
+        folder: Path,
+        *flags: str,
+        program: str = "train.py",
+        arguments: tuple[str, ...] = (),
+        anew: bool = False,
+    ) -> None:
         super().__init__(folder)
         self.out.mkdir(parents=True)
         self.name = f"t{os.getpid()}-{time.monotonic_ns() % 10**10}"
         self.environment = {**os.environ, "FTRAIN_HOME": str(folder / "home")}
         self.log = folder / "terminal.log"
         self.arena = Path("/dev/shm") / f"ftrain-{self.name}"
-        command = [sys.executable, "-m", "ftrain_launcher.cli", "run", "--name", self.name, *flags]
-        command += [str(PROGRAMS / program), "--out", str(self.out), *arguments]
+        command = ["run", "--name", self.name, *flags, str(PROGRAMS / program), "--out", str(self.out), *arguments]
         with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment, start_new_session=True
-            )
+            if anew:
+                interpreter = [sys.executable, "-m", "ftrain_launcher.cli"]
+                self.process = subprocess.Popen(
+                    [*interpreter, *command],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=self.environment,
+                    start_new_session=True,
+                )
+            else:
+                self.process = ready.start(command, stdout=log, environment=self.environment)
 
     # ---- looking
 

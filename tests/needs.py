@@ -36,6 +36,16 @@ def require_lab() -> None:
     _require("lab", unavailable())
 
 
+def require_loop_mounts() -> None:
+    """May mount a file as a disk, and freeze it."""
+    missing = [tool for tool in ("losetup", "mkfs.ext4", "fsfreeze", "mount") if shutil.which(tool) is None]
+    if missing or os.geteuid() != 0:
+        _require("loop", f"needs root and {', '.join(missing) or 'loop devices'}")
+    else:
+        done = subprocess.run(["losetup", "--find"], capture_output=True, text=True, timeout=10, check=False)
+        _require("loop", None if done.returncode == 0 else f"no loop device: {done.stderr.strip()}")
+
+
 def require_ray() -> None:
     """Ray is installed (``pip install ftrain[ray]``)."""
     _require("ray", None if importlib.util.find_spec("ray") else "needs ray (extra 'ray')")

@@ -98,6 +98,9 @@ MARK = np.dtype(
 """The end of a step, with the time spent waiting for operations since the recorder's start, the newest record's id, and
 the processor time of the thread that marks, at that moment. ``number`` is 1, 2, ..., and 0 while it is written."""
 
+WAITS = -2
+"""The step of a mark that ends none: from then on the rank waits for rank 0 to end this step, too."""
+
 Table = NDArray[Any]
 """A structured array of one of the types above."""
 Words = NDArray[np.int64]

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 from ftrain.comm import library
 from ftrain.comm.native import NativeRecorder, load_native
-from ftrain.comm.ring import NATIVE, Identity, ring_path
+from ftrain.comm.ring import NATIVE, WAITS, Identity, ring_path
 from ftrain.environment import JobEnvironment, WorkerEnvironment, read_environment
 
 
@@ -74,6 +74,11 @@ def mark_step(step: int) -> None:
     """Step ``step`` is done."""
     if _recorder is not None:
         _recorder.mark(step)
+
+
+def note_wait() -> None:
+    """The rank has done its step, and waits for rank 0's word until the step is marked."""
+    mark_step(WAITS)
 
 
 def take_over_marks() -> None:

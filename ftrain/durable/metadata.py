@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from ftrain.durable.parts import Item, place_of
-from ftrain.errors import StateMismatch
+from ftrain.errors import StateInconsistent
 
 _ALLOWED = {
     "torch.distributed.checkpoint.metadata": {
@@ -74,13 +74,13 @@ def _tensor(described: dict[str, Any], item: Item) -> TensorStorageMetadata:
 
 
 def decode(content: bytes) -> dict[str, _StorageInfo]:
-    """Where each item lies, by its place. Raises StateMismatch if this is no DCP metadata, or more than that."""
+    """Where each item lies, by its place. Raises StateInconsistent if this is no DCP metadata, or more than that."""
     try:
         metadata = _Restricted(io.BytesIO(content)).load()
         stored = metadata.storage_data.items()
         return {place_of(at.fqn, at.offset or ()): info for at, info in stored if isinstance(info, _StorageInfo)}
     except Exception as error:  # a damaged pickle can raise anything
-        raise StateMismatch(f"the checkpoint's .metadata is not as ftrain writes it: {error}") from error
+        raise StateInconsistent(f"the checkpoint's .metadata is not as ftrain writes it: {error}") from error
 
 
 class _Restricted(pickle.Unpickler):

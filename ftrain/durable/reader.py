@@ -19,7 +19,7 @@ import xxhash
 from ftrain.durable import metadata
 from ftrain.durable.contents import specs_of
 from ftrain.durable.parts import FORMAT, INDEX_KEY, Index, RankRecord, manifest_key, place_of
-from ftrain.errors import StateMismatch
+from ftrain.errors import StateInconsistent, StateMismatch
 from ftrain.layout import TensorSpec
 from ftrain.reading import read_manifest, read_tree
 from ftrain.shards import Box
@@ -28,12 +28,11 @@ from ftrain_snapshot.storage import METADATA, Storage, folder_name, step_of
 T = TypeVar("T")
 
 
-def read_state(path: str, rank: int, world_size: int) -> dict[str, Any]:
-    """The tree that ``rank`` captured, with tensors of its own; ``path`` is `DurableId.path`.
+def read_state(checkpoint: Checkpoint, rank: int, world_size: int) -> dict[str, Any]:
+    """The tree that ``rank`` captured, with tensors of its own.
 
-    Raises StateMismatch if the checkpoint is damaged, not ours, or of another world size; StorageError.
+    Raises StateMismatch if the checkpoint is of another world size, StateInconsistent if it is damaged; StorageError.
     """
-    checkpoint = Checkpoint(path)
     index = checkpoint.index
     if index.world_size != world_size:
         raise StateMismatch(
@@ -52,9 +51,10 @@ def read_state(path: str, rank: int, world_size: int) -> dict[str, Any]:
 
 
 class Checkpoint:
-    """One complete checkpoint, item by item. Raises StateMismatch, StorageError."""
+    """One complete checkpoint, item by item. Raises StateInconsistent, StorageError."""
 
     def __init__(self, path: str) -> None:
+        """``path`` is `DurableId.path`. Raises StateMismatch, too, if no checkpoint can be of that name."""
         url, _, name = path.rstrip("/").rpartition("/")
         step = step_of(name)
         if step is None:
@@ -63,11 +63,11 @@ class Checkpoint:
         self._stored = metadata.decode(self._storage.read(step, METADATA))
         content = self._load(INDEX_KEY, self._content(INDEX_KEY), bytes)
         if len(content) < 8 or xxhash.xxh3_64_intdigest(content[:-8]) != int.from_bytes(content[-8:], "little"):
-            raise StateMismatch(f"{self.path}: {INDEX_KEY} is damaged")
+            raise StateInconsistent(f"{self.path}: {INDEX_KEY} is damaged")
         self.index = _decoded(content[:-8], Index, self.path)
         """What the writers said of it."""
         if self.index.format != FORMAT or self.index.version != step:
-            raise StateMismatch(
+            raise StateInconsistent(
                 f"{self.path} is of step {self.index.version}, format {self.index.format}; "
                 f"expected was step {step}, format {FORMAT}"
             )
@@ -80,14 +80,14 @@ class Checkpoint:
     def check_fits(self, record: RankRecord, rank: int, tensors: int) -> None:
         """It must say of each of the manifest's tensors where it is stored."""
         if len(record.keys) != tensors:
-            raise StateMismatch(f"{self.path}: {manifest_key(rank)} does not fit its manifest")
+            raise StateInconsistent(f"{self.path}: {manifest_key(rank)} does not fit its manifest")
 
     def tensor(self, key: str, spec: TensorSpec) -> torch.Tensor:
         """One tensor, of the dtype, shape, memory order and device type that it was captured with."""
         loaded = self._load(key, self._checked(key), torch.Tensor)
         target = spec.empty()
         if loaded.shape != target.shape or loaded.dtype != target.dtype:
-            raise StateMismatch(
+            raise StateInconsistent(
                 f"{self.path}: {key} is {loaded.dtype} {tuple(loaded.shape)}, "
                 f"the manifest says {target.dtype} {tuple(target.shape)}"
             )
@@ -101,39 +101,41 @@ class Checkpoint:
         for box in boxes:
             loaded, place = self._load(key, self._checked(place_of(key, box.offsets)), torch.Tensor), target[box.slices]
             if loaded.shape != place.shape or loaded.dtype != place.dtype:
-                raise StateMismatch(
+                raise StateInconsistent(
                     f"{self.path}: {key} at {list(box.offsets)} is {loaded.dtype} {tuple(loaded.shape)}, "
                     f"the manifest says {place.dtype} {tuple(place.shape)}"
                 )
             place.copy_(loaded)
         if sum(prod(box.sizes) for box in boxes) != target.numel():
-            raise StateMismatch(f"{self.path}: {key} is not stored in full")
+            raise StateInconsistent(f"{self.path}: {key} is not stored in full")
         return target.to(spec.device)
 
     def _checked(self, key: str) -> bytes:
         content = self._content(key)
         if xxhash.xxh3_64_intdigest(content) != self.index.sums.get(key):
-            raise StateMismatch(f"{self.path}: {key} is damaged: its checksum is not the one that was written")
+            raise StateInconsistent(f"{self.path}: {key} is damaged: its checksum is not the one that was written")
         return content
 
     def _content(self, key: str) -> bytes:
         info = self._stored.get(key)
         if info is None:
-            raise StateMismatch(f"{self.path}: {key} is missing; only checkpoints that ftrain wrote can be resumed")
+            raise StateInconsistent(f"{self.path}: {key} is missing; only checkpoints that ftrain wrote can be resumed")
         if "/" in info.relative_path:
-            raise StateMismatch(f"{self.path}: {key} lies outside of the checkpoint")
+            raise StateInconsistent(f"{self.path}: {key} lies outside of the checkpoint")
         content = self._storage.read(self._step, info.relative_path, info.offset, info.offset + info.length)
         if len(content) != info.length:
-            raise StateMismatch(f"{self.path}: {key} is damaged: {info.relative_path} ends early")
+            raise StateInconsistent(f"{self.path}: {key} is damaged: {info.relative_path} ends early")
         return content
 
     def _load(self, key: str, content: bytes, kind: type[T]) -> T:
         try:
             value = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many kinds for a file that is none
-            raise StateMismatch(f"{self.path}: {key} cannot be read: {' '.join(str(error).split())[:200]}") from error
+            raise StateInconsistent(
+                f"{self.path}: {key} cannot be read: {' '.join(str(error).split())[:200]}"
+            ) from error
         if not isinstance(value, kind):
-            raise StateMismatch(f"{self.path}: {key} is no {kind.__name__}")
+            raise StateInconsistent(f"{self.path}: {key} is no {kind.__name__}")
         return value
 
 
@@ -141,4 +143,4 @@ def _decoded(content: bytes, kind: type[T], path: str) -> T:
     try:
         return msgspec.msgpack.decode(content, type=kind)
     except msgspec.DecodeError as error:
-        raise StateMismatch(f"{path}: a {kind.__name__} cannot be read: {error}") from error
+        raise StateInconsistent(f"{path}: a {kind.__name__} cannot be read: {error}") from error

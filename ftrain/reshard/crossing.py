@@ -32,9 +32,16 @@ from ftrain.restore import exchange_device
 
 
 def other_world(
-    environment: WorkerEnvironment, job: JobEnvironment, arena: Arena, describer: Describer, objects: Mapping[str, Any]
+    environment: WorkerEnvironment,
+    job: JobEnvironment,
+    arena: Arena,
+    checkpoint: Checkpoint | None,
+    describer: Describer,
+    objects: Mapping[str, Any],
 ) -> OldWorld | None:
     """The world that captured what the job starts from; None: this one, as far as ``objects`` tell. A collective.
+
+    ``checkpoint``: what it starts from, if it is none of the snapshots in memory.
 
     Raises StateMismatch, StateUncovered, SnapshotIncomplete, StorageError, TimeoutError.
     """
@@ -42,9 +49,8 @@ def other_world(
         arena.client.wait_restored(job.generation, RESTORE_TIMEOUT_SECONDS)  # the daemon knows of the origin by then
         near = NodeSource(job.node_dir, job.origin.position, job.origin.snapshot, arena.client, kept=True)
         return OldWorld(job.origin, environment.local_world_size, near)
-    if job.durable is None:
+    if checkpoint is None:
         return None
-    checkpoint = Checkpoint(job.durable.path)
     if checkpoint.index.world_size == environment.world_size:
         contents = read_manifest(checkpoint.record(environment.rank).manifest, environment.rank, environment.world_size)
         if _all(is_laid_out_as(contents[0], objects, describer)):

@@ -11,14 +11,14 @@ from functools import cached_property
 from typing import Any
 
 from ftrain.durable.contents import RankContents
-from ftrain.errors import StateMismatch
+from ftrain.errors import StateInconsistent
 from ftrain.reading import items_of, part_of, read_outline, read_value
 
 PARTS = ("objects", "gradients", "buckets", "rng")
 
 
 class Said:
-    """One rank's manifest. Raises StateMismatch if it is none, or its state could not be described."""
+    """One rank's manifest. Raises StateInconsistent if it is none, StateMismatch if its state was not described."""
 
     def __init__(self, rank: int, world_size: int, manifest: bytes) -> None:
         self._rank, self._world_size, self._manifest = rank, world_size, manifest
@@ -26,7 +26,7 @@ class Said:
         """``state``: what it held."""
         self._parts = items_of(tree)
         if missing := [name for name in PARTS if name not in self._parts]:
-            raise StateMismatch(f"the snapshot's values lack {missing[0]!r}")
+            raise StateInconsistent(f"the snapshot's values lack {missing[0]!r}")
         self.objects = items_of(self._parts["objects"])
         """What it tracked, by name: encoded."""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ftrain_launcher.commands import controller, doctor, flush, inject, nodes, plan, run, show, snapshots, trace
 from ftrain_launcher.errors import ControllerAway, LauncherError, UsageError
@@ -26,6 +26,11 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Raise instead of printing the usage."""
         raise UsageError(f"{message}; see {self.prog} --help")
+
+    def _get_option_tuples(self, option_string: str) -> list[Any]:
+        """What a shortened flag may stand for. One that may stand for several is none of ours: it is the script's."""
+        found: list[Any] = super()._get_option_tuples(option_string)
+        return found[:1] if len({id(action) for action, *_ in found}) == 1 else []
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -45,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     try:
         chosen = build_parser().parse_args(arguments)
+        chosen.words = list(sys.argv[1:] if arguments is None else arguments)
         code = chosen.command(chosen)
     except ControllerAway as error:
         code = _say(str(error), _EXIT_AWAY)

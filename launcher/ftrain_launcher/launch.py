@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -34,7 +33,8 @@ from ftrain_launcher.messages import (
     StopJob,
     ToEngine,
 )
-from ftrain_launcher.processes import linux
+from ftrain_launcher.processes import linux, nursery
+from ftrain_launcher.processes.pidfds import Child
 from ftrain_launcher.processes.spawning import Shutdown
 from ftrain_launcher.processes.zygote_line import ZygoteConfig, exec_zygote
 from ftrain_launcher.terminal import announce
@@ -46,6 +46,7 @@ NOTICE_SECONDS = 60.0
 _CONTROLLER_RESTARTS_MAX = 20
 _HOUSEKEEPING_SECONDS = 0.5
 _ENDING_SECONDS_MAX = 30.0
+"""Besides what workers are given."""
 _LEAVING_SECONDS = 1.0
 """For the controller to hear that this host leaves."""
 _CONTROLLER_END_SECONDS = 3.0
@@ -58,17 +59,24 @@ NewEngine = Callable[[JobFolder, Callable[[FromEngine], None]], Engine]
 class Launcher:
     """Runs this machine's part of a job; `run` returns how the job ended."""
 
-    def __init__(self, folder: JobFolder, new_engine: NewEngine, flush_seconds: float | None = None) -> None:
-        """``flush_seconds``: SIGTERM is a notice, and there is so long; None: it ends the job."""
+    def __init__(
+        self,
+        folder: JobFolder,
+        new_engine: NewEngine,
+        flush_seconds: float | None = None,
+        signals: tuple[int, ...] = (),
+    ) -> None:
+        """``flush_seconds``: SIGTERM is a notice, so long ahead; None: it ends the job. ``signals``: so do these."""
         self.folder = folder
         self.record = folder.record()
+        self._arena = Path(self.record.arena_folder)
         self.engine = new_engine(folder, self._tell)
         self._line = EngineLine(folder, self.engine.hello, self._obey)
         self._ended: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._interrupts = 0
-        self._flush_seconds = flush_seconds
+        self._flush_seconds, self._signals = flush_seconds, signals
         self._noticed = False
-        self._controller: asyncio.subprocess.Process | None = None
+        self._controller: Child | None = None
         self._own_pids: set[int] = set()
         """Children that somebody here waits for."""
 
@@ -85,6 +93,8 @@ class Launcher:
             loop.add_signal_handler(number, self._interrupt, number)
         for number in (signal.SIGUSR1, *((signal.SIGTERM,) if self._flush_seconds is not None else ())):
             loop.add_signal_handler(number, self._notice, number)
+        for more in self._signals:
+            loop.add_signal_handler(more, self._interrupt, more)
         work = [self._keep_root_zygote(), self._keep_line(), self._keep_house()]
         work += [self._keep_controller()] if self.leads or self.record.candidate is not None else []
         tasks = [asyncio.create_task(w) for w in work]
@@ -113,8 +123,9 @@ class Launcher:
         result = Result(128 + number, f"stopped by {name}")
         if self.leads:
             announce(f"{name}: ending the job (once more to kill it)")
-            self._tell(StopJob(result.message, result.exit_code))
-            asyncio.get_running_loop().call_later(_ENDING_SECONDS_MAX, self._end, result)
+            self._tell(StopJob(result.message, result.exit_code, number))
+            limit = _ENDING_SECONDS_MAX + self.record.config.shutdown_grace_seconds
+            asyncio.get_running_loop().call_later(limit, self._end, result)
         else:
             announce(f"{name}: this host leaves the job, which goes on")
             self._leave(name, result)
@@ -151,17 +162,10 @@ class Launcher:
     # ---- the controller
 
     async def _keep_controller(self) -> None:
+        arguments = ("--job-folder", str(self.folder.path))
         for _ in range(_CONTROLLER_RESTARTS_MAX):
-            controller = self._controller = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",
-                "-m",
-                "ftrain_launcher.control.controller",
-                "--job-folder",
-                str(self.folder.path),
-                stdin=asyncio.subprocess.DEVNULL,
-                start_new_session=True,
-            )
+            pid = nursery.start(self._arena, "ftrain_launcher.control.controller", arguments, (1, 2))
+            controller = self._controller = Child(pid)
             self._own_pids.add(controller.pid)
             code = await controller.wait()
             self._own_pids.discard(controller.pid)
@@ -243,13 +247,16 @@ def _zombie_children() -> list[int]:
     return found
 
 
-def run(folder: JobFolder, new_engine: NewEngine, flush_seconds: float | None = None) -> Result:
-    """Run this machine's part of the job of this folder to its end. ``flush_seconds``: as `Launcher` has it."""
+def run(
+    folder: JobFolder, new_engine: NewEngine, flush_seconds: float | None = None, signals: tuple[int, ...] = ()
+) -> Result:
+    """Run this machine's part of the job of this folder to its end. The last two: as `Launcher` has them."""
 
     async def main() -> Result:
-        return await Launcher(folder, new_engine, flush_seconds).run()
+        return await Launcher(folder, new_engine, flush_seconds, signals).run()
 
-    result = asyncio.run(main())
+    with nursery.opened(Path(folder.record().arena_folder)):
+        result = asyncio.run(main())
     if folder.result() is None:
         folder.write_result(result)
     return result

@@ -6,6 +6,7 @@ a message of an older generation is dropped by whoever gets it (fencing).
 
 from __future__ import annotations
 
+import signal
 from typing import Literal
 
 import msgspec
@@ -17,7 +18,7 @@ from ftrain_launcher.questions import Question, Reply
 from ftrain_snapshot.messages import DaemonStatus, Inventory, Origin, Peer, SnapshotId
 from ftrain_snapshot.storage import DurableId
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MESSAGE_BYTES_MAX = 16 * 2**20
 """Longest message that either side takes."""
 
@@ -63,6 +64,8 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     protect_bytes_per_second: int = 0
     """What a node may send at most for parity; 0: no cap."""
     max_restarts: int
+    restarts_chosen: bool = False
+    """The user said how many; failures of scripts that tell no steps are then counted, not compared."""
     demote_after_nan: bool = True
     """After losses that are not finite, go on from a snapshot before the newest."""
     check_replicas: int = 100
@@ -87,6 +90,10 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     """What workers are told that they are: torchrun's word."""
     streams: Streams = Streams()
     """What the terminal shows of them."""
+    virtual_local_rank: bool = False
+    """Each worker sees one GPU, its own, and LOCAL_RANK is 0."""
+    store_port: int = 0
+    """Where each generation's store listens; 0: on any free port."""
 
     @property
     def start(self) -> Literal["fork", "exec"]:
@@ -143,7 +150,7 @@ class Join(msgspec.Struct, frozen=True, tag="join", kw_only=True):
     term: int = 0
     """The newest controller's that it has promised to obey (`fencing.py`); 0: the job has one candidate alone."""
     accepted: int = 0
-    """The newest generation whose ranks it took, though perhaps not all of them run yet."""
+    """The newest generation whose ranks it took, though perhaps not all of them run yet, or any more."""
 
 
 class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat", kw_only=True):
@@ -267,6 +274,8 @@ class ArenaShort(msgspec.Struct, frozen=True, tag="arena_short"):
     generation: int
     needed_bytes: int
     available_bytes: int
+    goes_on: bool = False
+    """The job trains without snapshots of its own meanwhile: that of another world is kept."""
 
 
 class ReplicaDigests(msgspec.Struct, frozen=True, tag="replica_digests"):
@@ -279,8 +288,16 @@ class ReplicaDigests(msgspec.Struct, frozen=True, tag="replica_digests"):
     digests: tuple[ReplicaDigest, ...]
 
 
+class Recalled(msgspec.Struct, frozen=True, tag="recalled"):
+    """Answer to `Recall`."""
+
+    node: str
+    form: Form
+
+
 FromAgent = (
     Join
+    | Recalled
     | Heartbeat
     | WorkerExit
     | Stopped
@@ -316,6 +333,10 @@ class Elect(msgspec.Struct, frozen=True, tag="elect"):
     term: int
 
 
+class Recall(msgspec.Struct, frozen=True, tag="recall"):
+    """Say what was told of the newest generation that the node took ranks of: this candidate does not know it."""
+
+
 class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """Leave every generation older than this one: end its workers, say what the daemon holds."""
 
@@ -349,6 +370,11 @@ class Form(msgspec.Struct, frozen=True, tag="form", kw_only=True):
     """What to start from where there is nothing in memory."""
     durable_newest: int | None = None
     """The newest version on storage."""
+    quorums: tuple[tuple[str, ...], ...] = ()
+    """Where several hosts may run the controller: of whose nodes most are needed for the next generation, as long as it
+    is not known that this one, the last of these, has trained (`fencing.py`)."""
+    world: int = 0
+    """The first generation of so many nodes, coded like this."""
     work: Work
 
 
@@ -396,6 +422,8 @@ class Shutdown(msgspec.Struct, frozen=True, tag="shutdown"):
 
     reason: str
     grace_seconds: float
+    signal: int = signal.SIGTERM
+    """What asks the workers."""
 
 
 class Inject(msgspec.Struct, frozen=True, tag="inject"):
@@ -409,6 +437,7 @@ class Inject(msgspec.Struct, frozen=True, tag="inject"):
 ToAgent = (
     Stand
     | Elect
+    | Recall
     | Stop
     | Form
     | Hold
@@ -499,6 +528,8 @@ class StopJob(msgspec.Struct, frozen=True, tag="stop_job"):
 
     reason: str
     exit_code: int
+    signal: int = signal.SIGTERM
+    """What said so, and is handed on to the workers."""
 
 
 class FlushJob(msgspec.Struct, frozen=True, tag="flush_job"):

@@ -12,6 +12,7 @@ without memory, of which that of the rebuilt chunks comes with their bytes. Who 
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 from collections.abc import Iterator
@@ -31,6 +32,8 @@ TOUCH_BYTES = 16 << 20
 RECORD_BYTES = 16
 """Of one chunk, in a slot's table."""
 _MADV_POPULATE_WRITE = 23
+_madvise = ctypes.CDLL(None).madvise
+_madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 
 
 def home_path(node_dir: str | Path, home: int, lane: int) -> Path:
@@ -141,9 +144,10 @@ class Mapping:
     def touch(self, offset: int = 0, length: int | None = None) -> None:
         """Populate pages, so that the first copy does not pay for them (FACTS 1: ten times the copy)."""
         end = self.size if length is None else min(self.size, offset + length)
-        for start in range(offset, end, TOUCH_BYTES):
-            with suppress(OSError):  # kernels before 5.14: the first copy pays
-                self._map.madvise(_MADV_POPULATE_WRITE, start, min(TOUCH_BYTES, end - start))
+        if offset < end:
+            held = ctypes.c_char.from_buffer(self._map)  # not ``mmap.madvise``, which keeps other threads waiting
+            # It may fail, before kernel 5.14: then the first copy pays.
+            _madvise(ctypes.addressof(held) + offset, end - offset, _MADV_POPULATE_WRITE)
 
     def write(self, offset: int, data: memoryview) -> None:
         """Write bytes by way of the file. Raises ArenaTooSmall, where a store into an outlined file ends in SIGBUS.

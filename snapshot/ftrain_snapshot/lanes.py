@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ftrain_snapshot import arena
-from ftrain_snapshot.arena import HOMES, SLOTS, touched
+from ftrain_snapshot.arena import HOMES, SLOTS
 from ftrain_snapshot.errors import ArenaTooSmall
 from ftrain_snapshot.lane import Lane
 from ftrain_snapshot.loop import Work
@@ -55,11 +55,14 @@ class Lanes:
             known.refresh()
 
     def allocate(self, lane: int, size: int) -> Work:
-        """Give memory to homes of at least ``size``, and to their tables, and touch it. Raises ArenaTooSmall."""
-        known, fresh = self.get(lane), set()
+        """Give memory to homes of at least ``size``, and to their tables. Raises ArenaTooSmall.
+
+        They are not touched here: reading maps 16 pages at once, a tenth of what it costs to have them mapped for
+        writing, which is for the worker to do (`ftrain.arena`).
+        """
+        known = self.get(lane)
         for home in known.homes if known is not None else ():
             if arena.allocated(home.path) < home.size:
-                fresh.add(home.path)
                 for _ in arena.fill(home.path):
                     yield
         wanted = {path: size for path in self._homes(lane)}
@@ -68,15 +71,9 @@ class Lanes:
             while arena.extend(path, length) < length:
                 yield
         if known is None:
-            known = self._known[lane] = Lane(self._node_dir, lane)
-            for mapping in (*known.homes, *(region.mapping for region in known.regions)):
-                yield from touched(mapping, 0)
-            return
-        for mapping, old_size in known.refresh():
-            yield from touched(mapping, old_size)
-        for home in known.homes:
-            if home.path in fresh:
-                yield from touched(home, 0)
+            self._known[lane] = Lane(self._node_dir, lane)
+        else:
+            known.refresh()
 
     def clear(self, stays: Callable[[SnapshotId], bool]) -> None:
         """Forget every snapshot, sealed or begun, that does not stay. Only while no worker of this node lives."""

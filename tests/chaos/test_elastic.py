@@ -5,6 +5,9 @@ To the last bit, by ``--deterministic-reduction``. Without that it is near enoug
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +17,7 @@ import pytest
 from hosts import Lab
 from hosts.job import TIMEOUTS, HostJob
 from jobs import Job, Outcome, holding, ranks_of
+from needs import require_root
 
 STEPS, BEFORE = 160, 10
 """The ranks wait before that step until the node is lost."""
@@ -122,6 +126,37 @@ def test_a_lost_node_is_done_without_and_another_one_is_taken_in(
     assert sizes[3] == grown["resumed_from"] - lost["resumed_from"]
     with capsys.disabled():
         print(f"\n4 -> 3 in {lost['seconds']:.2f} s, 3 -> 4 in {grown['seconds']:.2f} s; {sizes[3]} steps on three")
+
+
+def test_where_memory_is_short_for_fewer_nodes_they_go_on_unprotected_until_there_is_some(
+    start: StartJob, alone: Outcome, tmp_path: Path
+) -> None:
+    """The arena's file system is full when the larger shares of three nodes are to be captured."""
+    require_root()
+    arena = tmp_path / "arena"
+    arena.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(arena)], check=True, timeout=10)
+    try:
+        job = start("3:4", "--arena-dir", str(arena))
+        wait_before(job, BEFORE, 4)
+        job.kill_nodes("node-1")
+        others = arena / "of somebody else"
+        with others.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(arena).free - (4 << 20))
+        wait_size(job, 3)
+        job.go(BEFORE)
+        job.wait_for(lambda _: "warning: too little shared memory" in job.tail(), "word of it")
+        before = job.ask("status")["snapshots"]
+        assert before["protected"] is None or before["protected"] < BEFORE
+        others.unlink()
+        wait_size(job, 4)  # which takes a snapshot of the three
+        (job.out / "quick").touch()
+        assert job.wait() == 0, job.tail()
+    finally:
+        subprocess.run(["umount", str(arena)], check=True, timeout=10)
+    lost, grown = incidents(job)
+    assert (lost["kind"], grown["kind"]) == ("node_lost", "grown")
+    assert_same(job, alone)
 
 
 def test_what_memory_has_lost_comes_from_storage_into_a_job_of_another_size(

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from hosts import Lab
 from hosts.job import CONTROLLER_GRACE_SECONDS, TIMEOUTS, HostJob
-from jobs import ARGUMENTS, Outcome, holding
+from jobs import ARGUMENTS, Outcome, holding, ranks_of
 from needs import require_lab
 
 NODES = 3
@@ -155,4 +155,40 @@ def test_the_controllers_host_is_cut_off_its_island_stops_and_once_healed_it_ser
     job.go(60)
     job.go(119)
     assert job.wait_all(1, 2, 3, 4) == dict.fromkeys((1, 2, 3, 4), 0), job.log_of(2).read_text()
+    assert job.ends() == undisturbed(NODES).ends()
+
+
+def journal_keeper(lab: Lab, host: int) -> str:
+    """The pid, as its host sees it, of the process that has the journal open: the controller, or one that stands by."""
+    look = "for p in /proc/[0-9]*; do ls -l $p/fd 2>/dev/null | grep -q 'journal\\.' && basename $p; done; true"
+    pids = lab.run(host, ["sh", "-c", look])[1].split()
+    assert len(pids) == 1, pids
+    return pids[0]
+
+
+@pytest.mark.timeout(300)
+def test_a_candidate_that_missed_the_newest_generation_learns_of_it_from_the_nodes(
+    lab: Lab, start: StartJob, undisturbed: Callable[[int], Outcome]
+) -> None:
+    """It stood still while a worker was killed and replaced; then the one that knew is lost with its host."""
+    job = start(1, 2, 3, 4, hold=(20, 60, 119), spares=1)
+    job.wait_for(lambda s: len(s["nodes"]) == 4 and s["nodes"][3]["state"] == "idle", "a spare")
+    job.wait_step(19)
+    standby = journal_keeper(lab, 2)
+    assert lab.run(2, ["kill", "-STOP", standby])[0] == 0
+    assert lab.run(2, ["cat", f"/proc/{standby}/stat"])[1].rpartition(")")[2].split()[0] == "T"
+    victim = ranks_of(job.status())[2]["pid"]  # on host 3, and its number there
+    assert lab.run(3, ["kill", "-KILL", str(victim)])[0] == 0
+    job.go(20)
+    job.wait_recovered(1)
+    job.wait_step(59)
+    lab.crash(1)
+    assert lab.run(2, ["kill", "-CONT", standby])[0] == 0
+    job.wait_leader(2)
+    assert "this copy of the journal ends at generation 1" in job.log_of(2).read_text()
+    assert "generation 2 is known from its nodes alone" in job.log_of(2).read_text()
+    job.wait_recovered(2)
+    job.go(60)
+    job.go(119)
+    assert job.wait_all(2, 3, 4) == dict.fromkeys((2, 3, 4), 0), job.log_of(2).read_text()
     assert job.ends() == undisturbed(NODES).ends()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 import pytest
 from jobs import Job, exists, holding, ranks_of
 
@@ -78,15 +80,13 @@ def wait_ended(*pids: int) -> None:
 
 
 def standby_of(job: Job) -> int | None:
-    """The pid of the process that waits for a rank: known by its log, and by a second thread, which listens."""
+    """The pid of the process that waits for a rank: known by its log, and by its line to the agent."""
     for process in Path("/proc").glob("[0-9]*"):
-        try:
+        with contextlib.suppress(OSError, psutil.NoSuchProcess):
             output = os.readlink(process / "fd" / "1")
-            threads = len(os.listdir(process / "task"))
-        except OSError:
-            continue
-        if output.startswith(str(job.folder)) and "standby" in output and threads > 1:
-            return int(process.name)
+            ours = output.startswith(str(job.folder)) and "standby" in output
+            if ours and psutil.Process(int(process.name)).net_connections("unix"):
+                return int(process.name)
     return None
 
 
@@ -168,6 +168,42 @@ def test_two_faults_at_once_end_in_the_same_state(start: StartJob, quiet: list[s
         time.sleep(chance.uniform(0.0, 0.4))
         os.kill(there[second], signal.SIGKILL)
         wait_ended(there[first], there[second])
+        job.go(step)
+    assert_same(job, quiet)
+
+
+def stores_of(job: Job) -> list[int]:
+    """The present generation's, and the one that waits for the next."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            output = os.readlink(process / "fd" / "1")
+        except OSError:
+            continue
+        if output.startswith(str(job.folder)) and Path(output).name.startswith("store-"):
+            found.append(int(process.name))
+    return found
+
+
+def test_a_rank_is_lost_and_then_what_its_recovery_needs(start: StartJob, quiet: list[str], seed: int) -> None:
+    """Given a lost rank, when at some moment of the recovery another process of the node is killed, all is as ever."""
+    chance = random.Random(seed)
+    needed = ["agent", "daemon", "standby", "store"]
+    chance.shuffle(needed)
+    holds = range(6, 6 + 6 * len(needed), 6)
+    job = start("--standby", "1", "--max-restarts", "20", arguments=holding(*holds))
+    for step, what in zip(holds, needed, strict=True):
+        there = pids_at(job, step - 1)
+        (node,) = job.wait_for(lambda s: s["nodes"][0]["agent_pid"] and s["nodes"], "the agent is connected")
+        wait_until(lambda: standby_of(job) is not None and len(stores_of(job)) == 2, "all is ready for a fault")
+        found = {"agent": node["agent_pid"], "daemon": node["daemon_pid"], "standby": standby_of(job)}
+        second = found[what] if what in found else chance.choice(stores_of(job))
+        first = there[chance.randrange(RANKS)]
+        os.kill(first, signal.SIGKILL)
+        time.sleep(chance.uniform(0.0, 0.3))
+        with contextlib.suppress(ProcessLookupError):  # the old generation's store
+            os.kill(second, signal.SIGKILL)
+        wait_ended(first, second)
         job.go(step)
     assert_same(job, quiet)
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import ready
 from jobs import PROGRAMS, TIMEOUT_SECONDS, Job, Outcome
 from snapshot_nodes import wait_until
 from stages import NodeFolder
@@ -48,7 +49,7 @@ class HostJob(Job):
         self.name = f"h{os.getpid()}-{time.monotonic_ns() % 10**8}"
         self.script = [str(PROGRAMS / program), "--out", str(self.out), *arguments]
         self.own_state = own_state
-        self.launchers: dict[int, subprocess.Popen[bytes]] = {}
+        self.launchers: dict[int, ready.Process] = {}
 
     def home(self, host: int) -> Path:
         """The state folder that a host uses."""
@@ -62,15 +63,12 @@ class HostJob(Job):
         """Where the controller runs: the same on all hosts."""
         return ["--controller", f"{self.lab.address(1)}:{PORT}"]
 
-    def start(self, host: int, *flags: str) -> subprocess.Popen[bytes]:
+    def start(self, host: int, *flags: str) -> ready.Process:
         """Start the command on a host, as its user would."""
-        command = [sys.executable, "-m", "ftrain_launcher.cli", "run", "--name", self.name, *self.flags, *flags]
-        command += [*self.controller_flags(), *self.script]
+        command = ["run", "--name", self.name, *self.flags, *flags, *self.controller_flags(), *self.script]
         environment = {**os.environ, "FTRAIN_HOME": str(self.home(host))}
         with self.log_of(host).open("ab") as log:
-            process = self.lab.popen(
-                host, command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True
-            )
+            process = ready.start(command, stdout=log, environment=environment, host=self.lab.init_pid(host))
         self.launchers[host] = process
         if host == 1:
             self.process, self.log = process, self.log_of(1)

@@ -175,6 +175,10 @@ class Lab:
         said, _ = process.communicate(timeout=timeout)
         return process.returncode, said.decode(errors="replace")
 
+    def init_pid(self, host: int) -> int:
+        """The host's process 1, seen from here."""
+        return self._init_pids[host]
+
     def root(self, host: int) -> Path:
         """The host's files, seen from here: its own /dev/shm among them."""
         return Path(f"/proc/{self._init_pids[host]}/root")

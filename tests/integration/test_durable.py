@@ -19,7 +19,7 @@ from snapshot_nodes import Cluster, cluster_root
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader
 
 from ftrain.durable.attempt import Job
-from ftrain.durable.reader import read_state
+from ftrain.durable.reader import Checkpoint, read_state
 from ftrain.durable.source import FoldersSource
 from ftrain.durable.writer import run
 from ftrain.gradients import load_gradients
@@ -88,7 +88,7 @@ def test_training_goes_on_as_if_nothing_had_happened(tmp_path: Path, writers: Wr
     memory = Memory(tmp_path, positions=1)
     (objects,) = memory.ranks
     memory.write(writers, memory.capture(12))
-    state = read_state(Storage(memory.url).path(12), 0, 1)
+    state = read_state(Checkpoint(Storage(memory.url).path(12)), 0, 1)
     (fresh,) = Memory(tmp_path / "other", positions=1).ranks
     for name, tracked in fresh.items():
         if name != "own":
@@ -141,7 +141,7 @@ def test_a_checkpoint_that_exists_is_not_taken_back(
 
 def test_tied_tensors_come_back_as_one(memory: Memory, writers: Writers) -> None:
     memory.write(writers, memory.capture(7))
-    state = read_state(Storage(memory.url).path(7), 1, 2)["objects"]["model"]["state"]
+    state = read_state(Checkpoint(Storage(memory.url).path(7)), 1, 2)["objects"]["model"]["state"]
     assert state["tied.weight"] is state["first.weight"]
 
 

@@ -13,7 +13,7 @@ import torch.distributed.checkpoint as dcp
 from durable_memory import Memory, Writers, started_writers
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecWriter
 
-from ftrain.durable.reader import read_state
+from ftrain.durable.reader import Checkpoint, read_state
 from ftrain.errors import StateMismatch
 from ftrain_snapshot.storage import Storage, StorageError, part_name
 
@@ -41,7 +41,7 @@ def test_wherever_a_writer_is_killed_only_whole_checkpoints_are_listed(tmp_path:
         assert code == -9
         assert memory.steps() in (before, [2, 1])
         for step in memory.steps():
-            read_state(Storage(memory.url).path(step), 0, 1)
+            read_state(Checkpoint(Storage(memory.url).path(step)), 0, 1)
         if memory.steps() == [2, 1] and kill_at < points - 12:
             Storage(memory.url).remove(2, [".metadata"])
     memory.write(writers, snapshot)
@@ -131,7 +131,7 @@ def written(memory: Memory, writers: Writers) -> Path:
 
 def test_another_world_size_is_refused(written: Path) -> None:
     with pytest.raises(StateMismatch, match="written by 2 ranks, this job has 3"):
-        read_state(str(written), 0, 3)
+        read_state(Checkpoint(str(written)), 0, 3)
 
 
 def test_a_flipped_bit_is_found(written: Path) -> None:
@@ -141,19 +141,19 @@ def test_a_flipped_bit_is_found(written: Path) -> None:
             content[offset] ^= 4
         file.write_bytes(content)
     with pytest.raises(StateMismatch, match=r"damaged|cannot be read"):
-        read_state(str(written), 0, 2)
+        read_state(Checkpoint(str(written)), 0, 2)
 
 
 def test_a_file_that_ends_early_is_found(written: Path) -> None:
     os.truncate(written / "__1_0.distcp", 10_000)
     with pytest.raises(StateMismatch, match="ends early"):
-        read_state(str(written), 1, 2)
+        read_state(Checkpoint(str(written)), 1, 2)
 
 
 def test_a_missing_file_is_one_line(written: Path) -> None:
     (written / "__1_0.distcp").unlink()
     with pytest.raises(StorageError, match=r"__1_0\.distcp"):
-        read_state(str(written), 1, 2)
+        read_state(Checkpoint(str(written)), 1, 2)
 
 
 def test_a_plain_dcp_checkpoint_is_refused(memory: Memory, tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_a_plain_dcp_checkpoint_is_refused(memory: Memory, tmp_path: Path) -> No
     ):
         dcp.save({"model": memory.ranks[0]["model"].state_dict()}, storage_writer=writer(path))
         with pytest.raises(StateMismatch, match=said):
-            read_state(str(path), 0, 2)
+            read_state(Checkpoint(str(path)), 0, 2)
 
 
 def test_metadata_is_never_executed(written: Path, tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_metadata_is_never_executed(written: Path, tmp_path: Path) -> None:
 
     (written / ".metadata").write_bytes(pickle.dumps(Evil()))
     with pytest.raises(StateMismatch, match="mkdir does not belong there"):
-        read_state(str(written), 0, 2)
+        read_state(Checkpoint(str(written)), 0, 2)
     assert not (tmp_path / "executed").exists()
 
 

@@ -18,7 +18,7 @@ OF_THE_SCRIPT = str(PROGRAMS / "recorded.py")
 
 def run(folder: Path, *flags: str) -> tuple[list[dict[str, Any]], str]:
     """What both ranks found, and what the terminal showed."""
-    job = Job(folder / "job", "--nproc-per-node", "2", *flags, program="recorded.py")
+    job = Job(folder / "job", "--nproc-per-node", "2", *flags, program="recorded.py", anew=True)
     try:
         assert job.wait(200) == 0, job.tail()
         found = [json.loads((job.out / f"found.{rank}").read_text()) for rank in (0, 1)]

@@ -19,6 +19,7 @@ from random import Random
 import pytest
 from jobs import Job, holding, ranks_of
 
+from ftrain_launcher.jobs import JobFolder
 from ftrain_snapshot.handshake import PREFIX, Handshake
 from ftrain_snapshot.manifest import CHUNK_BYTES
 from ftrain_snapshot.strangers import UNPROVED_MAX
@@ -39,10 +40,9 @@ PACE_MIN = 0.5
 class Target:
     """A daemon, as somebody on its host finds it."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, secret: Path) -> None:
         self.pid = pid
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-        self.secret = bytes.fromhex(Path(command[command.index("--secret-file") + 1]).read_text())
+        self.secret = bytes.fromhex(secret.read_text())
         self.port = _listening_port(pid)
         self.memory_bytes = self.memory()
 
@@ -202,7 +202,8 @@ def test_a_job_trains_on_while_its_daemons_are_scanned(jobs: list[Job]) -> None:
     quiet = pace(job, QUIET_STEPS)
     status = job.wait_step(20 + QUIET_STEPS)
     protected = status["snapshots"]["protected"]
-    targets = [Target(node["daemon_pid"]) for node in status["nodes"]]
+    secret = JobFolder(job.folder / "home" / "jobs" / job.name).secret
+    targets = [Target(node["daemon_pid"], secret) for node in status["nodes"]]
     attack = Attack(targets)
     with attack.held:
         start, first, rounds = time.monotonic(), slowest(job.wait_step(0)), 0

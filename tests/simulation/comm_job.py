@@ -32,9 +32,11 @@ from simulation.world import World
 from ftrain_launcher.detect.detector import Detector
 from ftrain_launcher.detect.records import (
     PENDING_MAX,
+    Call,
     Channel,
     Collectives,
     Communicator,
+    Departure,
     NodeReport,
     Op,
     Operation,
@@ -44,7 +46,10 @@ from ftrain_launcher.detect.records import (
 )
 from ftrain_launcher.detect.verdict import Verdict
 from ftrain_launcher.detect.waits import LEFT_WHEN_WAITED, pending_of
+from ftrain_launcher.rings.program_order import departure
 
+STEPS_ON_RECORD = 32
+LONG_SECONDS = 0.2
 READ_SECONDS = 0.1
 REPORT_SECONDS = 0.5
 LATENCY_SECONDS = 0.0005
@@ -123,6 +128,9 @@ class Rank:
     marked: float = 0.0
     outside: float = 0.0
     done: list[RankStep] = field(default_factory=list)
+    calls: deque[list[Call]] = field(default_factory=lambda: deque([[]], maxlen=STEPS_ON_RECORD))
+    """What it called, step by step; the last one is the step at hand."""
+    departure: Departure | None = None
 
     def outstanding(self) -> list[Entry]:
         return [entry for place in (*self.places.values(), *self.transfers.values()) for entry in place.pending]
@@ -202,6 +210,7 @@ class Job:
                     rank.step += 1
                     rank.done.append(RankStep(rank.number, rank.step, now - rank.marked, rank.outside))
                     rank.marked, rank.outside = now, 0.0
+                    rank.calls.append([])
                 case WaitAll():
                     if not self._free(rank, rank.outstanding()):
                         return None
@@ -262,6 +271,7 @@ class Job:
         kind = number, op, peer, action.elements.bit_length()
         place.entered += 1
         rank.entered = rank.moved = now
+        rank.calls[-1].append(Call(number, op, max(peer, root), 4 * action.elements))
         entry = Entry(place.entered, op, action.elements, root, now, gap, kind)
         place.last = entry
         place.recent.append(entry)
@@ -361,11 +371,12 @@ class Job:
             return entry.shown(now, rank.history.usual_seconds(entry.kind))
 
         late = rank.told != rank.entered and any(
-            (usual := rank.history.usual_seconds(entry.kind)) is not None and now - entry.entered > usual
+            now - entry.entered > max(rank.history.usual_seconds(entry.kind) or 0.0, LONG_SECONDS)
             for entry in filter(in_it, rank.outstanding())
         )
         if late:
             rank.told = rank.entered
+            rank.departure = departure(list(rank.calls))
         collectives = tuple(
             Collectives(
                 table.setdefault(communicator, len(table)),
@@ -399,7 +410,14 @@ class Job:
         letter = rank.letter if rank.letter != "S" else "R" if running else "S"
         process = ProcessState(letter, cpu, letter)
         return RankRecord(
-            rank.number, rank.step, now - rank.marked, collectives, tuple(channels), process, now - rank.moved
+            rank.number,
+            rank.step,
+            now - rank.marked,
+            collectives,
+            tuple(channels),
+            process,
+            now - rank.moved,
+            rank.departure if rank.told == rank.entered else None,
         )
 
 

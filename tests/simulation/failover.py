@@ -13,6 +13,7 @@ from simulation.world import World
 
 from ftrain_launcher.control.copies import Copies
 from ftrain_launcher.control.journal import Entry, decode, encode, rebuild
+from ftrain_launcher.control.writing import STANDSTILL_SECONDS
 from ftrain_launcher.job.coordinator import Coordinator
 from ftrain_launcher.job.events import (
     Command,
@@ -25,6 +26,7 @@ from ftrain_launcher.job.events import (
     Joined,
     Left,
     Send,
+    StoodStill,
     Tick,
 )
 from ftrain_launcher.job.fencing import FIRST_TERM, Ask, Elected, Election, Stale
@@ -37,6 +39,8 @@ from ftrain_launcher.messages import (
     Join,
     RankState,
     RankStepped,
+    Recall,
+    Recalled,
     Shutdown,
     Stand,
     StartNode,
@@ -150,8 +154,12 @@ class Candidate:
         self.cluster, self.world, self.host = cluster, cluster.world, host
         self.up, self.life = True, 0
         self.journal: list[bytes] = []
+        """What is on its disk."""
+        self.unwritten: list[bytes] = []
         self.leads, self.term = host == 0, FIRST_TERM if host == 0 else 0
         self.lines: dict[str, Line] = {}
+        self.leader: Candidate | None = None
+        self.told: Stale | None = None
         self.takeovers = 0
         self.world.after(0.0, self._begin, True)
 
@@ -160,8 +168,8 @@ class Candidate:
     def _begin(self, first: bool = False) -> None:
         if not self.up:
             return
-        self.lines, self.copies = {}, Copies()
-        self.leader: Candidate | None = None
+        self.lines, self.leader, self.told = {}, None, None
+        self._open_journal()
         self.followers: set[Candidate] = set()
         if self.leads:
             self.coordinator = Coordinator(self.cluster.config) if first else rebuilt(self.journal)
@@ -169,6 +177,11 @@ class Candidate:
         else:
             self.election = Election(self.host, len(self.cluster.config.candidates), self.term)
         self.world.after(0.0, self._look, self.life)
+
+    def _open_journal(self) -> None:
+        """What was not on the disk is forgotten; nothing had followed from it."""
+        self.unwritten, self._writes = [], False
+        self.copies: Copies[Command] = Copies(len(self.journal))
 
     def crash(self, seconds: float | None) -> None:
         """The process dies; None: for good."""
@@ -259,17 +272,37 @@ class Candidate:
     def submit(self, event: Event) -> None:
         if not (self.up and self.leads):
             return
-        line = encode(Entry(self.world.now, event))
-        self.journal.append(line)
-        for other in sorted(self.followers, key=lambda c: c.host):
-            delay = self.world.between(0.001, 0.02)
-            self.world.after(delay, self._copy, other, line, len(self.journal) - 1, self.life)
+        self.unwritten.append(encode(Entry(self.world.now, event)))
         commands = self.coordinator.handle(event, self.world.now)
-        self.copies.hold(len(self.journal), commands, self.world.now)
-        self._carry_out_ready()
+        self.copies.hold(len(self.journal) + len(self.unwritten), commands, self.world.now)
+        if not self._writes:
+            self._write()
         deadline = self.coordinator.next_deadline()
         if deadline is not None:
             self.world.at(deadline, self._ring, self.life)
+
+    def _write(self) -> None:
+        """All that waits, at once; now and then the disk stands still."""
+        self._writes, self._since = True, self.world.now
+        seconds = self.world.between(0.5, 6.0) if self.world.chance(0.005) else self.world.between(0.001, 0.01)
+        self.world.after(seconds, self._on_disk, list(self.unwritten), self.life)
+
+    def _on_disk(self, lines: list[bytes], life: int) -> None:
+        if life != self.life:
+            return
+        for line in lines:
+            self.journal.append(line)
+            for other in sorted(self.followers, key=lambda c: c.host):
+                delay = self.world.between(0.001, 0.02)
+                self.world.after(delay, self._copy, other, line, len(self.journal) - 1, self.life)
+        del self.unwritten[: len(lines)]
+        self.copies.write(len(self.journal), self.world.now)
+        self._carry_out_ready()
+        self._writes = False
+        if self.world.now - self._since > STANDSTILL_SECONDS:
+            self.submit(StoodStill(self.world.now - self._since))
+        elif self.unwritten:
+            self._write()
 
     def _carry_out_ready(self) -> None:
         for command in self.copies.ready():
@@ -288,7 +321,8 @@ class Candidate:
                 self.cluster.ended = True
 
     def _ring(self, life: int) -> None:
-        if self.up and self.leads and life == self.life:
+        late = self._writes and self.world.now - self._since > STANDSTILL_SECONDS
+        if self.up and self.leads and life == self.life and not late:
             deadline = self.coordinator.next_deadline()
             if deadline is not None and deadline <= self.world.now:
                 self.submit(Tick())
@@ -300,7 +334,11 @@ class Candidate:
         line.send(line.agent.hear, line, Stand(self.term, self.leads, leader), self.term)
 
     def hear(self, line: Line, message: FromAgent) -> None:
-        if isinstance(message, Join):
+        if isinstance(message, Recalled):
+            if not self.leads:
+                self.election.learn(message.form)
+                self._poll()
+        elif isinstance(message, Join):
             if self.leads and message.term > self.term:
                 self.step_down()
                 return
@@ -322,25 +360,29 @@ class Candidate:
                 self.election.go(line.agent.node)
 
     def _poll(self) -> None:
-        if not self.journal:
-            return
-        copy = self.cluster.look_into(self.journal)
-        match self.election.poll(copy.quorums, copy.formed):
+        copy = self.cluster.look_into(self.journal) if self.journal else None
+        match self.election.poll(*((copy.quorums, copy.formed) if copy is not None else ([], 0))):
             case Ask(term, nodes):
                 self.term = max(self.term, term)
                 for node in nodes:
                     line = self.lines[node]
                     line.send(line.agent.hear, line, Elect(term), term)
-            case Elected(term, stopped):
+            case Elected(term, stopped, recalled):
                 self.leads, self.term = True, term
+                self.cluster.recalled += recalled is not None
                 self.takeovers += 1
                 self._hang_up()
-                self.lines, self.copies, self.followers, self.leader = {}, Copies(), set(), None
-                self.coordinator = rebuilt(self.journal)
+                self.lines, self.followers, self.leader = {}, set(), None
+                self._open_journal()
+                self.coordinator = rebuilt(self.journal) if self.journal else Coordinator(self.cluster.config)
                 self.world.after(0.5, self._look, self.life)
-                self.submit(ControllerRestarted(term, stopped))
-            case Stale():
-                self.cluster.stale += 1
+                if not self.journal:
+                    self.submit(JobStarted(self.cluster.config))
+                self.submit(ControllerRestarted(term, stopped, recalled))
+            case Stale(_, _, node) as stale if stale != self.told:
+                self.told = stale
+                line = self.lines[node]
+                line.send(line.agent.hear, line, Recall(), self.term)
 
 
 class Agent:
@@ -351,6 +393,8 @@ class Agent:
         self.alive = True
         self.promised = self.stopped = 0
         self.form: Form | None = None
+        self.accepted: Form | None = None
+        """The newest that it took, also once it has stopped for another one."""
         self.works = False
         self.line: Line | None = None
         self.current = 0
@@ -415,7 +459,7 @@ class Agent:
             stopped=self.stopped,
             ranks=ranks,
             term=self.promised,
-            accepted=form.generation if form is not None else 0,
+            accepted=self.accepted.generation if self.accepted is not None else 0,
         )
         self.tell(join)
 
@@ -430,6 +474,9 @@ class Agent:
             case Elect(term):
                 self.promised = max(self.promised, term)
                 self._join()
+            case Recall():
+                assert self.accepted is not None
+                self.tell(Recalled(self.node, self.accepted))
             case _ if term < self.promised:
                 return
             case Stop() as stop:
@@ -462,7 +509,7 @@ class Agent:
         if form.generation != self.stopped or (self.form is not None and form.generation <= self.form.generation):
             return
         self.cluster.truth.formed(form)
-        self.form = form
+        self.form = self.accepted = form
         self.world.after(self.world.between(0.01, 0.2), self._spawn, form)
 
     def _spawn(self, form: Form) -> None:
@@ -492,7 +539,8 @@ class Cluster:
         """Hosts of one number reach each other."""
         self.dead: set[int] = set()
         self.agents: dict[int, Agent] = {}
-        self.stale = self._lines = 0
+        self.recalled = self._lines = 0
+        """Takeovers by one that learned from the agents what was formed last."""
         self.ended = False
         """Its nodes came and went for so long that the job was given up."""
         self._read: dict[tuple[int, bytes], Coordinator] = {}

@@ -60,17 +60,18 @@ def run(seed: int) -> Cluster:
 
 @pytest.mark.parametrize("chunk", range(CHUNKS) if ONE is None else [0])
 def test_no_partition_makes_two_generations_train_at_once_and_once_healed_the_job_goes_on(chunk: int) -> None:
-    takeovers = generations = given_up = 0
+    takeovers = generations = given_up = recalled = 0
     for seed in range(chunk, SCHEDULES, CHUNKS) if ONE is None else [int(ONE)]:
         cluster = run(seed)
         takeovers += sum(c.takeovers for c in cluster.candidates)
         generations += len(cluster.truth.trained)
         given_up += not cluster.trains()
+        recalled += cluster.recalled
     if ONE is None:
         assert takeovers > SCHEDULES / CHUNKS / 2
         assert generations > SCHEDULES / CHUNKS * 2
         assert given_up < SCHEDULES / CHUNKS / 5
-    print(f"{takeovers} takeovers, {generations} generations trained, {given_up} jobs given up")
+    print(f"{takeovers} takeovers ({recalled} by what the agents told), {generations} generations, {given_up} given up")
 
 
 def test_the_loss_of_the_controllers_host_alone_costs_one_takeover() -> None:
@@ -82,3 +83,28 @@ def test_the_loss_of_the_controllers_host_alone_costs_one_takeover() -> None:
         cluster.world.run(cluster.world.now + 30, lambda: False)
         assert cluster.trains(), seed
         assert [c.takeovers for c in cluster.candidates] == [0, 1]
+
+
+@pytest.mark.parametrize("copy", ["none", "old"])
+def test_a_candidate_without_the_journal_learns_from_the_agents_what_was_formed_last(copy: str) -> None:
+    """It was away when the newest generation was formed, and the one that knew is lost with its host."""
+    for seed in range(30):
+        cluster = Cluster(seed, nodes=5, spares=2, candidates=2)
+        first, second = cluster.candidates
+        if copy == "none":
+            cluster.world.after(0.1, second.crash, 40.0)
+        cluster.world.run(cluster.world.now + 20, lambda: False)
+        if copy == "old":
+            second.crash(20.0)
+            victim = next(h for h, agent in cluster.agents.items() if h > 1 and agent.form is not None)
+            cluster.kill_host(victim)
+            cluster.world.run(cluster.world.now + 15, lambda: False)
+        known = first.coordinator.formed
+        assert cluster.trains()
+        assert known == (1 if copy == "none" else 2)
+        cluster.kill_host(0)
+        cluster.world.run(cluster.world.now + 70, lambda: False)
+        assert cluster.trains(), seed
+        assert (second.takeovers, cluster.recalled) == (1, 1)
+        assert second.coordinator.formed > known
+        assert cluster.truth.trained == sorted(set(cluster.truth.trained))

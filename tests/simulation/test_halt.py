@@ -125,7 +125,7 @@ class Worker(Session):
         self._slots = SlotChooser(job.store, job if rank == 0 else None)
         self._halt = Halt(self._control, self._lane, self._say, clock=job.stage.clock, pause=job.stage.pause)
         self._capturer: Any = self
-        self._arena: Any = SimpleNamespace(fits=lambda size: True, lane=None, client=self)
+        self._arena: Any = SimpleNamespace(fits=lambda size: True, ready=lambda _: True, lane=None, client=self)
         self._link: Any = SimpleNamespace(send=lambda message: None)
         self._replicas: Any = SimpleNamespace(due=lambda step: False)
         self._buckets, self._begun, self._stepped = {}, True, False
@@ -181,6 +181,7 @@ class Job:
 
     def __init__(self, seed: int, folder: Path, step_seconds: float | None = None) -> None:
         self.stage = Stage(seed)
+        self.origin = None
         self.dice = dice = self.stage.random
         self.nodes, self.lanes = dice.choice([1, 2, 2, 3]), dice.choice([1, 2])
         self.accumulate, self.every = dice.choice([1, 1, 4, 1000]), dice.choice([1, 7, 7, 1000])

@@ -170,6 +170,14 @@ def test_a_rank_under_a_quota_is_named_within_20_steps_though_it_is_held_back_in
     assert 20 <= named[1][0] < 40
 
 
+@pytest.mark.parametrize("seed", SEEDS[:3])
+def test_a_quota_that_hardly_binds_makes_nobody_slow(seed: int) -> None:
+    """Nine tenths of a processor, of which the steps need a little more: they take a twentieth longer, now and then."""
+    shape = data_parallel(4, seconds=0.06)
+    named, _, _ = watch(shape, seed, 400, Faults(quota={1: 0.9}))
+    assert not named
+
+
 def test_where_all_are_under_the_same_quota_nobody_is_slow() -> None:
     shape = data_parallel(4, seconds=0.025)
     named, _, asked = watch(shape, 8, 400, Faults(quota=dict.fromkeys(range(4), 0.6)))

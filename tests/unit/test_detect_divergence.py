@@ -38,7 +38,8 @@ def test_the_minority_is_named_once() -> None:
 
 def test_it_is_named_at_the_first_look_too() -> None:
     (verdict,) = give(Divergence(1, NODES), 0, [7, 7, 5])
-    assert verdict.ranks == (2,)
+    assert (verdict.ranks, verdict.confidence) == ((2,), 0.7)
+    assert verdict.sentence.endswith("silent corruption, or the program treats it otherwise")
 
 
 def test_two_that_differ_are_not_told_apart() -> None:

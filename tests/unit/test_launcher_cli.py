@@ -74,7 +74,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
             ["--nnodes", "2", "--node-rank", "2", "--controller", "127.0.0.1:1"],
             "give 0 to 1; spares are started without",
         ),
-        (["--node-rank", "0"], "--node-rank 0: only with --nnodes"),
+        (["--node-rank", "1"], "--node-rank 1: only with --nnodes"),
         (["--nnodes", "2", "--failure-domain", "a,b", "--controller", "127.0.0.1:1"], "2 labels for 1 node"),
         (["--heartbeat-timeout-seconds", "0"], "--heartbeat-timeout-seconds must be more than 0"),
         (["--join-timeout-seconds", "inf"], "--join-timeout-seconds must be more than 0"),

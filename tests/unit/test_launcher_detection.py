@@ -23,6 +23,7 @@ from ftrain_launcher.detect.records import (
     ProcessState,
     RankRecord,
 )
+from ftrain_launcher.detect.slow_links import Slowed
 from ftrain_launcher.detect.verdict import Kind, Link, Verdict
 from ftrain_launcher.job.events import Detect, Diagnosed
 from ftrain_launcher.questions import Finding, Inspect, Inspected, Probe, Probed
@@ -162,6 +163,18 @@ def test_what_went_on_while_links_were_probed_was_no_hang() -> None:
 
 def slow_rank(rank: int) -> Verdict:
     return Verdict(kind=Kind.SLOW, generation=1, ranks=(rank,), confidence=0.9, sentence="it is slow", step=7)
+
+
+@pytest.mark.parametrize("hosts", [1, 3])
+def test_nodes_that_share_a_host_have_no_link_to_be_slow(hosts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, agents = running(), Agents(answer=True, links=dict.fromkeys([(1, 0), (1, 2)], LOSSY))
+    for number, node in enumerate(job.coordinator.nodes.values()):
+        node.host = f"host-{number % hosts}"
+    slowed = [Slowed(WORLD, 7, 0.5, 0.01)]
+    monkeypatch.setattr(Pace, "slowed", lambda *_: [slowed.pop()] if slowed else [])
+    found = asyncio.run(watch(job, agents, [report(0, 1, waits=False)]))
+    assert [one.verdict.kind for one in found] == ([Kind.COMMUNICATION_SLOW] if hosts > 1 else [])
+    assert (agents.rounds > 0) == (hosts > 1)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,11 @@ import pytest
 from ftrain_launcher.detect import mismatch
 from ftrain_launcher.detect.detector import Detector
 from ftrain_launcher.detect.records import (
+    Call,
     Channel,
     Collectives,
     Communicator,
+    Departure,
     NodeReport,
     Op,
     Operation,
@@ -109,6 +111,41 @@ def test_a_rank_that_was_stopped_within_an_operation_explains_that_none_leaves_i
     (verdict,) = told(*waiting(0, 1, 2), rank(3, inside(called(8, LONG)), letter="T"))
     assert (verdict.kind, verdict.ranks) == (Kind.HANG, (3,))
     assert "has been inside all_reduce #8" in verdict.sentence
+
+
+def test_a_rank_that_was_stopped_in_what_the_others_have_left_already_is_named() -> None:
+    """Stopped right after its end, before it could be noted; nobody has come to the next operation yet."""
+    others = [rank(number, beyond(called(8, LONG))) for number in (0, 1, 2)]
+    (verdict,) = told(*others, rank(3, inside(called(8, LONG)), letter="T"))
+    assert (verdict.kind, verdict.ranks, verdict.confidence) == (Kind.HANG, (3,), 0.99)
+    assert "the others have left it; its process is stopped (T)" in verdict.sentence
+
+
+def committing(number: int, age: float) -> RankRecord:
+    """It has done its step, and waits for rank 0's word."""
+    commit = called(11, age, Op.COMMIT, usual_seconds=None, gap_seconds=0.0)
+    return rank(number, beyond(called(7, age + 0.3)), idle=age + 0.3, commit=commit)
+
+
+@pytest.mark.parametrize(("letter", "seconds"), [("T", 0.6), ("S", 61.0)])
+def test_rank_0_is_named_where_the_others_wait_for_it_at_the_end_of_a_step(letter: str, seconds: float) -> None:
+    others = [committing(number, seconds) for number in (1, 2, 3)]
+    hung = rank(0, beyond(called(7, seconds + 0.3)), letter=letter, idle=seconds + 0.3)
+    (verdict,) = told(*others, hung)
+    assert (verdict.kind, verdict.ranks) == (Kind.HANG, (0,))
+    assert "rank 0 on node-0 has not entered commit #11 of the world group" in verdict.sentence
+    earlier = [committing(number, 0.7 * seconds) for number in (1, 2, 3)]
+    assert told(*earlier, rank(0, beyond(called(7, 0.7 * seconds)), letter=letter, idle=0.7 * seconds)) == []
+
+
+def test_rank_0_may_write_a_checkpoint_of_its_own_before_the_others_go_on() -> None:
+    detector = Detector(1, {})
+    for seconds, now in ((0.3, 100.0), (100.0, 199.7)):
+        used = ProcessState("S", 0.1 * now, "S")
+        writes = RankRecord(0, 10, seconds, (beyond(called(7, seconds)),), process=used, idle_seconds=seconds)
+        others = (committing(number, seconds - 0.3) for number in (1, 2, 3))
+        detector.take(NodeReport(node="a", generation=1, communicators=(WORLD,), ranks=(writes, *others)), now)
+        assert detector.verdicts(now) == []
 
 
 def test_what_is_allowed_comes_from_history() -> None:
@@ -287,6 +324,40 @@ def test_the_round_before_settles_between_two(sizes: tuple[int, ...], suspects: 
     ]
     (verdict,) = told(*ranks, communicators=(pair,))
     assert verdict.ranks == suspects
+
+
+LEFT_OUT = Departure(Call(0, Op.RECEIVE, 2, 400), Call(0, Op.SEND, 2, 400))
+OTHER_SIZE = Departure(Call(0, Op.RECEIVE, 3, 400), Call(0, Op.RECEIVE, 3, 68))
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "suspects"),
+    [(None, LEFT_OUT, (3,)), (LEFT_OUT, LEFT_OUT, (2, 3)), (None, None, (2, 3)), (OTHER_SIZE, LEFT_OUT, (3,))],
+    ids=["one departed", "both", "nobody", "one only in a size"],
+)
+def test_of_two_that_wait_for_each_other_the_one_that_departed_from_its_earlier_steps_is_named(
+    mine: Departure | None, theirs: Departure | None, suspects: tuple[int, ...]
+) -> None:
+    first = rank(2, channels=(channel(3, 5, 5, receive(5)),), departure=mine)
+    other = rank(3, channels=(channel(2, 4, 6, receive(6)),), departure=theirs)
+    (verdict,) = told(first, other, communicators=(PAIR,))
+    assert (verdict.kind, verdict.ranks) == (Kind.MISMATCH, suspects)
+    assert ("rank 3 departed from the order of earlier steps" in verdict.sentence) == (suspects == (3,))
+    if theirs is not None:
+        assert verdict.details["program of rank 3"] == (
+            "it called recv from 2 (400 bytes) of 'pair' (ranks 2-3) where its earlier steps called send to 2 "
+            "(400 bytes) of 'pair' (ranks 2-3)"
+        )
+
+
+def test_of_two_that_called_different_things_the_one_that_departed_is_named_with_the_types() -> None:
+    right = rank(2, inside(called(8, LONG), 1))
+    wrong = rank(3, inside(called(8, LONG, dtype=7), 1), departure=LEFT_OUT)
+    (verdict,) = told(right, wrong)
+    assert verdict.ranks == (3,)
+    assert (
+        "rank 2 called all_reduce of 100 float32 elements, rank 3 called all_reduce of 100 float64" in verdict.sentence
+    )
 
 
 def test_ten_thousand_ranks_in_four_communicators_take_less_than_a_second() -> None:

@@ -7,11 +7,10 @@ import pytest
 from unit.coordinator_job import DATA, WHOLE, Job, config, snapshot
 
 from ftrain.link import Certified
-from ftrain_launcher.job.events import JobConfig, Progress, Tick
+from ftrain_launcher.job.events import LAST_CALL_SECONDS, JobConfig, Progress, Tick
 from ftrain_launcher.job.growth import GROW_AFTER_SECONDS
 from ftrain_launcher.job.membership import Phase
 from ftrain_launcher.job.policy import EXIT_LOST, EXIT_USAGE
-from ftrain_launcher.job.recruiting import LAST_CALL_SECONDS
 from ftrain_launcher.job.worlds import Worlds, is_same, place
 from ftrain_launcher.messages import (
     ArenaShort,
@@ -337,7 +336,17 @@ def test_where_none_is_left_the_job_ends_with_one_line_and_never_begins_anew() -
         refuse(job)
         answer_all(job, *left)
     assert job.coordinator.exit_code == EXIT_LOST
-    assert job.coordinator.exit_message == "the state of step 4 could not be certified, and no older one is in memory."
+    assert job.coordinator.exit_message == (
+        "the state of step 4 could not be certified, and no older one is in memory "
+        "(NotCertified: model.weight: replicas are not equal)."
+    )
+
+
+def test_memory_that_is_short_after_a_shrink_is_told_and_ends_nothing() -> None:
+    job = shrunk(elastic())
+    job.tell(ArenaShort("node-2", 2, 300 << 20, 200 << 20, goes_on=True))
+    assert job.coordinator.exit_message == ""
+    assert "warning: too little shared memory on node-2: the snapshots need 300 MiB, 200 MiB are free" in job.news[-1]
 
 
 def test_then_what_is_older_on_storage_is_taken() -> None:

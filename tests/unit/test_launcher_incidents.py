@@ -39,6 +39,13 @@ def test_all_lost_nodes_and_all_killed_workers_are_suspects() -> None:
     assert [s.rank for s in classify([exited(3, 3.0, signal=9), KILLED, RAISED]).suspects] == [1, 3]
 
 
+def test_what_a_library_said_before_it_aborted_is_quoted() -> None:
+    aborted = exited(3, signal=signal.SIGABRT, last_lines=("terminate called", "what(): 24 vs 16"))
+    assert describe(aborted) == "rank 3 on node-3 was killed by SIGABRT after step 5: what(): 24 vs 16"
+    killed = exited(3, signal=signal.SIGKILL, last_lines=("loss 2.1",))
+    assert describe(killed) == "rank 3 on node-3 was killed by SIGKILL after step 5"
+
+
 def test_of_workers_that_raise_the_first_is_the_cause() -> None:
     cause = classify([RAISED, exited(3, 3.5, failure=raised("KeyError: 'x'"))])
     assert [s.rank for s in cause.suspects] == [3]

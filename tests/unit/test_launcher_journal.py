@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -10,10 +11,9 @@ import pytest
 from simulation.checkers import state_of
 from unit.coordinator_job import WHOLE, Job, config, snapshot
 
-from ftrain_launcher.control.journal import Entry, Journal, read, replay
+from ftrain_launcher.control.journal import Entry, Journal, encode, read, replay
 from ftrain_launcher.errors import JournalDamaged
-from ftrain_launcher.job.events import JobStarted, Progress, StopJob, Tick
-from ftrain_launcher.messages import RankStepped
+from ftrain_launcher.job.events import JobStarted, StopJob, Tick
 
 
 @pytest.fixture
@@ -23,8 +23,7 @@ def path(tmp_path: Path) -> Path:
 
 def write(path: Path, *entries: Entry) -> None:
     journal = Journal(path)
-    for entry in entries:
-        journal.append(entry.event, entry.now)
+    journal.append(b"".join(map(encode, entries)), sync=True)
     journal.close()
 
 
@@ -82,16 +81,26 @@ def test_replaying_rebuilds_the_coordinator(path: Path) -> None:
     assert state_of(replay(path)) == state_of(job.coordinator)
 
 
-def test_only_decisions_are_synced(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    synced: list[int] = []
-    monkeypatch.setattr(os, "fdatasync", synced.append)
-    progress = Entry(2.0, Progress(1, 5, 4)), Entry(3.0, RankStepped("node-0", 1, 0, 0, 3.0))
-    write(path, START, *progress, Entry(4.0, Tick()))
-    assert len(synced) == 2
-
-
 def test_a_short_write_is_completed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.write
     monkeypatch.setattr(os, "write", lambda file, data: real(file, data[:7]))
     write(path, START)
     assert list(read(path)) == [START]
+
+
+def test_what_a_full_disk_took_of_a_line_is_taken_back(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(path, START)
+    real, journal = os.write, Journal(path)
+
+    def full(file: int, data: bytes) -> int:
+        if len(data) < 10:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(file, data[:-5])
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="No space"):
+        journal.append(encode(Entry(2.0, Tick())), sync=True)
+    monkeypatch.setattr(os, "write", real)
+    journal.append(encode(Entry(3.0, Tick())), sync=True)
+    journal.close()
+    assert [entry.now for entry in read(path)] == [1.0, 3.0]

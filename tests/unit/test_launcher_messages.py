@@ -104,9 +104,11 @@ FORM = messages.Form(
     durable_start=CHECKPOINT,
     work=msgspec.structs.replace(config().work, durable=messages.Durable(url="s3://b/x", every=10)),
 )
+FROM_AGENT.append(messages.Recalled("n", FORM))
 TO_AGENT: list[messages.ToAgent] = [
     messages.Stand(3, leads=False, leader=1),
     messages.Elect(3),
+    messages.Recall(),
     messages.Stop(2, True),
     FORM,
     messages.Shutdown("over", 1.5),
@@ -150,6 +152,7 @@ EVENTS: list[events.Event] = [
     events.NodeChecked("n", False, "slow"),
     events.ControllerRestarted(),
     events.ControllerRestarted(2, 5),
+    events.ControllerRestarted(2, 5, FORM),
     events.StoodStill(2.5),
     events.Tick(),
 ]

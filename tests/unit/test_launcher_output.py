@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftrain_launcher.processes.output import LineCutter, OutputTail, last_lines, log_path
+from ftrain_launcher.processes.output import LineCutter, OutputTail, Terminal, last_lines, log_path
 
 
 def cut(*chunks: bytes, limit: int = 1 << 14) -> bytes:
@@ -76,12 +76,12 @@ def read_all(fd: int) -> bytes:
 
 
 def test_the_tail_copies_all_files_to_their_end(tmp_path: Path, pipe: tuple[int, int]) -> None:
-    tail = OutputTail(pipe[1])
+    tail = OutputTail()
     for rank in range(2):
-        tail.follow(tmp_path / str(rank), f"[rank {rank}] ")
+        tail.follow(tmp_path / str(rank), f"[rank {rank}] ", Terminal(pipe[1]))
         (tmp_path / str(rank)).write_text("hello\nno newline")
     tail.finish(tmp_path / "0")
-    tail.follow(tmp_path / "absent", "[rank 2] ")
+    tail.follow(tmp_path / "absent", "[rank 2] ", Terminal(pipe[1]))
     assert tail.close()
     assert sorted(read_all(pipe[0]).splitlines()) == [
         b"[rank 0] hello", b"[rank 0] no newline", b"[rank 1] hello", b"[rank 1] no newline",
@@ -91,8 +91,8 @@ def test_the_tail_copies_all_files_to_their_end(tmp_path: Path, pipe: tuple[int,
 def test_a_follower_from_the_end_skips_what_was_there(tmp_path: Path, pipe: tuple[int, int]) -> None:
     path = tmp_path / "log"
     path.write_text("old\n")
-    tail = OutputTail(pipe[1])
-    tail.follow(path, "", from_end=True)
+    tail = OutputTail()
+    tail.follow(path, "", Terminal(pipe[1]), from_end=True)
     with path.open("a") as file:
         file.write("new\n")
     assert tail.close()
@@ -101,8 +101,8 @@ def test_a_follower_from_the_end_skips_what_was_there(tmp_path: Path, pipe: tupl
 
 def test_a_blocked_terminal_stops_nobody(tmp_path: Path, pipe: tuple[int, int]) -> None:
     (tmp_path / "log").write_text("y\n" * (1 << 16))  # twice what a pipe holds
-    tail = OutputTail(pipe[1])
-    tail.follow(tmp_path / "log", "")
+    tail = OutputTail()
+    tail.follow(tmp_path / "log", "", Terminal(pipe[1]))
     assert not tail.close(timeout_seconds=0.05)
     os.set_blocking(pipe[0], True)
     text = b""
@@ -116,7 +116,7 @@ def test_a_closed_terminal_is_no_error(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     (tmp_path / "log").write_text("a\nb\n")
-    tail = OutputTail(writer)
-    tail.follow(tmp_path / "log", "")
+    tail = OutputTail()
+    tail.follow(tmp_path / "log", "", Terminal(writer))
     assert tail.close()
     os.close(writer)

@@ -62,6 +62,19 @@ def test_the_middle_floor_reads_what_the_launcher_writes() -> None:
     assert (read.job.restore, read.job.origin, read.job.start) == (None, origin, 41)
 
 
+def test_a_worker_with_a_gpu_of_its_own_keeps_its_lane() -> None:
+    from ftrain.environment import read_environment
+
+    for visible, gpu in ((None, "1"), ("4, 6", "6")):
+        user = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+        got = worker_environment(**WORKER, user=user, virtual_local_rank=True)
+        assert (got["LOCAL_RANK"], got["CUDA_VISIBLE_DEVICES"]) == ("0", gpu)
+        read = read_environment(got)
+        assert (read.local_rank, read.device_index, read.own_gpu) == (1, 0, True)
+    plain = read_environment(worker_environment(**WORKER))
+    assert (plain.device_index, plain.own_gpu) == (1, False)
+
+
 def test_emulated_nodes_talk_over_loopback_unless_the_user_says_otherwise() -> None:
     assert "GLOO_SOCKET_IFNAME" not in worker_environment(**WORKER)
     assert worker_environment(**WORKER, interface="lo")["GLOO_SOCKET_IFNAME"] == "lo"
@@ -78,11 +91,13 @@ def test_a_zygote_that_imports_has_one_blas_thread_and_the_users_openmp_threads(
 
 
 def test_state_that_cannot_be_had_is_no_failure_of_the_program() -> None:
+    from ftrain.errors import StateInconsistent, StateMismatch
     from ftrain.logical.errors import StateUncovered
     from ftrain.outcome import describe_failure
     from ftrain.reshard.certificate import NotCertified
 
     lost = (SnapshotIncomplete("too much is lost"), StorageError("no answer"))
-    errors = (*lost, NotCertified("replicas differ"), StateUncovered("a hole"), ValueError("StorageError"))
-    kinds = ["restore_failed", "restore_failed", "not_certified", "not_certified", None]
+    doubtful = (NotCertified("replicas differ"), StateUncovered("a hole"), StateInconsistent("it is damaged"))
+    errors = (*lost, *doubtful, StateMismatch("the script tracks something else"), ValueError("StorageError"))
+    kinds = ["restore_failed"] * 2 + ["not_certified"] * 3 + [None] * 2
     assert [restore_trouble(describe_failure(error, None).error) for error in errors] == kinds

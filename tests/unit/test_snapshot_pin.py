@@ -3,8 +3,8 @@
 from itertools import pairwise
 
 from ftrain_snapshot.ledger import Gate
-from ftrain_snapshot.messages import Holding, SnapshotId
-from ftrain_snapshot.pin import Pin
+from ftrain_snapshot.messages import Holding, Membership, Origin, SnapshotId
+from ftrain_snapshot.pin import Pin, newest_written
 
 
 def step(gate: Gate, version: int, *, protected: bool = True) -> SnapshotId:
@@ -153,3 +153,14 @@ def test_a_snapshot_is_in_flight_from_its_first_fact_until_it_is_protected() -> 
     gate.stored(1, one)
     gate.advance()
     assert not gate.in_flight
+
+
+def test_what_a_change_of_the_world_interrupted_is_written_from_the_first_safe_snapshot_after_it() -> None:
+    start = SnapshotId(230, 1, 2)
+    origin = Origin(start, 4, 1, (), "none", (), 0)
+    for newest in (None, 99):  # that of step 199 was being written
+        m = Membership(2, 0, 1, 1, (), origin=origin, durable_newest=newest)
+        pin = Pin(every=100, newest=newest_written(m))
+        first = SnapshotId(231, 2, 0)
+        pin.consider(first)
+        assert pin.snapshot == first

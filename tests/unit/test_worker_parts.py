@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import ftrain
-from ftrain import outcome
+from ftrain import outcome, slots
 from ftrain.environment import read_environment
 from ftrain.errors import EnvironmentInvalid, PeerSilent
 from ftrain.link import AgentLink, Finished, Hello, LinkMessage
@@ -89,6 +89,14 @@ def test_rank_0_may_run_far_ahead() -> None:
     assert [other.choose(version) for version in range(400, 600)] == decided[400:]
     assert decided[500] == 0
     assert len(store) == 1
+
+
+def test_a_rank_that_rank_0_lets_wait_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "NOTE_SECONDS", 0.0)
+    noted: list[int] = []
+    with pytest.raises(PeerSilent):
+        SlotChooser(FakeStore(), None, timeout_seconds=0.01, note_wait=lambda: noted.append(1)).choose(3)
+    assert noted == [1]
 
 
 def test_a_silent_rank_0_is_given_up() -> None:

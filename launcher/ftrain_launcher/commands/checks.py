@@ -93,20 +93,6 @@ def _range(flag: str, word: str) -> tuple[int, int]:
     return int(least), int(most)
 
 
-def workers(word: str) -> int:
-    """A number of workers, or what this machine has."""
-    if word.lstrip("-").isdigit():
-        return at_least("--nproc-per-node", int(word), 1)
-    gpus = len(list(Path("/proc/driver/nvidia/gpus").glob("*"))) if Path("/proc/driver/nvidia/gpus").exists() else 0
-    cpus = len(os.sched_getaffinity(0))
-    if word == "gpu" and gpus == 0:
-        raise UsageError("--nproc-per-node gpu: this machine has no NVIDIA GPU; use a number, or cpu")
-    choices = {"gpu": gpus, "cpu": cpus, "auto": gpus or cpus}
-    if word not in choices:
-        raise UsageError(f"--nproc-per-node {word}: give a number, gpu, cpu or auto")
-    return choices[word]
-
-
 def snapshot_every(word: str) -> int:
     """Steps between snapshots; 0: as often as costs little."""
     if word == "auto":
@@ -173,7 +159,7 @@ def failure_domains(word: str | None, count: int) -> tuple[str, ...]:
 
 def node_rank(chosen: int | None, nodes: int, *, hosts: bool) -> int | None:
     """The position that this host is meant for."""
-    if chosen is None:
+    if chosen is None or (chosen == 0 and not hosts):
         return None
     if not hosts:
         raise UsageError(f"--node-rank {chosen}: only with --nnodes 2 or more")
@@ -307,6 +293,16 @@ def address_to_listen(host: str, port: int) -> str:
         if error.errno == errno.EADDRINUSE:
             raise UsageError(f"{place}: the port is in use; choose another, or 0 for any") from error
         raise UsageError(f"{place}: cannot listen there ({error.strerror or error})") from error
+
+
+def free_port(flag: str, port: int) -> int:
+    """A port of this machine that nobody listens at; 0: any."""
+    if port:
+        try:
+            _bind("", port)
+        except OSError as error:
+            raise UsageError(f"{flag} {port}: {error.strerror or error}; choose another, or leave it out") from error
+    return port
 
 
 def address_if_ours(host: str, port: int) -> str | None:

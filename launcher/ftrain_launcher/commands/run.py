@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftrain_launcher.commands import checks, durable, tls, torchrun
+from ftrain_launcher.commands import checks, devices, durable, on_ray, output, tls, torchrun
+from ftrain_launcher.commands.flags import adder
 from ftrain_launcher.commands.options import Commands, add_command
 from ftrain_launcher.errors import UsageError
 
@@ -21,12 +22,16 @@ if TYPE_CHECKING:
     from ftrain_launcher.jobs import JobFolder, JobRecord
     from ftrain_launcher.messages import Offer
 
+_RESTARTS = 20
+"""Where the user says nothing."""
+
 
 def add_to(commands: Commands) -> None:
     """Add the command."""
     about = "Run a training script and keep it training through killed workers and lost nodes."
     parser = add_command(commands, "run", run, about)
-    add = torchrun.adder(parser)
+    parser.allow_abbrev = True  # as torchrun's; see `cli.Parser`
+    add = adder(parser)
     about = "hosts of the job; run the same command on each; MIN:MAX: it goes on with as few as MIN; default 1"
     add("--nnodes", default="1", metavar="N|MIN:MAX", help=about)
     add("--local-nodes", metavar="N|MIN:MAX", help="emulate this many nodes on this machine")
@@ -47,9 +52,8 @@ def add_to(commands: Commands) -> None:
     add(
         "--max-restarts",
         type=int,
-        default=20,
         metavar="N",
-        help="faults in a row without progress that are survived; default 20",
+        help=f"faults in a row without progress that are survived; default {_RESTARTS}",
     )
     durable.add_options(add)
     _add_waits(add)
@@ -69,7 +73,7 @@ def add_to(commands: Commands) -> None:
     add("--name", metavar="JOB", help="the job's name; default: made from the script's")
     about = "SIGTERM is a notice, S seconds ahead: the job is flushed (docs/launching.md); else it ends the job"
     add("--flush-seconds", type=float, metavar="S", help=about)
-    add("--log-dir", type=Path, metavar="DIR", help="where worker output goes; default: the job's state folder")
+    output.add_options(add)
     add(
         "--arena-dir",
         type=Path,
@@ -83,7 +87,9 @@ def add_to(commands: Commands) -> None:
     add("--node-rank", type=int, metavar="R", help="this host's place among several; default: in order of joining")
     add("--secret-file", type=Path, metavar="FILE", help="what all hosts know: only those that do can join")
     tls.add_options(add)
-    add("--engine", choices=["local"], default="local", help="where nodes come from")
+    about = "local; ray: a Ray cluster; host: this one, also with --nnodes 1; none: only the controller; default local"
+    add("--engine", choices=["local", "host", "none", "ray"], default="local", help=f"where nodes come from: {about}")
+    on_ray.add_options(add)
     add("-m", "--module", action="store_true", help="SCRIPT is a module's name")
     about = "processes on each node that wait for a rank to be lost; default 0"
     add("--standby", type=int, default=0, metavar="N", help=about)
@@ -111,6 +117,10 @@ def run(chosen: argparse.Namespace) -> int:
     """Check what was asked for, then run the job, or this host's part of it, to its end."""
     torchrun.settle(chosen)
     least, nodes, hosts = checks.nodes(chosen.nnodes, chosen.local_nodes)
+    hosts = hosts or chosen.engine != "local"
+    if chosen.engine == "ray":
+        on_ray.check(chosen)
+        return on_ray.run(chosen, lambda: _config(chosen, least, nodes, hosts=hosts))
     config = _config(chosen, least, nodes, hosts=hosts)
     shared_secret = checks.secret(chosen.secret_file)
     here = 1 if hosts else nodes + config.spares
@@ -126,6 +136,8 @@ def run(chosen: argparse.Namespace) -> int:
     address = checks.address_if_ours(host, port) if hosts else checks.address_to_listen(host, port)
     offer = _offer(config, chosen.name, rank)
     if address is None:
+        if chosen.engine == "none":
+            raise UsageError(f"--engine none: {host}:{port} is not of this machine, or in use")
         return _join(chosen, offer, ((host, port),), shared_secret, domains)
     return _lead(chosen, config, offer, (address, port), shared_secret, domains)
 
@@ -150,16 +162,19 @@ def _run_with(
 
 
 def _config(chosen: argparse.Namespace, least: int, nodes: int, *, hosts: bool) -> JobConfig:
-    from ftrain_launcher.job.events import Detect, JobConfig
+    from ftrain_launcher.job.events import LAST_CALL_SECONDS, Detect, JobConfig
     from ftrain_launcher.messages import Work
 
-    workers = checks.workers(chosen.nproc_per_node)
+    workers = devices.workers(chosen.nproc_per_node)
+    last_call, restarts = chosen.last_call_seconds, chosen.max_restarts
     work = Work(
         job=_new_name(Path(chosen.script).stem) if chosen.name is None else checks.job_name(chosen.name),
         argv=(_program(chosen), *chosen.arguments),
         kind=torchrun.kind(chosen),
         role=chosen.role,
-        streams=torchrun.streams(chosen),
+        streams=output.streams(chosen),
+        virtual_local_rank=devices.virtual_local_rank(chosen.virtual_local_rank, workers),
+        store_port=checks.free_port("--master-port", torchrun.store_port(chosen, hosts=hosts)),
         folder=os.getcwd(),
         log_folder="",
         nproc_per_node=workers,
@@ -167,7 +182,8 @@ def _config(chosen: argparse.Namespace, least: int, nodes: int, *, hosts: bool) 
         parity=checks.parity(chosen.parity, nodes),
         codec=checks.codec(chosen.codec),
         protect_bytes_per_second=checks.bytes_per_second("--protect-bandwidth", chosen.protect_bandwidth),
-        max_restarts=checks.at_least("--max-restarts", chosen.max_restarts, 0),
+        max_restarts=checks.at_least("--max-restarts", _RESTARTS if restarts is None else restarts, 0),
+        restarts_chosen=restarts is not None,
         demote_after_nan=chosen.demote_after_nan,
         check_replicas=checks.at_least("--check-replicas", chosen.check_replicas, 0),
         collective_timeout_seconds=checks.collective_timeout(chosen.collective_timeout),
@@ -187,9 +203,10 @@ def _config(chosen: argparse.Namespace, least: int, nodes: int, *, hosts: bool) 
         preflight=chosen.preflight,
         hosts=hosts,
         host_wait_seconds=checks.positive("--join-timeout-seconds", chosen.join_timeout_seconds),
+        last_call_seconds=LAST_CALL_SECONDS if last_call is None else checks.not_negative("--rdzv-conf", last_call),
         heartbeat_timeout_seconds=checks.positive("--heartbeat-timeout-seconds", chosen.heartbeat_timeout_seconds),
         agent_grace_seconds=checks.positive("--agent-grace-seconds", chosen.agent_grace_seconds),
-        shutdown_grace_seconds=checks.positive("--shutdown-timeout", chosen.shutdown_timeout),
+        shutdown_grace_seconds=checks.not_negative("--shutdown-timeout", chosen.shutdown_timeout),
         detect=Detect(chosen.detect),
         isolate_slow=chosen.isolate_slow,
     )
@@ -249,7 +266,7 @@ def _lead(
 
     work = config.work
     arena = checks.arena(chosen.arena_dir, work.job)
-    logs = (chosen.log_dir or state_home() / "jobs" / work.job / "logs").absolute()
+    logs = output.log_folder(chosen) or (state_home() / "jobs" / work.job / "logs").absolute()
     work = msgspec.structs.replace(work, log_folder=str(logs))
     salt = secrets.token_hex(16)
     record = JobRecord(
@@ -281,7 +298,7 @@ def _lead(
         announce(f"the controller listens at {place[0]}:{place[1]}; the other hosts join it there")
     if record.open:
         announce("warning: no --secret-file: whoever reaches that port can join this job, and learns its secret")
-    return _run(folder, record, offer, chosen.flush_seconds)
+    return _run(chosen, folder, record, None if chosen.engine == "none" else offer)
 
 
 def _join(
@@ -323,30 +340,35 @@ def _join(
     if own is not None:
         record = msgspec.structs.replace(record, controller_host=own[1], controller_port=own[2])
     folder = JobFolder.place(record)
-    logs = (chosen.log_dir or folder.path / "logs").absolute()
+    logs = output.log_folder(chosen) or (folder.path / "logs").absolute()
     work = msgspec.structs.replace(theirs.config.work, folder=os.getcwd(), log_folder=str(logs))
     record = msgspec.structs.replace(record, config=msgspec.structs.replace(theirs.config, work=work))
     folder.join(record, joined.secret, joined.endpoint)
     announce(f"job {theirs.name}: joined at {place.host}:{place.port} from {joined.address}; logs in {logs}")
-    return _run(folder, record, offer, chosen.flush_seconds)
+    return _run(chosen, folder, record, offer)
 
 
-def _run(folder: JobFolder, record: JobRecord, offer: Offer, flush_seconds: float | None) -> int:
-    """Run the job of this folder to its end on this machine, say how it ended."""
+def _run(chosen: argparse.Namespace, folder: JobFolder, record: JobRecord, offer: Offer | None) -> int:
+    """Run the job of this folder to its end on this machine, say how it ended. ``offer``: of hosts; None: no node."""
     from functools import partial
 
     from ftrain_launcher import launch
     from ftrain_launcher.engines.host import HostEngine
     from ftrain_launcher.engines.local import LocalEngine
+    from ftrain_launcher.engines.none import NoNodes
+    from ftrain_launcher.processes import error_file
     from ftrain_launcher.terminal import announce
 
     arena = Path(record.arena_folder)
     arena.mkdir(mode=0o700)
     try:
         Path(record.config.work.log_folder).mkdir(parents=True, exist_ok=True)
-        new_engine = partial(HostEngine, offer=offer) if record.config.hosts else LocalEngine
-        result = launch.run(folder, new_engine, flush_seconds)
+        hosts = NoNodes if offer is None else partial(HostEngine, offer=offer)
+        new_engine = hosts if record.config.hosts else LocalEngine
+        result = launch.run(folder, new_engine, chosen.flush_seconds, torchrun.signals(chosen))
     finally:
         shutil.rmtree(arena, ignore_errors=True)
+    if result.exit_code:
+        error_file.hand_on(Path(record.config.work.log_folder), record.created, os.environ)
     announce(f"error: {result.message}" if result.exit_code else result.message)
     return result.exit_code

@@ -76,9 +76,9 @@ class OperatorApi:
         observations: views.Observations,
         outboxes: Mapping[str, Outbox],
         requests: Requests,
-        submit: Callable[[Event], None],
+        submit: Callable[[Event], Awaitable[None]],
     ) -> None:
-        """``submit`` takes what operators want of the job."""
+        """``submit`` takes what operators want of the job, and returns once that will not be forgotten."""
         self._coordinator, self._observations, self._outboxes = coordinator, observations, outboxes
         self._submit = submit
         self._requests = requests
@@ -133,7 +133,7 @@ class OperatorApi:
         except msgspec.DecodeError as error:
             raise web.HTTPBadRequest(text=f"not a node to cordon: {error}") from error
         node = self._joined(wanted.node)
-        self._submit(CordonNode(node.name, wanted.reason, wanted.leave))
+        await self._submit(CordonNode(node.name, wanted.reason, wanted.leave))
         return self._shown(node)
 
     async def _uncordon(self, request: web.Request) -> web.Response:
@@ -144,7 +144,7 @@ class OperatorApi:
         node = self._joined(wanted.node)
         if node.cordon is None:
             raise web.HTTPConflict(text=f"{node.name} is not cordoned")
-        self._submit(UncordonNode(node.name, wanted.force))
+        await self._submit(UncordonNode(node.name, wanted.force))
         return self._shown(node)
 
     async def _flush(self, request: web.Request) -> web.Response:
@@ -152,7 +152,7 @@ class OperatorApi:
             wanted = msgspec.json.decode(await request.read(), type=FlushRequest)
         except msgspec.DecodeError as error:
             raise web.HTTPBadRequest(text=f"not a time to flush within: {error}") from error
-        self._submit(FlushJob(wanted.reason or "ftrain flush", wanted.seconds))
+        await self._submit(FlushJob(wanted.reason or "ftrain flush", wanted.seconds))
         return await self._flushed(request)
 
     async def _flushed(self, request: web.Request) -> web.Response:

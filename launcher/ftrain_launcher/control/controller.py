@@ -28,10 +28,12 @@ from ftrain_launcher.control.api import Handler, OperatorApi
 from ftrain_launcher.control.detection import Detection
 from ftrain_launcher.control.followers import Followers
 from ftrain_launcher.control.journal import Journal, replay
-from ftrain_launcher.control.launchers import Launchers, refusal
+from ftrain_launcher.control.launcher_lines import LauncherLines
+from ftrain_launcher.control.launchers import Launchers
 from ftrain_launcher.control.outbox import Outbox
 from ftrain_launcher.control.requests import Requests
 from ftrain_launcher.control.standby import Standby
+from ftrain_launcher.control.writing import STANDSTILL_SECONDS, Writing
 from ftrain_launcher.detect.records import NodeReport
 from ftrain_launcher.job.coordinator import Coordinator
 from ftrain_launcher.job.events import (
@@ -41,7 +43,6 @@ from ftrain_launcher.job.events import (
     ControllerRestarted,
     EndJob,
     Event,
-    HostCame,
     JobStarted,
     Joined,
     Left,
@@ -58,33 +59,29 @@ from ftrain_launcher.leadership import Leadership, Seen
 from ftrain_launcher.messages import (
     MESSAGE_BYTES_MAX,
     PROTOCOL_VERSION,
-    EngineHello,
+    Form,
     FromAgent,
-    FromEngine,
     Heartbeat,
     JobEnded,
     Join,
-    Knock,
-    Offer,
     ReapNode,
+    Recalled,
     ReplicaDigests,
     Stand,
     StartNode,
     StopJob,
-    Welcome,
     WorkerExit,
 )
+from ftrain_launcher.packing import Packer
 from ftrain_launcher.processes.pidfds import PidHandle
 from ftrain_launcher.questions import Reply
 from ftrain_launcher.terminal import announce
 
 _STATUS_WRITE_SECONDS = 0.5
-_STANDSTILL_SECONDS = 1.5
-"""A pause that is longer counts for nobody."""
 _GOODBYE_SECONDS = 2.0
+_EXIT_JOURNAL = 1
 
 _from_agent = msgspec.msgpack.Decoder(FromAgent)
-_from_engine = msgspec.msgpack.Decoder(FromEngine)
 
 
 class Controller:
@@ -100,20 +97,28 @@ class Controller:
         self._outboxes: dict[str, Outbox] = {}
         self._connections: dict[str, int] = {}
         self._connections_made = int(time.time() * 1000)
+        self._packer = Packer()
         self._launchers = Launchers()
         self._progress = ProgressFilter()
         self._timer: asyncio.TimerHandle | None = None
         self._ran_at = time.monotonic()
         """When this process was last seen to run, as it does twice a second."""
         self._ended = asyncio.Event()
-        self.journal = Journal(folder.journal)
-        self._resumed = folder.journal.stat().st_size > 0
+        self._result: Result | None = None
+        """How the job has ended."""
+        journal = Journal(folder.journal)
+        self._resumed = journal.length > 0
         self.coordinator = replay(folder.journal) if self._resumed else Coordinator(self.record.config)
-        self._followers = Followers(self.journal, self._carry_out)
+        self._followers = Followers(journal, self._carry_out)
+        self._writing = Writing(journal, self._on_disk)
+        self._status_writes = Background()
+        self._launcher_lines = LauncherLines(
+            folder, self.record, self.coordinator, self._launchers, self.submit, self._repeat, self._ended
+        )
         self._requests = Requests(self._outboxes)
         self._detection = Detection(self.coordinator, self._requests, self.submit)
         self._checks = Background()
-        self._api = OperatorApi(self.coordinator, self.observations, self._outboxes, self._requests, self.submit)
+        self._api = OperatorApi(self.coordinator, self.observations, self._outboxes, self._requests, self._settle)
 
     # ---- life
 
@@ -123,7 +128,7 @@ class Controller:
         application.add_routes(
             [
                 web.get("/agent", self._serve_agent),
-                web.get("/engine", self._serve_engine),
+                web.get("/engine", self._launcher_lines.serve),
                 web.get("/journal", self._serve_journal),
                 web.get("/api/leader", self._guarded(self._tell_leader)),
                 *self._api.routes(self._guarded),
@@ -132,7 +137,9 @@ class Controller:
         runner = web.AppRunner(application, handle_signals=False, access_log=None, shutdown_timeout=1.0)
         await runner.setup()
         await self._listen(runner)
-        self.submit(self._first_event())
+        writing = asyncio.create_task(self._write_journal())
+        for event in self._first_events():
+            self.submit(event)
         work = [self._keep_watch(), self._watch_launcher(), self._detection.run()]
         if self.record.candidate is not None:
             leadership.write(self.folder, Leadership(self.coordinator.term, leads=True))
@@ -140,7 +147,7 @@ class Controller:
         tasks = [asyncio.create_task(w) for w in work]
         try:
             await self._ended.wait()
-            await self._launchers.drain(_GOODBYE_SECONDS)
+            await self._say_the_end()
         finally:
             for task in tasks:
                 task.cancel()
@@ -151,13 +158,38 @@ class Controller:
                 await outbox.close()
             await self._launchers.close()
             await runner.cleanup()
-            self.journal.close()
-        return None if self._gives_way else self.coordinator.exit_code
+            self._writing.close()
+            await writing
+        if self._gives_way:
+            return None
+        return _EXIT_JOURNAL if self._result is None else self._result.exit_code
 
-    def _first_event(self) -> ControllerRestarted | JobStarted:
+    async def _write_journal(self) -> None:
+        """Without it nothing may be done: started again, the controller knows what it had written."""
+        try:
+            await self._writing.run()
+        except OSError as error:
+            announce(f"the journal cannot be written ({error.strerror}): the controller ends, to be started again")
+            self._ended.set()
+
+    async def _say_the_end(self) -> None:
+        if self._result is not None:
+            await asyncio.gather(*self._status_writes.tasks)
+            await self._write_status()
+            try:
+                self.folder.write_result(self._result)
+            except OSError as error:
+                announce(f"the job's result cannot be written ({error.strerror}): {self._result.message}")
+            self._launchers.tell(JobEnded(self._result.exit_code, self._result.message))
+        await self._launchers.drain(_GOODBYE_SECONDS)
+
+    def _first_events(self) -> list[Event]:
+        events: list[Event] = [] if self._resumed else [JobStarted(self.record.config)]
         if self._elected is not None:
-            return ControllerRestarted(self._elected.term, self._elected.stopped)
-        return ControllerRestarted() if self._resumed else JobStarted(self.record.config)
+            events.append(ControllerRestarted(self._elected.term, self._elected.stopped, self._elected.recalled))
+        elif self._resumed:
+            events.append(ControllerRestarted())
+        return events
 
     async def _listen(self, runner: web.AppRunner) -> None:
         """Listen where the last controller did, if that is free, so that everybody finds this one."""
@@ -187,10 +219,26 @@ class Controller:
     # ---- events in, commands out
 
     def submit(self, event: Event) -> None:
-        """Journal one event, let the coordinator decide, carry out its commands."""
+        """Take in one event; what the coordinator decides is carried out once the event is in the journal."""
         now = time.time()
-        line = self.journal.append(event, now)
-        self._followers.take(line, self.coordinator.handle(event, now), now)
+        length = self._writing.take(event, now)
+        self._followers.hold(length, self.coordinator.handle(event, now), now)
+        self._set_timer()
+
+    async def _settle(self, event: Event) -> None:
+        """The same, and wait until it is in the journal."""
+        self.submit(event)
+        await self._followers.wait_known(self._writing.length)
+
+    def _repeat(self, commands: list[Command]) -> None:
+        """What may not have been heard; not before what it rests on is in the journal."""
+        self._followers.hold(self._writing.length, commands, time.time())
+
+    def _on_disk(self, lines: bytes, seconds: float) -> None:
+        """The disk has taken them, after so long: nobody could be told anything meanwhile."""
+        self._followers.take(lines, time.time())
+        if seconds > STANDSTILL_SECONDS and not self._ended.is_set():
+            self.submit(StoodStill(seconds))
         self._set_timer()
 
     def _carry_out(self, command: Command) -> None:
@@ -198,7 +246,7 @@ class Controller:
             case Send(node, message):
                 outbox = self._outboxes.get(node)
                 if outbox:
-                    outbox.put(message)
+                    outbox.put(self._packer.pack(message) if isinstance(message, Form) else message)
             case StartNode(node):
                 self._launchers.start(command, self.coordinator.nodes[node].launcher)
             case ReapNode():
@@ -208,9 +256,7 @@ class Controller:
             case CheckNodes(names):
                 self._checks.keep(self._api.health.report(names, self.submit))
             case EndJob(exit_code, message):
-                self._write_status()
-                self.folder.write_result(Result(exit_code, message))
-                self._launchers.tell(JobEnded(exit_code, message))
+                self._result = Result(exit_code, message)
                 self._ended.set()
 
     def _set_timer(self) -> None:
@@ -224,6 +270,8 @@ class Controller:
 
     def _tick(self) -> None:
         self._notice_standstill()
+        if self._writing.stands_still_seconds > STANDSTILL_SECONDS:
+            return  # `_on_disk` goes on from here.
         deadline = self.coordinator.next_deadline()
         if deadline is not None and time.time() >= deadline:
             self.submit(Tick())
@@ -235,7 +283,7 @@ class Controller:
         while True:
             await asyncio.sleep(_STATUS_WRITE_SECONDS)
             self._notice_standstill()
-            self._write_status()
+            self._keep_status()
             limit = time.time() - self.record.config.heartbeat_timeout_seconds
             for node in list(self._outboxes):
                 if self.observations[node].seen < limit:
@@ -245,13 +293,20 @@ class Controller:
         """Whoever could not be heard meanwhile was not silent."""
         before, self._ran_at = self._ran_at, time.monotonic()
         seconds = self._ran_at - before
-        if seconds > _STANDSTILL_SECONDS:
+        if seconds > STANDSTILL_SECONDS:
             for observation in self.observations.values():
                 observation.seen += seconds
             self.submit(StoodStill(seconds))
 
-    def _write_status(self) -> None:
-        self.folder.write_status(msgspec.json.encode(views.status(self.coordinator, self.observations, os.getpid())))
+    def _keep_status(self) -> None:
+        """In a thread, as the journal; if the last one is still being written, the next will do."""
+        if not self._status_writes.tasks:
+            self._status_writes.begin(self._write_status())
+
+    async def _write_status(self) -> None:
+        status = msgspec.json.encode(views.status(self.coordinator, self.observations, os.getpid()))
+        with contextlib.suppress(OSError):  # It is for those who come while the controller is away.
+            await asyncio.to_thread(self.folder.write_status, status)
 
     async def _watch_launcher(self) -> None:
         """The job ends with its launcher: nobody would see to it any more."""
@@ -290,7 +345,7 @@ class Controller:
         return socket
 
     async def _tell_leader(self, request: web.Request) -> web.Response:
-        term, length = self.coordinator.term, self.journal.length
+        term, length = self.coordinator.term, self._writing.written
         candidate = self.record.candidate or 0
         seen = Seen(candidate=candidate, term=term, leads=True, journal_term=term, journal_bytes=length)
         return web.Response(body=msgspec.json.encode(seen), content_type="application/json")
@@ -362,7 +417,7 @@ class Controller:
         if isinstance(message, ReplicaDigests):
             self._detection.take_digests(message)
             return
-        if isinstance(message, Join):
+        if isinstance(message, Join | Recalled):
             return
         if isinstance(message, WorkerExit):
             seen.take_exit(message)
@@ -383,68 +438,6 @@ class Controller:
             progress = self._progress.take(status, self.coordinator.durable, seen.seen, moves=moves)
             if progress is not None:
                 self.submit(progress)
-
-    # ---- launchers
-
-    async def _serve_engine(self, request: web.Request) -> web.WebSocketResponse:
-        secret = self.folder.secret.read_text() if self.record.open else None
-        silence_seconds = self.record.config.heartbeat_timeout_seconds
-        socket, admitted = await handshake.accept(
-            request, self.folder.line_key(), self.record.salt, secret=secret, silence_seconds=silence_seconds
-        )
-        if not admitted:
-            return socket
-        outbox = Outbox(socket, request.transport)
-        self._launchers.add(outbox)
-        try:
-            async for message in socket:
-                if message.type is WSMsgType.BINARY:
-                    self._hear_launcher(outbox, _from_engine.decode(message.data))
-        except msgspec.DecodeError as error:
-            announce(f"a message of a launcher cannot be read ({error}): its connection is closed")
-        except ConnectionError:  # while a ping was answered
-            pass
-        finally:
-            self._launchers.remove(outbox)
-            await outbox.close()
-        return socket
-
-    def _hear_launcher(self, outbox: Outbox, message: FromEngine) -> None:
-        if self._ended.is_set():
-            outbox.put(JobEnded(self.coordinator.exit_code, self.coordinator.exit_message))
-            return
-        match message:
-            case Knock(offer):
-                reason = self._refusal(offer)
-                outbox.put(JobEnded(EXIT_USAGE, reason) if reason else Welcome(msgspec.json.encode(self.record)))
-            case EngineHello():
-                self._greet(outbox, message)
-            case _:
-                self.submit(message)
-
-    def _greet(self, outbox: Outbox, hello: EngineHello) -> None:
-        """Take note of what a launcher runs, and repeat what it may not have heard."""
-        nodes = self.coordinator.nodes
-        for name in hello.nodes:
-            self._launchers.runs(outbox, name)
-            if name in nodes and nodes[name].gone:
-                self._launchers.tell(ReapNode(name))
-        if hello.offer is None:
-            self._launchers.provides(outbox)
-            for node in nodes.values():
-                if node.state == "starting" and node.name not in hello.nodes:
-                    self._launchers.start(StartNode(node.name), node.launcher)
-        elif not hello.nodes:
-            self._launchers.provides(outbox, hello.offer.launcher)
-            self.submit(HostCame(hello.offer.launcher, hello.offer.hostname, hello.offer.node_rank))
-
-    def _refusal(self, offer: Offer) -> str | None:
-        if not self.record.config.hosts:
-            return f"job {self.record.name} emulates its nodes on {self.record.hostname}: no host can join it"
-        rank = offer.node_rank
-        if rank is not None and any(n.meant_for == rank and not n.gone for n in self.coordinator.nodes.values()):
-            return f"--node-rank {rank} was given to another host already"
-        return refusal(offer, self.record.config)
 
 
 def main() -> int:

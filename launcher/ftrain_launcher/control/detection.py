@@ -189,14 +189,20 @@ class Detection:
         ranks = self._coordinator.ranks
         members = {member for one in slowed for member in one.communicator.members}
         nodes = {ranks[member].node for member in members if member in ranks}
-        positions = [position for position, name in self._links.names().items() if name in nodes]
         try:
-            found = await self._suspect_link(generation, positions, hangs=False)
+            positions = self._between_hosts(position for position, name in self._links.names().items() if name in nodes)
+            found = await self._suspect_link(generation, positions, hangs=False) if positions else None
         finally:
             self._looking_for_links = False
         if found is not None:
             sentence = f"{found.sentence}; {slowed[0].sentence}"
             self._submit(Diagnosed(msgspec.structs.replace(found, sentence=sentence, step=slowed[0].step)))
+
+    def _between_hosts(self, positions: Iterable[int]) -> list[int]:
+        """These positions; none if all are on one host: what is slow there are its processors, and no link."""
+        found, names = list(positions), self._links.names()
+        hosts = {self._coordinator.nodes[names[position]].host for position in found}
+        return found if len(hosts) > 1 else []
 
     async def _suspect_link(self, generation: int, positions: Iterable[int], *, hangs: bool) -> Verdict | None:
         """Measure, and again if something looks bad: on a busy machine a probe may come late, but not each time."""
@@ -215,8 +221,7 @@ class Detection:
         names, ranks = self._links.names(), self._coordinator.ranks
         nodes = {ranks[number].node for number in verdict.ranks if number in ranks}
         own = [position for position, name in names.items() if name in nodes]
-        hosts = {self._coordinator.nodes[name].host for name in names.values()}
-        if verdict.kind is not Kind.SLOW or not own or len(hosts) < 2:
+        if verdict.kind is not Kind.SLOW or not own or not self._between_hosts(names):
             return verdict
         others = sorted(names.keys() - own, key=lambda position: abs(position - own[0]))
         found = await self._suspect_link(verdict.generation, [*own, *others][:ALL_PAIRS_MAX], hangs=False)

@@ -1,5 +1,7 @@
 """The controller's side of the journal's copies: it streams its lines, and lets commands wait for them (`copies.py`).
 
+Followers are sent what is on the controller's own disk: no copy ever knows more than the journal.
+
 follower    Follow(candidate, length, digest)   what it has already
 controller  Lines(at, data) ...                 from there, or from the beginning, and then as they are written
 follower    Have(length)                        it is on its disk
@@ -10,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 from aiohttp import WSMsgType, web
@@ -63,23 +65,41 @@ def parts(data: bytes, at: int, whole: int) -> list[Lines]:
 
 
 class Followers:
-    """One controller's. Without any, commands are carried out at once."""
+    """One controller's. Without any, commands are carried out once their line is on its own disk."""
 
     def __init__(self, journal: Journal, carry_out: Callable[[Command], None]) -> None:
         self._journal, self._carry_out = journal, carry_out
-        self._copies = Copies()
+        self._written = journal.length
+        """As far as followers have been told."""
+        self._copies: Copies[Command | asyncio.Future[None]] = Copies(self._written)
         self._outboxes: dict[str, Outbox] = {}
 
-    def take(self, line: bytes, commands: list[Command], now: float) -> None:
-        """A line was written, and this follows from it."""
-        for outbox in self._outboxes.values():
-            outbox.put(Lines(self._journal.length - len(line), line))
-        self._copies.hold(self._journal.length, commands, now)
+    def hold(self, length: int, commands: Sequence[Command], now: float) -> None:
+        """These follow from what the journal says when it is so long."""
+        self._copies.hold(length, commands, now)
         self._release()
 
+    def take(self, lines: bytes, now: float) -> None:
+        """Lines are on the controller's disk."""
+        for outbox in self._outboxes.values():
+            outbox.put(Lines(self._written, lines))
+        self._written += len(lines)
+        self._copies.write(self._written, now)
+        self._release()
+
+    async def wait_known(self, length: int) -> None:
+        """Until all that follow have so much of the journal."""
+        known: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._copies.hold(length, [known], time.time())
+        self._release()
+        await known
+
     def _release(self) -> None:
-        for command in self._copies.ready():
-            self._carry_out(command)
+        for ready in self._copies.ready():
+            if not isinstance(ready, asyncio.Future):
+                self._carry_out(ready)
+            elif not ready.done():  # Who asked may have hung up.
+                ready.set_result(None)
 
     async def keep_watch(self) -> None:
         """Let nobody hold the job up."""
@@ -98,7 +118,7 @@ class Followers:
             return
         name, outbox = f"{hello.candidate}-{id(socket)}", Outbox(socket, transport)
         begin = hello.length if self._has(hello) else 0
-        caught_up = self._journal.length
+        caught_up = self._written
         for lines in parts(self._journal.part(begin, caught_up), begin, caught_up):
             outbox.put(lines)
         self._outboxes[name] = outbox
@@ -118,5 +138,5 @@ class Followers:
 
     def _has(self, hello: Follow) -> bool:
         """Whether a follower's copy is the beginning of this journal."""
-        fits = 0 < hello.length <= self._journal.length
+        fits = 0 < hello.length <= self._written
         return fits and digest(self._journal.part(0, hello.length)) == hello.digest

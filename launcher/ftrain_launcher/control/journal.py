@@ -3,7 +3,8 @@
 Replaying it through a fresh coordinator rebuilds the job's state (commands are dropped: they were carried out,
 or what they ask for is asked again when agents and engine reconnect). Events on which decisions rest are synced
 to the disk; progress is not, since the next heartbeat brings it again. A line that was cut short by a crash is the
-last one, and counts as never written: its commands did not go out.
+last one, and counts as never written: its commands did not go out. A disk may take its time, so that a thread writes
+(`writing.py`).
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from ftrain_launcher.job.coordinator import Coordinator
 from ftrain_launcher.job.events import Event, JobStarted, Progress, StoodStill
 from ftrain_launcher.messages import RankRestored, RankStepped
 
-_UNSYNCED = (Progress, RankRestored, RankStepped, StoodStill)
+UNSYNCED = (Progress, RankRestored, RankStepped, StoodStill)
+"""Nobody waits until these are on the disk, as far as that is up to the operating system."""
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -45,7 +47,7 @@ def decode(line: bytes) -> Entry:
 
 
 class Journal:
-    """Appends entries; the controller owns it."""
+    """The file, open at its end."""
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
@@ -53,16 +55,22 @@ class Journal:
         """In bytes."""
         os.truncate(self._file, self.length)
 
-    def append(self, event: Event, now: float) -> bytes:
-        """Write one entry, and sync it if a decision may rest on it; returns its line."""
-        line = encode(Entry(now, event))
-        rest = memoryview(line)
-        while rest:
-            rest = rest[os.write(self._file, rest) :]
-        if not isinstance(event, _UNSYNCED):
-            os.fdatasync(self._file)
-        self.length += len(line)
-        return line
+    def append(self, lines: bytes, *, sync: bool) -> None:
+        """Write whole lines; ``sync``: until they are on the disk.
+
+        Raises:
+            OSError: the disk is full, or broken. Nothing of the lines is there then.
+        """
+        rest = memoryview(lines)
+        try:
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
+            if sync:
+                os.fdatasync(self._file)
+        except OSError:
+            os.truncate(self._file, self.length)
+            raise
+        self.length += len(lines)
 
     def part(self, begin: int, end: int) -> bytes:
         """The bytes from one place to another."""

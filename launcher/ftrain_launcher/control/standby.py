@@ -26,7 +26,7 @@ from ftrain_launcher.job.membership import Phase
 from ftrain_launcher.jobs import JobFolder
 from ftrain_launcher.leadership import LOOK_EVERY_SECONDS, Leadership, Seen
 from ftrain_launcher.line import LINE_ERRORS, open_line
-from ftrain_launcher.messages import MESSAGE_BYTES_MAX, Elect, FromAgent, Join, Stand
+from ftrain_launcher.messages import MESSAGE_BYTES_MAX, Elect, FromAgent, Join, Recall, Recalled, Stand
 from ftrain_launcher.processes.pidfds import PidHandle
 from ftrain_launcher.terminal import announce
 
@@ -200,6 +200,9 @@ class Standby:
                     self._election.come(join)
                     self._hear_of(join.term)
                     self._poll()
+                elif isinstance(join, Recalled):
+                    self._election.learn(join.form)
+                    self._poll()
         except (msgspec.DecodeError, ConnectionError):
             pass
         finally:
@@ -211,11 +214,11 @@ class Standby:
 
     def _poll(self) -> None:
         coordinator = self.copy.coordinator
-        if coordinator is None or self._elected.done():
+        if self._elected.done():
             return
-        ended = coordinator.phase in (Phase.ENDING, Phase.ENDED)
-        needed = _OVER if ended else coordinator.quorums
-        match self._election.poll(needed, coordinator.formed):
+        ended = coordinator is not None and coordinator.phase in (Phase.ENDING, Phase.ENDED)
+        quorums, formed = (coordinator.quorums, coordinator.formed) if coordinator is not None else ([], 0)
+        match self._election.poll(_OVER if ended else quorums, formed):
             case Ask(term, nodes):
                 self._hear_of(term)
                 for node in nodes:
@@ -223,8 +226,7 @@ class Standby:
             case Elected() as elected:
                 announce(f"the controller is lost: {self.record.hostname} takes over (term {elected.term})")
                 self._elected.set_result(elected)
-            case Stale(known, formed) as stale if stale != self._told:
+            case Stale(known, formed, node) as stale if stale != self._told:
                 self._told = stale
-                announce(
-                    f"this copy of the journal ends at generation {known}, and {formed} was formed: not taken over"
-                )
+                announce(f"this copy of the journal ends at generation {known}: {node} is asked for {formed}")
+                self._lines[node].put(Recall())

@@ -26,8 +26,8 @@ STALL_SECONDS = 0.5
 _STALLS_KEPT = 4
 _BACK_SECONDS = 0.8
 """Over about this long a rank's use of the processor is looked at."""
-_LOOK_SECONDS_PER_RANK = 2e-5
-"""Between two looks at a graph: large ones take time."""
+_LOOK_SECONDS_PER_RANK, _RANKS_FEW = 2e-5, 64
+"""Between two looks at a graph: large ones take time, those of a few ranks do not."""
 
 
 class Judge(Protocol):
@@ -81,7 +81,8 @@ class Detector:
         new = [verdict for judge in self._judges for verdict in judge.verdicts(now)]
         which = 1 if self._halted else 0
         due = min((times[which] for times in self._due.values()), default=float("inf"))
-        if now < due or now < self._looked + _LOOK_SECONDS_PER_RANK * len(self._standings):
+        pause_seconds = _LOOK_SECONDS_PER_RANK * max(0, len(self._standings) - _RANKS_FEW)
+        if now < due or now < self._looked + pause_seconds:
             return new
         self._looked = now
         stale = {rank for rank, standing in self._standings.items() if now - standing.taken > STALE_SECONDS}
@@ -120,7 +121,11 @@ class Detector:
                 earlier = before.earlier
             before.earlier = None  # else the chain would hold all reports there ever were
         recent = recent_of(record) or (before.recent if before is not None else {})
-        return Standing(record, report.communicators, report.node, now, idle, recent, stalls, earlier)
+        stands = before is not None and idle >= now - before.taken
+        then = before.cpu_seconds_then if stands and before is not None else None
+        if then is None and record.process is not None:
+            then = record.process.cpu_seconds
+        return Standing(record, report.communicators, report.node, now, idle, recent, stalls, earlier, then)
 
 
 def _with_stall(

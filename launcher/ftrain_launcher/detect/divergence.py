@@ -88,11 +88,13 @@ class Divergence:
         self._told[replicas] = minority
         ranks, different = sorted(found.digests), len(set(found.digests.values()))
         what = replicas.partition(":")[0]
+        was_equal = replicas in self._equal
         if minority:
+            unless = "" if was_equal else ", or the program treats it otherwise"
             has = "have" if len(minority) > 1 else "has"
             sentence = (
                 f"{wording.ranks(minority, self._nodes)} {has} other {what} after step {step} than the {agreeing} "
-                f"replicas that agree: silent corruption"
+                f"replicas that agree: silent corruption{unless}"
             )
         elif different == len(ranks) > 2:
             sentence = f"after step {step} all {len(ranks)} replicas have other {what}: likely an error of the program"
@@ -103,7 +105,7 @@ class Divergence:
             kind=Kind.DIVERGENCE,
             generation=self._generation,
             ranks=minority,
-            confidence=0.95 if minority else 0.5,
+            confidence=0.5 if not minority else 0.95 if was_equal else 0.7,
             sentence=sentence,
             step=step,
             details={
@@ -111,7 +113,7 @@ class Divergence:
                 "digests": ", ".join(
                     f"rank {rank}: {found.digests[rank]:016x}" for rank in ranks[: wording.LISTED_MAX]
                 ),
-                "equal_before": "yes" if replicas in self._equal else "not seen",
+                "equal_before": "yes" if was_equal else "not seen",
                 **({"cause": "program"} if different == len(ranks) > 2 else {}),
             },
         )

@@ -58,16 +58,14 @@ class Findings:
     def _hang(self, late: list[Late]) -> Verdict:
         graph, first = self._graph, late[0]
         ranks = tuple(found.rank for found in late)
-        waiters = sorted(rank for rank, _ in first.gate.waiters)
+        waiters = sorted(rank for rank, _ in first.gate.waiters if rank not in ranks)
         called = _called(first.gate.waiters[0][1].op, first.gate.seq, first.gate.communicator)
         has = "have" if len(ranks) > 1 else "has"
         entered = f"{has} not entered {called} for {first.seconds:.1f} s"
         if first.gate.group is not None and first.rank not in first.gate.lacking():
             entered = f"{has} been inside {called} for {first.seconds:.1f} s"
-        clauses = [
-            f"{wording.ranks(ranks, self._nodes)} {entered}",
-            f"{wording.ranks(waiters)} {'wait' if len(waiters) > 1 else 'waits'} for it",
-        ]
+        waits = f"{wording.ranks(waiters)} {'wait' if len(waiters) > 1 else 'waits'} for it"
+        clauses = [f"{wording.ranks(ranks, self._nodes)} {entered}", waits if waiters else "the others have left it"]
         state = wording.state(graph.standings[first.rank].record.process)
         return self._verdict(
             Kind.HANG,
@@ -79,7 +77,11 @@ class Findings:
         )
 
     def _mismatch(self, found: Difference) -> Verdict:
-        calls = ", ".join(f"{wording.ranks(ranks)} called {wording.called(call)}" for ranks, call in found.calls[:4])
+        with_type = len({call.dtype for _, call in found.calls}) > 1
+        calls = ", ".join(
+            f"{wording.ranks(ranks)} called {wording.called(call, with_type=with_type)}"
+            for ranks, call in found.calls[:4]
+        )
         group, called = found.group, wording.group(found.group.communicator)
         gates = [gate for seq, gate in group.gates.items() if seq >= found.seq]
         if found.seq in group.under_way:
@@ -133,13 +135,13 @@ class Findings:
         if found is None:
             return []
         parts = [f"rank {rank} waits in {self._where(rank)}" for rank in found.ranks[:4]]
-        apart = f"; {wording.ranks(found.suspects)} departed from the order of the others" if found.named else ""
+        apart = f"; {wording.ranks(found.suspects)} departed from {found.departed}" if found.departed else ""
         return [
             self._verdict(
                 Kind.MISMATCH,
                 found.suspects,
                 sentence=f"ranks wait for each other in a circle: {', '.join(parts)}{apart}: an error of the program",
-                confidence=0.85 if found.named else 0.6,
+                confidence=found.confidence,
                 seconds=self._judge.waited(gates[0]),
                 gates=gates,
             )
@@ -191,11 +193,16 @@ class Findings:
     ) -> Verdict:
         steps = [self._graph.standings[rank].record.step for rank in ranks if rank in self._graph.standings]
         step = max(steps, default=-1)
-        processes = {
-            f"state of rank {rank}": state
-            for rank in ranks[: wording.LISTED_MAX]
-            if rank in self._graph.standings and (state := wording.state(self._graph.standings[rank].record.process))
-        }
+        details = {}
+        for rank in ranks[: wording.LISTED_MAX]:
+            if (standing := self._graph.standings.get(rank)) is None:
+                continue
+            if state := wording.state(standing.record.process):
+                details[f"state of rank {rank}"] = state
+            if kind is Kind.MISMATCH and standing.record.departure is not None:
+                details[f"program of rank {rank}"] = wording.departure(
+                    standing.record.departure, standing.communicators
+                )
         return Verdict(
             kind=kind,
             generation=self._generation,
@@ -206,7 +213,7 @@ class Findings:
             waits=(*waits, *self._waits(gates))[:WAITS_MAX],
             seconds=seconds,
             step=step if step >= 0 else None,
-            details=processes,
+            details=details,
         )
 
     def _waits(self, gates: Iterable[Gate]) -> list[Wait]:

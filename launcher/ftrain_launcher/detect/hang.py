@@ -17,8 +17,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from statistics import median, median_high
 
-from ftrain_launcher.detect.records import Communicator, Operation
-from ftrain_launcher.detect.timeouts import FIRST_SECONDS, HALTED_SECONDS, allowed_seconds
+from ftrain_launcher.detect.records import Communicator, Op, Operation
+from ftrain_launcher.detect.timeouts import COMPUTING_SECONDS, FIRST_SECONDS, HALTED_SECONDS, allowed_seconds
 from ftrain_launcher.detect.waits import Gate, Graph, Group, Standing
 
 REPORT_SECONDS = 0.5
@@ -121,8 +121,10 @@ class Judge:
         if standing.halted:
             return waited >= HALTED_SECONDS
         allowed = max(self.allowed(gate), least)
+        if gate.waiters[0][1].op == Op.COMMIT and standing.computes:
+            allowed = max(allowed, COMPUTING_SECONDS)
         # Where it is the only root, that the others wait shows that it has not come since its report.
-        slack = REPORT_SECONDS if gate.roots == 1 else 0.0
+        slack = min(REPORT_SECONDS, self.now - standing.taken) if gate.roots == 1 else 0.0
         # Cheap questions first: this is asked of every rank that computes while others wait.
         if waited < allowed or waited - (self.now - standing.taken) < allowed - slack:
             return False
@@ -152,10 +154,12 @@ class Judge:
         found = {}
         for group in self.graph.groups.values():
             for seq, waiters in group.under_way.items():
-                gate = Gate(group.communicator, seq, [one for one in waiters if one[0] not in halted], group)
-                for rank in (rank for rank, _ in waiters if rank in halted):
-                    if self.waited(gate) >= HALTED_SECONDS:
-                        found[rank] = Late(rank, gate, self.waited(gate), 0.99)
+                gate = Gate(group.communicator, seq, waiters, group)
+                others_left = all(rank in halted for rank, _ in waiters)
+                for rank, operation in waiters:
+                    seconds = self.age(rank, operation) if others_left else self.waited(gate)
+                    if rank in halted and seconds >= HALTED_SECONDS:
+                        found[rank] = Late(rank, gate, seconds, 0.99)
         for transfer in self.graph.transfers:
             waiters = [(transfer.rank, transfer.operation)]
             gate = Gate(transfer.communicator, transfer.operation.seq, waiters, peer=transfer.peer)

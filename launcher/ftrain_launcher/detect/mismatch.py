@@ -3,10 +3,12 @@
 Three things show it. Members entered different operations at the same number of a communicator. Ranks wait for each
 other in a circle, and nobody computes. And *counts*: ranks of one role go through the same program, so of two of them
 one is ahead in all its communicators or in none; who is ahead of most in one and behind in another has skipped an
-operation or called it out of order (FACTS 10 compares whole records; counts need no more than a report).
+operation or called it out of order (FACTS 10 compares whole records; counts need no more than a report). Where neither
+names anybody, since there is no majority or nobody else of that role, a rank's own earlier steps may: who departed from
+them (`rings.program_order`), and is one of those who do not agree, is the one.
 
 Confidence: 0.95 a minority against a majority; 0.9 different operations without one; 0.85 a circle in which counts name
-somebody, else 0.6; 0.4 where the difference may be legal (uneven parts).
+somebody, 0.8 one in which earlier steps do, else 0.6; 0.4 where the difference may be legal (uneven parts).
 """
 
 from __future__ import annotations
@@ -16,16 +18,17 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 
-from ftrain_launcher.detect.records import Channel, Communicator, NodeReport, Op, Operation, RankRecord
+from ftrain_launcher.detect.records import NO_DTYPE, Channel, Communicator, NodeReport, Op, Operation, RankRecord
 from ftrain_launcher.detect.waits import Graph, Group, Standing, look, recent_of
 
 UNEVEN = frozenset((Op.ALL_TO_ALL, Op.ALL_TO_ALL_SINGLE, Op.GATHER, Op.SCATTER, Op.BARRIER, Op.MONITORED_BARRIER))
 """Members may count different elements."""
 PERHAPS_UNEVEN = frozenset((Op.ALL_GATHER, Op.REDUCE_SCATTER))
 """Some backends take lists of uneven parts."""
-NO_DTYPE = 65535
 SOME_MAX = 64
 """So many different states of one role are compared with each other."""
+
+_OTHERS, _ITSELF = "the order of the others", "the order of earlier steps"
 
 Signature = tuple[int, int, int, int]
 """Op, dtype, elements, root; what may differ is 0."""
@@ -73,8 +76,13 @@ class Circle:
 
     ranks: tuple[int, ...]
     suspects: tuple[int, ...]
-    named: bool
-    """Counts say which of them departed from what the others do."""
+    departed: str = ""
+    """From what the suspects departed, which the others did not; empty: that cannot be told."""
+
+    @property
+    def confidence(self) -> float:
+        """As the module says."""
+        return {_OTHERS: 0.85, _ITSELF: 0.8}.get(self.departed, 0.6)
 
 
 def signature(operation: Operation) -> Signature:
@@ -110,7 +118,7 @@ def in_group(group: Group, seqs: Collection[int] | None = None) -> Difference | 
 
 def settle(graph: Graph, found: Difference) -> Difference:
     """Where two sides are even, ask what other groups did at this number, what this one did there in the round before,
-    and who departed from its role's counts."""
+    and who departed from its role's counts, or from its own earlier steps."""
     if found.majority:
         return found
     votes = Counter(
@@ -126,7 +134,11 @@ def settle(graph: Graph, found: Difference) -> Difference:
     if right:
         found.departed = frozenset(rank for side, ranks in sides if side not in right for rank in ranks)
     else:
-        found.departed = frozenset(_departed(graph))
+        blamed = {rank for ranks, _ in found.calls for rank in ranks}
+        departed = _departed(graph) & blamed
+        if not departed or departed == blamed:
+            departed = _departed_from_itself(graph, blamed)
+        found.departed = frozenset(departed)
     return found
 
 
@@ -180,9 +192,26 @@ def circle(graph: Graph, longest: int) -> Circle | None:
     ranks = tuple(sorted(other for other, place in walked.items() if place >= walked[rank]))
     departed = _departed(graph)
     waited_for = {other for other in departed if _is_waited_for(graph, other)}
-    if waited_for:
-        return Circle(ranks, tuple(sorted(waited_for)), True)
-    return Circle(ranks, ranks, False)
+    strayed = _departed_from_itself(graph, waited_for or ranks)
+    if strayed:
+        return Circle(ranks, tuple(sorted(strayed)), _ITSELF)
+    return Circle(ranks, tuple(sorted(waited_for or ranks)), _OTHERS if waited_for else "")
+
+
+def _departed_from_itself(graph: Graph, ranks: Collection[int]) -> set[int]:
+    """Those of some ranks whose newest step took another course than their earlier ones, if the others' did not.
+
+    In its operations; if nobody's did, in their sizes.
+    """
+    kinds, sizes = set[int](), set[int]()
+    for rank in ranks:
+        departure = graph.standings[rank].record.departure if rank in graph.standings else None
+        if departure is not None:
+            called, usual = departure.called, departure.usual
+            only_size = called is not None and usual is not None and called.kind == usual.kind
+            (sizes if only_size else kinds).add(rank)
+    found = kinds or sizes
+    return found if len(found) < len(ranks) else set()
 
 
 def _is_waited_for(graph: Graph, rank: int) -> bool:

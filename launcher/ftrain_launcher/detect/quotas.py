@@ -51,6 +51,10 @@ class Quotas:
                 own[rank] += held_back.lately - steps[rank].throttled_seconds
         return own
 
+    def holds(self, rank: int) -> bool:
+        """Whether a rank was ever held back."""
+        return rank in self._ranks
+
     def _usual(self, ranks: int) -> float:
         """The mean of the middle one of so many ranks; of two, the lesser."""
         above = len(self._ranks) - ranks + (ranks - 1) // 2

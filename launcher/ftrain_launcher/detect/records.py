@@ -34,6 +34,12 @@ class Op(IntEnum):
     SEND = 18
     RECEIVE = 19
     RECEIVE_ANY = 20
+    COMMIT = 100
+    """No operation of torch, and in no ring: the end of a step, where ranks wait for rank 0's word (`ftrain.slots`)."""
+
+
+NO_DTYPE = 65535
+"""Of an operation that carries nothing."""
 
 
 class Communicator(msgspec.Struct, frozen=True, array_like=True):
@@ -55,7 +61,7 @@ class Operation(msgspec.Struct, frozen=True, array_like=True):
     """An `Op`."""
     bytes: int
     dtype: int
-    """torch's number of the scalar type; 65535: none."""
+    """torch's number of the scalar type, or ``NO_DTYPE``."""
     elements: int
     root: int
     """Of a broadcast, reduce, gather or scatter, a global rank; -1: none."""
@@ -109,6 +115,30 @@ class ProcessState(msgspec.Struct, frozen=True, array_like=True):
     """The letter of its main thread."""
 
 
+class Call(msgspec.Struct, frozen=True, array_like=True):
+    """What was called, in a rank's program."""
+
+    communicator: int
+    """Index among the communicators of the report; -1: one whose members are unknown."""
+    op: int
+    root: int
+    """Or the peer of a send or receive; -1: none."""
+    bytes: int
+
+    @property
+    def kind(self) -> tuple[int, int, int]:
+        """Without its size, which may change from step to step."""
+        return self.communicator, self.op, self.root
+
+
+class Departure(msgspec.Struct, frozen=True, array_like=True):
+    """The place at which a rank's newest step, or the one before, took another course than all that came earlier."""
+
+    called: Call | None
+    """None: the step was over."""
+    usual: Call | None
+
+
 class RankRecord(msgspec.Struct, frozen=True, array_like=True):
     """One rank, as its ring shows it."""
 
@@ -122,6 +152,10 @@ class RankRecord(msgspec.Struct, frozen=True, array_like=True):
     process: ProcessState | None = None
     idle_seconds: float | None = None
     """Since it entered or left any operation; None: not told, or none yet."""
+    departure: Departure | None = None
+    """Told while it is in an operation for longer than is usual, if there is one."""
+    commit: Operation | None = None
+    """It has done its step, and waits for rank 0 to do it, too."""
 
 
 class CollectivesStep(msgspec.Struct, frozen=True, array_like=True):

@@ -46,6 +46,9 @@ CLIP = 0.15
 """What one step adds at most."""
 LIMIT = 1.8
 """Excess of 0.5 in each step: 12 steps; of 0.2: 18, and 25 with noise of a tenth."""
+QUOTA_LEAK = 0.02
+"""The share of the sum that each step of a rank under a quota takes away: one that binds now and then, for hardly more
+than is allowed, does not add up over hundreds of steps."""
 RATIO_MIN = 1.12
 """The median of the window, of a rank that is named."""
 SPREADS_MIN = 3.5
@@ -119,7 +122,7 @@ class _Rank:
         """Of the sum, at which it is named."""
         return LIMIT * max(1.0, self.jitter / JITTER_CALM)
 
-    def take(self, found: _Ratio, inside: float, least: float) -> _Ratio:
+    def take(self, found: _Ratio, inside: float, least: float, leak: float) -> _Ratio:
         """Add a step to the sum, and tell it without starvation. ``least``: less seconds are no excess."""
         if self.ratios:
             self.steps = min(self.steps + 1, JITTER_STEPS)
@@ -129,7 +132,8 @@ class _Rank:
         self.seen.append(_Seen(found.own, found.reference, inside))
         excess = found.ratio - 1 if found.own - found.reference >= least else min(0.0, found.ratio - 1)
         excess -= QUIET if self.named else max(ALLOWANCE, ALLOWED_JITTER * self.jitter)
-        self.sum = min(self.limit, max(0.0, self.sum + min(CLIP, max(-CLIP, excess))))
+        kept = self.sum if self.named else (1 - leak) * self.sum
+        self.sum = min(self.limit, max(0.0, kept + min(CLIP, max(-CLIP, excess))))
         return found
 
 
@@ -168,7 +172,8 @@ class SlowRanks:
             if state.sum == 0.0:
                 state.since, state.seconds = step.number, 0.0
             state.seconds += share.seconds
-            found = state.take(found, share.seconds - share.own_seconds, least)
+            leak = QUOTA_LEAK if self._quotas.holds(found.rank) else 0.0
+            found = state.take(found, share.seconds - share.own_seconds, least, leak)
             if state.named:
                 if state.sum == 0.0:
                     state.named = False
@@ -222,13 +227,14 @@ class SlowRanks:
         ratio = median(state.ratios)
         own, theirs, inside = (median(values) for values in zip(*state.seen, strict=True))
         node = self._nodes.get(found.rank, "")
-        than = f"its {found.peers} peers'" if found.peers > 1 else "its peer's" if found.peers else "its own earlier"
+        peers = f"its {found.peers} peers'" if found.peers > 1 else "its peer's"
+        than = f"{peers} own time" if found.peers else "its own time of earlier steps"
         return Verdict(
             kind=Kind.SLOW,
             generation=self._generation,
             ranks=(found.rank,),
             confidence=(0.95 if ratio >= 1.3 else 0.8) - (0.0 if found.peers else 0.15),
-            sentence=f"rank {found.rank} on {node} is slow: it takes {ratio:.2f} times {than} own time, {_ms(own)} ms "
+            sentence=f"rank {found.rank} on {node} is slow: it takes {ratio:.2f} times {than}, {_ms(own)} ms "
             f"a step and not {_ms(theirs)}, since step {state.since}; it waits for others for {_ms(inside)} ms a step",
             seconds=state.seconds,
             step=step,

@@ -23,6 +23,11 @@ HALTED_SECONDS = 0.5
 STALE_SECONDS = 2.0
 """A node's report that is older says nothing any more."""
 
+COMPUTING_SECONDS = 600.0
+"""For rank 0 at the end of a step, if it computes: it may write a checkpoint of its own before the others may go on."""
+COMPUTING_SHARE = 0.02
+"""Of a processor."""
+
 BARRIERS = frozenset((Op.BARRIER, Op.MONITORED_BARRIER))
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from ftrain_launcher.detect.records import Channel, Collectives, Communicator, Op, Operation, ProcessState, RankRecord
+from ftrain_launcher.detect.timeouts import COMPUTING_SHARE
 
 Key = tuple[str, int, int]
 """A communicator's name, first member and size. Groups that share a name are disjoint: their first members differ, and
@@ -24,6 +25,9 @@ tens of thousands of members need not be hashed with each report."""
 LEFT_WHEN_WAITED = frozenset((Op.REDUCE_SCATTER, Op.REDUCE_SCATTER_SINGLE, Op.REDUCE_SCATTER_SINGLE_COALESCED))
 """Gloo gives these no future: a rank leaves them when it waits for the result, however long ago they ended."""
 HALTED = frozenset(("T", "t", "Z", "X", "x", ""))
+COMMITTER = 0
+"""The rank that all others wait for at the end of a step."""
+_STEPS = Communicator("steps", (), "default_pg")
 BUSY_SHARE = 0.3
 """Of a core: who uses less is blocked or sleeps."""
 
@@ -50,6 +54,8 @@ class Standing:
     """Its newest long times outside of all operations: until when, and how many seconds."""
     earlier: Standing | None = None
     """What was known some tenths of a second before; it has no ``earlier`` itself."""
+    cpu_seconds_then: float | None = None
+    """What its process had used of processors when it was last seen to move."""
 
     @property
     def halted(self) -> bool:
@@ -70,6 +76,14 @@ class Standing:
             return _runs(process)
         used = (process.cpu_seconds - before.cpu_seconds) / max(self.taken - self.earlier.taken, 1e-3)
         return used >= BUSY_SHARE and _runs(process)
+
+    @property
+    def computes(self) -> bool:
+        """Its process has used a processor since it last entered or left an operation."""
+        process = self.record.process
+        if process is None or self.cpu_seconds_then is None:
+            return False
+        return process.cpu_seconds - self.cpu_seconds_then >= COMPUTING_SHARE * self.idle_seconds
 
 
 def _runs(process: ProcessState | None) -> bool:
@@ -196,6 +210,9 @@ def look(standings: Mapping[int, Standing], stale: set[int]) -> Graph:
             channels[keys[channel.communicator], rank, channel.peer] = channel
     for group in graph.groups.values():
         _add_group(graph, group)
+    for rank, standing in standings.items():
+        if standing.record.commit is not None and rank not in stale:
+            _add_commit(graph, rank, standing.record.commit)
     for (key, rank, _), channel in channels.items():
         if channel.pending and rank not in stale:
             _add_channel(graph, standings[rank], rank, channel, channels.get((key, channel.peer, rank)))
@@ -245,6 +262,14 @@ def _add_channel(graph: Graph, standing: Standing, rank: int, channel: Channel, 
                 graph.held.add(rank)
 
 
+def _add_commit(graph: Graph, rank: int, operation: Operation) -> None:
+    if COMMITTER not in graph.standings:
+        graph.unknown.add(COMMITTER)
+    gate = Gate(_STEPS, operation.seq, [(rank, operation)], peer=COMMITTER)
+    graph.gates.append(gate)
+    graph.waiting.setdefault(rank, []).append(gate)
+
+
 def _met(operation: Operation, other: Channel | None) -> int:
     """How many of the operations that answer such a one the peer has entered."""
     if other is None:
@@ -257,7 +282,7 @@ def pending_of(record: RankRecord) -> list[Operation]:
     pending = [operation for place in record.collectives for operation in place.pending]
     for channel in record.channels:
         pending += channel.pending
-    return pending
+    return pending if record.commit is None else [*pending, record.commit]
 
 
 def recent_of(record: RankRecord) -> dict[int, tuple[Operation, ...]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from ftrain_launcher.detect.records import Communicator, Op, Operation, ProcessState
+from ftrain_launcher.detect.records import Call, Communicator, Departure, Op, Operation, ProcessState
 
 LISTED_MAX = 8
 _PARTS_MAX = 8
@@ -19,6 +19,13 @@ _WRITTEN = {
     Op.RECEIVE: "recv",
     Op.RECEIVE_ANY: "recv from any",
 }
+_TYPES = dict(enumerate(("uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"))) | {
+    9: "complex64",
+    10: "complex128",
+    11: "bool",
+    15: "bfloat16",
+}
+"""torch's numbers of scalar types (c10/core/ScalarType.h)."""
 _LETTERS = {
     "R": "is running",
     "S": "sleeps",
@@ -56,11 +63,26 @@ def ranks(numbers: Sequence[int], nodes: Mapping[int, str] | None = None) -> str
     return f"rank{'s' if len(numbers) != 1 else ''} {', '.join(shown)}{more}"
 
 
-def called(operation: Operation) -> str:
-    """What was called, without its number: ``all_reduce of 1000 elements``."""
+def called(operation: Operation, *, with_type: bool = False) -> str:
+    """What was called, without its number: ``all_reduce of 1000 elements``, or ``of 1000 float64 elements``."""
     root = f" from root {operation.root}" if operation.root >= 0 else ""
-    of = f" of {operation.elements} elements" if operation.elements else ""
+    kind = f"{_TYPES.get(operation.dtype, f'type {operation.dtype}')} " if with_type else ""
+    of = f" of {operation.elements} {kind}elements" if operation.elements else ""
     return f"{written(operation.op)}{of}{root}"
+
+
+def departure(found: Departure, communicators: Sequence[Communicator]) -> str:
+    """Where a rank's program went another way: ``it called send to rank 3 ... where its earlier steps called ...``."""
+    called = "its step was over" if found.called is None else f"it called {_call(found.called, communicators)}"
+    usual = "were over" if found.usual is None else f"called {_call(found.usual, communicators)}"
+    return f"{called} where its earlier steps {usual}"
+
+
+def _call(call: Call, communicators: Sequence[Communicator]) -> str:
+    direct = {Op.SEND: "to", Op.RECEIVE: "from"}
+    other = f" {direct.get(Op(call.op), 'from root')} {call.root}" if call.root >= 0 else ""
+    of = f" of {group(communicators[call.communicator])}" if 0 <= call.communicator < len(communicators) else ""
+    return f"{written(call.op)}{other} ({call.bytes} bytes){of}"
 
 
 def state(process: ProcessState | None) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,8 @@ import psutil
 from ftrain_launcher.jobs import JobFolder
 from ftrain_launcher.messages import EngineHello, FromEngine, NodeGone
 from ftrain_launcher.node.state import NodeFile, NodeRecord, kill_trees
-from ftrain_launcher.processes.pidfds import PidHandle
+from ftrain_launcher.processes import nursery
+from ftrain_launcher.processes.pidfds import Child, PidHandle
 
 _DAEMON_FOLLOWS_SECONDS = 0.05
 """A node that is killed loses agent and daemon one after the other: only later is it the agent's death alone."""
@@ -37,7 +37,7 @@ class Engine(ABC):
         self._logs = Path(record.config.work.log_folder)
         self._tell = tell
         self._domains = record.failure_domains
-        self._agents: dict[str, asyncio.subprocess.Process] = {}
+        self._agents: dict[str, Child] = {}
         self._watchers: dict[str, asyncio.Task[None]] = {}
         self._known: dict[str, NodeRecord] = {}
         """What each node's agent last wrote down: a lost node has lost that, too."""
@@ -75,7 +75,7 @@ class Engine(ABC):
 
     async def _watch(self, node: str) -> None:
         for _ in range(_RESTARTS_MAX):
-            process = self._agents[node] = await self._start_agent(node)
+            process = self._agents[node] = self._start_agent(node)
             code = await process.wait()
             if self._stopping:
                 break
@@ -91,21 +91,16 @@ class Engine(ABC):
     def _freed(self) -> None:
         """A node ended, or the last of it was cleared away."""
 
-    async def _start_agent(self, node: str) -> asyncio.subprocess.Process:
-        """Worker output goes to our terminal through the agent's stdout; what it says of itself, to its log."""
+    def _start_agent(self, node: str) -> Child:
+        """Workers' output goes to our terminal through the agent; what that says of itself, to its log."""
         with (self._logs / f"agent-{node}.log").open("ab") as log:
-            return await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",
-                "-m",
-                "ftrain_launcher.node.agent",
+            arguments = (
                 *("--job-folder", str(self._folder.path)),
                 *("--node", node),
                 *("--failure-domain", self._failure_domain(node)),
-                stdin=asyncio.subprocess.DEVNULL,
-                stderr=log,
-                start_new_session=True,
+                *("--errors-fd", "3"),
             )
+            return Child(nursery.start(self._arena, "ftrain_launcher.node.agent", arguments, (1, log.fileno(), 2)))
 
     async def _daemon_lives(self, node: str) -> bool:
         known = self._record(node)

@@ -27,7 +27,7 @@ DRAINED = "drained"
 GROWN = "grown"
 """The same: nodes that came are taken in."""
 NOT_CERTIFIED = "not_certified"
-"""The kind of a `Trouble`: a state that was re-sharded is doubtful. Of the sign, ``step`` says which."""
+"""The kind of a `Trouble`: a state that was stored or re-sharded is doubtful. Of the sign, ``step`` says which."""
 HANGS = (Kind.HANG, Kind.COMMUNICATION_HANG)
 _LAST_WORDS_MAX = 200
 _IN_COMMUNICATION = (Kind.COMMUNICATION_HANG, Kind.COMMUNICATION_SLOW)
@@ -266,7 +266,7 @@ _WORDS = {
     "store_lost": "the store on {node} is gone",
     "form_failed": "{node} could not form the generation",
     "restore_failed": "{node} could not restore its state",
-    NOT_CERTIFIED: "{node} refuses the state that was re-sharded",
+    NOT_CERTIFIED: "{node} refuses the state that it was given",
     DRAINED: "{node} gives its ranks away",
     GROWN: "{node} is taken in",
 }
@@ -280,11 +280,13 @@ def describe(sign: Sign) -> str:
         number = _signal_of(sign)
         if sign.failure is not None:
             return f"{where} raised {sign.failure.error} {after}"
+        last = sign.last_lines[-1][:_LAST_WORDS_MAX].strip() if sign.last_lines else ""
         if number is not None:
-            return f"{where} was killed by {_signal_name(number)} {after}"
+            # Libraries say why before they abort.
+            why = f": {last}" if last and number == signal.SIGABRT else ""
+            return f"{where} was killed by {_signal_name(number)} {after}{why}"
         how = "is gone" if sign.code is None else f"exited with code {sign.code}"
-        last = sign.last_lines[-1][:_LAST_WORDS_MAX].strip() if sign.last_lines and sign.code else ""
-        return f"{where} {how} {after}" + (f": {last}" if last else "")
+        return f"{where} {how} {after}" + (f": {last}" if last and sign.code else "")
     if sign.verdict is not None:
         return sign.reason
     text = _WORDS.get(sign.kind, f"{sign.kind} on {{node}}").format(node=sign.node)

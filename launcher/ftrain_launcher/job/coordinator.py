@@ -46,7 +46,7 @@ from ftrain_launcher.job.events import (
 from ftrain_launcher.job.fencing import FIRST_TERM, Fence, Nodes
 from ftrain_launcher.job.flushing import Flushing
 from ftrain_launcher.job.forming import Forming
-from ftrain_launcher.job.generation import Generation
+from ftrain_launcher.job.generation import Generation, recalled
 from ftrain_launcher.job.growth import Growth
 from ftrain_launcher.job.halting import Halting
 from ftrain_launcher.job.history import History
@@ -58,6 +58,7 @@ from ftrain_launcher.job.preflight import Preflight
 from ftrain_launcher.job.quarantine import Quarantine
 from ftrain_launcher.job.recruiting import Recruiting
 from ftrain_launcher.job.roster import Roster
+from ftrain_launcher.job.rungs import rung_of
 from ftrain_launcher.job.running import Report, Running
 from ftrain_launcher.job.worlds import Worlds
 from ftrain_snapshot.messages import Levels, SnapshotId
@@ -76,7 +77,7 @@ class Coordinator:
         """The newest generation that was formed."""
         self._orders = Orders()
         self._roster = Roster(config.nodes, config.least)
-        self._history = History(config.work.max_restarts)
+        self._history = History(config.work.max_restarts, restarts_chosen=config.work.restarts_chosen)
         self._recruiting = Recruiting(config, self._roster, self._orders)
         self._preflight = Preflight(config, self._roster, self._recruiting, self._orders)
         self.quarantine = Quarantine(config, self._roster, self._recruiting, self._orders, self._history)
@@ -220,7 +221,8 @@ class Coordinator:
                 self._fill_positions(now)
             case NodeChecked():
                 self._node_checked(event, now)
-            case m.StopJob(reason, exit_code):
+            case m.StopJob(reason, exit_code, number):
+                self._ending.signal = number
                 self._end(Action(False, reason, exit_code), now)
             case m.FlushJob():
                 self.flushing.take(event, now)
@@ -269,9 +271,39 @@ class Coordinator:
     def _take_over(self, event: ControllerRestarted, now: float) -> None:
         """What the last controller began to form cannot be finished: its number is not used again."""
         self.term, self._roster.mark = event.term, f"-{event.term}"
+        if event.recalled is not None and self.phase not in (Phase.ENDING, Phase.ENDED):
+            self._adopt(event.recalled, now)
         self._forming.number = max(self._forming.number, event.stopped)
         if self.phase is Phase.STOPPING:
             self._forming.announce(now, len(self.positions))
+
+    def _adopt(self, form: m.Form, now: float) -> None:
+        """The newest generation is not in this journal: its nodes have told of it. It may well train."""
+        generation = recalled(form)
+        if self.phase is not Phase.STOPPING:
+            self.phase = check_phase(self.phase, Phase.STOPPING)
+        self.halting.forget()
+        self.flushing.begin_again()
+        self.durable.abandon()
+        self.durable.started(generation.start)
+        nodes = generation.ranks.nodes
+        rung = rung_of(generation.before, nodes, staying=0, durable=form.durable_start is not None)
+        self._history.resumed(generation.start, now, "another controller formed the next generation", rung)
+        self._roster.adopt(nodes)
+        self._forming.adopt(form)
+        self._orders.announce(
+            [f"generation {form.generation} is known from its nodes alone: what was told before it may be forgotten"]
+        )
+        self._enter(generation)
+
+    def _enter(self, generation: Generation) -> None:
+        assert generation.form is not None
+        self.phase = check_phase(self.phase, Phase.RUNNING)
+        self.fence.begin(generation.form.quorums)
+        self._formed = generation
+        self._recruiting.succeeded()
+        for node in self._roster.members():
+            node.formed = generation.number
 
     def _is_cut_off(self) -> bool:
         """Too few nodes are connected to decide anything: the others may have another controller."""
@@ -484,12 +516,8 @@ class Coordinator:
 
     def _begin(self, generation: Generation) -> None:
         """Tell the members of a generation that it is formed."""
-        self.fence.begin(self._formed, [node.name for node in self._roster.members()])
-        self.phase = check_phase(self.phase, Phase.RUNNING)
-        self._formed = generation
-        self._recruiting.succeeded()
+        self._enter(generation)
         for node in self._roster.members():
-            node.formed = generation.number
             self._orders.send(node, generation.form_for(node.position))
         self._orders.announce(generation.news)
 

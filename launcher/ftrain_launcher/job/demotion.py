@@ -5,8 +5,8 @@ the newest snapshot may hold the poison already. So the job goes on from the one
 than that as they do at every start; a node that did not hear of it may still come back with the demoted one, so it is
 remembered here for as long as the incident is.
 
-A state that could not be certified when another number of nodes was to go on from it (ftrain/reshard/certificate.py)
-is *doubtful*: nobody starts from it, even if there is nothing else.
+A state that could not be certified when another number of nodes was to go on from it (ftrain/reshard/certificate.py),
+or that contradicts itself, is *doubtful*: nobody starts from it, even if there is nothing else.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ class Demotion(msgspec.Struct, frozen=True):
     version: int
     doubtful: bool = False
     """They are never started from."""
+    reason: str = ""
+    """What is doubtful, as a rank said it."""
 
     def concerns(self, snapshot: SnapshotId) -> bool:
         """Whether this snapshot is one of them; the same step captured again later is another one."""
@@ -44,5 +46,8 @@ def demotion_of(signs: Iterable[Sign], generation: int) -> Demotion | None:
 
 def doubt_of(signs: Iterable[Sign], generation: int) -> Demotion | None:
     """What is doubtful after an incident of ``generation``; None: nothing."""
-    versions = [sign.step for sign in signs if sign.kind == NOT_CERTIFIED and sign.step is not None]
-    return Demotion(generation, min(versions), doubtful=True) if versions else None
+    found = [(sign.step, sign.reason) for sign in signs if sign.kind == NOT_CERTIFIED and sign.step is not None]
+    if not found:
+        return None
+    version, reason = min(found)
+    return Demotion(generation, version, doubtful=True, reason=reason)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 from ftrain_launcher.job.events import JobConfig
 from ftrain_launcher.job.membership import Node, NodeState
 from ftrain_launcher.job.orders import Orders
@@ -16,6 +18,8 @@ class Ending:
     def __init__(self, config: JobConfig, roster: Roster, orders: Orders) -> None:
         self.exit_code = 0
         self.message = ""
+        self.signal: int = signal.SIGTERM
+        """What asks the workers to end."""
         self.deadline: float | None = None
         """When the last node is to have left; None: the job goes on, or is over."""
         self._config = config
@@ -37,7 +41,7 @@ class Ending:
 
     def ask(self, node: Node) -> None:
         """A node is there that should end."""
-        self._orders.send(node, Shutdown(self.message, self._config.shutdown_grace_seconds))
+        self._orders.send(node, Shutdown(self.message, self._config.shutdown_grace_seconds, self.signal))
 
     def extend(self, now: float) -> None:
         """The time for it begins now."""

@@ -15,6 +15,7 @@ from ftrain_launcher.messages import (
     ArenaShort,
     DurableEnded,
     FlushJob,
+    Form,
     Held,
     HostLeaves,
     Join,
@@ -33,6 +34,9 @@ from ftrain_launcher.messages import (
     WorkerExit,
 )
 from ftrain_snapshot.messages import SnapshotId
+
+LAST_CALL_SECONDS = 30.0
+"""Once the fewest nodes are here with which the job can begin, more are waited for so long; as torchrun does."""
 
 
 class Detect(StrEnum):
@@ -61,6 +65,8 @@ class JobConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Nodes are real hosts, that come by themselves; else they are asked for."""
     host_wait_seconds: float = 300.0
     """How long to wait for a host where one is missing, before the job ends."""
+    last_call_seconds: float = LAST_CALL_SECONDS
+    """How long hosts up to ``nodes`` are waited for once ``nodes_min`` are there."""
     agent_grace_seconds: float = 5.0
     """How long an agent that left may take to come back and re-adopt its workers."""
     heartbeat_timeout_seconds: float = 10.0
@@ -199,6 +205,8 @@ class ControllerRestarted(msgspec.Struct, frozen=True, tag="controller_restarted
     """Another candidate has taken over, in this term; 0: the last one was started again."""
     stopped: int = 0
     """Its predecessor may have announced generations up to this one, of which the journal does not know."""
+    recalled: Form | None = None
+    """The newest generation that was formed, as its nodes tell, where the journal does not know of it."""
 
 
 class StoodStill(msgspec.Struct, frozen=True, tag="stood_still"):

@@ -20,7 +20,7 @@ from collections.abc import Collection, Iterable, Sequence
 import msgspec
 
 from ftrain_launcher.job.generation import Generation
-from ftrain_launcher.messages import Join
+from ftrain_launcher.messages import Form, Join
 
 FIRST_TERM = 1
 """Of the candidate that the job begins with."""
@@ -47,11 +47,14 @@ class Fence:
         self._since: list[Nodes] = []
         """The nodes of the newest generation that was seen to train, and of those that were formed since."""
 
-    def begin(self, before: Generation, nodes: Iterable[str]) -> None:
-        """A generation of these nodes is formed after another one."""
-        if self.active:
-            now = tuple(nodes)
-            self._since = [known for known in self.needed(before) if known != now] + [now]
+    def after(self, before: Generation, nodes: Iterable[str]) -> list[Nodes]:
+        """What is needed once a generation of these nodes is formed after another one, until it has trained."""
+        now = tuple(nodes)
+        return [known for known in self.needed(before) if known != now] + [now] if self.active else []
+
+    def begin(self, quorums: Sequence[Nodes]) -> None:
+        """A generation is formed; what was said of it is what `after` found."""
+        self._since = list(quorums)
 
     def needed(self, formed: Generation) -> list[Nodes]:
         """The generations of which a quorum is needed, given the newest that was formed."""
@@ -75,13 +78,19 @@ class Elected(msgspec.Struct, frozen=True):
     term: int
     stopped: int
     """The newest generation that one of a quorum has stopped for: numbers up to that one may be in use."""
+    recalled: Form | None = None
+    """The newest generation that was formed, if the copy of the journal does not know of it."""
 
 
 class Stale(msgspec.Struct, frozen=True):
-    """This candidate's copy of the journal ends before a generation that was formed: it must not take over."""
+    """This candidate's copy of the journal ends before a generation that was formed: it must not take over.
+
+    Not until it knows what this node was told of that generation.
+    """
 
     known: int
     formed: int
+    node: str
 
 
 class Election:
@@ -97,6 +106,13 @@ class Election:
         self._asked_term = 0
         self._asked: set[str] = set()
         self._here: dict[str, Join] = {}
+        self._recalled: Form | None = None
+        """The newest generation that a node has told of."""
+
+    def learn(self, form: Form) -> None:
+        """A node has told what it took ranks of last."""
+        if self._recalled is None or form.generation > self._recalled.generation:
+            self._recalled = form
 
     def come(self, join: Join) -> None:
         """An agent is here, or has promised what it was asked."""
@@ -116,16 +132,20 @@ class Election:
         ``needed`` is empty where nothing was formed: nobody takes over then. That the job is at its end (``needed`` has
         one generation without nodes) may be told by anybody.
         """
-        newest = max((join.accepted for join in self._here.values()), default=0)
-        if newest > formed:
-            return Stale(formed, newest)
+        recalled = self._recalled if self._recalled is not None and self._recalled.generation > formed else None
+        if recalled is not None:
+            needed, formed = recalled.quorums, recalled.generation
+        newest = max(self._here.values(), key=lambda join: join.accepted, default=None)
+        if newest is not None and newest.accepted > formed:
+            return Stale(formed, newest.accepted, newest.node)
         if not needed or not _have(needed, self._here):
             return None
         if not self._asked_term:
             self._asked_term = next_term(self._term, self._candidate, self._candidates)
         promised = {name: join for name, join in self._here.items() if join.term == self._asked_term}
         if _have(needed, promised):
-            return Elected(self._asked_term, max((join.stopped for join in promised.values()), default=0))
+            stopped = max((join.stopped for join in promised.values()), default=0)
+            return Elected(self._asked_term, stopped, recalled)
         ask = tuple(name for name in self._here if name not in self._asked and name not in promised)
         self._asked.update(ask)
         return Ask(self._asked_term, ask) if ask else None

@@ -49,9 +49,9 @@ class Past(msgspec.Struct, frozen=True, kw_only=True):
         return any(d.doubtful and d.concerns(snapshot) for d in self.demotions)
 
     @property
-    def doubted(self) -> int | None:
-        """The oldest version that could not be certified; None: there is none."""
-        return min((d.version for d in self.demotions if d.doubtful), default=None)
+    def doubted(self) -> Demotion | None:
+        """The oldest version that could not be certified, and why; None: there is none."""
+        return min((d for d in self.demotions if d.doubtful), key=lambda d: d.version, default=None)
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -119,7 +119,8 @@ def choose_start(past: Past, held: Sequence[Held]) -> Start:
     world, holdings = held[-1] if held else (NOTHING, {})
     groups, parity = world.groups, world.parity
     if restore is None and past.doubted is not None:
-        lost = f"the state of step {past.doubted} could not be certified, and no older one is in memory."
+        why = f" ({past.doubted.reason})" if past.doubted.reason else ""
+        lost = f"the state of step {past.doubted.version} could not be certified, and no older one is in memory{why}."
         return Start(None, 0, newest_known=_newest_known(past, held), lost=lost)
     if restore is None and _something_is_missing(past, holdings, groups, parity):
         return Start(None, 0, newest_known=_newest_known(past, held), lost=_explain(past, holdings, groups, parity))

@@ -152,7 +152,7 @@ class Forming:
             return None
         if first.store_port is None:
             return Sign(kind="form_failed", node=first.name, time=now, reason="its store did not start")
-        return self._form(start, formed.ranks.nodes, first.store_port, now)
+        return self._form(start, formed, first.store_port, now)
 
     def _start_in_memory(self, formed: Generation, without: Sequence[Node] = ()) -> Start:
         """``without``: as it would be if these were not here."""
@@ -192,9 +192,18 @@ class Forming:
         self.fill(now)
         return bool(left)
 
-    def _form(self, start: Start, before: Sequence[str], store_port: int, now: float) -> Generation | Action:
+    def adopt(self, form: Form) -> None:
+        """A generation was formed by another controller: its nodes have told of it, the journal does not."""
+        self.number, self._shrink_at = max(self.number, form.generation), None
+        for origin in (form.older, form.origin):
+            if origin is not None and self.worlds.of(origin.snapshot) is None:
+                first, size = origin.snapshot.generation, origin.nodes
+                self.worlds.begin(World(first=first, nodes=size, parity=origin.parity, groups=origin.groups))
+        self.worlds.begin(World(first=form.world, nodes=len(form.peers), parity=form.work.parity, groups=form.groups))
+
+    def _form(self, start: Start, formed: Generation, store_port: int, now: float) -> Generation | Action:
         """Who is coded with whom is decided once for each world, if the nodes' labels allow it."""
-        members = self._roster.members()
+        members, before = self._roster.members(), formed.ranks.nodes
         try:
             world = self._world(members, before)
         except PlacementImpossible as error:
@@ -221,6 +230,8 @@ class Forming:
             groups=world.groups,
             durable_start=start.durable,
             durable_newest=self._durable.newest,
+            quorums=tuple(self._fence.after(formed, [n.name for n in members])),
+            world=world.first,
             work=work if world.parity == work.parity else msgspec.structs.replace(work, parity=world.parity),
         )
         return Generation(start, form, before)

@@ -12,6 +12,24 @@ from ftrain_launcher.job.membership import Node
 from ftrain_launcher.job.ranks import Ranks
 from ftrain_launcher.job.worlds import Worlds
 from ftrain_launcher.messages import Form, Join
+from ftrain_snapshot.messages import Levels
+
+
+def recalled(form: Form) -> Generation:
+    """The generation that a node was told of, as far as it knows: what its gate has said since will be said again."""
+    seen = [None if o is None else msgspec.structs.replace(o, position=-1) for o in (form.origin, form.older)]
+    origin, older = seen
+    restore = origin.snapshot if origin is not None else form.restore
+    start = Start(
+        restore,
+        0,
+        Levels() if restore is None else Levels(sealed=restore.version),
+        protected=restore is not None or form.durable_start is not None,
+        older=None if older is None else older.snapshot,
+        durable=form.durable_start,
+    )
+    first = msgspec.structs.replace(form, position=0, origin=origin, older=older)
+    return Generation(start, first, form.quorums[-2] if len(form.quorums) > 1 else ())
 
 
 class Generation:
@@ -29,6 +47,9 @@ class Generation:
         self.ranks = Ranks([peer.node for peer in form.peers], form.work.nproc_per_node) if form else Ranks()
         self.unprotected_since: float | None = None
         """While nothing is protected: when the first snapshot was sealed; infinite: people have been told."""
+        origins = (form.origin, form.older) if form else ()
+        self._held = [{p.node: p.position for p in reversed(o.holders)} if o else {} for o in origins]
+        """What each node holds of the worlds that it starts from: its position there."""
         self._judged: Start | None = None
         """Where the next one could start, when last all that are left had answered."""
 
@@ -54,8 +75,8 @@ class Generation:
         assert self.form is not None
         if position is None:
             return msgspec.structs.replace(self.form, position=position)
-        node = self.form.peers[position].node
-        origin, older = (None if o is None else o.seen_by(node) for o in (self.form.origin, self.form.older))
+        node, known = self.form.peers[position].node, zip((self.form.origin, self.form.older), self._held, strict=True)
+        origin, older = (o and msgspec.structs.replace(o, position=held.get(node, -1)) for o, held in known)
         return msgspec.structs.replace(self.form, position=position, origin=origin, older=older)
 
     def lacks(self, position: int, join: Join) -> list[int]:

@@ -30,11 +30,11 @@ class Judgement(msgspec.Struct, frozen=True):
 class History:
     """Incidents, and how many of them followed each other without progress."""
 
-    def __init__(self, max_restarts: int) -> None:
+    def __init__(self, max_restarts: int, *, restarts_chosen: bool) -> None:
         self.log = IncidentLog()
         self.complaints = Complaints(self.log)
         """What slows the job, and stops nobody."""
-        self._max_restarts = max_restarts
+        self._max_restarts, self._restarts_chosen = max_restarts, restarts_chosen
         self._faults_without_progress = 0
         self._refused: Certified | None = None
         """What could not be proved of the newest generation's state."""
@@ -70,6 +70,7 @@ class History:
                 news.append(cause.traceback.rstrip())
         incident.cause, incident.timeline.decided = cause, now
         incident.refused, self._refused = self._refused or incident.refused, None
+        before = "" if self._restarts_chosen and cause.step is None else before
         action = decide(cause, before, self._faults_without_progress, self._max_restarts)
         if not action.resume:
             incident.decide(f"the job ends: {action.reason}")

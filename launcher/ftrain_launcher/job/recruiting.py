@@ -11,8 +11,6 @@ from ftrain_launcher.job.orders import Orders
 from ftrain_launcher.job.policy import EXIT_NODES, Action
 from ftrain_launcher.job.roster import Roster
 
-LAST_CALL_SECONDS = 30.0
-"""Once the fewest nodes are here with which the job can begin, more are waited for so long; as torchrun does."""
 _FAILURES_MIN = 3
 """So many nodes may be lost in a row before they ran, or half as many as the job has."""
 
@@ -60,7 +58,7 @@ class Recruiting:
         if not gathering or self._called or not self._config.elastic or self._roster.idle() < self._config.least:
             self.last_call = None
         elif self.last_call is None:
-            self.last_call = now + min(LAST_CALL_SECONDS, self._config.host_wait_seconds)
+            self.last_call = now + min(self._config.last_call_seconds, self._config.host_wait_seconds)
 
     def is_called(self, now: float) -> bool:
         """Whether the others have had their while, just now."""

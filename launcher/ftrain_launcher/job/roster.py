@@ -121,6 +121,23 @@ class Roster:
             if node.name in awaited:
                 self.waited_for.add(position)
 
+    def adopt(self, names: Sequence[str]) -> None:
+        """These hold the positions, whatever was known here; none of them is gone. All are to be left then."""
+        were = {node.name for node in self.members()}
+        for node in self.members():
+            node.position = node.inventory = node.store_port = node.durable = None
+        self.positions[:] = [None] * len(names)
+        self.vacant.clear()
+        self.vacant.update(range(len(names)))
+        self.waited_for.clear()
+        for position, name in enumerate(names):
+            node = self.nodes.get(name) or self.add(name)
+            if node.cordon is not None and name not in were:
+                self.uncordon(node)
+            if node.state is not NodeState.ACTIVE:
+                self.move(node, NodeState.IDLE)
+            self._place(node, position)
+
     def fill(self, groups: Sequence[Sequence[int]] = ()) -> list[Node]:
         """Give vacant positions to idle nodes, those that were checked first; returns these nodes.
 

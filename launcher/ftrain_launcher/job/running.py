@@ -79,7 +79,12 @@ class Running:
             case WorkerExit():
                 return self._exit(generation, report, now, stopping=stopping)
             case ArenaShort():
-                return _too_little_memory(generation, report)
+                reason = _too_little_memory(generation, report)
+                if not report.goes_on:
+                    return Action(False, reason, EXIT_USAGE)
+                self._orders.announce(
+                    [f"warning: {reason}. Until then no step is safe after that of the last snapshot"]
+                )
             case Diagnosed():
                 return self._diagnose(generation, report, now, stopping=stopping)
             case Progress():
@@ -213,7 +218,7 @@ class Running:
         self._orders.announce(self._durable.take_news())
 
 
-def _too_little_memory(generation: Generation, event: ArenaShort) -> Action:
+def _too_little_memory(generation: Generation, event: ArenaShort) -> str:
     needed, available = event.needed_bytes / 2**20, event.available_bytes / 2**20
     reason = (
         f"too little shared memory on {event.node}: the snapshots need {needed:,.0f} MiB, "
@@ -221,4 +226,4 @@ def _too_little_memory(generation: Generation, event: ArenaShort) -> Action:
     )
     if (nodes := len(generation.ranks.nodes)) < len(generation.before):
         reason += f". {len(generation.before)} nodes needed less each than {nodes}: --nnodes could have a larger MIN"
-    return Action(False, reason, EXIT_USAGE)
+    return reason

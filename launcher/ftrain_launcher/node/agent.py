@@ -33,6 +33,8 @@ from ftrain_launcher.messages import (
     Hold,
     Inject,
     PinDurable,
+    Recall,
+    Recalled,
     Shutdown,
     Stand,
     Stop,
@@ -41,6 +43,7 @@ from ftrain_launcher.messages import (
     WriteDurable,
 )
 from ftrain_launcher.node.node import NodeRunner
+from ftrain_launcher.packing import decode
 from ftrain_launcher.processes.pidfds import PidHandle
 from ftrain_launcher.questions import Question
 from ftrain_launcher.search import PATIENCE_SHARE, Search
@@ -54,19 +57,18 @@ _VOTE_SECONDS = 10.0
 """How long to wait at a candidate that stands by; an earlier one may be there again by then."""
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(ToAgent).decode
 
 
 class Agent:
     """Connects one `NodeRunner` to the controller."""
 
-    def __init__(self, folder: JobFolder, node: str, failure_domain: str = "") -> None:
+    def __init__(self, folder: JobFolder, node: str, failure_domain: str = "", errors_fd: int = 2) -> None:
         self._folder = folder
         self._ended = asyncio.Event()
-        self._runner = NodeRunner(folder, node, failure_domain, self._tell, self._ended.set)
+        self._runner = NodeRunner(folder, node, failure_domain, self._tell, self._ended.set, errors_fd)
         self._outbox: asyncio.Queue[FromAgent] | None = None
         self._wishes: asyncio.Queue[ToAgent] = asyncio.Queue(maxsize=100)
-        self._grace_seconds = 0.0
+        self._grace_seconds, self._signal = 0.0, int(signal.SIGTERM)
 
     async def run(self) -> None:
         """Serve until told to end, or until the controller has been away for too long."""
@@ -83,7 +85,7 @@ class Agent:
             for task in done - {ended}:
                 task.result()
         finally:
-            await self._runner.close(self._grace_seconds)
+            await self._runner.close(self._grace_seconds, self._signal)
             for task in [ended, *tasks]:
                 task.cancel()
             await asyncio.gather(ended, *tasks, return_exceptions=True)
@@ -118,10 +120,10 @@ class Agent:
                     await self._runner.pin_durable(message)
                 case Unpin() as message:
                     await self._runner.unpin(message)
-                case Shutdown(_, grace_seconds):
-                    self._grace_seconds = grace_seconds
+                case Shutdown(_, grace_seconds, number):
+                    self._grace_seconds, self._signal = grace_seconds, number
                     self._ended.set()
-                case Inject() | Stand() | Elect():
+                case Inject() | Stand() | Elect() | Recall():
                     pass
 
     # ---- the line
@@ -193,6 +195,8 @@ class Agent:
                     self._obey_from(term)
                     search.found(candidate)
                     await socket.send_bytes(_encode(self._runner.join()))
+                case Recall() if self._runner.accepted is not None:
+                    await socket.send_bytes(_encode(Recalled(self._runner.node, self._runner.accepted)))
                 case Stand(_, _, leader):
                     search.hear_of(leader)
                     return
@@ -228,7 +232,7 @@ class Agent:
             async for frame in socket:
                 if frame.type is not aiohttp.WSMsgType.BINARY:
                     continue
-                wish = _decode(frame.data)
+                wish = decode(frame.data)
                 if isinstance(wish, Inject):
                     self._runner.inject(wish)
                 elif isinstance(wish, Question):
@@ -248,7 +252,7 @@ class Agent:
 async def _hear(socket: Socket, timeout_seconds: float) -> ToAgent | None:
     """The next message; None: the line was closed. Raises TimeoutError."""
     frame = await socket.receive(timeout=timeout_seconds)
-    return _decode(frame.data) if frame.type is aiohttp.WSMsgType.BINARY else None
+    return decode(frame.data) if frame.type is aiohttp.WSMsgType.BINARY else None
 
 
 def main() -> int:
@@ -257,14 +261,15 @@ def main() -> int:
     parser.add_argument("--job-folder", type=Path, required=True)
     parser.add_argument("--node", required=True)
     parser.add_argument("--failure-domain", default="")
+    parser.add_argument("--errors-fd", type=int, default=2, help="the terminal's stderr; ours goes to a log")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="ftrain %(levelname)s %(message)s")
-    asyncio.run(_run(JobFolder(arguments.job_folder), arguments.node, arguments.failure_domain))
+    asyncio.run(_run(JobFolder(arguments.job_folder), arguments.node, arguments.failure_domain, arguments.errors_fd))
     return 0
 
 
-async def _run(folder: JobFolder, node: str, failure_domain: str) -> None:
-    await Agent(folder, node, failure_domain).run()
+async def _run(folder: JobFolder, node: str, failure_domain: str, errors_fd: int) -> None:
+    await Agent(folder, node, failure_domain, errors_fd).run()
 
 
 if __name__ == "__main__":

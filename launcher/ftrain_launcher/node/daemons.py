@@ -10,13 +10,12 @@ import asyncio
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 from ftrain_launcher.jobs import TlsFiles
+from ftrain_launcher.processes import nursery
 from ftrain_launcher.processes.pidfds import PidHandle
 from ftrain_snapshot.client import DaemonClient
 from ftrain_snapshot.errors import DaemonLost, SnapshotError
@@ -53,7 +52,6 @@ class DaemonKeeper:
         self._log = log
         self._grace_seconds = grace_seconds
         self._on_death = on_death
-        self._process: subprocess.Popen[bytes] | None = None
         self._client: DaemonClient | None = None
         self._lock = asyncio.Lock()
         self._up = asyncio.Event()
@@ -86,34 +84,25 @@ class DaemonKeeper:
         raise DaemonFailed(f"the snapshot daemon of {self._node} does not start")
 
     def _start(self, port: int) -> bool:
-        with self._log.open("ab") as log:
-            process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-P",
-                    "-m",
-                    "ftrain_snapshot.daemon",
-                    *("--node", self._node),
-                    *("--node-dir", str(self._folder)),
-                    *("--host", self._host),
-                    *("--port", str(port)),
-                    *("--secret-file", str(self._secret)),
-                    *("--grace-seconds", str(self._grace_seconds)),
-                    *self._tls,
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                start_new_session=True,
-            )
-        assert process.stdout is not None
-        with process.stdout as stdout:
-            words = stdout.readline().split()
+        arguments = (
+            *("--node", self._node),
+            *("--node-dir", str(self._folder)),
+            *("--host", self._host),
+            *("--port", str(port)),
+            *("--secret-file", str(self._secret)),
+            *("--grace-seconds", str(self._grace_seconds)),
+            *self._tls,
+        )
+        reader, writer = os.pipe()
+        with os.fdopen(reader, "rb") as said:
+            with os.fdopen(writer, "wb") as saying, self._log.open("ab") as log:
+                descriptors = (saying.fileno(), log.fileno())
+                pid = nursery.start(self._folder.parent, "ftrain_snapshot.daemon", arguments, descriptors)
+            words = said.readline().split()
         if len(words) != 2 or words[0] != b"ready":
-            process.kill()
-            process.wait()
+            _kill(pid)
             return False
-        self._process, self.pid, self.port = process, process.pid, int(words[1])
+        self.pid, self.port = pid, int(words[1])
         if self._client is not None:
             self._client.close()
         self._client = DaemonClient(self._folder, role="agent", timeout_seconds=_CALL_TIMEOUT_SECONDS)
@@ -130,9 +119,8 @@ class DaemonKeeper:
     def _died(self) -> None:
         self._unwatch()
         self._up.clear()
-        if self._process is not None:
-            self._process.wait()
-            self._process = None
+        if self.pid is not None:
+            _bury(self.pid)
         self.pid = None
         self._on_death()
 
@@ -183,8 +171,19 @@ class DaemonKeeper:
                     await daemon.wait_ended(grace_seconds)
             finally:
                 daemon.close()
-        if self._process is not None:
-            self._process.wait()
+        _bury(pid)
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    _bury(pid)
+
+
+def _bury(pid: int) -> None:
+    """If it is this process's child: one from the nursery, or of an agent before this one, is the launcher's."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
 
 
 def _arguments(tls: TlsFiles) -> tuple[str, ...]:

@@ -73,12 +73,14 @@ class NodeRunner:
         failure_domain: str,
         tell: Callable[[FromAgent], None],
         on_lost: Callable[[], None],
+        errors_fd: int,
     ) -> None:
         self.job = folder.record()
         self.node = node
         self._failure_domain = failure_domain
         self.node_folder = Path(self.job.arena_folder) / node
         self._tell_controller = tell
+        self._errors_fd = errors_fd
         self._on_lost = on_lost
         """Called when the node's memory is gone: there is no node any more."""
         self._secret = folder.secret
@@ -91,6 +93,8 @@ class NodeRunner:
         self.term = 0
         """The newest controller's that was promised obedience; 0: there is but one candidate."""
         self._form: Form | None = None
+        self.accepted: Form | None = None
+        """The newest generation whose ranks it took, also if they are stopped by now."""
         self._all_started = False
         self._inventory: Inventory | None = None
         self._background = Background()
@@ -128,17 +132,19 @@ class NodeRunner:
         )
         self._host = WorkerHost(zygote, self._exited)
         self._store = StoreHost(self.job, self.node, self.node_folder, self._host)
-        self._workers = NodeWorkers(self.job, self.node, self._host, self._links, self._tell)
+        self._workers = NodeWorkers(self.job, self.node, self._host, self._links, self._tell, self._errors_fd)
         self._writers = DurableWriters(self.job, self.node, self._host, self._tell)
         self._comm = CommWatch(self.node, self.node_folder, self._workers, self._tell_controller)
         self.answering = Answering(self.job, self.node, self.node_folder, self._workers, self._tell_controller)
         before = self._file.read()
-        self.term = before.term if before is not None else 0
+        if before is not None:
+            self.term, self.accepted = before.term, before.accepted
         await self._links.start()
         await asyncio.gather(self._start_daemon(before), self._adopt_workers(before))
         self._workers.open()
         self._halts = NodeHalt(self.node, self.node_folder)
         self._write_down()
+        self._prepare()
         if self.job.config.detect is not Detect.OFF:
             self._background.begin(self._comm.run())
 
@@ -160,6 +166,7 @@ class NodeRunner:
         await self._host.start()
         await asyncio.sleep(0)  # what the zygote told while it was being asked comes first
         self._workers.bury_missing()
+        self._store.clear_away()
 
     async def _wait_for_root_zygote(self) -> None:
         """Emulated nodes start while the one import that they share is going on: its socket appears at its end."""
@@ -168,14 +175,14 @@ class NodeRunner:
         while root and not Path(root).exists() and time.monotonic() < deadline:
             await asyncio.sleep(_ROOT_ZYGOTE_POLL_SECONDS)
 
-    async def close(self, grace_seconds: float) -> None:
-        """End the node: workers, zygote, daemon, and all its memory."""
+    async def close(self, grace_seconds: float, number: int) -> None:
+        """End the node: workers, which signal ``number`` asks, zygote, daemon, and all its memory."""
         self._closing = True
         await self._background.close()
         await self.answering.close()
         self._workers.dismiss()
         with contextlib.suppress(ZygoteFailed):
-            await self._host.shutdown(grace_seconds)
+            await self._host.shutdown(grace_seconds, number)
         await self._daemon.stop(grace_seconds=2.0)
         await self._links.close()
         self._workers.close()
@@ -205,7 +212,7 @@ class NodeRunner:
             stopped=self._stopped,
             ranks=self._workers.states(),
             term=self.term,
-            accepted=self.generation,
+            accepted=self.accepted.generation if self.accepted else 0,
         )
 
     def promise(self, term: int) -> None:
@@ -253,10 +260,11 @@ class NodeRunner:
         starting: asyncio.Task[int | None] | None = None
         if generation > self._stopped:
             self._stopped = generation
-            self._store.forget()
+            self._store.end()
             self._comm.tell_now()  # who waits for whom is of the past in a moment
-            stopping = asyncio.create_task(self._workers.stop(message))  # which first of all chooses what is killed:
-            starting = asyncio.create_task(self._host_store(message))  # the new store is not among it
+            spared = self._store.spared(hosts=message.host_store)
+            stopping = asyncio.create_task(self._workers.stop(message, spared))  # which first of all chooses what is
+            starting = asyncio.create_task(self._host_store(message))  # killed: the new store is not among it
             self._staying = await stopping
             self._comm.forget()
             self._halts.clear()
@@ -303,12 +311,15 @@ class NodeRunner:
         """Take this generation's ranks, if the node has stopped for it."""
         if message.generation != self._stopped or message.generation <= self.generation:
             return
-        self._form = message
+        self._form = self.accepted = message
         if self.term:  # Whoever leads next must hear that this generation was formed.
             self._write_down()
         try:
-            await self._configure_daemon(message)
-            await self._workers.start(message)
+            if message.restore is None:  # Workers ask the daemon for their lanes, and do not wait for its generation.
+                await self._configure_daemon(message)
+                await self._workers.start(message)
+            else:  # They first wait for their snapshot in this generation.
+                await asyncio.gather(self._workers.start(message), self._configure_daemon(message))
             self._all_started = True
         except (DaemonFailed, SpawnFailed, ZygoteFailed) as error:
             trouble = Trouble(self.node, message.generation, "form_failed", str(error))
@@ -386,6 +397,7 @@ class NodeRunner:
         """A process of ours ended. Those of a generation that was stopped were ended by us."""
         if self._closing:
             return
+        self._store.exited(exited)
         if exited.id == self._store.id:
             reason = f"exit code {exited.code}, signal {exited.signal}"
             self._tell(Trouble(self.node, self._stopped, "store_lost", reason), ("trouble",))
@@ -397,13 +409,22 @@ class NodeRunner:
 
     def _hear_worker(self, hello: link.Hello, message: link.LinkMessage) -> None:
         if isinstance(message, link.StoreReady):
-            self._store.hear_port(message.generation, message.port)
+            self._store.hear_port(hello.pid, message.port)
         else:
             if isinstance(message, link.Failed):
                 self._comm.tell_now()
             self._workers.hear(hello, message)
-            if isinstance(message, link.FirstStep) and self._form is not None and self.job.config.work.standby:
-                self._background.begin(self._workers.provide_standbys(self._form))
+            if isinstance(message, link.FirstStep | link.Stays):
+                self._prepare()
+
+    def _prepare(self) -> None:
+        """Get ready for the next fault, once all workers train."""
+        if self._form is not None and self._workers.train:
+            self._background.begin(self._get_ready(self._form))
+
+    async def _get_ready(self, form: Form) -> None:
+        await self._store.prepare(form.generation)
+        await self._workers.provide_standbys(form)
 
     def _daemon_died(self) -> None:
         if not self._closing:
@@ -465,5 +486,6 @@ class NodeRunner:
             workers=self._workers.records(),
             store_id=self._store.id,
             term=self.term,
+            accepted=self.accepted if self.term else None,
         )
         self._file.write(record)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import psutil
@@ -39,23 +40,21 @@ from ftrain_launcher.node.state import WorkerRecord
 from ftrain_launcher.node.staying import Seen, Waiting, WaitingRoom, can_stay
 from ftrain_launcher.node.warm_standbys import Standbys
 from ftrain_launcher.processes.environment import interface_of, worker_environment
-from ftrain_launcher.processes.error_file import lines_of
+from ftrain_launcher.processes.error_file import SUFFIX, lines_of
 from ftrain_launcher.processes.linux import has_ended
-from ftrain_launcher.processes.output import OutputTail, last_lines, log_path
+from ftrain_launcher.processes.output import Filtered, OutputTail, Terminal, last_lines, log_path
 from ftrain_launcher.processes.spawning import Exited, Spawn
-from ftrain_launcher.processes.streams import STDERR, STDOUT
+from ftrain_launcher.processes.streams import STDERR, STDOUT, filtered_path
 from ftrain_launcher.processes.workers import WorkerHost
 from ftrain_launcher.rings.process_state import ProcessWatch
 from ftrain_snapshot.control import ControlPage
 
 _LINES_REPORTED = 20
-_LOCAL_RANK = "${local_rank}"
+_LOCAL_RANK = re.compile(r"\$(local_rank\b|\{local_rank\})")
 """In a script's arguments, as torchrun has it."""
-ERROR_SUFFIX = ".error.json"
-"""Of the file beside a rank's log that torch's ``record`` writes."""
 _RESTORE_TROUBLES = {
     **dict.fromkeys(("SnapshotIncomplete", "ChecksumMismatch", "StorageError"), "restore_failed"),
-    **dict.fromkeys(("NotCertified", "StateUncovered"), NOT_CERTIFIED),
+    **dict.fromkeys(("NotCertified", "StateUncovered", "StateInconsistent"), NOT_CERTIFIED),
 }
 """What is the matter where a worker raises these, by their names."""
 
@@ -84,11 +83,16 @@ class _Worker:
 class NodeWorkers:
     """Starts a generation's workers on one node and tells what becomes of them."""
 
-    def __init__(self, job: JobRecord, node: str, host: WorkerHost, links: LinkServer, tell: Tell) -> None:
+    def __init__(
+        self, job: JobRecord, node: str, host: WorkerHost, links: LinkServer, tell: Tell, errors_fd: int = 2
+    ) -> None:
+        """``errors_fd``: where the terminal's stderr is; its stdout is this process's."""
         self._job, self._node, self._host, self._links, self._tell = job, node, host, links, tell
         self._folder = Path(job.arena_folder) / node
         self._streams = job.config.work.streams
         self._output = OutputTail()
+        out = Terminal(1)
+        self._terminals = {STDOUT: out, STDERR: Terminal(errors_fd) if self._streams.apart else out}
         self._workers: dict[str, _Worker] = {}
         self._waiting = WaitingRoom()
         self._standbys = Standbys(node, job.config.work.standby, host, self._waiting)
@@ -123,7 +127,7 @@ class NodeWorkers:
         """All of the generation, with the last step that each committed."""
         return tuple(
             RankState(w.record.rank, w.record.local_rank, w.pid, w.state, self._step(w.record.local_rank))
-            for w in self._workers.values()
+            for w in sorted(self._workers.values(), key=lambda worker: worker.record.rank)
         )
 
     def _step(self, lane: int) -> int | None:
@@ -135,12 +139,22 @@ class NodeWorkers:
     async def start(self, form: Form) -> None:
         """Give places to those that wait for one; start the rest. Raises SpawnFailed, ZygoteFailed."""
         self.generation = form.generation
+        missing: list[tuple[int, Spawn]] = []
         for lane in range(form.work.nproc_per_node):
             spawn = self._spawn(form, lane)
-            rank = form.position * form.work.nproc_per_node + lane
-            id, pid = self._assign(spawn, lane) or (spawn.id, await self._host.spawn(spawn))
-            self._workers[id] = worker = _Worker(WorkerRecord(id, rank, lane, pid, time.time()), spawn.argv)
-            self._show(worker)
+            with contextlib.suppress(OSError):  # an older job's, that had this log folder
+                self._log(form.position * form.work.nproc_per_node + lane).with_suffix(SUFFIX).unlink()
+            if (taken := self._assign(spawn, lane)) is not None:
+                self._add(form, lane, spawn, *taken)
+            else:
+                missing.append((lane, spawn))
+        for lane, spawn in missing:  # A fork takes its time: those who waited are at work meanwhile.
+            self._add(form, lane, spawn, spawn.id, await self._host.spawn(spawn))
+
+    def _add(self, form: Form, lane: int, spawn: Spawn, id: str, pid: int) -> None:
+        rank = form.position * form.work.nproc_per_node + lane
+        self._workers[id] = worker = _Worker(WorkerRecord(id, rank, lane, pid, time.time()), spawn.argv)
+        self._show(worker)
 
     def _assign(self, spawn: Spawn, lane: int) -> tuple[str, int] | None:
         """Id and pid of a process that waited, and has this place now."""
@@ -151,10 +165,14 @@ class NodeWorkers:
             self._host.send_signal([one.id], signal.SIGKILL)
         return None
 
+    @property
+    def train(self) -> bool:
+        """All have made a step in this generation."""
+        return bool(self._workers) and all(w.state == "running" for w in self._workers.values())
+
     async def provide_standbys(self, form: Form) -> None:
         """Once all train: start what is missing, for whatever lane will need it; until then it has the first one's."""
-        stay = all(w.state == "running" and self._links.listens(w.record.pid) for w in self._workers.values())
-        if self._workers and stay:
+        if self.train and all(self._links.listens(w.record.pid) for w in self._workers.values()):
             await self._standbys.provide(self._spawn(form, 0))
 
     def _spawn(self, form: Form, lane: int) -> Spawn:
@@ -163,7 +181,7 @@ class NodeWorkers:
         out, err = (str(path) for path in self._logs(rank))
         return Spawn(
             id=f"g{form.generation}-rank{rank}",
-            argv=tuple(word.replace(_LOCAL_RANK, str(lane)) for word in work.argv),
+            argv=tuple(_LOCAL_RANK.sub(str(lane), word) for word in work.argv),
             kind=work.kind,
             env=worker_environment(
                 job=work.job,
@@ -191,7 +209,8 @@ class NodeWorkers:
                 interface=interface_of(self._job.host),
                 user=work.environment,
                 role=work.role,
-                error_file=self._log(rank).with_suffix(ERROR_SUFFIX),
+                error_file=self._log(rank).with_suffix(SUFFIX),
+                virtual_local_rank=work.virtual_local_rank,
             ),
             cwd=self._job.config.work.folder,
             stdout_path=out,
@@ -212,21 +231,21 @@ class NodeWorkers:
             if worker.pid is not None and worker.record.id not in self._host.running:
                 self.exited(Exited(worker.record.id, worker.record.pid, None, signal.SIGKILL))
 
-    async def stop(self, message: Stop | None = None) -> int:
+    async def stop(self, message: Stop | None = None, kept: Collection[str] = ()) -> int:
         """Have those leave that can stay, kill all others; returns how many stay, when the others are gone.
 
-        Whatever else the zygote runs is killed too, but for standbys; without a message these as well. What dies of
-        that was killed by us and is no sign of anything. What is dead already is, though nobody may have told yet: its
-        peers' errors can be quicker than the kernel's word of its end.
+        Whatever else the zygote runs is killed too, but for standbys and what is ``kept``; without a message these as
+        well. What dies of that was killed by us and is no sign of anything. What is dead already is, though nobody may
+        have told yet: its peers' errors can be quicker than the kernel's word of its end.
         """
         leaving = [w for w in self._workers.values() if message is not None and self._is_asked_to_leave(w, message)]
         for worker in self._workers.values():
             if worker not in leaving and worker.pid is not None and not has_ended(worker.pid):
                 worker.pid = None
-        kept = {w.record.id for w in leaving}
+        spared = {w.record.id for w in leaving}
         if message is not None:
-            kept |= self._waiting.ids | self._standbys.starting
-        await self._host.kill_all_now([id for id in self._host.running if id not in kept])
+            spared |= {*kept, *self._waiting.ids, *self._standbys.starting}
+        await self._host.kill_all_now([id for id in self._host.running if id not in spared])
         await self._wait_until_left(leaving)
         for worker in self._workers.values():
             self._finish_output(worker)
@@ -326,8 +345,8 @@ class NodeWorkers:
             case link.Finished():
                 worker.finished, worker.state = True, "finished"
                 worker.settled.set()
-            case link.OutOfMemory(needed, available):
-                self._tell(ArenaShort(self._node, generation, needed, available), ("short",))
+            case link.OutOfMemory(needed, available, goes_on):
+                self._tell(ArenaShort(self._node, generation, needed, available, goes_on), ("short", goes_on))
             case link.Failed():
                 self._hear_failure(worker, message)
             case link.Halted(step, sealed, moment):
@@ -383,11 +402,17 @@ class NodeWorkers:
         return log, log.with_suffix(".err") if self._streams.apart else log
 
     def _show(self, worker: _Worker, *, from_end: bool = False) -> None:
-        """Copy to the terminal what is to be seen there."""
-        record = worker.record
-        for path, stream in zip(self._logs(record.rank), (STDOUT, STDERR), strict=True):
-            if self._streams.shows(record.local_rank, stream):
-                self._output.follow(path, f"[rank {record.rank}] ", from_end=from_end)
+        """Copy to the terminal what is to be seen there, and to a file what has certain words."""
+        record, streams = worker.record, self._streams
+        prefix = streams.prefix_of(record.rank, record.local_rank, self._job.config.work.role)
+        for path, stream in dict(zip(self._logs(record.rank), (STDOUT, STDERR), strict=True)).items():
+            copies: list[Terminal | Filtered] = []
+            if streams.shows(record.local_rank, stream):
+                copies.append(self._terminals[stream])
+            if words := streams.words(stream):
+                copies.append(Filtered(filtered_path(path, stream), words, prefix))
+            if copies:
+                self._output.follow(path, prefix, *copies, from_end=from_end)
 
     def _finish_output(self, worker: _Worker) -> None:
         for path in self._logs(worker.record.rank):
@@ -396,7 +421,7 @@ class NodeWorkers:
     def _last_lines(self, rank: int) -> tuple[str, ...]:
         """Why it ended, in its own words."""
         _, err = self._logs(rank)
-        told = lines_of(self._log(rank).with_suffix(ERROR_SUFFIX), _LINES_REPORTED)
+        told = lines_of(self._log(rank).with_suffix(SUFFIX), _LINES_REPORTED)
         return tuple(told or last_lines(err, _LINES_REPORTED))
 
 

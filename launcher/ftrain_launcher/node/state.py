@@ -44,6 +44,8 @@ class NodeRecord(msgspec.Struct, frozen=True, kw_only=True):
     """The id of the store process that this node hosts; empty: none."""
     term: int = 0
     """The newest controller's that the agent has promised to obey."""
+    accepted: Form | None = None
+    """The newest generation whose ranks it took, whatever became of them; None too if nobody could ask for it."""
 
     def pids(self) -> list[int]:
         """All processes of the node."""

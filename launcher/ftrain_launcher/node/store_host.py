@@ -1,65 +1,128 @@
-"""The store of the generation that is being formed, on the node that hosts it: a process that says its port itself."""
+"""A generation's store, on the node that hosts it: a process that says its port itself.
+
+Each generation has a fresh one. After a fault all would wait until it has started: so the next generation's is started
+ahead, while this one trains.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 from pathlib import Path
 
 from ftrain_launcher.errors import SpawnFailed, ZygoteFailed
 from ftrain_launcher.jobs import JobRecord
-from ftrain_launcher.processes.spawning import Spawn
+from ftrain_launcher.processes.spawning import Exited, Spawn
 from ftrain_launcher.processes.workers import WorkerHost
 
 _TIMEOUT_SECONDS = 8.0
+_AHEAD = "-store-ahead"
 _logger = logging.getLogger(__name__)
 
 
 class StoreHost:
-    """One node's; hosts one store at a time."""
+    """One node's; hosts one store at a time, and has at most one more ready."""
 
     def __init__(self, job: JobRecord, node: str, node_folder: Path, host: WorkerHost) -> None:
         self.id = ""
         """Its process's name at the zygote; empty: there is none. An agent that re-adopts a store sets it."""
+        self.ahead = ""
+        """That of the one for the next generation."""
         self._job = job
         self._node = node
         self._node_folder = node_folder
         self._host = host
-        self._generation = 0
-        self._port: asyncio.Future[int] | None = None
+        self._ended: set[str] = set()
+        """Those that were killed, and are not gone yet."""
+        self._starting: dict[str, asyncio.Task[int | None]] = {}
+        self._ports: dict[int, asyncio.Future[int]] = {}
+        """By pid: a store may say its port before the zygote has told of it."""
 
-    def forget(self) -> None:
-        """Its generation is over: it ends with the workers."""
-        self.id, self._port = "", None
+    def clear_away(self) -> None:
+        """What an agent before this one had ready has told its port to nobody that lives."""
+        left = [id for id in self._host.running if _AHEAD in id and id != self.id]
+        self._host.send_signal(left, signal.SIGKILL)
 
-    def hear_port(self, generation: int, port: int) -> None:
-        """The store of a generation listens."""
-        if self._port is not None and generation == self._generation and not self._port.done():
-            self._port.set_result(port)
+    def end(self) -> None:
+        """Its generation is over. Nobody waits until it is gone, unless it has the port that the next one needs."""
+        if self.id in self._host.running and not self._job.config.work.store_port:
+            self._host.send_signal([self.id], signal.SIGKILL)
+            self._ended.add(self.id)
+        self.id = ""
+
+    def spared(self, *, hosts: bool) -> set[str]:
+        """What need not be killed at a generation's end; ``hosts``: the next one's store is to be here."""
+        return self._ended | ({self.ahead} if hosts and self.ahead else set())
+
+    def hear_port(self, pid: int, port: int) -> None:
+        """A store listens."""
+        said = self._port_of(pid)
+        if not said.done():
+            said.set_result(port)
+
+    def exited(self, exited: Exited) -> None:
+        """A process of this node has ended."""
+        self._ports.pop(exited.pid, None)
+        self._ended.discard(exited.id)
+        if exited.id == self.ahead:
+            self.ahead = ""
 
     async def port(self, generation: int) -> int | None:
         """The port of this generation's store, which is started if it is not there; None: it does not start."""
-        port = self._port
-        if port is None:
-            port = self._port = asyncio.get_running_loop().create_future()
-            self._generation, self.id = generation, f"g{generation}-store"
-            try:
-                await self._host.spawn(self._spawn())
-            except (SpawnFailed, ZygoteFailed) as error:
-                _logger.error("event=store_not_started node=%s reason=%r", self._node, str(error))
-                return None
+        if not self.id:
+            self.id, self.ahead = self.ahead or f"g{generation}-store", ""
+        pid = self._host.running.get(self.id) or await self._started(self.id, generation)
+        if pid is None:
+            return None
         try:
-            return await asyncio.wait_for(asyncio.shield(port), _TIMEOUT_SECONDS)
+            return await asyncio.wait_for(asyncio.shield(self._port_of(pid)), _TIMEOUT_SECONDS)
         except TimeoutError:
             return None
 
-    def _spawn(self) -> Spawn:
+    async def prepare(self, generation: int) -> None:
+        """Start the next one ahead: ``generation`` trains, with this node's store."""
+        is_port_free = not self._job.config.work.store_port  # else it is in use until then
+        if self.id and not self.ahead and is_port_free:
+            number = 0
+            while (id := f"g{generation}{_AHEAD}{number}") in self._host.running:
+                number += 1
+            self.ahead = id
+            if await self._started(id, generation + 1) is None and self.ahead == id:
+                self.ahead = ""
+
+    def _port_of(self, pid: int) -> asyncio.Future[int]:
+        if pid not in self._ports:
+            self._ports[pid] = asyncio.get_running_loop().create_future()
+        return self._ports[pid]
+
+    async def _started(self, id: str, generation: int) -> int | None:
+        """A fault may come while the one that is wanted then is being forked."""
+        if id not in self._starting:
+            self._starting[id] = asyncio.create_task(self._start(id, generation))
+        try:
+            return await asyncio.shield(self._starting[id])
+        finally:
+            self._starting.pop(id, None)
+
+    async def _start(self, id: str, generation: int) -> int | None:
+        try:
+            return await self._host.spawn(self._spawn(id, generation))
+        except (SpawnFailed, ZygoteFailed) as error:
+            _logger.error("event=store_not_started node=%s reason=%r", self._node, str(error))
+            return None
+
+    def _spawn(self, id: str, generation: int) -> Spawn:
         log = str(Path(self._job.config.work.log_folder) / f"store-{self._node}.log")
         return Spawn(
-            id=self.id,
+            id=id,
             argv=("ftrain.store",),
             kind="module",
-            env={"FTRAIN_NODE_DIR": str(self._node_folder), "FTRAIN_GENERATION": str(self._generation)},
+            env={
+                "FTRAIN_NODE_DIR": str(self._node_folder),
+                "FTRAIN_GENERATION": str(generation),
+                "FTRAIN_STORE_PORT": str(self._job.config.work.store_port),
+            },
             cwd="/",
             stdout_path=log,
             stderr_path=log,

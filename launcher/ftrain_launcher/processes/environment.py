@@ -55,6 +55,7 @@ def worker_environment(
     user: Mapping[str, str] | None = None,
     role: str = "default",
     error_file: Path | None = None,
+    virtual_local_rank: bool = False,
 ) -> dict[str, str]:
     """The variables that one worker gets on top of its agent's own environment.
 
@@ -67,13 +68,14 @@ def worker_environment(
         interface: the one that leads to the other nodes ("lo" where all are emulated); empty: let torch find it.
         user: variables that the user set for all workers; they may replace the interface, not the ranks.
         error_file: where torch's ``record`` puts the exception that ends the script.
+        virtual_local_rank: it sees its own GPU alone, as number 0.
     """
     snapshot = "" if restore is None else f"{restore.version}:{restore.generation}:{restore.slot}"
     return {
         **_interface_variables(interface, os.environ),
         **(user or {}),
         "RANK": str(rank),
-        "LOCAL_RANK": str(local_rank),
+        "LOCAL_RANK": "0" if virtual_local_rank else str(local_rank),
         "WORLD_SIZE": str(world_size),
         "LOCAL_WORLD_SIZE": str(nproc_per_node),
         "GROUP_RANK": str(position),
@@ -103,7 +105,15 @@ def worker_environment(
         "FTRAIN_DETERMINISTIC_REDUCTION": str(int(deterministic_reduction)),
         **({"FTRAIN_IN_PROCESS": "1"} if in_process else {}),
         "FTRAIN_RECORDER": {**os.environ, **(user or {})}.get("FTRAIN_RECORDER", "1"),
+        **(_own_gpu(local_rank, {**os.environ, **(user or {})}) if virtual_local_rank else {}),
     }
+
+
+def _own_gpu(local_rank: int, inherited: Mapping[str, str]) -> dict[str, str]:
+    """One of the GPUs that the node may use; ftrain itself goes on counting the node's workers."""
+    visible = inherited.get("CUDA_VISIBLE_DEVICES")
+    gpus = [str(local_rank)] if visible is None else visible.split(",")[local_rank : local_rank + 1]
+    return {"CUDA_VISIBLE_DEVICES": "".join(gpus).strip(), "FTRAIN_LANE": str(local_rank)}
 
 
 _LOOPBACK = "lo"

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 BYTES_MAX = 1 << 20
+SUFFIX = ".error.json"
+"""Of the file beside a rank's log."""
+_VARIABLE = "TORCHELASTIC_ERROR_FILE"
+_EXIT_CODE = 1
+"""Of a script that an exception ended."""
 
 
 class _Extra(msgspec.Struct):
@@ -22,12 +30,39 @@ class _File(msgspec.Struct):
     message: _Message | str
 
 
+class _Whole(msgspec.Struct):
+    message: dict[str, Any]
+
+
 def lines_of(path: Path, count: int) -> list[str]:
     """The end of the traceback, or else what it says; nothing if there is no such file, or it is of another kind."""
     try:
-        with path.open("rb") as file:
-            told = msgspec.json.decode(file.read(BYTES_MAX), type=_File).message
+        told = msgspec.json.decode(_read(path), type=_File).message
     except (OSError, msgspec.DecodeError):
         return []
     text = told if isinstance(told, str) else told.extra.py_callstack.rstrip() or told.message
     return text.splitlines()[-count:]
+
+
+def hand_on(logs: Path, since: float, environment: Mapping[str, str]) -> None:
+    """Copy a failed job's first error to where its launcher was told to, as torchrun does for what started it.
+
+    Looks at errors of this host, written after ``since`` (unix seconds), of the newest generation that has any.
+    """
+    if not (target := environment.get(_VARIABLE)):
+        return
+    errors: list[tuple[int, float, dict[str, Any]]] = []
+    for path in logs.glob(f"generation-*/*{SUFFIX}"):
+        with contextlib.suppress(OSError, msgspec.DecodeError, ValueError):  # of another kind, or of no number
+            if (written := path.stat().st_mtime) >= since:
+                generation = int(path.parent.name.rpartition("-")[2])
+                errors.append((-generation, written, msgspec.json.decode(_read(path), type=_Whole).message))
+    if errors:
+        first = min(errors, key=lambda error: error[:2])[2]
+        with contextlib.suppress(OSError):  # the job's end is told by its exit code, too
+            Path(target).write_bytes(msgspec.json.encode({"message": {**first, "errorCode": _EXIT_CODE}}))
+
+
+def _read(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(BYTES_MAX)

@@ -28,9 +28,12 @@ def _prctl(option: int, argument: int | bytes) -> None:
         raise OSError(number, f"prctl({option}): {os.strerror(number)}")
 
 
-def die_with_parent(parent_pid: int) -> None:
-    """Be killed when the parent's thread that forked this process ends; end at once if it already did."""
-    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def die_with_parent(parent_pid: int, number: int = signal.SIGKILL) -> None:
+    """Be killed when the parent's thread that forked this process ends; end at once if it already did.
+
+    ``number``: the signal; another one leaves a process the time to clear up.
+    """
+    _prctl(_PR_SET_PDEATHSIG, number)
     if os.getppid() != parent_pid:
         os._exit(128 + signal.SIGKILL)
 

@@ -1,10 +1,10 @@
 """Worker output: files per rank and generation, and whole lines with the rank in front on the terminal.
 
 Workers write straight to files, so a dead agent breaks no worker's output and nothing is lost with it. The agent
-follows these files and copies whole lines to its own output. A thread does that, not the agent's event loop: a
-terminal that was stopped, or a full pipe, blocks its writer, and must not silence the agent's heartbeats. The
-files are polled, since inotify would tell of every single write of a chatty worker, and 50 ms is quick enough
-for people.
+follows these files and copies whole lines to the terminal, and those with certain words to a file. A thread does that,
+not the agent's event loop: a terminal that was stopped, or a full pipe, blocks its writer, and must not silence the
+agent's heartbeats. The files are polled, since inotify would tell of every single write of a chatty worker, and 50 ms
+is quick enough for people.
 """
 
 from __future__ import annotations
@@ -76,18 +76,60 @@ class LineCutter:
         return self._prefix + line.rstrip(b"\r") + b"\n"
 
 
+class Terminal:
+    """A descriptor that people, or a pipe, read; once nobody does any more, what is written to it goes nowhere."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd: int | None = fd
+
+    def write(self, lines: list[bytes]) -> None:
+        """Write lines, several at once where they fit into one atomic write."""
+        batch = b""
+        for line in lines:
+            if batch and len(batch) + len(line) > _ATOMIC_BYTES:
+                self._write_all(batch)
+                batch = b""
+            batch += line
+        if batch:
+            self._write_all(batch)
+
+    def _write_all(self, data: bytes) -> None:
+        while data and self._fd is not None:
+            try:
+                data = data[os.write(self._fd, data) :]
+            except BlockingIOError:  # somebody made the terminal non-blocking
+                select.select([], [self._fd], [], 1.0)
+            except OSError:  # nobody reads any more: the files still have it all
+                self._fd = None
+
+
+class Filtered:
+    """A file for the lines, of all ranks, that have one of some words in them."""
+
+    def __init__(self, path: Path, words: tuple[str, ...], prefix: str) -> None:
+        self._path, self._skipped = path, len(prefix.encode())
+        self._words = tuple(word.encode() for word in words)
+
+    def write(self, lines: list[bytes]) -> None:
+        """Append those that are wanted. The file is opened each time: it may be another agent's as well."""
+        wanted = [line for line in lines if any(word in line[self._skipped :] for word in self._words)]
+        if wanted:
+            with contextlib.suppress(OSError), self._path.open("ab") as file:  # a full disk: the rank's own file tells
+                file.write(b"".join(wanted))
+
+
 @dataclass(eq=False)
 class _Followed:
     cutter: LineCutter
+    copies: tuple[Terminal | Filtered, ...]
     offset: int
     finishing: bool = False
 
 
 class OutputTail:
-    """Copies the lines of the files it follows to one descriptor. All methods may be called from any thread."""
+    """Copies the lines of the files it follows. All methods may be called from any thread."""
 
-    def __init__(self, fd: int = 1) -> None:
-        self._fd: int | None = fd
+    def __init__(self) -> None:
         self._files: dict[Path, _Followed] = {}
         self._lock = threading.Lock()
         self._wake = threading.Event()
@@ -96,14 +138,14 @@ class OutputTail:
         self._thread = threading.Thread(target=self._run, name="worker output", daemon=True)
         self._thread.start()
 
-    def follow(self, path: Path, prefix: str, *, from_end: bool = False) -> None:
+    def follow(self, path: Path, prefix: str, *copies: Terminal | Filtered, from_end: bool = False) -> None:
         """Copy what is written to ``path``, which may not exist yet. ``from_end``: only what comes from now on."""
         offset = 0
         if from_end:
             with contextlib.suppress(FileNotFoundError):
                 offset = path.stat().st_size
         with self._lock:
-            self._files[path] = _Followed(LineCutter(prefix), offset)
+            self._files[path] = _Followed(LineCutter(prefix), copies, offset)
 
     def finish(self, path: Path) -> None:
         """Its writer has ended: copy the rest, a begun last line included, and forget the file. Does not wait."""
@@ -137,33 +179,19 @@ class OutputTail:
             # pread: a file that shrank gives nothing, and what is new is found by the offset alone.
             while data := os.pread(file.fileno(), _READ_BYTES, followed.offset):
                 followed.offset += len(data)
-                self._write(followed.cutter.feed(data))
+                _write(followed, followed.cutter.feed(data))
                 read += len(data)
                 if read >= _TURN_BYTES_MAX and not finishing:
                     self._wake.set()
                     break
         if finishing:
-            self._write(followed.cutter.flush())
+            _write(followed, followed.cutter.flush())
             with self._lock:
                 if self._files.get(path) is followed:
                     del self._files[path]
 
-    def _write(self, lines: list[bytes]) -> None:
-        """Write lines, several at once where they fit into one atomic write."""
-        batch = b""
-        for line in lines:
-            if batch and len(batch) + len(line) > _ATOMIC_BYTES:
-                self._write_all(batch)
-                batch = b""
-            batch += line
-        if batch:
-            self._write_all(batch)
 
-    def _write_all(self, data: bytes) -> None:
-        while data and self._fd is not None:
-            try:
-                data = data[os.write(self._fd, data) :]
-            except BlockingIOError:  # somebody made the terminal non-blocking
-                select.select([], [self._fd], [], 1.0)
-            except OSError:  # nobody reads any more: the files still have it all
-                self._fd = None
+def _write(followed: _Followed, lines: list[bytes]) -> None:
+    if lines:
+        for copy in followed.copies:
+            copy.write(lines)

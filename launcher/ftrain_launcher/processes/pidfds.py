@@ -43,3 +43,31 @@ class PidHandle:
     def close(self) -> None:
         """Let go; the process is not touched."""
         os.close(self._fd)
+
+
+class Child:
+    """A child of this process, buried in the event loop as soon as it ends."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        """Exit code, or a signal's number with a minus; None: it runs."""
+        self._handle = os.pidfd_open(pid)
+        loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[int] = loop.create_future()
+        loop.add_reader(self._handle, self._bury)
+
+    def _bury(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._handle)
+        os.close(self._handle)
+        self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        self._ended.set_result(self.returncode)
+
+    async def wait(self) -> int:
+        """Wait for its end; `returncode`."""
+        return await asyncio.shield(self._ended)
+
+    def terminate(self) -> None:
+        """SIGTERM, if it still runs."""
+        if self.returncode is None:
+            signal.pidfd_send_signal(self._handle, signal.SIGTERM)

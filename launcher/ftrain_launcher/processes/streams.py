@@ -1,11 +1,14 @@
-"""Which of a worker's streams the terminal shows, said as torchrun's ``--redirects``, ``--tee`` and filter say it.
+"""What becomes of a worker's output beside its files, said as torchrun's ``--redirects``, ``--tee`` and filters say it.
 
-All output goes to files whatever is chosen; a stream that is redirected, and not teed, goes nowhere else.
+All output goes to files whatever is chosen. The terminal shows it but for a stream that is redirected and not teed,
+with the rank (or what TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE says) in front. Lines with certain words are copied again.
 """
 
 from __future__ import annotations
 
 import re
+import string
+from pathlib import Path
 
 import msgspec
 
@@ -21,17 +24,37 @@ class Streams(msgspec.Struct, frozen=True):
     tee: str = "0"
     lanes: tuple[int, ...] = ()
     """The local ranks that are shown at all; empty: every one."""
+    split: bool = False
+    """The launcher's stdout and stderr lead to different places, and so do the workers'."""
+    prefix: str = "[rank ${rank}] "
+    """In front of each line; ``${rank}``, ``${local_rank}`` and ``${role_name}`` are replaced."""
+    stdout_words: tuple[str, ...] = ()
+    """Lines of stdout with one of them are copied into one file for all ranks."""
+    stderr_words: tuple[str, ...] = ()
 
     @property
     def apart(self) -> bool:
-        """Stdout and stderr have files of their own: somebody chose between them."""
-        return (self.redirects, self.tee) != ("0", "0")
+        """Stdout and stderr have files of their own: somebody wants to tell them apart."""
+        return self.split or (self.redirects, self.tee) != ("0", "0") or bool(self.stdout_words or self.stderr_words)
 
     def shows(self, lane: int, stream: int) -> bool:
         """Whether the terminal shows STDOUT or STDERR of a local rank."""
         if self.lanes and lane not in self.lanes:
             return False
         return bool(_chosen(self.tee, lane) & stream) or not _chosen(self.redirects, lane) & stream
+
+    def words(self, stream: int) -> tuple[str, ...]:
+        """What a line of STDOUT or STDERR is copied for; none: no line is."""
+        return self.stderr_words if stream == STDERR else self.stdout_words
+
+    def prefix_of(self, rank: int, lane: int, role: str) -> str:
+        """What is in front of each line of one worker."""
+        return string.Template(self.prefix).safe_substitute(rank=rank, local_rank=lane, role_name=role)
+
+
+def filtered_path(log: Path, stream: int) -> Path:
+    """Where lines with certain words of all ranks go, beside one rank's ``log``."""
+    return log.with_name("filtered_stderr.log" if stream == STDERR else "filtered_stdout.log")
 
 
 def is_choice(text: str) -> bool:

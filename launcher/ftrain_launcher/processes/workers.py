@@ -275,11 +275,11 @@ class WorkerHost:
 
     # ---- the end
 
-    async def shutdown(self, grace_seconds: float = 5.0) -> None:
-        """Stop all workers (ask, grace, kill) and end the zygote; returns when all of them are gone."""
+    async def shutdown(self, grace_seconds: float = 5.0, number: int = signal.SIGTERM) -> None:
+        """Stop all workers (ask with ``number``, grace, kill) and end the zygote; returns when all of them are gone."""
         if self._line is not None and self._reader is not None:
             try:
-                await self.stop_all(grace_seconds=grace_seconds)
+                await self.stop_all(number, grace_seconds)
             finally:
                 self._line.send(spawning.Shutdown(0.0))
                 await asyncio.wait({self._reader}, timeout=KILL_TIMEOUT_SECONDS)  # the closed line is the answer

@@ -16,11 +16,14 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from ftrain.comm.ring import NONE, RECORDS_MAX, Group, Live
+from ftrain.comm.ring import MARKS_MAX, NONE, RECORDS_MAX, WAITS, Group, Live
 from ftrain_launcher.detect.records import (
+    NO_DTYPE,
     PENDING_MAX,
+    Call,
     Channel,
     Collectives,
+    Departure,
     Op,
     Operation,
     ProcessState,
@@ -29,6 +32,7 @@ from ftrain_launcher.detect.records import (
 )
 from ftrain_launcher.rings.op_history import DIRECT, OpHistory, class_of
 from ftrain_launcher.rings.process_state import ProcessWatch
+from ftrain_launcher.rings.program_order import departure
 from ftrain_launcher.rings.starvation import Starvation
 from ftrain_launcher.rings.step_log import StepLog, spread, spread_throttled
 from ftrain_launcher.rings.view import FAILED, PENDING, ChannelCounts, Record, RingView
@@ -66,10 +70,14 @@ class RankReader:
         """The newest record that was read."""
         self._open: set[int] = set()
         """Older ones that were pending, or could not be read."""
-        self._marks_seen = 0
+        self._marks_seen = self._waits_seen = 0
+        self._waits_ns: int | None = None
+        """Since when it waits for rank 0 at the end of a step."""
         self._step, self._step_ns = -1, self.ring.started_ns
-        self._recent_told = -1
-        """How many records there were when the recent operations were told."""
+        self._recent_told = -1, -1
+        """How many records and marks there were when the recent operations were told."""
+        self._departure: Departure | None = None
+        """As of then."""
         self._moved_ns: int | None = None
         """When it last entered or left an operation."""
         self._done: list[RankStep] = []
@@ -104,21 +112,28 @@ class RankReader:
         return now_ns >= self._late_at_ns
 
     def report(self, now_ns: int, *, is_last: bool = False) -> tuple[RankRecord | None, list[RankStep]]:
-        """How it stands, and the steps that were completed since the last report; with its recent operations if one is
-        late, or ``is_last``.
+        """How it stands, and the steps that were completed since the last report; with its recent operations, and where
+        its program departed, if it waits long in one, or ``is_last``.
 
         No record: it is in an operation of which the ring cannot tell enough.
         """
         live = self.ring.live()
         self._catch_up(live)
         mark = self.ring.mark(live.marks)
+        self._waits_ns = None
+        if mark is not None and mark.step == WAITS:
+            self._waits_ns = mark.at_ns
+            mark = self.ring.mark(live.marks - 1)
         if mark is not None:
             self._step, self._step_ns = mark.step, mark.at_ns
         self._process_state = self._process.read()
         record = self._record(live, now_ns)
-        if (is_last or late_in_seconds(record) <= 0.0) and self._recent_told != live.head:
-            self._recent_told = live.head
+        place = live.head, live.marks
+        if (is_last or _waits_long(record)) and self._recent_told != place:
+            self._recent_told, self._departure = place, self._find_departure(live)
             record = self._with_recent(record, now_ns)
+        if self._recent_told == place:
+            record = replace(record, departure=self._departure)
         waited = self._starvation.more()
         self._starved_seconds += waited.starved
         self._throttled_seconds += waited.throttled
@@ -146,7 +161,14 @@ class RankReader:
             self._channels(channels, now_ns, all_inside),
             self._process_state,
             None if self._moved_ns is None else max(0, now_ns - self._moved_ns) * 1e-9,
+            commit=self._commit(now_ns),
         )
+
+    def _commit(self, now_ns: int) -> Operation | None:
+        if self._waits_ns is None:
+            return None
+        age_seconds = max(0, now_ns - self._waits_ns) * 1e-9
+        return Operation(self._step + 1, Op.COMMIT, 0, NO_DTYPE, 0, -1, age_seconds, 0.0)
 
     def _name_groups(self, count: int) -> None:
         if count == len(self._indices):
@@ -192,6 +214,21 @@ class RankReader:
             recent = self.ring.recent(numbers[place.communicator])
             told.append(replace(place, recent=tuple(self._operation(one, now_ns) for one in recent)))
         return replace(record, collectives=tuple(told))
+
+    def _find_departure(self, live: Live) -> Departure | None:
+        """Whether its program goes another way than in the steps that are still on record."""
+        first = max(0, live.head - RECORDS_MAX)
+        marks = self.ring.marks(live.marks - MARKS_MAX, live.marks)
+        heads = [mark.head for mark in marks if mark.head >= first and mark.step != WAITS]
+        if len(heads) < 2:
+            return None
+        steps: list[list[Call]] = [[] for _ in heads]
+        for number, _, _, size, communicator, _, op, root in self.ring.records(heads[0], live.head):
+            index = self._indices[communicator] if communicator < len(self._indices) else None
+            steps[bisect.bisect_left(heads, number) - 1].append(Call(-1 if index is None else index, op, root, size))
+        if self._waits_ns is not None:
+            steps.append([])  # the step at hand is over
+        return departure(steps)
 
     def _channels(self, channels: list[ChannelCounts], now_ns: int, all_inside: bool) -> tuple[Channel, ...]:
         found: list[Channel] = []
@@ -251,10 +288,14 @@ class RankReader:
         for mark in marks:
             end = bisect.bisect_right(records, mark.head, begin, key=itemgetter(0))
             self._take(records[begin:end])
+            begin, self._marks_seen = end, mark.number
+            if mark.step == WAITS:
+                self._waits_seen += 1
+                continue
+            mark = mark._replace(number=mark.number - self._waits_seen)
             step = self._steps.end_step(mark, self._indices.__getitem__)
             if step is not None:
                 self._done.append(step)
-            begin, self._marks_seen = end, mark.number
         self._take(records[begin:])
         self._history.refresh()
         del self._done[:-_STEPS_KEPT_MAX]
@@ -288,6 +329,14 @@ class RankReader:
 def late_in_seconds(rank: RankRecord) -> float:
     """When one of its operations will have lasted for longer than is usual; negative: since when."""
     return min((_allowed(operation) - operation.age_seconds for operation in _pending(rank)), default=math.inf)
+
+
+def _waits_long(rank: RankRecord) -> bool:
+    """Whether an operation lasts for longer than is usual; of one without history, than one that is never late. Or it
+    waits at the end of a step."""
+    return rank.commit is not None or any(
+        operation.age_seconds >= max(operation.usual_seconds or 0.0, _LATE_SECONDS_MIN) for operation in _pending(rank)
+    )
 
 
 def _pending(rank: RankRecord) -> Iterator[Operation]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from ftrain.comm.ring import RingInvalid, RingReader, exit_ns, is_failed, is_pending, ring_path
+from ftrain.comm.ring import WAITS, RingInvalid, RingReader, exit_ns, is_failed, is_pending, ring_path
 from ftrain_launcher.detect.records import Communicator
 from ftrain_launcher.messages import RankState
 from ftrain_launcher.questions import TraceWanted
@@ -55,6 +55,7 @@ def _read_ring(
     """One rank's records since the end of the step before the last ``steps``; ``communicators`` takes in new ones."""
     live = ring.live()
     marks = ring.marks(max(0, live.marks - steps - 1), live.marks)
+    marks = marks[marks["step"] != WAITS]
     after = int(marks["head"][0]) if live.marks > steps and len(marks) else 0
     records = ring.records(max(after, live.head - limit), live.head)
     indices = []

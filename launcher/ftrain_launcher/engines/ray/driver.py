@@ -1,0 +1,182 @@
+"""`ftrain run --engine ray`: find the cluster, start a job there or attach to it, show what it says, end as it does.
+
+The driver owns nothing: if it is killed, the job goes on, and the same command attaches to it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+from typing import Any
+
+import msgspec
+
+from ftrain_launcher.engines.ray.order import NAMESPACE, Order
+from ftrain_launcher.engines.ray.placing import HEAD_RESOURCE, bundles, has_room, machines
+from ftrain_launcher.errors import UsageError
+from ftrain_launcher.jobs import Endpoint, JobFolder, JobRecord, Result
+from ftrain_launcher.terminal import announce
+
+EXIT_CUT_OFF = 6
+"""As of a host that cannot reach its controller any more."""
+_CONNECT_SECONDS = 5.0
+_PORT_MAX = 65535
+_HTTP2_SETTINGS, _HTTP2_HEADER_BYTES = b"\x04", 9
+_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _HTTP2_SETTINGS + b"\0\0\0\0\0"
+"""What a client says first, with settings that change nothing (RFC 9113, 3.4)."""
+_WAIT_SECONDS = 0.5
+_START_SECONDS = 60.0
+"""For Ray to start a process on a machine that is busy."""
+_DRIVERS_MAX = 16
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
+_SIGNALS_TO_GO = 3
+"""One ends the job, one more kills it; another lets go of a job that does not answer."""
+
+
+def connect(address: str | None) -> dict[str, Any]:
+    """Connect this process to a cluster; its machines, as `placing.machines` has them.
+
+    Raises:
+        UsageError: Ray is not installed, or there is no cluster.
+    """
+    try:
+        import ray
+    except ModuleNotFoundError as error:
+        raise UsageError("--engine ray: Ray is not installed here: pip install 'ftrain[ray]'") from error
+    word = address or os.environ.get("RAY_ADDRESS") or "auto"
+    if "://" in word:
+        raise UsageError(f"--ray-address {word}: give HOST:PORT of the cluster's head, on one of its machines")
+    if word != "auto":
+        _must_answer(word)
+    try:
+        ray.init(address=word, namespace=NAMESPACE, logging_level=logging.ERROR, log_to_driver=False)
+        return machines(ray.nodes())  # type: ignore[no-untyped-call]
+    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UsageError(f"--ray-address {word}: {reason}") from error
+
+
+def _must_answer(word: str) -> None:
+    """Ray itself would ask for minutes, and say much: a server of gRPC answers the first words of HTTP/2 at once."""
+    host, colon, port = word.rpartition(":")
+    if not colon or not port.isdecimal() or not host or int(port) > _PORT_MAX:
+        raise UsageError(f"--ray-address {word}: give HOST:PORT, or auto")
+    try:
+        with socket.create_connection((host, int(port)), _CONNECT_SECONDS) as line:
+            if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+                return
+            line.sendall(_HTTP2_PREFACE)
+            answer = line.recv(_HTTP2_HEADER_BYTES)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UsageError(f"--ray-address {word}: nothing answers there ({reason}); is the Ray cluster up?") from error
+    if answer[3:4] != _HTTP2_SETTINGS:
+        raise UsageError(f"--ray-address {word}: what answers there is no Ray cluster")
+
+
+def run(order: Order, cluster: dict[str, Any]) -> Result:
+    """Run a job to its end, or watch one of that name that runs already.
+
+    Raises:
+        UsageError: the one that runs is another job, or ftrain is not to be had on the cluster.
+    """
+    import ray
+
+    signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for number in _SIGNALS:
+        signal.signal(number, lambda number, _: signals.put(number))
+    try:
+        supervisor = _supervisor(order, cluster)
+        folder = _folder(supervisor)
+        result = _follow(supervisor, signals)
+        supervisor.farewell.remote()
+    except ray.exceptions.RayActorError as error:
+        if "ModuleNotFoundError" in str(error):
+            raise UsageError("--engine ray: ftrain is not installed on the machines of the Ray cluster") from error
+        announce(text := "error: the actor that owns the job is gone, and the job with it: its machine or Ray ended it")
+        return Result(EXIT_CUT_OFF, text)
+    if folder is not None:
+        folder.write_result(result)
+    return result
+
+
+def _supervisor(order: Order, cluster: dict[str, Any]) -> Any:
+    """The actor of the job, which is made unless it is there."""
+    import ray
+
+    from ftrain_launcher.engines.ray.supervisor import Supervisor
+
+    encoded = msgspec.json.encode(order)
+    supervisor: Any
+    try:
+        supervisor = ray.get_actor(order.name, namespace=NAMESPACE)
+        announce(f"job {order.name} is there already: attached to it")
+    except ValueError:
+        if (room := has_room(cluster.values(), order.share)) < (wanted := bundles(order)):
+            share = ", ".join(f"{amount:g} {name}" for name, amount in order.share.items())
+            announce(f"waiting for the Ray cluster: {wanted} machines with {share} are needed, {room} are there")
+        on_head = any(HEAD_RESOURCE in resources for resources in cluster.values())
+        supervisor = (
+            ray.remote(Supervisor)
+            .options(
+                name=order.name,
+                namespace=NAMESPACE,
+                lifetime="detached",
+                get_if_exists=True,
+                num_cpus=0,
+                resources={HEAD_RESOURCE: 0.001} if on_head else {},
+                max_concurrency=_DRIVERS_MAX,
+            )
+            .remote(encoded)
+        )
+    other: str | None = ray.get(supervisor.difference.remote(encoded), timeout=_START_SECONDS)
+    if other is not None:
+        raise UsageError(f"a job named {order.name!r} is in this cluster, and {other} differs: choose another --name")
+    return supervisor
+
+
+def _folder(supervisor: Any) -> JobFolder | None:
+    """Where operators' commands find the job on this machine; None: it has ended before it began."""
+    import ray
+
+    found = ray.get(supervisor.joined.remote(_START_SECONDS))
+    if found is None:
+        return None
+    encoded, secret, host, port = found
+    record = msgspec.structs.replace(
+        msgspec.json.decode(encoded, type=JobRecord), launcher_pid=os.getpid(), hostname=socket.gethostname()
+    )
+    folder = JobFolder.place(record)
+    folder.join(record, secret, Endpoint(host, port, None))
+    return folder
+
+
+def _follow(supervisor: Any, signals: queue.SimpleQueue[int]) -> Result:
+    """Show what the job says until it has ended; hand on what the user sends meanwhile."""
+    import ray
+
+    position, sent = 0, 0
+    answer = supervisor.heard.remote(position, _WAIT_SECONDS)
+    while True:
+        while not signals.empty():
+            number, sent = signals.get(), sent + 1
+            if sent >= _SIGNALS_TO_GO:
+                return Result(128 + number, "the job was left alone")
+            supervisor.signal.remote(number)
+        if not ray.wait([answer], timeout=_WAIT_SECONDS)[0]:
+            continue
+        try:
+            lines, position, ended = ray.get(answer)
+        except ray.exceptions.ActorUnavailableError:  # If it died, that is told by another error.
+            lines, ended = [], None
+        for stream, text in lines:
+            out = (sys.stdout if stream == 1 else sys.stderr).buffer
+            out.write(text)
+            out.flush()
+        if ended is not None:
+            return Result(*ended)
+        answer = supervisor.heard.remote(position, _WAIT_SECONDS)

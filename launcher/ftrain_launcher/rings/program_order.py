@@ -1,0 +1,68 @@
+"""Pure: whether a rank's newest steps take the course of earlier ones.
+
+A training program repeats itself, step after step. A rank that has left out an operation, or called one out of turn,
+departs from its own earlier steps; those that are held up by it do not. That tells one from the other where nobody else
+does the same work: two ranks that wait for each other, a pipeline without replicas. It proves nothing by itself:
+evaluation, too, is a new course, but one that all ranks take.
+
+What was called is compared first without sizes, which may change from step to step, and then with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+
+from ftrain_launcher.detect.records import Call, Departure
+
+STEPS_MIN = 3
+"""Of fewer complete steps none is usual."""
+STEPS_LOOKED_AT = 4
+"""The newest complete ones: where operations are alike, one too few shows some steps later."""
+
+Key = Callable[[Call], Hashable]
+
+
+def departure(steps: Sequence[Sequence[Call]]) -> Departure | None:
+    """Where one of the newest steps first left the course of all before it; None: nowhere, or too little is known.
+
+    Args:
+        steps: what was called in each, oldest first; the last one is the step at hand, of which only the beginning is
+            known.
+    """
+    *complete, present = steps
+    if len(complete) < STEPS_MIN:
+        return None
+    for key in (_kind, _whole):
+        for place in range(max(STEPS_MIN, len(complete) - STEPS_LOOKED_AT), len(complete)):
+            like, common = _nearest(complete[:place], complete[place], key)
+            if common < max(len(like), len(complete[place])):
+                return Departure(_at(complete[place], common), _at(like, common))
+        like, common = _nearest(complete, present, key)
+        if common < len(present):
+            return Departure(present[common], _at(like, common))
+    return None
+
+
+def _nearest(steps: Sequence[Sequence[Call]], one: Sequence[Call], key: Key) -> tuple[Sequence[Call], int]:
+    """The step that has most of its beginning in common with one, the shortest of them, and how much that is."""
+    keys = [key(call) for call in one]
+    return max(((step, _in_common(step, keys, key)) for step in steps), key=lambda found: (found[1], -len(found[0])))
+
+
+def _in_common(step: Sequence[Call], keys: Sequence[Hashable], key: Key) -> int:
+    for place, (call, other) in enumerate(zip(step, keys, strict=False)):
+        if key(call) != other:
+            return place
+    return min(len(step), len(keys))
+
+
+def _at(step: Sequence[Call], place: int) -> Call | None:
+    return step[place] if place < len(step) else None
+
+
+def _kind(call: Call) -> Hashable:
+    return call.kind
+
+
+def _whole(call: Call) -> Hashable:
+    return call

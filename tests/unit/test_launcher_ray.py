@@ -1,0 +1,185 @@
+"""Jobs on Ray, without Ray: what is asked of a cluster, who may run where, what is shown, what is refused."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from ftrain_launcher import cli
+from ftrain_launcher.engines.ray import placing
+from ftrain_launcher.engines.ray.order import Order
+from ftrain_launcher.engines.ray.placing import Next, Places
+from ftrain_launcher.engines.ray.window import Line, Window
+from ftrain_launcher.errors import UsageError
+
+GPU_MACHINE = {"CPU": 32.0, "GPU": 8.0, "node:10.0.0.1": 1.0}
+CPU_MACHINE = {"CPU": 4.0}
+
+
+def order(**changes: object) -> Order:
+    plain = Order(
+        name="job",
+        options=("--parity", "1"),
+        script=("/x/train.py", "--epochs", "3"),
+        least=2,
+        most=2,
+        spares=0,
+        workers=2,
+        share={"CPU": 2.0},
+        secret="00" * 32,
+        folder="/x",
+        arena_folder="/dev/shm",
+        variables={},
+    )
+    return msgspec.structs.replace(plain, **changes)
+
+
+def test_a_job_of_fixed_size_is_one_group_spares_included() -> None:
+    assert (placing.bundles(order(spares=1)), placing.extras(order(spares=1))) == (3, 0)
+
+
+def test_an_elastic_job_begins_with_as_few_as_it_can_train_with() -> None:
+    elastic = order(least=2, most=4, spares=1)
+    assert (placing.bundles(elastic), placing.extras(elastic)) == (2, 3)
+
+
+def test_a_worker_takes_a_gpu_where_enough_machines_have_them() -> None:
+    machines = [GPU_MACHINE, GPU_MACHINE, CPU_MACHINE]
+    assert placing.share(None, 8, machines, 2) == {"CPU": 8, "GPU": 8}
+    assert placing.share(None, 8, machines, 3) == {"CPU": 8}
+    assert placing.share({"CPU": 0.5, "GPU": 0.0, "TPU": 1.0}, 4, machines, 2) == {"CPU": 2, "TPU": 4}
+
+
+@pytest.mark.parametrize("word", ["CPU", "CPU=", "=1", "CPU=-1", "CPU=nan", "CPU=inf", "CPU=0", "", "CPU=1,,"])
+def test_resources_that_cannot_be_read_are_refused(word: str) -> None:
+    with pytest.raises(UsageError, match="--ray-per-worker"):
+        placing.per_worker(word)
+
+
+def test_workers_are_a_number_or_the_gpus_that_every_gpu_machine_has() -> None:
+    assert placing.per_worker("CPU=4, GPU=0.5") == {"CPU": 4, "GPU": 0.5}
+    assert placing.workers("3", []) == 3
+    assert placing.workers("gpu", [GPU_MACHINE, {"GPU": 4.0}, CPU_MACHINE]) == 4
+    for word, machines in (("gpu", [CPU_MACHINE]), ("auto", [GPU_MACHINE]), ("0", []), ("-1", [])):
+        with pytest.raises(UsageError, match="--nproc-per-node"):
+            placing.workers(word, machines)
+
+
+def test_room_is_counted_by_what_machines_have() -> None:
+    assert placing.has_room([GPU_MACHINE, CPU_MACHINE], {"CPU": 4.0}) == 2
+    assert placing.has_room([GPU_MACHINE, CPU_MACHINE], {"CPU": 4.0, "GPU": 1.0}) == 1
+
+
+def test_only_machines_that_live_count() -> None:
+    nodes = [{"NodeID": "a", "Alive": True, "Resources": CPU_MACHINE}, {"NodeID": "b", "Alive": False, "Resources": {}}]
+    assert placing.machines(nodes) == {"a": CPU_MACHINE}
+
+
+def test_of_two_members_on_one_machine_the_second_stands_aside_until_it_is_free() -> None:
+    places = Places()
+    assert places.claim("bundle 0", "a")
+    assert not places.claim("bundle 1", "a")
+    assert (places.aside, places.closed) == (1, ("a",))
+    assert places.claim("bundle 0", "a"), "one that is started again where it was"
+    places.leave("bundle 0")
+    assert places.claim("bundle 1", "a")
+    assert places.aside == 0
+
+
+def test_one_that_ray_placed_anew_gives_its_old_machine_up() -> None:
+    places = Places()
+    places.claim("bundle 0", "a")
+    places.claim("bundle 0", "b")
+    assert places.claim("extra 1", "a")
+    assert places.closed == ("a", "b")
+
+
+def test_a_machine_that_refused_is_not_tried_by_another() -> None:
+    places = Places()
+    places.claim("extra 1", "a")
+    places.leave("extra 1", useless=True)
+    assert places.closed == ("a",)
+    assert places.empty
+
+
+@pytest.mark.parametrize(
+    ("code", "meaning"),
+    [(0, Next.LEFT), (2, Next.REFUSED), (1, Next.AGAIN), (5, Next.AGAIN), (6, Next.AGAIN), (137, Next.AGAIN)],
+)
+def test_what_a_launchers_end_means_for_its_machine(code: int, meaning: Next) -> None:
+    assert placing.after(code) is meaning
+
+
+def test_controller_and_nodes_run_the_users_own_command_with_the_clusters_addresses() -> None:
+    words = order().join("10.0.0.1", 20001, "/s")
+    assert words[:3] == ["run", "--parity", "1"]
+    assert words[-4:] == ["--", "/x/train.py", "--epochs", "3"]
+    chosen = cli.build_parser().parse_args(["run", "--engine", "ray", "--nproc-per-node", "gpu", *words[1:]])
+    assert (chosen.engine, chosen.controller, chosen.nproc_per_node) == ("host", "10.0.0.1:20001", "2")
+    assert (chosen.script, chosen.arguments, chosen.parity) == ("/x/train.py", ["--epochs", "3"], 1)
+    assert cli.build_parser().parse_args(order().lead("h", 1, "/s")).engine == "none"
+
+
+def test_a_job_of_the_same_name_is_the_same_job_or_it_is_told_in_what_it_differs() -> None:
+    assert order().difference(order(secret="11" * 32, folder="/y")) is None
+    assert order().difference(order(script=("/x/other.py",))) == "script"
+    assert order().difference(order(script=("/x/train.py",))) == "its arguments"
+    assert order().difference(order(most=3)) == "--nnodes"
+    assert order().difference(order(workers=1)) == "--nproc-per-node"
+
+
+def test_an_order_survives_the_way() -> None:
+    assert msgspec.json.decode(msgspec.json.encode(order()), type=Order) == order()
+
+
+def test_a_watcher_gets_what_is_new_and_hears_of_what_came_too_fast() -> None:
+    window = Window(bytes_max=4)
+    for number in range(3):
+        window.add(Line(1, b"%d\n" % number))
+    assert [line.text for line in window.after(0)] == [b"ftrain: lines are missing here: 1\n", b"1\n", b"2\n"]
+    assert [line.text for line in window.after(2)] == [b"2\n"]
+    assert window.after(window.end) == []
+
+
+SCRIPT = str(Path(__file__))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--controller", "h:1"], "--controller h:1: with --engine ray the machines are Ray's choice"),
+        (["--node-rank", "0"], "--node-rank 0"),
+        (["--failure-domain", "r1"], "--failure-domain r1"),
+        (["--local-nodes", "2"], "--local-nodes 2"),
+        (["--nproc-per-node", "auto"], "--nproc-per-node auto"),
+        (["--ray-per-worker", "x"], "--ray-per-worker x"),
+        (["--parity", "9"], "--parity 9"),
+        (["--ray-address", "nowhere"], "--ray-address nowhere: give HOST:PORT"),
+        (["--ray-address", "h:99999"], "--ray-address h:99999: give HOST:PORT"),
+        (["--ray-address", "ray://h:1"], "--ray-address ray://h:1: give HOST:PORT"),
+    ],
+)
+def test_bad_input_is_one_line_before_any_cluster_is_asked(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", type(sys)("ray"))
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["run", "--engine", "ray", *words, SCRIPT])
+    assert exit.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
+
+
+def test_without_ray_one_line_says_what_to_install(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["run", "--engine", "ray", "--nnodes", "2", SCRIPT])
+    assert exit.value.code == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "ftrain: error: --engine ray: Ray is not installed here: pip install 'ftrain[ray]'"
+    ]
