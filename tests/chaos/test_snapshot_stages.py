@@ -100,10 +100,17 @@ def kill_while_all_is_protected(node: NodeFolder, gate: NodeFolder) -> None:
 def kill_while_capturing(node: NodeFolder, worker: int) -> None:
     """The worker stands still in the middle of it, and then completes it."""
     with node.regions() as regions:
-        wait_until(lambda: any(map(node.is_capturing, regions)), WAIT_SECONDS, "a capture")
-        stop(worker)
+
+        def stopped_within_one() -> bool:
+            wait_until(lambda: any(map(node.is_capturing, regions)), WAIT_SECONDS, "a capture")
+            stop(worker)
+            if any(map(node.is_capturing, regions)):
+                return True
+            os.kill(worker, signal.SIGCONT)  # That one was over: another one comes.
+            return False
+
+        wait_until(stopped_within_one, WAIT_SECONDS, "a worker stopped within a capture")
         try:
-            assert any(map(node.is_capturing, regions)), "the capture was over"
             kill_daemon(node)
             assert any(map(node.is_capturing, regions)), "the capture was over"
         finally:

@@ -21,8 +21,8 @@ from ftrain_snapshot.client import DaemonClient
 from ftrain_snapshot.errors import DaemonLost, SnapshotError
 
 _CALL_TIMEOUT_SECONDS = 10.0
-_DEATH_SEEN_SECONDS = 0.05
-"""A cut line is noticed before the death behind it: the time for the kernel to tell."""
+_DEATH_SEEN_SECONDS = 2.0
+"""At most: a cut line is noticed before the death behind it, if there is one."""
 T = TypeVar("T")
 
 
@@ -54,7 +54,7 @@ class DaemonKeeper:
         self._on_death = on_death
         self._client: DaemonClient | None = None
         self._lock = asyncio.Lock()
-        self._up = asyncio.Event()
+        self._up, self._down = asyncio.Event(), asyncio.Event()
         self._descriptor: int | None = None
 
     async def adopt(self, pid: int, port: int) -> bool:
@@ -65,8 +65,7 @@ class DaemonKeeper:
         except (SnapshotError, TimeoutError):
             return False
         self.pid, self.port = pid, port
-        self._watch(pid)
-        self._up.set()
+        self._is_up(pid)
         return True
 
     async def start(self) -> None:
@@ -78,8 +77,7 @@ class DaemonKeeper:
         for port in dict.fromkeys((self.port, 0)):
             if await asyncio.to_thread(self._start, port):
                 assert self.pid is not None
-                self._watch(self.pid)
-                self._up.set()
+                self._is_up(self.pid)
                 return
         raise DaemonFailed(f"the snapshot daemon of {self._node} does not start")
 
@@ -108,7 +106,9 @@ class DaemonKeeper:
         self._client = DaemonClient(self._folder, role="agent", timeout_seconds=_CALL_TIMEOUT_SECONDS)
         return True
 
-    def _watch(self, pid: int) -> None:
+    def _is_up(self, pid: int) -> None:
+        self._down.clear()
+        self._up.set()
         try:
             self._descriptor = os.pidfd_open(pid)
         except ProcessLookupError:
@@ -119,6 +119,7 @@ class DaemonKeeper:
     def _died(self) -> None:
         self._unwatch()
         self._up.clear()
+        self._down.set()
         if self.pid is not None:
             _bury(self.pid)
         self.pid = None
@@ -138,14 +139,18 @@ class DaemonKeeper:
         """
         last: Exception | None = None
         for _ in range(2):
+            client = self._client
             try:
                 await asyncio.wait_for(self._up.wait(), _CALL_TIMEOUT_SECONDS)
                 async with self._lock:
-                    assert self._client is not None
-                    return await asyncio.to_thread(question, self._client)
+                    client = self._client
+                    assert client is not None
+                    return await asyncio.to_thread(question, client)
             except DaemonLost as error:
                 last = error
-                await asyncio.sleep(_DEATH_SEEN_SECONDS)
+                if client is self._client:  # no other daemon has taken its place yet
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._down.wait(), _DEATH_SEEN_SECONDS)
             except (SnapshotError, TimeoutError) as error:
                 raise DaemonFailed(f"the snapshot daemon of {self._node}: {error}") from error
         raise DaemonFailed(f"the snapshot daemon of {self._node} does not answer: {last}") from last

@@ -448,7 +448,7 @@ class NodeRunner:
             reason = f"the daemon's port {port} was taken: the others do not reach it at {self._daemon.port}"
             self._tell(Trouble(self.node, self.generation, "form_failed", reason), ("trouble",))
             return
-        reason = f"restarted in {time.monotonic() - began:.2f} s"
+        reason = f"restarted in {time.monotonic() - began:.2f} s, as pid {self._daemon.pid}"
         self._tell(Trouble(self.node, self.generation, "daemon_exit", reason), ("daemon_exit", began))
         self._tell(await self.heartbeat(with_inventory=False))
 
