@@ -25,6 +25,28 @@ def test_a_first_one_that_compiles_never_counts():
     assert history_of(60_000, 1, 2, 1).usual_seconds(KIND) == pytest.approx(0.002)
 
 
+def test_what_came_in_few_steps_is_no_habit_however_often():
+    history = history_of(1, 1, 1)
+    for step in (1, 2):
+        history.begin_step(step)
+        assert history.usual_seconds(KIND) is None
+        for _ in range(5):
+            history.add(KIND, MS)
+        assert history.usual_seconds(KIND) is None
+    history.begin_step(3)
+    assert history.usual_seconds(KIND) == pytest.approx(0.001)
+
+
+def test_what_comes_every_hundred_steps_is_usual_once_it_came_in_three():
+    history = history_of(1, 1, 1)
+    for step in (100, 200):
+        history.begin_step(step)
+        history.add(KIND, MS)
+    assert history.usual_seconds(KIND) is None
+    history.begin_step(300)
+    assert history.usual_seconds(KIND) == pytest.approx(0.001)
+
+
 def test_one_slow_one_in_a_full_window_is_not_usual():
     usual = history_of(0, *[1] * 200, 5000, *[2] * 30).usual_seconds(KIND)
     assert usual == pytest.approx(0.002)

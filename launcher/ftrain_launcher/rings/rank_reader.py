@@ -37,8 +37,6 @@ from ftrain_launcher.rings.starvation import Starvation
 from ftrain_launcher.rings.step_log import StepLog, spread, spread_throttled
 from ftrain_launcher.rings.view import FAILED, PENDING, ChannelCounts, Record, RingView
 
-_WARM_UP_STEPS = 3
-"""Of a process's first steps nothing is usual: they compile, allocate and connect, each rank in its own time."""
 _CATCH_UP_RECORDS = RECORDS_MAX // 4
 """The records are read when so many have come, if no report is wanted before."""
 _STEPS_KEPT_MAX = 1024
@@ -250,7 +248,6 @@ class RankReader:
 
     def _operation(self, record: Record, now_ns: int) -> Operation:
         kind = class_of(record.communicator, record.op, record.root, record.bytes)
-        warms_up = 0 < self._marks_seen < _WARM_UP_STEPS
         return Operation(
             record.seq,
             record.op,
@@ -260,7 +257,7 @@ class RankReader:
             record.root,
             max(0, now_ns - record.enter_ns) * 1e-9,
             record.gap_ns * 1e-9,
-            None if warms_up else self._history.usual_seconds(kind),
+            self._history.usual_seconds(kind),
         )
 
     def _is_unseen(self, live: Live, record: RankRecord) -> bool:
@@ -292,6 +289,7 @@ class RankReader:
             if mark.step == WAITS:
                 self._waits_seen += 1
                 continue
+            self._history.begin_step(mark.number - self._waits_seen)
             mark = mark._replace(number=mark.number - self._waits_seen)
             step = self._steps.end_step(mark, self._indices.__getitem__)
             if step is not None:
