@@ -21,7 +21,7 @@ from pathlib import Path
 
 from common import CLEAN_TIMEOUT_SECONDS, Report, parser
 from detect_cases import CASES, SAID, SHAPES, Case, Judgement, Trial, judge
-from detect_jobs import HOSTS, NODES, PER_NODE, incidents, neighbours, run, train, world_size
+from detect_jobs import HOSTS, NODES, PER_NODE, close, incidents, neighbours, run, train, world_size
 from job import MARK, mark_session
 from leftovers import marked_processes, shared_memory_entries, wait_until_clean
 from rich.console import Console
@@ -61,6 +61,7 @@ def main() -> None:
         folder = args.keep or Path(temporary)
         judged, undone = campaign(args, folder)
         quiet = quiet_run(args, folder) if args.only is None or "quiet" in args.only else None
+    close()
     left = wait_until_clean(MARK, mark, before, CLEAN_TIMEOUT_SECONDS)
     for pid in marked_processes(MARK, mark):
         os.kill(pid, signal.SIGKILL)

@@ -15,6 +15,7 @@ from common import ROOT
 
 sys.path[:0] = [str(ROOT / "tests")]  # for its hosts in network namespaces
 
+import ready  # noqa: E402
 from detect_cases import Case, Json, Outcome, Trial  # noqa: E402
 from hosts import Lab  # noqa: E402
 from hosts.job import TIMEOUTS, HostJob  # noqa: E402
@@ -139,6 +140,11 @@ def neighbours(count: int, seed: int) -> Iterator[None]:
 
 
 # ---- hosts
+
+
+def close() -> None:
+    """End what the jobs of all trials were started by."""
+    ready.close()
 
 
 def _run_on_hosts(trial: Trial, folder: Path) -> Outcome:
