@@ -185,11 +185,12 @@ class Session:
             return
         content, manifest = self._collect(step)
         self._wanted_bytes = size = unit_bytes(content.data_bytes, len(manifest))
-        if self._arena.fits(size):
-            self._capturer.begin(snapshot, content, manifest, self._arena.lane)
-        else:
+        if not self._arena.fits(size):
             self._arena.grow(size)
-            self._arena.client.skip(snapshot)
+            if not last or not self._has_memory(patience):  # of the last step there is no later snapshot
+                self._arena.client.skip(snapshot)
+                return
+        self._capturer.begin(snapshot, content, manifest, self._arena.lane)
 
     def _has_memory(self, patience_seconds: float | None) -> bool:
         """Whether the lane is there, after waiting so long for it. Raises ArenaFull.

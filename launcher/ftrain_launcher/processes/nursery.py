@@ -105,6 +105,8 @@ def opened(folder: Path) -> Iterator[None]:
         yield
     finally:
         life.close()
+        with contextlib.suppress(ChildProcessError):  # it was killed, and buried
+            os.waitpid(pid, 0)
 
 
 def _be_nursery(path: Path, listener: socket.socket, life: socket.socket) -> NoReturn:
