@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
+import msgspec
 from snapshot_nodes import Cluster, Node, content, wait_until
 
 from ftrain_snapshot.client import DaemonClient
 from ftrain_snapshot.messages import Holding, Membership, Origin, Peer, SnapshotId
 from ftrain_snapshot.placement import Groups, groups
 from ftrain_snapshot.read_plan import Wanted
+
+
+def seen_by(origin: Origin, node: str) -> Origin:
+    """The same as a node is told of it."""
+    position = next((peer.position for peer in origin.holders if peer.node == node), -1)
+    return msgspec.structs.replace(origin, position=position)
 
 
 class World:
@@ -79,7 +86,7 @@ class Elastic(Cluster):
     def _membership(self, position: int, *, resumed: bool = False) -> Membership:
         peers = tuple(Peer(i, n.name, "127.0.0.1", n.port) for i, n in enumerate(self.nodes))
         node = self.nodes[position].name
-        origin, older = (None if each is None else each.seen_by(node) for each in (self.origin, self.older))
+        origin, older = (None if each is None else seen_by(each, node) for each in (self.origin, self.older))
         return Membership(
             self.generation, position, self.lanes, self.parity, peers, self.start, resumed, self.world.groups,
             codec=self.codec, origin=origin, older=older if origin is not None else None,

@@ -106,11 +106,6 @@ class Origin(msgspec.Struct, frozen=True):
         """The groups as ``placement.group_of`` takes them."""
         return self.groups or self.nodes
 
-    def seen_by(self, node: str) -> Origin:
-        """The same as a node is told of it."""
-        position = next((peer.position for peer in self.holders if peer.node == node), -1)
-        return msgspec.structs.replace(self, position=position)
-
 
 class Membership(msgspec.Struct, frozen=True):
     """One generation as a daemon sees it."""

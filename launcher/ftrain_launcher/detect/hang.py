@@ -123,14 +123,14 @@ class Judge:
         allowed = max(self.allowed(gate), least)
         if gate.waiters[0][1].op == Op.COMMIT and standing.computes:
             allowed = max(allowed, COMPUTING_SECONDS)
+        unseen = self.now - standing.taken
         # Where it is the only root, that the others wait shows that it has not come since its report.
-        slack = min(REPORT_SECONDS, self.now - standing.taken) if gate.roots == 1 else 0.0
+        known = min(REPORT_SECONDS, unseen) if gate.roots == 1 else 0.0
+        idle = standing.idle_seconds + known
         # Cheap questions first: this is asked of every rank that computes while others wait.
-        if waited < allowed or waited - (self.now - standing.taken) < allowed - slack:
+        if min(waited, waited - unseen + known, idle) < allowed:
             return False
-        if standing.idle_seconds < allowed - slack:
-            return False
-        return standing.idle_seconds >= allowed + 2 * self._gap(gate, standing) - slack
+        return idle >= allowed + 2 * self._gap(gate, standing)
 
     def _gap(self, gate: Gate, late: Standing) -> float:
         """How long the peers had been outside, each its longest time since the late rank entered anything.

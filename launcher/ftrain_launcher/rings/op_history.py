@@ -34,16 +34,37 @@ def class_of(communicator: int, op: int, root: int, payload_bytes: int) -> Class
     return communicator, op, root if op in DIRECT else -1, payload_bytes.bit_length()
 
 
+class _Seen:
+    """What is known of one class."""
+
+    __slots__ = ("earlier_steps", "newest_step", "window")
+
+    def __init__(self, step: int) -> None:
+        self.window: deque[int] = deque(maxlen=WINDOW)
+        self.newest_step = step
+        """The newest step in which it came."""
+        self.earlier_steps = 0
+        """In how many before that one."""
+
+    def add(self, ns: int, step: int) -> None:
+        """It has come once more."""
+        self.window.append(ns)
+        if self.newest_step != step:
+            self.newest_step = step
+            self.earlier_steps += 1
+
+    def is_habit(self, step: int) -> bool:
+        """Whether it came often enough before to say what is usual, in this step; 0: steps are not marked."""
+        enough = len(self.window) >= COMPLETIONS_MIN - 1
+        return enough and (not step or self.earlier_steps + (self.newest_step != step) >= STEPS_MIN)
+
+
 class OpHistory:
     """The durations of one rank's operations, by class; at most ``CLASSES_MAX`` windows of 10 kB."""
 
     def __init__(self) -> None:
-        self._windows: dict[Class, deque[int]] = {}
+        self._seen: dict[Class, _Seen] = {}
         self._step = 0
-        self._newest_step: dict[Class, int] = {}
-        """The newest step in which it came."""
-        self._earlier_steps: dict[Class, int] = {}
-        """In how many before that one."""
         self._usual: dict[Class, float] = {}
         self._refreshes = 0
 
@@ -53,41 +74,33 @@ class OpHistory:
 
     def add(self, kind: Class, ns: int) -> None:
         """An operation of this class has completed; what is usual stays as it was until `refresh`."""
-        window = self._windows.get(kind)
-        if window is None:
-            self._begin(kind)
+        seen = self._seen.get(kind)
+        if seen is not None:
+            seen.add(ns, self._step)
             return
-        window.append(ns)
-        if self._newest_step[kind] != self._step:
-            self._newest_step[kind] = self._step
-            self._earlier_steps[kind] += 1
-
-    def _begin(self, kind: Class) -> None:
-        if len(self._windows) >= CLASSES_MAX:
-            first = next(iter(self._windows))
-            for known in (self._windows, self._newest_step, self._earlier_steps):
-                del known[first]
-        self._windows[kind] = deque(maxlen=WINDOW)
-        self._newest_step[kind], self._earlier_steps[kind] = self._step, 0
+        if len(self._seen) >= CLASSES_MAX:
+            del self._seen[next(iter(self._seen))]
+        self._seen[kind] = _Seen(self._step)
 
     def refresh(self) -> None:
         """From now on what has been added counts; in a full window, at every eighth call, since sorting it costs."""
         self._refreshes += 1
         if self._refreshes % _FULL_EVERY == 0:
             self._usual.clear()
-        for kind in [kind for kind in self._usual if len(self._windows.get(kind, ())) < WINDOW]:
+        for kind in [kind for kind in self._usual if not self._is_full(kind)]:
             del self._usual[kind]
+
+    def _is_full(self, kind: Class) -> bool:
+        return kind in self._seen and len(self._seen[kind].window) == WINDOW
 
     def usual_seconds(self, kind: Class) -> float | None:
         """The 99th percentile of the newest durations; None: too few have completed to say."""
         usual = self._usual.get(kind)
         if usual is not None:
             return usual
-        window = self._windows.get(kind)
-        if window is None or len(window) < COMPLETIONS_MIN - 1:
+        seen = self._seen.get(kind)
+        if seen is None or not seen.is_habit(self._step):
             return None
-        earlier = self._earlier_steps[kind] + (self._newest_step[kind] != self._step)
-        if self._step and earlier < STEPS_MIN:
-            return None
-        usual = self._usual[kind] = sorted(window)[math.ceil(0.99 * len(window)) - 1] * 1e-9
+        window = sorted(seen.window)
+        usual = self._usual[kind] = window[math.ceil(0.99 * len(window)) - 1] * 1e-9
         return usual

@@ -10,6 +10,7 @@ import os
 import socket
 import tempfile
 import threading
+import time
 from typing import Any
 
 from ftrain_launcher.engines.ray.kept import Kept
@@ -21,6 +22,7 @@ from ftrain_launcher.jobs import state_home
 _ASIDE_SECONDS = 1.0
 """How long one that may not run here waits until it asks again."""
 _AGAIN_SECONDS = 0.5
+"""Between two launchers on this machine."""
 _BATCH_SECONDS = 0.1
 
 
@@ -49,7 +51,7 @@ class Member:
             if answer is None:
                 return
             if not answer:
-                threading.Event().wait(_ASIDE_SECONDS)
+                time.sleep(_ASIDE_SECONDS)
                 continue
             host, port = answer
             meaning = after(self._run(host, port))
@@ -59,7 +61,7 @@ class Member:
             ray.get(self._supervisor.left.remote(self._name, meaning is Next.REFUSED, reason))
             if meaning is not Next.AGAIN:
                 return
-            threading.Event().wait(_AGAIN_SECONDS)
+            time.sleep(_AGAIN_SECONDS)
 
     def _run(self, host: str, port: int) -> int:
         """One launcher, from its start to its end; its exit code."""
@@ -80,8 +82,7 @@ class Member:
 
     def _hear(self, line: Line) -> None:
         """The workers' lines are the job's; of the launcher's own, what went wrong, and where."""
-        if line.stream == 2 and line.text.startswith(b"ftrain: "):
-            words = line.text.decode(errors="replace").removeprefix("ftrain: ").strip()
+        if line.stream == 2 and (words := line.own_words):
             self._last_words = words.removeprefix("error: ")
             if not words.startswith(("error", "warning")):
                 return
@@ -102,7 +103,7 @@ class Member:
             with self._changed:
                 self._told = end
                 self._changed.notify_all()
-            threading.Event().wait(_BATCH_SECONDS)
+            time.sleep(_BATCH_SECONDS)  # what comes meanwhile goes in one call
 
 
 def write_secret(order: Order) -> str:

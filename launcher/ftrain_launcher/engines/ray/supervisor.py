@@ -219,9 +219,8 @@ class Supervisor:
         return Result(code, self._last_words) if result is None else Result(code, result.message)
 
     def _hear(self, line: Line) -> None:
-        if line.text.startswith(b"ftrain: "):
-            words = line.text.decode(errors="replace").removeprefix("ftrain: ").removeprefix("error: ")
-            self._last_words = words.strip()
+        if words := line.own_words:
+            self._last_words = words.removeprefix("error: ")
         self.said([(line.stream, line.text)])
 
 

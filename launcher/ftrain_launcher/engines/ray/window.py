@@ -15,6 +15,12 @@ class Line(NamedTuple):
     stream: int
     text: bytes
 
+    @property
+    def own_words(self) -> str:
+        """What a launcher says itself, without its name; empty: the line is a worker's."""
+        name = b"ftrain: "
+        return self.text.removeprefix(name).decode(errors="replace").strip() if self.text.startswith(name) else ""
+
 
 class Window:
     """A job's workers never wait for those who read: what is too old is dropped, and how much, is told."""
