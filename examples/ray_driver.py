@@ -25,18 +25,23 @@ def size_of(path: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--nodes", default="1", help="a number, or MIN:MAX")
+    parser.add_argument("--spares", type=int, default=0, help="machines more than that, to take over from lost ones")
     parser.add_argument("--workers-per-node", default="1", help="a number, or gpu")
     parser.add_argument("--steps", default="100")
     parser.add_argument("--hash-file", default="/tmp/ray-char-gpt.json")
     args = parser.parse_args()
 
-    ray.init(address="auto")
-    script = str(Path(__file__).with_name("char_gpt.py").absolute())
-    job = ftrain.ray.RayJob.start(
-        *(script, "--steps", args.steps, "--hash-file", args.hash_file),
-        nodes=args.nodes,
-        workers_per_node=args.workers_per_node,
-    )
+    script = Path(__file__).with_name("char_gpt.py").absolute()
+    try:
+        ray.init(address="auto")
+        job = ftrain.ray.RayJob.start(
+            *(script, "--steps", args.steps, "--hash-file", args.hash_file),
+            nodes=args.nodes,
+            spares=args.spares,
+            workers_per_node=args.workers_per_node,
+        )
+    except (ConnectionError, ftrain.ray.RayJobInvalid) as error:
+        parser.error(str(error))
     print(f"job {job.name}: ftrain status --job {job.name}")
     if (code := job.wait()) != 0:
         raise SystemExit(code)

@@ -1,8 +1,10 @@
-"""Everything a worker will import, imported once in the zygote that forks the workers.
+"""What workers will import, imported once in the zygote that forks them.
 
-The first ``DDP()`` imports torch._dynamo, a hidden second or more; the other names are what training scripts use.
-The zygote must stay at one thread, so nothing here runs a tensor operation, opens a store or touches CUDA. While
-it imports, the recorder's library is built if this machine does not have it yet (docs/recorder.md).
+First what every script needs, torch before all: the first workers are forked when that is done. `LATER`, which is
+another half of it, the zygote imports while those start: what comes after the first fault or in a lost rank's place has
+all of it. (The first optimizer, and the first ``DDP()``, import torch._dynamo, a hidden second or more.) The zygote
+must stay at one thread, so nothing here runs a tensor operation, opens a store or touches CUDA. While it imports, the
+recorder's library is built if this machine does not have it yet (docs/recorder.md).
 """
 
 import os
@@ -18,11 +20,7 @@ from ftrain.comm import library
 MODULES = (
     "encodings.idna",  # what connecting to a named host takes along
     "torch",
-    "torch._dynamo",
     "torch.distributed",
-    "torch.distributed.checkpoint",
-    "torch.distributed.fsdp",
-    "torch.distributed.tensor",
     "torch.nn.parallel",
     "torch.optim",
     "torch.utils.data",
@@ -31,21 +29,29 @@ MODULES = (
     "xxhash",
     "ftrain.comm.timeout",
     "ftrain.context",
-    "ftrain.durable.attempt",
-    "ftrain.durable.reader",
-    "ftrain.durable.source",
-    "ftrain.reshard.crossing",
     "ftrain.sampler",
     "ftrain.store",
     "ftrain_snapshot.client",
     "ftrain_snapshot.lane",
 )
+LATER = (
+    "sympy",
+    "torch.fx.experimental.symbolic_shapes",
+    "torch.distributed.tensor",
+    "torch.distributed.fsdp",
+    "torch._dynamo",
+    "torch.distributed.checkpoint",
+    "ftrain.durable.attempt",
+    "ftrain.durable.reader",
+    "ftrain.durable.source",
+    "ftrain.reshard.crossing",
+    *(("fsspec.implementations.local",) if importlib.util.find_spec("fsspec") is not None else ()),
+)
+"""Not in one go: between two of them the zygote serves. The last one, an extra, writes durable checkpoints."""
 
 _building = library.start_building()
 for _name in MODULES:
     importlib.import_module(_name)
-if importlib.util.find_spec("fsspec") is not None:  # an extra: what writes durable checkpoints
-    importlib.import_module("fsspec.implementations.local")
 if _building is not None:
     library.finish_building(_building)
 importlib.import_module("ftrain.comm.worker").prepare()

@@ -62,7 +62,7 @@ class Session:
         self._control = ControlPage(job.node_dir)
         store = PrefixStore(f"ftrain/slots/{job.generation}", connect_store(environment))
         gate = self._control if environment.rank == 0 else None
-        self._slots = SlotChooser(store, gate, note_wait=recorder.note_wait)
+        self._slots = SlotChooser(store, gate, note_wait=recorder.note_wait, note_hold=recorder.note_hold)
         self._cadence = Cadence()
         self._halt = Halt(self._control, self._lane, link.send)
         self._environment, self._world_size = environment, environment.world_size
@@ -199,6 +199,9 @@ class Session:
         that the larger world captured, which is kept; and asks again.
         """
         try:
+            if self._arena.ready(0.0):
+                return True
+            recorder.note_hold()
             return self._arena.ready(patience_seconds)
         except ArenaFull as error:
             if self._job.origin is None:

@@ -64,11 +64,13 @@ class SlotChooser:
         *,
         timeout_seconds: float = 1800.0,
         note_wait: Callable[[], None] = lambda: None,
+        note_hold: Callable[[], None] = lambda: None,
     ) -> None:
-        """``note_wait`` is called when rank 0 lets this rank wait, once for each version."""
+        """``note_wait`` is called when rank 0 lets this rank wait, once for each version; ``note_hold`` when that is
+        over."""
         self._store = store
         self._gate = gate
-        self._note_wait = note_wait
+        self._note_wait, self._note_hold = note_wait, note_hold
         self._timeout_seconds = timeout_seconds
         # A ticket that is open when a generation begins may be an old one, used before: that is for the daemons,
         # who close the gate when they are configured anew.
@@ -111,7 +113,7 @@ class SlotChooser:
             if self._store.check([_KEY]):
                 self._word = _Word(*map(int, self._store.get(_KEY).split()))
                 if self._word.decided >= version:
-                    return
+                    break
             waited_seconds = time.monotonic() - begun
             if waited_seconds > NOTE_SECONDS and not noted:
                 noted = True
@@ -120,3 +122,5 @@ class SlotChooser:
                 raise PeerSilent(f"rank 0 did not come to version {version} within {self._timeout_seconds:.0f} s")
             time.sleep(pause)
             pause = min(2 * pause, POLL_SECONDS_MAX)
+        if noted:
+            self._note_hold()

@@ -22,7 +22,7 @@ from leftovers import SHARED_MEMORY, marked_processes, shared_memory_entries, wa
 
 MARK = "FTRAIN_TEST_SESSION"
 SEED = int(os.environ.setdefault("FTRAIN_TEST_SEED", str(random.SystemRandom().randrange(2**32))))
-LEFTOVER_TIMEOUT_SECONDS = 30.0
+LEFTOVER_TIMEOUT_SECONDS = 120.0
 BEFORE = pytest.StashKey[set[str]]()
 
 

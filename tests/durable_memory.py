@@ -41,7 +41,7 @@ class Writers:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.close()
-        self.process.wait(10)
+        self.process.wait(60)
         self.process.stdout.close()
 
 
@@ -75,7 +75,7 @@ class Memory:
     def arguments(self, position: int, snapshot: SnapshotId) -> list[str]:
         given = {
             "node-dir": self.root / f"node{position}", "url": self.url, "positions": self.positions,
-            "position": position, "lanes": self.lanes, "job": "test", "timeout-seconds": 30,
+            "position": position, "lanes": self.lanes, "job": "test", "timeout-seconds": 200,
             "snapshot": f"{snapshot.version}:{snapshot.generation}:{snapshot.slot}",
         }  # fmt: skip
         return [word for key, value in given.items() for word in (f"--{key}", str(value))]

@@ -7,7 +7,6 @@ from pathlib import Path
 from hosts import Lab
 from hosts.job import HostJob
 from jobs import Job, holding
-from stages import NodeFolder
 
 STEPS = 55
 EVERY = 10
@@ -19,11 +18,6 @@ class EmulatedJob(Job):
 
     def __init__(self, folder: Path, *flags: str, hold: tuple[int, ...] = (), arguments: tuple[str, ...] = ()) -> None:
         super().__init__(folder, *_flags(flags), program="heavy.py", arguments=_arguments(hold, arguments))
-
-    def node(self, name: str) -> NodeFolder:
-        """A look into a node."""
-        logs = self.folder / "home" / "jobs" / self.name / "logs"
-        return NodeFolder(self.arena / name, logs / f"daemon-{name}.log")
 
 
 class HeavyHostJob(HostJob):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,12 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import ready
+from stages import NodeFolder, stop
 
 PROGRAMS = Path(__file__).parent / "programs"
 ARGUMENTS = ("--steps", "120")
 """Of ``train.py``, where it is compared with `undisturbed` jobs."""
 TIMEOUT_SECONDS = 180.0
 """Only hangs take so long, whatever else this machine has to do."""
+WARNINGS = ("slow", "communication_slow")
+"""Incidents that nothing follows from: what the detector may say of a machine on which others work, too."""
 _POLL_SECONDS = 0.05
 """A status costs this process and the controller some milliseconds each, of the cores that the job trains on."""
 
@@ -60,7 +65,8 @@ class Job(Outcome):
         self.name = f"t{os.getpid()}-{time.monotonic_ns() % 10**10}"
         self.environment = {**os.environ, "FTRAIN_HOME": str(folder / "home")}
         self.log = folder / "terminal.log"
-        self.arena = Path("/dev/shm") / f"ftrain-{self.name}"
+        memory = flags[flags.index("--arena-dir") + 1] if "--arena-dir" in flags else "/dev/shm"
+        self.arena = Path(memory) / f"ftrain-{self.name}"
         command = ["run", "--name", self.name, *flags, str(PROGRAMS / program), "--out", str(self.out), *arguments]
         with self.log.open("wb") as log:
             if anew:
@@ -90,6 +96,14 @@ class Job(Outcome):
         if done.returncode != 0:
             return None
         return json.loads(done.stdout)
+
+    def incidents(self) -> list[dict[str, Any]]:
+        """The job's incidents, also after its end."""
+        return list(self.ask("incidents")["incidents"])
+
+    def faults(self) -> list[dict[str, Any]]:
+        """Its incidents without mere `WARNINGS`."""
+        return [found for found in self.incidents() if found["kind"] not in WARNINGS]
 
     def status(self) -> dict[str, Any] | None:
         """The status, asked in this process: quicker than the command, and the same code."""
@@ -128,6 +142,24 @@ class Job(Outcome):
 
         return self.wait_for(reached, f"step {step}")
 
+    def wait_shown(self, *words: str) -> None:
+        """Wait until the terminal has shown each of these: after the status does."""
+        self.wait_for(lambda _: all(each in self.log.read_text() for each in words), f"the terminal shows {words}")
+
+    def wait_before(self, step: int, ranks: int) -> None:
+        """Wait until so many ranks wait before a step (``--hold``)."""
+
+        def wait(status: dict[str, Any]) -> bool:
+            found = ranks_of(status).values()
+            return len(found) == ranks and all(rank["step"] == step - 1 and rank["pid"] for rank in found)
+
+        self.wait_for(wait, f"rest before step {step}")
+
+    def node(self, name: str) -> NodeFolder:
+        """A look into an emulated node."""
+        logs = self.folder / "home" / "jobs" / self.name / "logs"
+        return NodeFolder(self.arena / name, logs / f"daemon-{name}.log")
+
     def tail(self, count: int = 60) -> str:
         """The end of what the terminal showed."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-count:])
@@ -140,18 +172,28 @@ class Job(Outcome):
         os.kill(pid, signal.SIGKILL)
         return int(pid)
 
-    def kill_nodes(self, *names: str) -> None:
-        """SIGKILL these nodes' agents, daemons and workers, all at once, and take their memory."""
+    def kill_nodes(self, *names: str, at_once: Callable[[], None] = lambda: None) -> None:
+        """SIGKILL these nodes' agents, daemons and workers, all at once, and take their memory.
+
+        Their launcher stands still until it is done, and ``at_once`` as well: it must not start an agent anew whose
+        daemon has yet to die.
+        """
 
         def known(status: dict[str, Any]) -> list[dict[str, Any]] | None:
             nodes = [n for n in status["nodes"] if n["name"] in names and n["agent_pid"] and n["daemon_pid"]]
             return nodes if len(nodes) == len(names) else None
 
-        for pid in processes_of(self.wait_for(known, f"the pids of {', '.join(names)}")):
-            with contextlib.suppress(ProcessLookupError):  # a worker, which ends with its agent
-                os.kill(pid, signal.SIGKILL)
-        for name in names:
-            shutil.rmtree(self.arena / name, ignore_errors=True)
+        pids = processes_of(self.wait_for(known, f"the pids of {', '.join(names)}"))
+        stop(self.process.pid)
+        try:
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):  # a worker, which ends with its agent
+                    os.kill(pid, signal.SIGKILL)
+            for name in names:
+                shutil.rmtree(self.arena / name, ignore_errors=True)
+            at_once()
+        finally:
+            self.process.send_signal(signal.SIGCONT)
 
     def drain(self, node: str, *words: str) -> subprocess.Popen[bytes]:
         """Begin to drain a node; returns when the ranks are asked to halt. The command waits until it is done."""
@@ -166,6 +208,13 @@ class Job(Outcome):
     def go(self, step: int) -> None:
         """Let ranks that ``--hold`` this step begin it."""
         (self.out / f"go-{step}").touch()
+
+    def capture(self, *steps: int, ranks: int) -> None:
+        """Let ranks that ``--hold`` each of these steps make it, with a snapshot of it."""
+        for step in steps:
+            self.wait_before(step, ranks)
+            self.node("node-0").wait_rest()  # with the gate, as long as it is not lost
+            self.go(step)
 
     # ---- the end
 
@@ -208,6 +257,16 @@ def processes_of(nodes: list[dict[str, Any]]) -> list[int]:
 def holding(*steps: int) -> tuple[str, ...]:
     """Arguments of a program in ``programs``: its ranks wait before these steps, until `Job.go`."""
     return ("--hold", *map(str, steps)) if steps else ()
+
+
+def free_port() -> int:
+    """Below those that the system hands out: until the launcher listens there, no other process is given it."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for port in random.sample(range(lowest // 2, lowest), 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError("no port is free")
 
 
 def exists(pid: int) -> bool:

@@ -21,10 +21,10 @@ from snapshot_nodes import wait_until
 
 PORT = 6379
 HEAD = 1
-RECONNECT_SECONDS = 20
-"""How long Ray's processes wait for a head that is lost, before they end (by default a minute)."""
+_RECONNECT_SECONDS = 30
+"""How long Ray's processes wait for a store that is lost, before they end (by default a minute)."""
 START_SECONDS = 180.0
-_STARTS_MAX = 3
+_STARTS_MAX = 5
 _STORE_BYTES = 80_000_000
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -32,7 +32,7 @@ _SETTINGS = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "3000",
     "RAY_health_check_failure_threshold": "4",
-    "RAY_gcs_rpc_server_reconnect_timeout_s": str(RECONNECT_SECONDS),
+    "RAY_gcs_rpc_server_reconnect_timeout_s": str(_RECONNECT_SECONDS),
 }
 
 
@@ -103,7 +103,7 @@ class RayCluster:
         for folder in (self.lab.root(host) / "dev" / "shm").glob("ftrain-*"):
             shutil.rmtree(folder)
 
-    def kill_head(self) -> None:
+    def kill_store(self) -> None:
         """SIGKILL the head's store of what the cluster is, and nothing else."""
         (pid,) = (pid for pid, command in self.lab.processes(HEAD).items() if "gcs_server" in command.split(" ")[0])
         assert self.lab.run(HEAD, ["kill", "-9", str(pid)])[0] == 0

@@ -4,7 +4,7 @@
 
 What runs is what a user runs, but no interpreter is started for it: the launcher is a fork of one process for all
 tests, its nursery and so the agents, daemons and the controller are forks of the launcher, and a zygote, which starts
-anew otherwise, is a fork of the nursery. How a user's command starts is the matter of test_launching.py,
+anew otherwise, is a fork of one of these. How a user's command starts is the matter of test_launching.py,
 test_launcher_hosts.py, test_launcher_torchrun.py and test_recorder_jobs.py.
 
 This file is also the program of that one process.
@@ -204,7 +204,7 @@ def _be_ftrain(request: dict[str, Any], output: int) -> NoReturn:
 async def _fork_zygote(config: Any) -> Any:
     """What takes the place of `exec_zygote` in these processes."""
     from ftrain_launcher.processes import nursery, zygote_line
-    from ftrain_launcher.processes.environment import zygote_environment
+    from ftrain_launcher.processes.zygote_start import zygote_environment
 
     folders = (config.socket_path.parent, config.socket_path.parent.parent)  # a job's, a node's
     arena = next(folder for folder in folders if (folder / "nursery.sock").exists())
@@ -213,6 +213,28 @@ async def _fork_zygote(config: Any) -> Any:
     with config.log_path.open("ab") as log:
         nursery.start(arena, "ready", arguments, (log.fileno(), log.fileno()))
     return await zygote_line._connect_when_ready(config.socket_path, config.start_timeout_seconds, failure=str)
+
+
+def _start_zygote(config: Any) -> Any:
+    """What takes the place of `start_zygote` in the launcher, which is a fork with all imports itself."""
+    from ftrain_launcher.processes import zygote, zygote_start
+
+    pid = os.fork()
+    if pid:
+        return zygote_start.Started(config, pid)
+    try:
+        os.setsid()
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        log = os.open(config.log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        for place, source in enumerate((nothing, log, log)):
+            os.dup2(source, place)
+        os.environ.update(zygote_start.zygote_environment(os.environ, preload=bool(config.preload)))
+        sys.argv = ["zygote", *config.command()[4:]]
+        zygote.main()
+    except BaseException as error:  # nothing is above this frame that could say it
+        sys.excepthook(type(error), error, error.__traceback__)
+    finally:
+        os._exit(1)
 
 
 def main() -> int:
@@ -228,9 +250,11 @@ def _prepare() -> None:
     gc.disable()
     for name in _IMPORTS:
         importlib.import_module(name)
+    for name in sys.modules["ftrain.preload"].LATER:
+        importlib.import_module(name)
     importlib.import_module("ftrain_snapshot.codec").choose()
-    for name in ("ftrain_launcher.launch", "ftrain_launcher.processes.workers"):
-        sys.modules[name].exec_zygote = _fork_zygote  # type: ignore[attr-defined]
+    sys.modules["ftrain_launcher.processes.zygote_start"].start_zygote = _start_zygote  # type: ignore[attr-defined]
+    sys.modules["ftrain_launcher.processes.workers"].exec_zygote = _fork_zygote  # type: ignore[attr-defined]
     sys.modules["ready"] = sys.modules["__main__"]
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     gc.collect()

@@ -78,7 +78,7 @@ class Node:
 
     def kill_daemon(self) -> None:
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(WAIT_SECONDS)
         assert self.process.stdout is not None
         self.process.stdout.close()
         self.agent.close()
@@ -90,7 +90,7 @@ class Node:
     def stop(self) -> None:
         if self.process.poll() is None:
             self.agent.shutdown()
-            assert self.process.wait(10) == 0
+            assert self.process.wait(WAIT_SECONDS) == 0
         self.agent.close()
         if self.process.stdout is not None:
             self.process.stdout.close()

@@ -86,6 +86,22 @@ class NodeFolder:
         wait_until(lambda: page.gate()[1] >= 0, seconds, "an open gate")
         page.close()
 
+    def wait_rest(self, seconds: float = WAIT_SECONDS) -> None:
+        """Wait until the worker, which must wait, will be let in by the gate, which must be here.
+
+        A gate that looks open may be one that it has gone through, if the daemon has yet to hear of that: then the
+        slot is that of the newest capture.
+        """
+        page = ControlPage(self.folder)
+
+        def at_rest() -> bool:
+            with self.regions() as regions:
+                captured, slot = max((_version(region.header()), region.slot) for region in regions)
+            return page.gate()[1] not in (-1, slot if captured >= 0 else -1)
+
+        wait_until(at_rest, seconds, "a gate that is open for the next snapshot", every_seconds=ASK_SECONDS)
+        page.close()
+
     def verify(self) -> VerifyReport:
         """Have its daemon read all that it keeps."""
         with DaemonClient(self.folder, role="agent") as client:
@@ -121,8 +137,25 @@ class NodeFolder:
         return any(b.strip(b"\0") for path in self.folder.glob("slot*.parity*") for b in [path.read_bytes()[:4096]])
 
 
+@contextmanager
+def held_back(pid: int) -> Iterator[None]:
+    """Let a process share this one's core, so that it does not get far between two looks at what it does.
+
+    Elsewhere it might run on while this one waits for its turn; here it waits, too. It is to be killed meanwhile.
+    """
+    cores = os.sched_getaffinity(0)
+    core = {min(cores)}
+    os.sched_setaffinity(pid, core)
+    os.sched_setaffinity(0, core)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
 def stop(pid: int) -> None:
     """SIGSTOP, and wait until it stands still."""
+    assert pid > 0, "there is no such process"  # 0: all of this group, this process among them
     os.kill(pid, signal.SIGSTOP)
     stat = Path(f"/proc/{pid}/stat")
     wait_until(lambda: stat.read_text().rsplit(")", 1)[1].split()[0] in "TZ", WAIT_SECONDS, f"{pid} to stand still")

@@ -12,7 +12,7 @@ from typing import Any
 
 from ftrain_launcher.processes.spawning import Exited, Spawn
 from ftrain_launcher.processes.workers import WorkerHost
-from ftrain_launcher.processes.zygote_line import ZygoteConfig
+from ftrain_launcher.processes.zygote_start import ZygoteConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = [str(ROOT), str(ROOT / "launcher"), str(ROOT / "snapshot")]

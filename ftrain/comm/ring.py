@@ -100,6 +100,9 @@ the processor time of the thread that marks, at that moment. ``number`` is 1, 2,
 
 WAITS = -2
 """The step of a mark that ends none: from then on the rank waits for rank 0 to end this step, too."""
+HOLDS = -3
+"""From then on it ends this step without waiting for another rank: for memory of its own node, say."""
+NO_STEP = frozenset((WAITS, HOLDS))
 
 Table = NDArray[Any]
 """A structured array of one of the types above."""

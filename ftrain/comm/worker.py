@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 from ftrain.comm import library
 from ftrain.comm.native import NativeRecorder, load_native
-from ftrain.comm.ring import NATIVE, WAITS, Identity, ring_path
+from ftrain.comm.ring import HOLDS, NATIVE, WAITS, Identity, ring_path
 from ftrain.environment import JobEnvironment, WorkerEnvironment, read_environment
 
 
@@ -77,8 +77,13 @@ def mark_step(step: int) -> None:
 
 
 def note_wait() -> None:
-    """The rank has done its step, and waits for rank 0's word until the step is marked."""
+    """The rank has done its step, and waits for rank 0's word until the step is marked, or `note_hold`."""
     mark_step(WAITS)
+
+
+def note_hold() -> None:
+    """It waits for no other rank, but has yet to end its step: memory that its node has to make, what is captured."""
+    mark_step(HOLDS)
 
 
 def take_over_marks() -> None:

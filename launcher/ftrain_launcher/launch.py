@@ -36,7 +36,8 @@ from ftrain_launcher.messages import (
 from ftrain_launcher.processes import linux, nursery
 from ftrain_launcher.processes.pidfds import Child
 from ftrain_launcher.processes.spawning import Shutdown
-from ftrain_launcher.processes.zygote_line import ZygoteConfig, exec_zygote
+from ftrain_launcher.processes.zygote_line import connect_started
+from ftrain_launcher.processes.zygote_start import Started
 from ftrain_launcher.terminal import announce
 
 EXIT_CUT_OFF = 6
@@ -63,16 +64,21 @@ class Launcher:
         self,
         folder: JobFolder,
         new_engine: NewEngine,
+        root_zygote: Started | None,
         flush_seconds: float | None = None,
         signals: tuple[int, ...] = (),
     ) -> None:
-        """``flush_seconds``: SIGTERM is a notice, so long ahead; None: it ends the job. ``signals``: so do these."""
+        """``root_zygote``: what the zygotes of emulated nodes are forked from, if there is one; it ends with this.
+
+        ``flush_seconds``: SIGTERM is a notice, so long ahead; None: it ends the job. ``signals``: so do these.
+        """
         self.folder = folder
         self.record = folder.record()
         self._arena = Path(self.record.arena_folder)
         self.engine = new_engine(folder, self._tell)
         self._line = EngineLine(folder, self.engine.hello, self._obey)
         self._ended: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._root_zygote = root_zygote
         self._interrupts = 0
         self._flush_seconds, self._signals = flush_seconds, signals
         self._noticed = False
@@ -204,18 +210,12 @@ class Launcher:
     # ---- processes
 
     async def _keep_root_zygote(self) -> None:
-        """One process with torch imported, that the zygotes of all emulated nodes are forked from."""
-        if not self.record.root_zygote:
+        if self._root_zygote is None:
             return
-        config = ZygoteConfig(
-            socket_path=Path(self.record.root_zygote),
-            log_path=Path(self.record.config.work.log_folder) / "zygote-root.log",
-            owner_grace_seconds=self.record.controller_grace_seconds,
-        )
         if library.needs_building():
             announce("the recorder is built first, which takes about 10 s, once on this machine (docs/recorder.md)")
         try:
-            line = await exec_zygote(config)
+            line = await connect_started(self._root_zygote)
         except ZygoteFailed as error:
             self._end(Result(1, str(error)))
             return
@@ -248,12 +248,16 @@ def _zombie_children() -> list[int]:
 
 
 def run(
-    folder: JobFolder, new_engine: NewEngine, flush_seconds: float | None = None, signals: tuple[int, ...] = ()
+    folder: JobFolder,
+    new_engine: NewEngine,
+    root_zygote: Started | None = None,
+    flush_seconds: float | None = None,
+    signals: tuple[int, ...] = (),
 ) -> Result:
-    """Run this machine's part of the job of this folder to its end. The last two: as `Launcher` has them."""
+    """Run this machine's part of the job of this folder to its end. The last three: as `Launcher` has them."""
 
     async def main() -> Result:
-        return await Launcher(folder, new_engine, flush_seconds, signals).run()
+        return await Launcher(folder, new_engine, root_zygote, flush_seconds, signals).run()
 
     with nursery.opened(Path(folder.record().arena_folder)):
         result = asyncio.run(main())

@@ -351,6 +351,16 @@ class Stop(msgspec.Struct, frozen=True, tag="stop"):
     """Ranks that the detector has named: their processes must not go on."""
 
 
+class Cordoned(msgspec.Struct, frozen=True):
+    """A node that is to be given no ranks, and why."""
+
+    node: str
+    reason: str
+    since: float
+    quarantined: bool
+    """The policy said so, and not an operator."""
+
+
 class Form(msgspec.Struct, frozen=True, tag="form", kw_only=True):
     """Take these ranks in this generation and start from this snapshot."""
 
@@ -375,6 +385,10 @@ class Form(msgspec.Struct, frozen=True, tag="form", kw_only=True):
     is not known that this one, the last of these, has trained (`fencing.py`)."""
     world: int = 0
     """The first generation of so many nodes, coded like this."""
+    cordoned: tuple[Cordoned, ...] = ()
+    """Those that there are. This, and the next, are for a controller that nobody else can tell (`Recalled`)."""
+    incidents: int = 0
+    """How many there were."""
     work: Work
 
 

@@ -23,12 +23,14 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from common import CLEAN_TIMEOUT_SECONDS, Report, median, parser
-from job import MARK, JobFailed, Json, mark_session
+from job import MARK, Json, mark_session
 from leftovers import SHARED_MEMORY, marked_processes, shared_memory_entries, wait_until_clean
 from recovery_costs import idle, launches
 from recovery_faults import DEFAULTS, OURS, STAYING, TIGHT, Campaign, Fault
@@ -85,8 +87,8 @@ def add_incidents(made: Report, title: str, rung: str, incidents: Sequence[Json]
     made.add(f"{title}: on another rung", sum(incident["rung"] != rung for incident in incidents), "count", 0)
     times = [incident["timeline"] for incident in incidents]
     for phase in PHASES:
-        passed = [time[phase] - time["detected"] for time in times if time[phase]]
-        made.add(f"{title}: first sign until {phase.replace('_', ' ')}", median(passed), "s")
+        if passed := [time[phase] - time["detected"] for time in times if time[phase]]:
+            made.add(f"{title}: first sign until {phase.replace('_', ' ')}", median(passed), "s")
 
 
 def add_launch(made: Report, folder: Path, rounds: int) -> None:
@@ -111,14 +113,14 @@ def add_idle(made: Report, folder: Path, seconds_each: float) -> None:
     made.add("idle agent and daemon: resident, arena aside", resident / 1e6, "MB", 150)
 
 
-def chosen_sides(names: Sequence[str]) -> list[str]:
-    """Those of the sides that can run; a line for each that cannot."""
-    kept = list(names)
-    for rival in RIVALS:
-        if rival.name in kept and (missing := rival.missing()):
-            print(f"{rival.name} is left out: not installed: {', '.join(missing)} (pip install 'ftrain[bench]')")
-            kept.remove(rival.name)
-    return kept
+def left_out(names: Sequence[str]) -> dict[str, str]:
+    """Those of the sides that cannot run, and a line for each that says why."""
+    missing = {rival.name: rival.missing() for rival in RIVALS if rival.name in names}
+    return {
+        name: f"skipped: {name}: not installed: {', '.join(packages)} (pip install 'ftrain[bench]')"
+        for name, packages in missing.items()
+        if packages
+    }
 
 
 def main() -> None:
@@ -130,13 +132,15 @@ def main() -> None:
     options.add_argument("--sides", nargs="+", choices=every, default=every, metavar="SIDE", help=", ".join(every))
     args = options.parse_args()
     rounds, count = args.rounds or (1 if args.quick else 5), 1 if args.quick else 2
-    print(f"seed {args.seed}")
+    skipped = left_out(args.sides)
+    print("\n".join([f"seed {args.seed}", *skipped.values()]), flush=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # jobs are ended on the way out
     chance, mark, before = random.Random(args.seed), mark_session(), shared_memory_entries()
     os.environ["OMP_NUM_THREADS"] = "1"
     made = Report(f"Faults of {RANKS} ranks, to the first new step of all of them (median)")
     with tempfile.TemporaryDirectory(prefix="recovery-", dir=SHARED_MEMORY) as tmpfs:
         os.environ["FTRAIN_HOME"] = str(Path(tmpfs) / "home")
-        sides = chosen_sides(args.sides)
+        sides = [side for side in args.sides if side not in skipped]
         campaign = Campaign(Path(tmpfs), count, chance)
         for number in range(rounds):
             campaign.round(args.only, sides, with_defaults=number == 0 and not args.quick)
@@ -147,18 +151,15 @@ def main() -> None:
         }
         for part, cost in costs.items():
             if part in args.only:
-                try:
-                    cost(Path(tmpfs) / part)
-                except (RuntimeError, JobFailed) as error:
-                    print(f"{part}: {error}", flush=True)
-                    campaign.failed.append(part)
+                campaign.attempt(part, partial(cost, Path(tmpfs) / part))
     left = wait_until_clean(MARK, mark, before, CLEAN_TIMEOUT_SECONDS)
     for pid in marked_processes(MARK, mark):
         os.kill(pid, signal.SIGKILL)
     made.add("jobs and parts that failed", len(campaign.failed), "count", 0)
     made.add("processes and shared memory left behind", len(left), "count", 0)
     made.write(args.json)
-    print("\n".join(left), end="\n" if left else "")
+    for line in (*left, *skipped.values(), *(f"failed: {what}" for what in campaign.failed), *campaign.took()):
+        print(line)
 
 
 if __name__ == "__main__":

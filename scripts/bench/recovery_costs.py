@@ -1,8 +1,8 @@
 """What fault tolerance costs a job that nothing happens to: how long its launcher takes, and what its processes use.
 
 *launch*: from the start of ``ftrain run`` and of torchrun, in turn, to the first line of the user's script, to the end
-of its ``import torch``, and to a model in DDP, of the last of four ranks on one node. ftrain's ranks have imported both
-before their first line, in the zygote; torchrun's do so one by one.
+of its ``import torch``, and to a model in DDP, of the last of four ranks on one node. ftrain's ranks have torch before
+their first line, from the zygote, and import what DDP needs one by one; torchrun's do so with both.
 
 *idle*: controller, agent and daemon of a job of one node whose four ranks wait, after a few steps with snapshots:
 processor time by /proc, and memory that is resident, shared memory (the arena) aside.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import subprocess
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -12,8 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
 from job import Job, JobFailed, Json, node_of
-from recovery_notes import Notes, Recovery
+from recovery_notes import NotBegun, Notes, Recovery
 from rivals.commands import RANKS, RIVALS, WORKER, Rival
 from rivals.torchrun_nodes import TIGHTEST, lose_node
 
@@ -23,6 +25,7 @@ TIGHT, DEFAULTS = "torchrun --nnodes 3:4, tightest settings", "torchrun --nnodes
 STANDBY_SECONDS = 1.0
 """A lost rank's standby has been replaced by then."""
 CLOSED_TIMEOUT_SECONDS = 30.0
+_STARTS_MAX = 3
 
 
 class Fault(NamedTuple):
@@ -92,7 +95,7 @@ def break_ours(
     """One job of this side of ours, and so many faults of each part.
 
     Raises:
-        RuntimeError: it did not survive them.
+        RuntimeError, JobFailed: it did not survive them.
     """
     flags = ["--local-nodes", str(RANKS), "--nproc-per-node", "1", "--snapshot-every", "1"]
     flags += ["--standby", "1"] if side == STAYING else ["--spares", str(count)]
@@ -110,7 +113,8 @@ def break_ours(
             if "node" in parts and side != STAYING:
                 faults["node"] = [ours.lose_node(chance.randrange(RANKS)) for _ in range(count)]
         except (RuntimeError, JobFailed) as error:
-            raise RuntimeError(f"{error}\n{job.tail()}") from error
+            error.add_note(job.tail())
+            raise
     return faults
 
 
@@ -131,7 +135,8 @@ def break_rival(folder: Path, *, rival: Rival, count: int, chance: random.Random
                 recovery = notes.wait_recovered(old, job.alive)
                 faults.append(Fault(recovery.first_step - broken_at, recovery))
         except RuntimeError as error:
-            raise RuntimeError(f"{error}\n{job.tail()}") from error
+            error.add_note(job.tail())
+            raise
     return {"worker": faults}
 
 
@@ -144,8 +149,9 @@ def lose_rival_node(folder: Path, *, settings: tuple[str, ...]) -> dict[str, lis
     try:
         killed_at, recovery = lose_node(folder, settings)
     except RuntimeError as error:
-        logs = "\n".join(path.read_text(errors="replace")[-1000:] for path in sorted(folder.glob("log-*")))
-        raise RuntimeError(f"{error}\n{logs}") from error
+        for path in sorted(folder.glob("log-*")):
+            error.add_note(path.read_text(errors="replace")[-1000:])
+        raise
     return {"node": [Fault(recovery.first_step - killed_at, recovery)]}
 
 
@@ -157,6 +163,7 @@ class Campaign:
         self.found: dict[tuple[str, str], list[Fault]] = defaultdict(list)
         """By part and side."""
         self.failed: list[str] = []
+        self._seconds: dict[str, float] = defaultdict(float)
         self._jobs = 0
 
     def round(self, parts: Sequence[str], sides: Sequence[str], *, with_defaults: bool) -> None:
@@ -174,15 +181,40 @@ class Campaign:
                 self._attempt(DEFAULTS, partial(lose_rival_node, settings=()))
 
     def _attempt(self, side: str, work: Callable[[Path], dict[str, list[Fault]]]) -> None:
+        def keep() -> None:
+            for part, faults in self._results(side, work).items():
+                self.found[part, side] += faults
+                print(f"{part}, {side}: {', '.join(f'{fault.seconds:.2f}' for fault in faults)} s", flush=True)
+
+        self.attempt(side, keep)
+
+    def _results(self, side: str, work: Callable[[Path], dict[str, list[Fault]]]) -> dict[str, list[Fault]]:
+        """Of a job that begins: torchrun's agents with tight settings may lose each other while they start."""
+        for _ in range(_STARTS_MAX - 1):
+            try:
+                return work(self._new_folder())
+            except NotBegun as error:
+                print(f"{side}: {error}; once more", flush=True)
+        return work(self._new_folder())
+
+    def _new_folder(self) -> Path:
         self._jobs += 1
         folder = self.folder / f"job-{self._jobs}"
         folder.mkdir()
+        return folder
+
+    def attempt(self, what: str, work: Callable[[], None]) -> None:
+        """Do something that may fail without the others' loss, and say how long it takes."""
+        print(f"{what} ...", flush=True)
+        began = time.monotonic()
         try:
-            results = work(folder)
-        except RuntimeError as error:
-            print(f"{side}: {error}", flush=True)
-            self.failed.append(side)
-            return
-        for part, faults in results.items():
-            self.found[part, side] += faults
-            print(f"{part}, {side}: {', '.join(f'{fault.seconds:.2f}' for fault in faults)} s", flush=True)
+            work()
+        except (RuntimeError, JobFailed, OSError, psutil.Error, subprocess.TimeoutExpired) as error:
+            said = [f"{what}: {type(error).__name__}: {error}", *getattr(error, "__notes__", ())]
+            print("\n".join(said), flush=True)
+            self.failed.append(what)
+        self._seconds[what] += time.monotonic() - began
+
+    def took(self) -> list[str]:
+        """What each side's jobs took, their start and end included."""
+        return [f"{seconds / 60:.1f} min: {what}" for what, seconds in self._seconds.items()]

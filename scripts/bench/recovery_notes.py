@@ -13,8 +13,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 WARM_STEPS = 10
-RECOVERY_TIMEOUT_SECONDS = 300.0
+RECOVERY_TIMEOUT_SECONDS = 600.0
+"""Only a hang takes so long, on a busy machine, too: there Ray needs minutes to start."""
 POLL_SECONDS = 0.02
+
+
+class NotBegun(RuntimeError):
+    """The job ended by itself before it was warm: nothing was measured, and it may be started again."""
 
 
 class Line(NamedTuple):
@@ -45,6 +50,7 @@ class Notes:
 
     def __init__(self, folder: Path, ranks: int) -> None:
         self.folder, self.ranks = folder, ranks
+        self._begun = False
 
     def of(self, rank: int) -> list[Line]:
         """The rank's finished steps, oldest first; of all its processes."""
@@ -58,10 +64,21 @@ class Notes:
         return {rank: self.of(rank)[-1] for rank in range(self.ranks)}
 
     def wait_warm(self, alive: Callable[[], bool]) -> None:
-        """Wait until every rank has done WARM_STEPS steps since it was started."""
-        wait_for(
-            "warm", alive, lambda: all(self._steps_of_last_start(rank) >= WARM_STEPS for rank in range(self.ranks))
-        )
+        """Wait until every rank has done WARM_STEPS steps since it was started.
+
+        Raises:
+            NotBegun: the job has ended, and was never warm.
+            RuntimeError: it does not get warm, or not again.
+        """
+        try:
+            wait_for(
+                "warm", alive, lambda: all(self._steps_of_last_start(rank) >= WARM_STEPS for rank in range(self.ranks))
+            )
+        except RuntimeError as error:
+            if self._begun or alive():
+                raise
+            raise NotBegun("the job ended before it was warm") from error
+        self._begun = True
 
     def _steps_of_last_start(self, rank: int) -> int:
         lines = self.of(rank)

@@ -5,8 +5,9 @@
 *recovery*: FSDP2 on four nodes (reshard_worker.py), ``--local-nodes 3:4``, no spare; one node is lost with its memory,
 and the job goes on with three. torchrun: four agents, ``--nnodes 3:4`` with the tightest settings that work (FACTS 5),
 a DCP checkpoint on tmpfs at each step, and as much state. From the kill to the first step that nobody had done. What
-reading the state took is noted by the ranks themselves, beside one copy of the same bytes into warm memory; torchrun's
-ranks do so for ``dcp.load``.
+reading the state took is noted by the ranks themselves, beside one copy of the same bytes into warm memory, and one
+into fresh memory, all ranks at once; torchrun's ranks do so for ``dcp.load``. Processor time is the ranks' own: that of
+the daemons, which fetch and decode, is not in it.
 
 *curve*: 4 -> 3 -> 4 nodes against a job that is left alone, same seed: losses step by step, in both modes of summing.
 
@@ -170,6 +171,10 @@ def recovery(report: Report, folder: Path, mib: int, chance: random.Random) -> N
     slowest = median([max(entry["read_seconds"] for entry in mine)])
     report.add("reading 4 -> 3, one node decoded", slowest, "s")
     report.add("the same over one copy", slowest / max(entry["copy_seconds"] for entry in mine), "ratio", 10)
+    unit = max(entry["fresh_copy_seconds"] for entry in mine)
+    report.add("the same over one copy into fresh memory", slowest / unit, "ratio")
+    for side, entries in (("ftrain", mine), ("dcp.load", dcp)):
+        report.add(f"processor time of reading, all ranks, {side}", sum(e["processor_seconds"] for e in entries), "s")
     report.add("the same over dcp.load from tmpfs", slowest / max(entry["read_seconds"] for entry in dcp), "ratio", 1)
     saves = [float(line) for path in (folder / "theirs").glob("save-*") for line in path.read_text().split()]
     report.add("dcp.save to tmpfs, at each step", median(saves), "s")

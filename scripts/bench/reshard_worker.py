@@ -83,12 +83,14 @@ class Training:
         os.write(self._samples, f"{step} {self._generation} {' '.join(map(str, samples))}\n".encode())
         os.write(self._lines, f"{step} {time.time()} {os.getpid()} {loss.hex()}\n".encode())
 
-    def note_read(self, seconds: float, peak_bytes: int) -> None:
-        """How long reading took, beside one copy of the same bytes into warm memory."""
+    def note_read(self, seconds: float, processor_seconds: float, peak_bytes: int) -> None:
+        """What reading took, beside copies of the same bytes by all ranks at once: into warm memory, and into fresh
+        memory, to which most of what is read goes."""
         own = [p.to_local() for p in self.model.parameters()]  # type: ignore[attr-defined]
         own += [v.to_local() for s in self.optimizer.state.values() for v in s.values() if hasattr(v, "to_local")]
-        targets = [torch.zeros_like(each) for each in own]
+        targets = [torch.empty_like(each) for each in own]
         copies = []
+        dist.barrier()
         for _ in range(3):
             began = time.perf_counter()
             for target, source in zip(targets, own, strict=True):
@@ -97,7 +99,9 @@ class Training:
         entry = {
             "world": dist.get_world_size(),
             "read_seconds": seconds,
+            "processor_seconds": processor_seconds,
             "copy_seconds": min(copies),
+            "fresh_copy_seconds": copies[0],
             "peak_bytes": peak_bytes,
             "state_bytes": sum(each.nbytes for each in own),
         }
@@ -133,9 +137,10 @@ def under_ftrain(args: argparse.Namespace) -> None:
         sampler = ftrain.ElasticSampler(SAMPLES, global_batch=GLOBAL_BATCH, micro_batch=micro_batch, seed=0)
         loader: Any = DataLoader(training.data, batch_sampler=sampler)  # type: ignore[arg-type]
         dist.barrier()
-        peak, began = Peak(), time.perf_counter()
+        peak, began, spent = Peak(), time.perf_counter(), time.process_time()
         ctx.track(model=training.model, optimizer=training.optimizer, sampler=sampler)
-        read = (time.perf_counter() - began, peak.taken()) if ctx.generation > 1 else None
+        taken = time.perf_counter() - began, time.process_time() - spent, peak.taken()
+        read = taken if ctx.generation > 1 else None
         batches, slow = iter(sampler), args.folder / "slow"
         for step in ctx.steps(args.steps):
             until = time.monotonic() + args.pause_seconds * slow.exists()
@@ -166,17 +171,17 @@ def under_torchrun(args: argparse.Namespace) -> None:
     rank, world = dist.get_rank(), dist.get_world_size()
     training = Training(args, rank, world, int(os.environ["TORCHELASTIC_RESTART_COUNT"]))
     saved = sorted(int(path.name[5:]) for path in args.folder.glob("done-*"))
-    read: tuple[float, int] | None = None
+    read: tuple[float, float, int] | None = None
     if saved:
         dist.barrier()
-        peak, began = Peak(), time.perf_counter()
+        peak, began, spent = Peak(), time.perf_counter(), time.process_time()
         model, optimizer = get_state_dict(training.model, training.optimizer)
         state: dict[str, Any] = {"model": model, "optimizer": optimizer}
         load(state, checkpoint_id=args.folder / f"step-{saved[-1]}")
         set_state_dict(
             training.model, training.optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
         )
-        read = time.perf_counter() - began, peak.taken()
+        read = time.perf_counter() - began, time.process_time() - spent, peak.taken()
     for step in range(saved[-1] + 1 if saved else 0, args.steps):
         first = step * GLOBAL_BATCH % SAMPLES
         own = list(range(first, first + GLOBAL_BATCH))[rank::world]

@@ -89,7 +89,8 @@ def answer_fetch(store: Store, link: Connection, fetch: Fetch, name: str, *, urg
         part = store.my_part(fetch.snapshot, fetch.lane, fetch.rotation, stripe)
         if part is None:
             where = f"stripe {stripe} of lane {fetch.lane}, rotation {fetch.rotation}"
-            link.send_bulk(FetchFailed(fetch.attempt, f"{name} lacks {where}"), memoryview(b""), urgent=urgent)
+            # Not behind bulk: it would come after the word that the stripe is back, and be believed.
+            link.send(FetchFailed(fetch.attempt, f"{name} lacks {where}"))
             return
         body, sum_ = part
         if not body:

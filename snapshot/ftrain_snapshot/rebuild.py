@@ -343,7 +343,7 @@ class Rebuild:
         self._fill()
         if self._left[order.piece.lane, order.piece.rotation] <= 0:  # settling looks at all that is left
             self.settle(order.piece.lane)
-        if not self._orders and self._soon is None:
+        if not self._orders:  # also where a plan is under way: it may find nothing left to do, and say nothing
             self.plan()  # what was stuck may be possible now
             self._changed()
 

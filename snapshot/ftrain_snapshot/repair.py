@@ -21,7 +21,7 @@ from ftrain_snapshot.gather import Gather
 from ftrain_snapshot.log import log
 from ftrain_snapshot.loop import Task, Timer, Work
 from ftrain_snapshot.manifest import NO_SNAPSHOT, Catalog, UnitDescriptor
-from ftrain_snapshot.messages import DAMAGES_MAX, Damage
+from ftrain_snapshot.messages import DAMAGES_MAX, Damage, SnapshotId
 from ftrain_snapshot.node import Node
 from ftrain_snapshot.rebuild import Rebuild
 from ftrain_snapshot.rebuild_plan import STRIPES_MAX
@@ -90,6 +90,14 @@ class Repair:
 
     def _able(self) -> set[int]:
         return self._heard.intersection(self._links)
+
+    def take_over(self, snapshot: SnapshotId, places: set[Place]) -> bool:
+        """Others found these chunks damaged: whether they are brought back from here, as while it is under way."""
+        if snapshot != self._membership.restore or not self.under_way:
+            return False
+        self._rebuild.single |= places
+        self._rebuild.plan()
+        return True
 
     # What is here.
 
@@ -231,7 +239,7 @@ class Repair:
             ours = unit.lane in range(self._membership.lanes) and unit.position in self._group.members
             if sound and ours and catalog.unit(unit.position, unit.lane) is None:
                 catalog.put(unit)
-        if self._told:
+        if self._told and self.under_way:  # what is found later is the scrub's
             self._learn(catalog)
             self._on_progress()
             self._rebuild.plan()
@@ -275,7 +283,8 @@ class Repair:
             self._fail(reason)
 
     def _is_stored(self, catalog: Catalog) -> bool:
-        return self._parity_checked and not self._missing_parity(catalog) and not self._rebuild.parity_places()
+        whole = not self._store.damaged.get(self._snapshot)
+        return self._parity_checked and whole and not self._missing_parity(catalog)
 
     def _impossible(self) -> str:
         if self._codec is None and (self._unknown or self._rebuild.data_places()):

@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 
 from ftrain_snapshot.damage import Place, damages
-from ftrain_snapshot.gather import Gather
 from ftrain_snapshot.ledger import SLOTS
 from ftrain_snapshot.log import log
 from ftrain_snapshot.loop import Task, Timer, Work
@@ -21,7 +20,8 @@ from ftrain_snapshot.manifest import Catalog, checksum, chunk_count
 from ftrain_snapshot.messages import DAMAGES_MAX, LaneReport, SnapshotId, VerifyReport
 from ftrain_snapshot.node import Node
 from ftrain_snapshot.rebuild import Rebuild
-from ftrain_snapshot.wire import Mismatch, SkipNotice
+from ftrain_snapshot.repair import Repair
+from ftrain_snapshot.wire import Mismatch, PositionStored, Restoring, SkipNotice
 
 SLICE_CHUNKS = 8
 """Chunks to checksum at a time; each is followed by a rest."""
@@ -39,13 +39,13 @@ REPAIR_SECONDS_MAX = 20.0
 class Scrub:
     """One generation's checking, on one node."""
 
-    def __init__(self, node: Node, gather: Gather, is_busy: Callable[[], bool]) -> None:
+    def __init__(self, node: Node, repair: Repair, is_busy: Callable[[], bool]) -> None:
         """``is_busy``: whether something more urgent is under way."""
         self.damaged = self.repaired = 0
         """Chunks, since this generation began."""
         self._node, self._loop, self._store = node, node.loop, node.store
         self._membership, self._group, self._position = node.membership, node.group, node.position
-        self._gather = gather
+        self._repair_of_start, self._gather = repair, repair.gather
         self._is_busy = is_busy
         self._rebuilds: dict[SnapshotId, Rebuild] = {}
         self._lost: dict[SnapshotId, set[Place]] = {}
@@ -77,6 +77,12 @@ class Scrub:
             rebuild.forgive(position)
             rebuild.plan()
 
+    def on_restoring(self, position: int, snapshot: SnapshotId) -> None:
+        """A member says anew what it has: it may be what could not be had."""
+        if (rebuild := self._rebuilds.get(snapshot)) is not None:
+            rebuild.forgive(position)
+            rebuild.plan()
+
     def on_describe(self, snapshot: SnapshotId) -> None:
         """More is known of a snapshot: enough, maybe, to rebuild what was found damaged before it was protected."""
         if (rebuild := self._rebuilds.get(snapshot)) is not None:
@@ -93,6 +99,8 @@ class Scrub:
                 return
         self._postponed_since = None
         if self._pass is None:
+            for snapshot in list(self._store.damaged):  # found when this daemon was started, or asked for in vain
+                self._repair(snapshot, ())
             self._pass = self._check_all(Counter())
         try:
             next(self._pass)
@@ -171,7 +179,7 @@ class Scrub:
 
     def _restoring(self) -> SnapshotId | None:
         """The generation's start, while that is being checked and rebuilt anyway."""
-        return self._membership.restore if self._is_busy() else None
+        return self._membership.restore if self._repair_of_start.under_way else None
 
     def _places(self, catalog: Catalog) -> Iterator[Place]:
         """All chunks of a snapshot that are here; it may be over at any moment."""
@@ -202,8 +210,8 @@ class Scrub:
         self._repair(snapshot, (place,))
 
     def _repair(self, snapshot: SnapshotId, places: Iterable[Place]) -> None:
-        if snapshot == self._restoring() or self._closed:
-            return  # that is repair.py's
+        if self._closed or self._repair_of_start.take_over(snapshot, set(places)):
+            return
         rebuild = self._rebuilds.get(snapshot)
         if rebuild is None:
             rebuild = self._rebuilds[snapshot] = Rebuild(
@@ -229,6 +237,15 @@ class Scrub:
         self._end_rebuild(snapshot)
         if reason:
             self._give_up(snapshot, reason)
+        else:
+            self._say_whole(snapshot)
+
+    def _say_whole(self, snapshot: SnapshotId) -> None:
+        """All of it is back: who heard meanwhile that it was damaged counts on it again."""
+        for member in self._node.linked:
+            self._node.links[member].send(Restoring(snapshot, (), ()))
+        if any(h.snapshot == snapshot and h.parity and not h.damage for h in self._store.holdings()):
+            self._node.tell_gate(PositionStored(snapshot))
 
     def _end_rebuild(self, snapshot: SnapshotId) -> None:
         """Nothing more is brought back of it: all is, or nobody can, or nobody wants it any more."""

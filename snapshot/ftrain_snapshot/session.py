@@ -107,7 +107,7 @@ class Session:
         self.protect = Protect(node, self.fetches)
         self.repair = Repair(node, changed)
         self.relays = Relays(node, self.repair.gather)
-        self.scrub = Scrub(node, self.repair.gather, self._is_busy)
+        self.scrub = Scrub(node, self.repair, self._is_busy)
         self.far_reads = FarReads(node, GATE, Reads(node, self.repair.gather, self.scrub.look_at))
         self.old_world = OldWorld(loop, store, membership, lines) if membership.origin is not None else None
         """What the generation starts from, if another world captured it, while it may be needed."""
@@ -291,6 +291,7 @@ class Session:
                 self.scrub.on_describe(message.unit.snapshot)
             case Restoring() if position in self._group.members:
                 self.repair.on_restoring(position, message)
+                self.scrub.on_restoring(position, message.snapshot)
             case Fetch() if position in self._group.members:
                 (self.relays if message.shares else self.fetches).answer(position, message)
             case FetchFailed() if position in self._group.members:

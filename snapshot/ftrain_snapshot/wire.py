@@ -145,7 +145,8 @@ class FetchFailed(msgspec.Struct, frozen=True, array_like=True, tag="fetch_faile
 
 
 class Restoring(msgspec.Struct, frozen=True, array_like=True, tag="restoring"):
-    """To the group, or to who reads an origin: what I have of the snapshot that this generation starts from."""
+    """To the group, or to who reads an origin: what I have of the snapshot that this generation starts from; or that
+    all of another one is back."""
 
     snapshot: SnapshotId
     bad: Damages

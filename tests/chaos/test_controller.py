@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from jobs import ARGUMENTS, Job, Outcome, holding, ranks_of
+from jobs import ARGUMENTS, TIMEOUT_SECONDS, Job, Outcome, holding, ranks_of
 
 from ftrain_launcher import query
 from ftrain_launcher.errors import ControllerAway
@@ -39,7 +39,7 @@ def kill_controller(job: Job) -> float:
     assert old is not None
     assert old.pid is not None
     os.kill(old.pid, signal.SIGKILL)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while True:
         try:
             new = query.ask(folder, "/api/status", wait_seconds=0.1)["controller"]["pid"]
@@ -71,13 +71,12 @@ def test_a_controller_that_stood_still_gives_nobody_up(tmp_path: Path) -> None:
         assert {n["agent_pid"] for n in after["nodes"]} == {n["agent_pid"] for n in before["nodes"]}
         job.go(HELD[0])
         assert job.wait() == 0, job.tail()
-        assert job.ask("incidents")["incidents"] == []
+        assert job.faults() == []
         assert "is lost" not in job.log.read_text()
     finally:
         job.close()
 
 
-@pytest.mark.timeout(200)
 def test_killed_at_random_moments_it_is_back_in_two_seconds_and_no_generation_is_formed_twice(
     job: Job, undisturbed: Callable[[int], Outcome], seed: int
 ) -> None:

@@ -19,7 +19,7 @@ FIRST, SECOND = 40, 80
 def operate(job: Job, *words: str) -> Any:
     """The JSON of an operators' command."""
     command = [sys.executable, "-m", "ftrain_launcher.cli", *words, "--job", job.name, "--json"]
-    done = subprocess.run(command, capture_output=True, env=job.environment, timeout=30, check=False)
+    done = subprocess.run(command, capture_output=True, env=job.environment, timeout=TIMEOUT_SECONDS, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -27,7 +27,9 @@ def operate(job: Job, *words: str) -> Any:
 def refused(job: Job, *words: str) -> str:
     """What an operators' command that cannot be obeyed says."""
     command = [sys.executable, "-m", "ftrain_launcher.cli", *words, "--job", job.name]
-    done = subprocess.run(command, capture_output=True, env=job.environment, timeout=30, text=True, check=False)
+    done = subprocess.run(
+        command, capture_output=True, env=job.environment, timeout=TIMEOUT_SECONDS, text=True, check=False
+    )
     assert done.returncode == 2
     return done.stderr
 
@@ -79,7 +81,7 @@ def test_a_drained_node_gives_its_ranks_to_the_spare_and_gets_them_back(
 
         assert job.wait() == 0, job.tail()
         assert job.ends() == undisturbed(NODES).ends()
-        incidents = job.ask("incidents")["incidents"]
+        incidents = job.faults()
         assert [(i["kind"], i["steps_lost"]) for i in incidents] == [("drained", 0), ("drained", 0)]
         assert first < incidents[0]["resumed_from"] < SECOND
         assert second <= incidents[1]["resumed_from"] < SECOND

@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from jobs import ARGUMENTS, Job, Outcome
+from jobs import ARGUMENTS, Job, Outcome, holding
 
 POISONED = 15
 FLAGS = ("--local-nodes", "2")
 FEW_STEPS = ("--steps", "30")
+CAPTURED = (4, 8)
+"""The ranks wait before these steps, so that there are two snapshots."""
 
 StartJob = Callable[..., Job]
 
@@ -33,7 +35,7 @@ def test_infinity_in_the_newest_snapshot_is_left_behind(start: StartJob, undistu
     assert job.wait() == 0, job.tail()
 
     assert all((job.out / f"poisoned-{rank}").exists() for rank in range(2))
-    (incident,) = job.ask("incidents")["incidents"]
+    (incident,) = job.faults()
     assert "LossNotFinite: the loss of steps 16, 17 was not finite" in incident["reason"]
     assert incident["demoted"] == POISONED
     assert incident["resumed_from"] < POISONED
@@ -46,11 +48,12 @@ def test_infinity_in_the_newest_snapshot_is_left_behind(start: StartJob, undistu
 
 
 def test_a_loss_that_is_never_finite_again_ends_the_job_with_rank_and_step(start: StartJob) -> None:
-    job = start(*FEW_STEPS, "--nan-from", "10")
+    job = start(*FEW_STEPS, "--nan-from", "10", *holding(*CAPTURED))
+    job.capture(*CAPTURED, ranks=2)
     assert job.wait() == 1
-    first, second = job.ask("incidents")["incidents"]
+    first, second = job.faults()
     assert first["demoted"] is not None
-    assert first["resumed_from"] < first["demoted"] < 10
+    assert CAPTURED[0] <= first["resumed_from"] < first["demoted"] < 10
     assert second["reason"] == first["reason"] or "the loss of steps 10, 11" in second["reason"]
     (error,) = [line for line in job.tail().splitlines() if "error:" in line]
     assert "rank 1 on node-1 raised" in error
@@ -61,6 +64,6 @@ def test_a_loss_that_is_never_finite_again_ends_the_job_with_rank_and_step(start
 def test_who_wants_to_go_on_with_such_a_loss_can(start: StartJob) -> None:
     job = start(*FEW_STEPS, "--nan-from", "10", flags=(*FLAGS, "--no-demote-after-nan"))
     assert job.wait() == 0, job.tail()
-    assert job.ask("incidents")["incidents"] == []
+    assert job.faults() == []
     assert "loss=nan" in job.log.read_text()
     assert len(job.ends()) == 2

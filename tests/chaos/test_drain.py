@@ -16,15 +16,9 @@ from ftrain_snapshot.control import ControlPage, HaltMode
 NODES, STEPS, EVERY = 3, 120, 7
 BEFORE = 37
 """The ranks wait before this step until the drain is under way; it is not captured unless they are halted."""
+CAPTURED = BEFORE // EVERY * EVERY - 1
+"""The last step before that is captured, if the gate is open."""
 FLAGS = ("--local-nodes", str(NODES), "--spares", "1", "--snapshot-every", str(EVERY))
-
-
-def wait_before(job: Job, step: int) -> None:
-    def waits(status: dict[str, Any]) -> bool:
-        ranks = ranks_of(status).values()
-        return len(ranks) == NODES and all(rank["step"] == step - 1 for rank in ranks)
-
-    job.wait_for(waits, f"rest before step {step}")
 
 
 def is_to_halt(node: Path) -> bool:
@@ -46,7 +40,7 @@ def test_a_drain_costs_no_step_however_rare_snapshots_are(
 ) -> None:
     job = Job(tmp_path / "job", *FLAGS, arguments=(*ARGUMENTS, *holding(BEFORE)))
     try:
-        wait_before(job, BEFORE)
+        job.wait_before(BEFORE, NODES)
         drained = job.drain("node-1")
         job.go(BEFORE)
         said, _ = drained.communicate(timeout=TIMEOUT_SECONDS)
@@ -54,7 +48,7 @@ def test_a_drain_costs_no_step_however_rare_snapshots_are(
         assert job.wait() == 0, job.tail()
         assert job.ends() == undisturbed(NODES).ends()
         assert [made(job, rank) for rank in range(NODES)] == [list(range(STEPS))] * NODES
-        [incident] = job.ask("incidents")["incidents"]
+        [incident] = job.faults()
         assert (incident["kind"], incident["steps_lost"]) == ("drained", 0)
         assert (incident["resumed_from"] + 1) % EVERY, "it was captured because the ranks were halted"
         with capsys.disabled():
@@ -67,7 +61,7 @@ def test_a_worker_killed_while_others_stand_halted_costs_what_a_fault_costs(
     tmp_path: Path, undisturbed: Callable[[int], Outcome]
 ) -> None:
     """Rank 1 has yet to come to the end of the step: what the others have captured of it is of no use."""
-    job = Job(tmp_path / "job", *FLAGS, arguments=(*ARGUMENTS, *holding(BEFORE), "--late-at", str(BEFORE)))
+    job = Job(tmp_path / "job", *FLAGS, arguments=(*ARGUMENTS, *holding(CAPTURED, BEFORE), "--late-at", str(BEFORE)))
 
     def stand(status: dict[str, Any]) -> bool:
         ranks = ranks_of(status)
@@ -75,7 +69,8 @@ def test_a_worker_killed_while_others_stand_halted_costs_what_a_fault_costs(
 
     drained = None
     try:
-        wait_before(job, BEFORE)
+        job.capture(CAPTURED, ranks=NODES)
+        job.wait_before(BEFORE, NODES)
         drained = job.drain("node-1")
         wait_until(lambda: all(map(is_to_halt, job.arena.glob("node-[0-2]"))), TIMEOUT_SECONDS, "an agreed step")
         job.go(BEFORE)
@@ -85,8 +80,8 @@ def test_a_worker_killed_while_others_stand_halted_costs_what_a_fault_costs(
         assert job.wait() == 0, job.tail()
         assert drained.wait(TIMEOUT_SECONDS) == 0, drained.stdout.read() if drained.stdout else ""
         assert job.ends() == undisturbed(NODES).ends()
-        first = job.ask("incidents")["incidents"][0]
-        assert (first["kind"], first["resumed_from"]) == ("worker_exit", BEFORE // EVERY * EVERY - 1)
+        first = job.faults()[0]
+        assert (first["kind"], first["resumed_from"]) == ("worker_exit", CAPTURED)
         again = list(range(first["resumed_from"] + 1, STEPS))
         for rank in range(NODES):
             assert made(job, rank) == [*range(BEFORE + 1), *again]

@@ -156,13 +156,13 @@ def test_a_killed_writer_costs_one_checkpoint_and_training_goes_on(
     for position in (0, 1):
         lost = kill_a_writer(job, url, position, held)
         assert all(found is None or found.step != lost for found in [newest(url)])
-        assert f"the durable checkpoint of step {lost} is not written: node-{position}" in job.tail()
+        job.wait_shown(f"the durable checkpoint of step {lost} is not written: node-{position}")
         go_on(job, held)
         later = wait_durable(job, lost + 1)
         assert newest(url).step >= later
     status = job.status()
     assert {r["rank"]: r["pid"] for r in ranks_of(status).values()} == pids
-    assert (status["generation"], status["incidents"]) == (1, 0)
+    assert (status["generation"], job.faults()) == (1, [])
     assert status["durable"]["failure"] is None
     for step in held:
         job.go(step)
@@ -196,9 +196,9 @@ def test_training_does_not_wait_for_a_writer_and_a_write_outlives_agents_and_con
     job.wait_for(all_back, "agents and controller")
     writer.resume()
     wait_durable(job, step)
-    assert f"the durable checkpoint of step {step} is written" in job.tail()
+    job.wait_shown(f"the durable checkpoint of step {step} is written")
     assert newest(url).step >= step
-    assert (job.status()["generation"], job.status()["incidents"]) == (1, 0)
+    assert (job.status()["generation"], job.faults()) == (1, [])
     for held_step in held:
         job.go(held_step)
     assert_same(job, ends_without_a_fault(2))
@@ -213,7 +213,7 @@ def test_all_nodes_lost_at_once_go_on_from_storage(start: StartJob, undisturbed:
     job.kill_nodes("node-0", "node-1")
     job.go(15)
     assert_same(job, undisturbed(2).ends())
-    incident = job.ask("incidents")["incidents"][0]
+    incident = job.faults()[0]
     assert (incident["kind"], incident["resumed_from"]) == ("node_lost", 9)
     assert incident["seconds"] is not None
     assert "after step 9, from " in job.tail()

@@ -13,13 +13,15 @@ from typing import NamedTuple
 
 import psutil
 import pytest
-from jobs import Job, exists, holding, ranks_of
+from jobs import TIMEOUT_SECONDS, Job, exists, holding, ranks_of
 
 RANKS = 3
 STEPS = ("--steps", "30")
 START, LAST = 10, 29
 """The ranks wait before these steps, if there is something to be seen until then."""
-SECONDS_MAX = 30.0
+GENERATIONS = 50
+GENERATIONS_SECONDS_MAX = 550.0
+"""Of so many: a minute where nothing else runs."""
 
 StartJob = Callable[..., Job]
 
@@ -69,7 +71,7 @@ def pids_at(job: Job, step: int) -> dict[int, int]:
 
 
 def wait_until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + SECONDS_MAX
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while not condition():
         assert time.monotonic() < deadline, what
         time.sleep(0.01)
@@ -95,10 +97,6 @@ def assert_same(job: Job, quiet: list[str]) -> None:
     assert job.ends() == quiet
 
 
-def incidents(job: Job) -> list[dict]:
-    return job.ask("incidents")["incidents"]
-
-
 def pids(job: Job, rank: int) -> set[int]:
     """Of all processes that ran the function as this rank."""
     return {look.pid for look in looks(job, rank)}
@@ -117,7 +115,7 @@ def test_survivors_keep_their_processes_and_a_standby_takes_the_lost_rank(start:
     job.go(LAST)
     assert_same(job, quiet)
     assert [looks(job, rank)[-1].generation for rank in range(RANKS)] == [2] * RANKS
-    ((rung, lost),) = [(i["rung"], i["steps_lost"]) for i in incidents(job)]
+    ((rung, lost),) = [(i["rung"], i["steps_lost"]) for i in job.faults()]
     assert (rung, lost) == ("same processes", 0)
 
 
@@ -136,7 +134,8 @@ def test_who_can_be_made_to_leave_stays_and_who_cannot_is_replaced(
 ) -> None:
     """Rank 1 kills itself in step 12; rank 0 is where it cannot easily be got out of."""
     dies = ("--die-each", "12", "--generations", "2")
-    job = start("--abort-grace-seconds", "1", "--detect", "off", arguments=(*dies, *what))
+    grace = "5" if stays else "3"  # a busy machine is slow; who does not leave is waited for
+    job = start("--abort-grace-seconds", grace, "--detect", "off", arguments=(*dies, *what))
     assert_same(job, quiet)
     assert len(pids(job, 1)) == 2
     assert len(pids(job, 2)) == 1
@@ -145,7 +144,7 @@ def test_who_can_be_made_to_leave_stays_and_who_cannot_is_replaced(
         caught = (job.out / "swallowed").read_text().split()
         assert "RuntimeError" in caught
         assert ("GenerationEnded" in caught) is not stays
-    assert all(i["steps_lost"] == 0 for i in incidents(job))
+    assert all(i["steps_lost"] == 0 for i in job.faults())
 
 
 def test_a_rank_that_dies_while_the_job_recovers_costs_one_more_generation(start: StartJob, quiet: list[str]) -> None:
@@ -209,13 +208,12 @@ def test_a_rank_is_lost_and_then_what_its_recovery_needs(start: StartJob, quiet:
 
 
 def test_fifty_generations_leave_nothing_behind_in_a_process(start: StartJob) -> None:
-    generations = 50
-    dies = ("--steps", "160", "--die-each", "2", "--generations", str(generations))
+    dies = ("--steps", "160", "--die-each", "2", "--generations", str(GENERATIONS))
     job = start("--max-restarts", "100", arguments=dies)
-    assert job.wait(150) == 0, job.tail()
+    assert job.wait(GENERATIONS_SECONDS_MAX) == 0, job.tail()
     seen = looks(job, 0)
     assert len({look.pid for look in seen}) == 1
-    assert seen[-1].generation >= generations
+    assert seen[-1].generation >= GENERATIONS
     early, late = seen[5], seen[-2]
     assert late.threads <= early.threads
     assert late.files <= early.files

@@ -11,6 +11,8 @@ from jobs import Job, Outcome, holding
 RANKS = 4
 FLAGS = ("--local-nodes", "2", "--nproc-per-node", "2")
 STEPS = ("--steps", "12")
+CAPTURED, BROKEN = (3, 7), (5, 9)
+"""The ranks wait before these steps: that there is a snapshot of the former, and that it is the newest one then."""
 
 
 @pytest.fixture
@@ -22,24 +24,24 @@ def undisturbed(tmp_path: Path) -> Iterator[Outcome]:
 
 @pytest.fixture
 def broken(tmp_path: Path) -> Iterator[Job]:
-    job = Job(tmp_path / "broken", *FLAGS, program="sharded.py", arguments=(*STEPS, *holding(5, 9)))
+    job = Job(tmp_path / "broken", *FLAGS, program="sharded.py", arguments=(*STEPS, *holding(*CAPTURED, *BROKEN)))
     yield job
     job.close()
 
 
 def test_sharded_state_survives_a_worker_and_a_node(undisturbed: Job, broken: Job) -> None:
     """The killed node's shards are decoded from the other's. One model accumulates: every second step is captured."""
-    for step, break_it in ((5, lambda: broken.kill_rank(2)), (9, lambda: broken.kill_nodes("node-1"))):
-        captured = step - 2
-        broken.wait_for(lambda s, at=captured: (s["snapshots"]["protected"] or 0) >= at, f"step {captured} protected")
-        broken.wait_step(step - 1)
+    faults = (lambda: broken.kill_rank(2), lambda: broken.kill_nodes("node-1"))
+    for generation, (captured, step, break_it) in enumerate(zip(CAPTURED, BROKEN, faults, strict=True), start=2):
+        broken.capture(captured, ranks=RANKS)
+        broken.wait_before(step, RANKS)
+        broken.node("node-0").wait_protected(captured)
         break_it()
-        incidents = 1 if step == 5 else 2
-        broken.wait_for(lambda s, n=incidents: s["incidents"] == n and s["state"] == "running", f"recovery {incidents}")
+        broken.wait_for(lambda s, g=generation: s["generation"] == g and s["state"] == "running", "a recovery")
         broken.go(step)
     assert broken.wait() == 0, broken.tail()
     assert undisturbed.wait() == 0, undisturbed.tail()
-    assert [each["resumed_from"] for each in broken.ask("incidents")["incidents"]] == [3, 7]
+    assert [each["resumed_from"] for each in broken.faults()] == [3, 7]
     assert len(broken.ends()) == RANKS
     assert broken.ends() == undisturbed.ends()
     for rank in range(RANKS):

@@ -55,10 +55,11 @@ def assert_same(job: Job, undisturbed: Outcome, ranks: int = NODES) -> None:
         }
 
 
-def recovered(job: Job, incidents: int) -> dict:
-    """Wait until the job has had so many incidents, and has done a step since."""
+def recovered(job: Job, times: int) -> dict:
+    """Wait until the job has been formed anew so many times, and has done a step since."""
+    formed = 1 + times
     return job.wait_for(
-        lambda s: s if s["incidents"] == incidents and s["state"] == "running" else None, f"recovery {incidents}"
+        lambda s: s if s["generation"] == formed and s["state"] == "running" else None, f"recovery {times}"
     )
 
 
@@ -78,7 +79,7 @@ def test_a_killed_worker_and_a_node_without_a_spare(start: StartJob, undisturbed
     assert {n["position"]: n["name"] for n in status["nodes"] if n["state"] == "active"}[0] == "node-4"
 
     assert_same(job, undisturbed(NODES))
-    killed, lost = job.ask("incidents")["incidents"]
+    killed, lost = job.faults()
     assert (killed["kind"], lost["kind"]) == ("worker_exit", "node_lost")
     assert {"rank": 2, "node": "node-2", "pid": pid} in killed["suspects"]
     assert killed["steps_lost"] == 0
@@ -110,19 +111,19 @@ def test_training_goes_on_without_controller_agent_and_daemon_and_a_spare_takes_
     after = job.wait_for(all_back, "controller, agent and daemon")
     assert {r["rank"]: r["pid"] for r in ranks_of(after).values()} == pids
     assert after["generation"] == 1
-    job.go(40)
+    job.capture(40, ranks=NODES)
     after = job.wait_for(lambda s: s if (s["snapshots"]["protected"] or 0) >= 40 else None, "protection again")
     assert after["generation"] == 1
 
     job.kill_nodes("node-1")
     job.go(80)
-    status = recovered(job, 2)
+    status = recovered(job, 1)
     job.go(119)
     assert {n["name"]: n["state"] for n in status["nodes"]}["node-1"] == "lost"
     assert {n["name"]: n["position"] for n in status["nodes"]}["node-4"] == 1
 
     assert_same(job, undisturbed(NODES))
-    restarted, lost = job.ask("incidents")["incidents"]
+    restarted, lost = job.faults()
     assert (restarted["kind"], lost["kind"]) == ("daemon_exit", "node_lost")
     assert lost["steps_lost"] <= 1
 
@@ -154,7 +155,7 @@ def test_a_loop_of_ones_own_resumes_to_the_last_bit(start: StartJob) -> None:
         job.kill_rank(rank)
         job.go(held)
     assert_same(job, undisturbed)
-    assert job.status()["incidents"] == 3
+    assert len(job.faults()) == 3
 
 
 def test_a_campaign_of_random_kills(start: StartJob, undisturbed: Undisturbed, seed: int) -> None:
@@ -203,7 +204,7 @@ def test_an_exit_code_is_named_and_an_exception_that_repeats_is_reported_once_an
     assert shown.count("Traceback") == 1
     assert "rank 1 on node-1 raised ValueError: this training cannot go on" in job.tail(1)
     assert max(job.steps(0)) <= 5
-    first, *raised = job.ask("incidents")["incidents"]
+    first, *raised = job.faults()
     assert "rank 1 on node-1 exited with code 3" in first["reason"]
     assert len(raised) == 2
 

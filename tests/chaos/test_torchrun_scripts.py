@@ -32,7 +32,7 @@ def test_a_script_of_torchrun_trains_the_same_although_a_worker_is_killed(
         assert job.wait() == 0, job.tail()
     finally:
         job.close()
-    (incident,) = job.ask("incidents")["incidents"]
+    (incident,) = job.faults()
     assert incident["kind"] == "worker_exit"
     assert {"rank": 1, "node": "node-0", "pid": pid} in incident["suspects"]
 

@@ -124,6 +124,18 @@ class HostJob(Job):
         wait_until(find, TIMEOUT_SECONDS, f"a node on host {host}")
         return found[0]
 
+    def kill_rank(self, rank: int) -> int:
+        """SIGKILL a worker from outside; the pid that died, as its host sees it: here that is another process."""
+
+        def place(status: dict[str, Any]) -> tuple[str, int] | None:
+            found = [(n["hostname"], r["pid"]) for n in status["nodes"] for r in n["ranks"] if r["rank"] == rank]
+            return found[0] if found and found[0][1] else None
+
+        hostname, pid = self.wait_for(place, f"a pid of rank {rank}")
+        code, said = self.lab.run(int(hostname.removeprefix("h")), ["kill", "-9", str(pid)])
+        assert code == 0, said
+        return int(pid)
+
     def wait_recovered(self, times: int) -> None:
         """Wait until the job has been formed anew so many times, and runs."""
         formed = 1 + times

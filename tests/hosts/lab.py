@@ -167,7 +167,7 @@ class Lab:
         enter = ["nsenter", "-t", str(self._init_pids[host]), "--net", "--uts", "--ipc", "--mount", f"--wdns={folder}"]
         return subprocess.Popen([*enter, "--", *command], **options)
 
-    def run(self, host: int, command: Sequence[str], timeout: float = 30.0, **options: Any) -> tuple[int, str]:
+    def run(self, host: int, command: Sequence[str], timeout: float = 120.0, **options: Any) -> tuple[int, str]:
         """Run something in a host to its end: exit code, and what it said."""
         process = self.popen(
             host, command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options

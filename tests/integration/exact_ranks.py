@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader
 from ftrain import ElasticSampler, ExactMisuse, KeyedRandom, derive_seed
 from ftrain.exact.loop import Exact
 
-WAIT_SECONDS = 60.0
+WAIT_SECONDS = 300.0
 WHOLE = StateDictOptions(full_state_dict=True)
 DATA = torch.randint(0, 32, (203, 9), generator=torch.Generator().manual_seed(7))
 CHANGES = [(4, 1), (3, 3), (4, 4)]
@@ -173,7 +173,7 @@ def fork_rank(rank: int, world: int, store: Path, function: Callable[..., None],
     try:
         torch.set_num_threads(1)
         file_store = dist.FileStore(str(store), world)
-        dist.init_process_group("gloo", store=file_store, rank=rank, world_size=world, timeout=timedelta(seconds=30))
+        dist.init_process_group("gloo", store=file_store, rank=rank, world_size=world, timeout=timedelta(seconds=300))
         function(*arguments)
         dist.barrier()
         dist.destroy_process_group()

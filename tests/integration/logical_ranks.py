@@ -180,7 +180,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     out = Path(sys.argv[1])
     store = dist.FileStore(str(out / "store"), WORLD)
-    dist.init_process_group("gloo", store=store, rank=RANK, world_size=WORLD, timeout=timedelta(seconds=30))
+    dist.init_process_group("gloo", store=store, rank=RANK, world_size=WORLD, timeout=timedelta(seconds=300))
     main(out)
     check_odd_cases()
     dist.destroy_process_group()

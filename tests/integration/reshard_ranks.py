@@ -230,7 +230,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     where = Path(sys.argv[2])
     store = dist.FileStore(str(where / f"store{WORLD}{sys.argv[1]}"), WORLD)
-    dist.init_process_group("gloo", store=store, rank=RANK, world_size=WORLD, timeout=timedelta(seconds=30))
+    dist.init_process_group("gloo", store=store, rank=RANK, world_size=WORLD, timeout=timedelta(seconds=300))
     code = main(sys.argv[1], where)
     dist.destroy_process_group()
     sys.exit(code)

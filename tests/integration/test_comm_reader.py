@@ -20,7 +20,7 @@ from ftrain_launcher.rings.process_state import ProcessWatch
 from ftrain_launcher.rings.reader import CommReader
 
 PROGRAM = Path(__file__).with_name("worker_comm.py")
-SECONDS_MAX = 150.0
+SECONDS_MAX = 300.0
 
 
 class Job:

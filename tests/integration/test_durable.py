@@ -46,7 +46,7 @@ def test_plain_dcp_loads_it_without_ftrain(memory: Memory, writers: Writers, tmp
     torch.save({name: tracked.state_dict() for name, tracked in memory.ranks[0].items()}, expected)
     done = subprocess.run(
         [sys.executable, READ_WITHOUT_FTRAIN, Storage(memory.url).path(7), expected, tmp_path / "plain.pt"],
-        capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path, env=os.environ | {"PYTHONPATH": ""},
+        capture_output=True, text=True, timeout=300, check=False, cwd=tmp_path, env=os.environ | {"PYTHONPATH": ""},
     )  # fmt: skip
     assert done.stdout == "same\n", done.stderr
 
@@ -107,7 +107,7 @@ def test_any_storage_that_fsspec_knows_will_do(memory: Memory) -> None:
     memory.url = f"memory://{memory.root.name}/checkpoints"
     folders = {position: memory.root / f"node{position}" for position in range(2)}
     jobs = [
-        Job(url=memory.url, snapshot=snapshot, position=position, positions=2, lanes=1, timeout_seconds=20)
+        Job(url=memory.url, snapshot=snapshot, position=position, positions=2, lanes=1, timeout_seconds=200)
         for position in range(2)
     ]
     with ThreadPoolExecutor(2) as pool:
@@ -133,7 +133,7 @@ def test_a_checkpoint_that_exists_is_not_taken_back(
         raise StorageError("no permission")
 
     monkeypatch.setattr(Storage, broken, fail)
-    given = Job(url=memory.url, snapshot=snapshot, position=0, positions=1, lanes=1, timeout_seconds=20)
+    given = Job(url=memory.url, snapshot=snapshot, position=0, positions=1, lanes=1, timeout_seconds=200)
     assert run(given, lambda: FoldersSource({0: memory.root / "node0"}, snapshot)) == 0
     assert "the checkpoint is written, but cleaning up failed: no permission" in capfd.readouterr().err
     memory.check_resume(5)
@@ -149,7 +149,7 @@ def test_the_command_reads_its_node_without_a_daemon(tmp_path: Path) -> None:
     memory = Memory(tmp_path, positions=1)
     snapshot = memory.capture(3)
     command = [sys.executable, "-m", "ftrain.durable.writer", *memory.arguments(0, snapshot)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     memory.check_resume(3)
 

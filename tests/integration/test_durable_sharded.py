@@ -152,7 +152,7 @@ class Written:
                 self.states.append({name: local(state_of(tracked)) for name, tracked in objects.items()})
         source = FoldersSource({position: folder / f"node{position}" for position in range(2)}, snapshot)
         jobs = [
-            Job(url=str(folder / "to"), snapshot=snapshot, position=position, positions=2, lanes=2, timeout_seconds=30)
+            Job(url=str(folder / "to"), snapshot=snapshot, position=position, positions=2, lanes=2, timeout_seconds=200)
             for position in range(2)
         ]
         with ThreadPoolExecutor(2) as pool:

@@ -24,7 +24,7 @@ def result(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("exact")
     path = os.pathsep.join(entry for entry in sys.path if entry)
     command = [sys.executable, "-W", "ignore", str(RANKS), str(folder)]
-    ended = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, timeout=150, capture_output=True, text=True)
+    ended = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, timeout=500, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     return torch.load(folder / "result.pt")
 

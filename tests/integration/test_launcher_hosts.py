@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from jobs import free_port
 
 PROGRAM = """
 import os, sys, time
@@ -64,16 +62,6 @@ def wait_until(condition: Callable[[], object], what: Callable[[], str]) -> None
     while not condition():
         assert time.monotonic() < deadline, what()
         time.sleep(0.02)
-
-
-def free_port() -> int:
-    """Below those that the system hands out: until the launcher listens there, no other process is given it."""
-    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    for port in random.sample(range(lowest // 2, lowest), 100):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise OSError("no port is free")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jobs import Job, holding
+from jobs import TIMEOUT_SECONDS, Job, holding
 from traces import check_trace, of_rank
 
 HELD, HELD_AGAIN = 30, 35
@@ -37,7 +37,7 @@ def command(job: Job, *arguments: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         env=job.environment,
-        timeout=60,
+        timeout=TIMEOUT_SECONDS,
         check=False,
     )
 
@@ -73,12 +73,14 @@ def check_trace_of(job: Job, path: Path) -> None:
 
 
 def check_story(job: Job, pid: int) -> None:
-    lines = command(job, "incidents", "1").stdout.splitlines()
-    assert lines[0].startswith("incident 1: worker_exit: rank 1 on node-0 was killed by SIGKILL")
+    (fault,) = job.faults()
+    number = str(fault["number"])
+    lines = command(job, "incidents", number).stdout.splitlines()
+    assert lines[0].startswith(f"incident {number}: worker_exit: rank 1 on node-0 was killed by SIGKILL")
     assert lines[1].startswith("it ended generation 1; training again after ")
     assert [line.split("  ")[1] for line in lines[4:9]] == ["fault seen", "decided", "formed", "restored", "first step"]
     assert any("resumed from the snapshot after step" in line for line in lines)
-    incident = json.loads(command(job, "incidents", "1", "--json").stdout)["incident"]
+    incident = json.loads(command(job, "incidents", number, "--json").stdout)["incident"]
     assert incident["suspects"] == [{"rank": 1, "node": "node-0", "pid": pid}]
     assert sum(incident["phases"].values()) == pytest.approx(incident["seconds"])
     assert (incident["state"], incident["harmless"]) == ("closed", False)
@@ -94,9 +96,10 @@ def test_the_trace_of_a_running_job_and_the_story_of_a_killed_worker(job: Job, t
     job.go(HELD_AGAIN)
     assert job.wait() == 0, job.tail()
     check_story(job, pid)  # from the journal
-    unknown = command(job, "incidents", "2")
+    kept = len(job.incidents())
+    unknown = command(job, "incidents", str(kept + 1))
     assert (unknown.returncode, unknown.stdout) == (2, "")
-    assert unknown.stderr == "ftrain: error: no incident 2: 1 to 1 are kept\n"
+    assert unknown.stderr == f"ftrain: error: no incident {kept + 1}: 1 to {kept} are kept\n"
     ended = command(job, "trace", "--out", str(tmp_path / "late.json"))
     assert (ended.returncode, ended.stdout) == (2, "")
     assert "has ended: its records are gone" in ended.stderr

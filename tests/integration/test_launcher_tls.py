@@ -65,7 +65,7 @@ def test_a_job_trains_over_tls_and_a_client_without_it_gets_nothing(certificates
         (job.out / f"go-{HELD}").touch()
         assert job.wait() == 0, job.tail()
         assert len(job.ends()) == 2
-        assert job.ask("incidents")["incidents"] == []
+        assert job.faults() == []
     finally:
         job.close()
 

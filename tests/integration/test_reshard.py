@@ -47,7 +47,7 @@ def captured(forker: Forker, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def store(captured: Path, url: Path) -> None:
     """Write a checkpoint of it, each node its part."""
     nodes = {int(path.name.removeprefix("node")): path for path in captured.iterdir()}
-    places = dict(url=str(url), snapshot=SNAPSHOT, positions=len(nodes), lanes=1, timeout_seconds=30)
+    places = dict(url=str(url), snapshot=SNAPSHOT, positions=len(nodes), lanes=1, timeout_seconds=200)
     with ThreadPoolExecutor(len(nodes)) as pool:
         codes = pool.map(
             lambda position: run_writer(Job(position=position, **places), lambda: FoldersSource(nodes, SNAPSHOT)), nodes

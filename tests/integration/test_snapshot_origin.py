@@ -196,6 +196,34 @@ def test_with_parity_2_one_is_lost_before_and_another_one_while_it_is_read(elast
         assert cluster.check_origin(node, size) > 0
 
 
+def test_small_parts_of_all_units_are_read_by_all_nodes_at_once_although_one_is_lost(elastic):
+    """What holders prove, and decode, for each other."""
+    cluster = elastic(4)
+    snapshot = first_snapshot(cluster)
+    old = cluster.world
+    old.nodes[2].lose()
+    left = [node for node in old.nodes if node is not old.nodes[2]]
+    cluster.nodes = left
+    cluster.reform([*left, newcomer(cluster)], snapshot, old)
+    starts = [(position, start) for position in range(4) for start in range(7, SIZE - 50_000, 130_000)]
+
+    def read(node: Node, into: list[bytearray]) -> None:
+        with DaemonClient(node.dir, role="worker") as client:
+            client.units(snapshot)
+            pairs = zip(starts, into, strict=True)
+            client.read_many(snapshot, [Wanted(p, 0, start, memoryview(data)) for (p, start), data in pairs])
+
+    buffers = {node: [bytearray(50_000) for _ in starts] for node in cluster.nodes}
+    readers = [threading.Thread(target=read, args=each) for each in buffers.items()]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        reader.join()
+    whole = [content(5, position, 0, SIZE) for position in range(4)]
+    expected = [whole[position][start : start + 50_000] for position, start in starts]
+    assert all([bytes(data) for data in into] == expected for into in buffers.values())
+
+
 def test_holders_are_read_over_tls(elastic, tmp_path):
     cluster = elastic(4, flags=make_certificates(tmp_path).arguments())
     snapshot = first_snapshot(cluster)

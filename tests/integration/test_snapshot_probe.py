@@ -6,10 +6,11 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from certificates import make_certificates
@@ -26,6 +27,10 @@ from ftrain_snapshot.messages import LinkFigure, Peer
 from ftrain_snapshot.tls import Tls
 
 BURST_BYTES = 256 << 10
+ROUND_SECONDS_MAX = 20.0
+"""A second is waited for an answer; but whoever asks may have to wait for a processor."""
+LOOK_SECONDS = 60.0
+"""On a machine that is so busy that a daemon does not answer within a second, it takes another round."""
 
 
 @pytest.fixture
@@ -43,11 +48,26 @@ def probe(cluster: Cluster, source: int, burst_bytes: int = BURST_BYTES) -> dict
     return {figure.destination: figure for figure in found}
 
 
+def probe_until(cluster: Cluster, source: int, is_so: Callable[[dict[int, LinkFigure]], bool]) -> dict[int, LinkFigure]:
+    """The first round's figures that are so."""
+    found: dict[int, LinkFigure] = {}
+
+    def look() -> bool:
+        found.update(probe(cluster, source))
+        return is_so(found)
+
+    wait_until(look, LOOK_SECONDS, "such figures")
+    return found
+
+
+def are_sound(figures: dict[Any, LinkFigure]) -> bool:
+    return not any(figure.failure for figure in figures.values())
+
+
 def test_links_have_figures_before_a_generation_and_in_it(cluster: Cluster) -> None:
     for _ in range(2):
         for source in range(3):
-            for figure in probe(cluster, source).values():
-                assert figure.failure == ""
+            for figure in probe_until(cluster, source, are_sound).values():
                 assert 0 < figure.least_rtt_seconds <= figure.rtt_seconds < 1
                 assert figure.bytes_per_second > 1e6
         cluster.configure()
@@ -60,18 +80,17 @@ def test_who_is_dead_or_stopped_is_told_of_in_time_and_the_others_have_their_fig
     os.kill(cluster.nodes[1].process.pid, signal.SIGSTOP)
     try:
         began = time.monotonic()
-        found = probe(cluster, 0)
-        assert time.monotonic() - began < 3
+        assert probe(cluster, 0)[1].failure == "no answer within 1 s"
+        assert time.monotonic() - began < ROUND_SECONDS_MAX
+        found = probe_until(cluster, 0, lambda figures: not figures[2].failure)
         assert found[1].failure == "no answer within 1 s"
-        assert found[2].failure == ""
         assert found[2].bytes_per_second is not None
     finally:
         os.kill(cluster.nodes[1].process.pid, signal.SIGCONT)
-    assert probe(cluster, 0)[1].failure == ""
+    probe_until(cluster, 0, are_sound)
     cluster.nodes[2].kill_daemon()
-    found = probe(cluster, 0)
-    assert found[1].failure == ""
-    assert found[2].failure != ""
+    assert probe(cluster, 0)[2].failure != ""
+    assert probe_until(cluster, 0, lambda figures: not figures[1].failure)[2].failure != ""
 
 
 def is_ready(said: Path) -> bool:
@@ -90,6 +109,9 @@ def test_probes_go_under_tls_like_everything_else(tmp_path: Path) -> None:
             place.close()
 
 
+Matrix = dict[tuple[int, int], LinkFigure]
+
+
 class LabCluster:
     """A daemon on each host of a lab."""
 
@@ -104,7 +126,7 @@ class LabCluster:
             command = f"exec {sys.executable} -m ftrain_snapshot.daemon --node h{host} --node-dir /dev/shm/node"
             command += f" --host {lab.address(host)} --port 29401 --secret-file /dev/shm/node/secret"
             lab.popen(host, ["sh", "-c", f"{command} >/dev/shm/node/ready 2>/dev/shm/node/log"])
-            wait_until(partial(is_ready, folder / "ready"), 20, f"the daemon of host {host}")
+            wait_until(partial(is_ready, folder / "ready"), LOOK_SECONDS, f"the daemon of host {host}")
             self.clients[host] = DaemonClient(folder, role="agent")
             self.peers[host] = Peer(host, f"h{host}", lab.address(host), 29401)
 
@@ -119,6 +141,17 @@ class LabCluster:
             found = dict(zip(self.clients, pool.map(ask, self.clients), strict=True))
         return {(source, f.destination): f for source, figures in found.items() for f in figures}
 
+    def matrix_until(self, is_so: Callable[[Matrix], bool], burst_bytes: int = BURST_BYTES) -> Matrix:
+        """The first round's matrix that is so."""
+        found: Matrix = {}
+
+        def look() -> bool:
+            found.update(self.matrix(burst_bytes))
+            return is_so(found)
+
+        wait_until(look, LOOK_SECONDS, "such a matrix")
+        return found
+
     def close(self) -> None:
         for client in self.clients.values():
             client.shutdown()
@@ -129,31 +162,36 @@ def test_a_slow_link_loss_and_a_cut_show_in_their_cells_also_where_the_connectio
     require_lab()
     with Lab(3, shm_bytes=64 << 20) as lab:
         cluster = LabCluster(lab)
-        sound = cluster.matrix()
-        assert not any(figure.failure for figure in sound.values())
+        cluster.matrix_until(are_sound)
         lab.loss(1, 0.3, 2, direction="out")
-        lossy = cluster.matrix()
-        assert lossy[1, 2].lost_segments > 0
+        lossy = cluster.matrix_until(lambda matrix: matrix[1, 2].lost_segments > 0)
         # Of the other direction some reports that segments came twice get lost on this way.
         assert not any(figure.lost_segments for link, figure in lossy.items() if 3 in link), lossy
         lab.heal()
         cluster.matrix(0)
         lab.slow(3, 1e6)
-        slow = cluster.matrix()
-        for link, figure in slow.items():
-            assert figure.rtt_seconds is not None, (link, figure)
-            assert (figure.bytes_per_second < 1.5e6) == (3 in link), (link, figure)
+
+        def those_of_3_are_slow(matrix: Matrix) -> bool:
+            rates = {link: figure.bytes_per_second for link, figure in matrix.items()}
+            return all(rate is not None and (rate < 1.5e6) == (3 in link) for link, rate in rates.items())
+
+        slow = cluster.matrix_until(those_of_3_are_slow)
+        assert all(figure.rtt_seconds is not None for figure in slow.values())
         lab.heal()
         cluster.matrix(0)
         lab.cut(1, 2, direction="out")
         began = time.monotonic()
-        cut = cluster.matrix(0)
-        assert time.monotonic() - began < 3
-        assert {link for link, figure in cut.items() if figure.failure} == {(1, 2), (2, 1)}
-        # Host 1 still hears host 2, so it is what goes from 1 to 2 that is lost.
-        assert (cut[1, 2].heard, cut[2, 1].heard) == (True, False)
+        cluster.matrix(0)
+        assert time.monotonic() - began < ROUND_SECONDS_MAX
+
+        def is_told(matrix: Matrix) -> bool:
+            failed = {link for link, figure in matrix.items() if figure.failure}
+            # Host 1 still hears host 2, so it is what goes from 1 to 2 that is lost.
+            return failed == {(1, 2), (2, 1)} and (matrix[1, 2].heard, matrix[2, 1].heard) == (True, False)
+
+        cluster.matrix_until(is_told, 0)
         lab.heal()
-        assert not any(figure.failure for figure in cluster.matrix(0).values())
+        cluster.matrix_until(are_sound, 0)
         cluster.close()
 
 
@@ -175,7 +213,7 @@ def test_which_way_a_link_is_cut_is_told_also_where_no_connection_stands(directi
             return verdict is not None and verdict.links == (Link(*link),)
 
         for _ in range(2):
-            wait_until(is_named, 30, f"the direction of the cut {link}")
+            wait_until(is_named, LOOK_SECONDS, f"the direction of the cut {link}")
         lab.heal()
-        wait_until(lambda: not any(f.failure for f in cluster.matrix(0).values()), 30, "sound links")
+        cluster.matrix_until(are_sound, 0)
         cluster.close()

@@ -203,8 +203,8 @@ def test_one_more_loss_than_there_is_parity_is_an_honest_failure(cluster):
     cluster.configure(cluster.first)
     for position in lost:
         with pytest.raises(SnapshotIncomplete, match="cannot be restored on position"):
-            cluster.nodes[position].agent.wait_restored(cluster.generation, 10)
-    cluster.nodes[-1].agent.wait_restored(cluster.generation, 10)
+            cluster.nodes[position].agent.wait_restored(cluster.generation, 60)
+    cluster.nodes[-1].agent.wait_restored(cluster.generation, 60)
 
 
 def make_parity_wrong(cluster: Nodes, position: int, snapshot: SnapshotId) -> None:
@@ -236,7 +236,7 @@ def test_parity_that_is_not_that_of_the_data_costs_its_snapshot(cluster):
     assert cluster.newest() == second
     cluster.configure(second)
     with pytest.raises(SnapshotIncomplete, match="do not have the checksum of the lost ones"):
-        cluster.nodes[0].agent.wait_restored(cluster.generation, 10)
+        cluster.nodes[0].agent.wait_restored(cluster.generation, 60)
     wait_until(lambda: cluster.newest() == cluster.first, what="the older one")
     cluster.restore(cluster.first)
     cluster.check(cluster.first, 0, data_of(0))
@@ -462,7 +462,7 @@ def test_a_check_does_not_wait_for_what_was_given_up(root):
         with ThreadPoolExecutor() as pool:  # all at the same time, as the command line has them look
             reports = list(pool.map(lambda node: node.agent.verify(), cluster.nodes))
         assert any(lane.damaged for report in reports for lane in report.lanes)
-        wait_until(partial(has_dropped, cluster, version), 10, f"version {version} given up")
+        wait_until(partial(has_dropped, cluster, version), 60, f"version {version} given up")
         start = time.monotonic()
         for node in cluster.nodes:
             assert not any(lane.damaged for lane in node.agent.verify().lanes)

@@ -346,7 +346,7 @@ def test_two_lost_nodes_are_an_honest_failure(cluster):
     cluster.configure(snapshot)
     for position in (1, 2):
         with pytest.raises(SnapshotIncomplete, match="positions 1, 2 are missing"):
-            cluster.nodes[position].agent.wait_restored(cluster.generation, 5)
+            cluster.nodes[position].agent.wait_restored(cluster.generation, 60)
         assert cluster.nodes[position].agent.status().failure
     assert cluster.nodes[0].agent.status().restored
 
@@ -465,8 +465,8 @@ def test_a_daemon_ends_by_itself_some_time_after_its_last_agent_and_removes_its_
         assert node.process.poll() is None
         before = sum(os.times()[2:4])
         node.agent.close()
-        assert node.process.wait(5) == 0
-        assert sum(os.times()[2:4]) - before < 1.0
+        assert node.process.wait(60) == 0
+        assert sum(os.times()[2:4]) - before < 3.0  # most of it for its imports
         assert not node.dir.exists()
         with pytest.raises(DaemonLost):
             node.agent.status()
@@ -487,12 +487,14 @@ def test_a_daemon_asked_to_end_by_signal_removes_its_files_and_idles_without_cpu
             fields = Path(f"/proc/{cluster.nodes[0].process.pid}/stat").read_text().rsplit(")", 1)[1].split()
             return int(fields[11]) + int(fields[12])
 
-        time.sleep(0.2)
-        before = ticks()
-        time.sleep(0.5)
-        assert ticks() - before <= 1
+        def idles() -> bool:
+            before = ticks()
+            time.sleep(0.5)
+            return ticks() - before <= 1
+
+        wait_until(idles, 60, "half a second without work")
         cluster.nodes[0].process.send_signal(signal.SIGTERM)
-        assert cluster.nodes[0].process.wait(5) == 0
+        assert cluster.nodes[0].process.wait(60) == 0
         assert not cluster.nodes[0].dir.exists()
     finally:
         cluster.stop()

@@ -107,7 +107,7 @@ def test_under_torchrun_and_python_it_trains_with_a_warning(tmp_path: Path) -> N
     path = os.pathsep.join(entry for entry in sys.path if entry)
     done = subprocess.run(
         [sys.executable, str(ENDS), "whole"], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True,
-        timeout=60, check=False,
+        timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("loss=0.333333333") == 4

@@ -30,11 +30,11 @@ def store(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], StoreReady]
     )
     try:
         with agent.arrived:
-            assert agent.arrived.wait_for(lambda: agent.of(StoreReady), timeout=60)
+            assert agent.arrived.wait_for(lambda: agent.of(StoreReady), timeout=300)
         yield process, agent.of(StoreReady)[0]
     finally:
         process.kill()
-        process.wait(timeout=10)
+        process.wait(timeout=300)
         agent.close()
 
 
@@ -45,12 +45,12 @@ def test_the_store_serves_and_ends_when_asked(store: tuple[subprocess.Popen[byte
     client.set("a", "b")
     assert client.get("a") == b"b"
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=10) == 0
+    assert process.wait(timeout=300) == 0
 
 
 def test_the_store_ends_with_its_node(store: tuple[subprocess.Popen[bytes], StoreReady], tmp_path: Path) -> None:
     (tmp_path / "control").unlink()
-    assert store[0].wait(timeout=10) == 0
+    assert store[0].wait(timeout=300) == 0
 
 
 def test_batches_that_a_loader_holds_back_are_not_counted() -> None:

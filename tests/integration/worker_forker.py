@@ -12,7 +12,7 @@ import time
 import traceback
 from typing import Any
 
-WAIT_SECONDS = 60.0
+WAIT_SECONDS = 300.0
 
 
 def run_child(order: dict[str, Any], environment: dict[str, str]) -> int:

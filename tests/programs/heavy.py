@@ -1,6 +1,7 @@
 """Light steps and a heavy state: each rank has weights of its own, like a stage of a pipeline, and all of them change.
 
-``--hold``: see `holding`. ``--grow-at``: a list that is tracked gets a large tensor after that step.
+``--hold``: see `holding`. ``--grow-at``: a list that is tracked gets a large tensor after that step. ``--pause``: a
+rank's capture of a step stands still when part of it is published, until there is a file ``go-on``.
 """
 
 import argparse
@@ -11,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from holding import add_argument, hold
+from holding import add_argument, hold, wait_until_let
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import ftrain
+from ftrain_snapshot.lane import Region
 
 
 class Notes:
@@ -39,7 +41,21 @@ def parse() -> argparse.Namespace:
     add_argument(parser)
     parser.add_argument("--grow-at", type=int, default=-1)
     parser.add_argument("--grow-mib", type=int, default=64)
+    parser.add_argument("--pause", type=int, nargs=2, metavar=("RANK", "STEP"), default=(-1, -1))
     return parser.parse_args()
+
+
+def pause_within(version: int, marker: Path) -> None:
+    """Have the capture of a version wait for ``marker`` behind the first chunks that it publishes."""
+    publish = Region.publish
+
+    def held(region: Region, published: int, copied_bytes: int) -> None:
+        publish(region, published, copied_bytes)
+        _, header = region.header()
+        if header is not None and header.snapshot.version == version and published < header.chunks:
+            wait_until_let(marker)
+
+    Region.publish = held  # type: ignore[method-assign]
 
 
 @ftrain.resilient
@@ -52,6 +68,8 @@ def train(ctx: ftrain.Context) -> None:
     torch.manual_seed(1 + ctx.rank)
     weights = nn.Parameter(torch.randn(args.mib << 18))
     own = torch.optim.SGD([weights], lr=0.1)
+    if args.pause[0] == ctx.rank:
+        pause_within(args.pause[1], args.out / "go-on")
     notes = Notes()
     ctx.track(model=model, optimizer=optimizer, weights=nn.ParameterList([weights]), own=own, notes=notes)
     log = args.out / f"rank-{ctx.rank}.jsonl"

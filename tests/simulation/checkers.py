@@ -14,6 +14,7 @@ import pytest
 from simulation.machines import Machine, Worker
 from simulation.training import decodable
 
+from ftrain_launcher.job.candidates import Candidates
 from ftrain_launcher.job.complaints import Complaints
 from ftrain_launcher.job.coordinator import Coordinator
 from ftrain_launcher.job.durable import DurableTier
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from simulation.cluster import Cluster
 
 
-_NODES = (Fence, Roster, Recruiting, Growth, Ending, Flushing, Preflight, Quarantine)
+_NODES = (Candidates, Fence, Roster, Recruiting, Growth, Ending, Flushing, Preflight, Quarantine)
 _WORK = (Generation, Ranks, Running, Forming, Worlds, Halting, DurableTier, History, IncidentLog, Complaints)
 
 

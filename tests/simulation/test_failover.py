@@ -102,9 +102,11 @@ def test_a_candidate_without_the_journal_learns_from_the_agents_what_was_formed_
         known = first.coordinator.formed
         assert cluster.trains()
         assert known == (1 if copy == "none" else 2)
+        spare = cluster.agents[0].form is None
         cluster.kill_host(0)
         cluster.world.run(cluster.world.now + 70, lambda: False)
         assert cluster.trains(), seed
         assert (second.takeovers, cluster.recalled) == (1, 1)
-        assert second.coordinator.formed > known
+        may_go_on = copy == "old" and spare  # Nobody is missed; in the other case all had ended their workers.
+        assert second.coordinator.formed > known or may_go_on
         assert cluster.truth.trained == sorted(set(cluster.truth.trained))

@@ -16,6 +16,7 @@ from ftrain_launcher.detect.records import (
     RankRecord,
     RankStep,
 )
+from ftrain_launcher.detect.slow import STEPS_SKIPPED
 from ftrain_launcher.detect.verdict import Verdict
 from ftrain_launcher.rings.step_log import spread, spread_throttled
 
@@ -61,10 +62,19 @@ def test_where_the_kernel_does_not_tell_it_is(own: float) -> None:
 
 def test_a_slow_rank_is_named_though_all_are_starved() -> None:
     """Ranks that share too few processors take them from each other; that is nobody's excess."""
-    (verdict,) = judged(0.033, 0.010, steps=25, peers_starved=0.010)
+    (verdict,) = judged(0.033, 0.010, steps=25, peers_starved=0.010, uses_processor=True)
     assert verdict.ranks == (1,)
     assert verdict.details["ratio"] == "1.650"
     assert verdict.details["own_seconds"] == "0.033000"
+
+
+@pytest.mark.parametrize(("seconds", "named"), [(0.4, False), (1.4, False), (1.7, True)])
+def test_where_ranks_crowd_one_that_is_behind_and_does_not_compute_must_be_so_for_long(
+    seconds: float, *, named: bool
+) -> None:
+    """It may wait for a helper that waits for a processor: seen for 0.2 s, in twenty steps of some milliseconds."""
+    steps = STEPS_SKIPPED + round(seconds / 0.034)
+    assert bool(judged(0.033, 0.010, steps, peers_starved=0.010)) == named
 
 
 def test_who_uses_a_processor_for_longer_waits_for_one_for_longer() -> None:

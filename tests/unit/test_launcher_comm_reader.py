@@ -50,7 +50,7 @@ class Worker:
         self.ring.leave(entered)
 
     def reader(self) -> RankReader:
-        return RankReader(self.path, self.place[0], self.pid, lambda group: 0 if group.members == WORLD else 1)
+        return RankReader(self.path, self.place[0], self.pid, lambda group: 0 if group.members == WORLD else 1, 0)
 
 
 @pytest.fixture

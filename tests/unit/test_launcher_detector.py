@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import msgspec
 import pytest
 
 from ftrain_launcher.detect import mismatch
@@ -138,6 +139,35 @@ def test_rank_0_is_named_where_the_others_wait_for_it_at_the_end_of_a_step(lette
     assert told(*earlier, rank(0, beyond(called(7, 0.7 * seconds)), letter=letter, idle=0.7 * seconds)) == []
 
 
+def test_who_waits_for_a_processor_is_not_late_before_it_has_had_its_time() -> None:
+    late = rank(3, beyond(called(7, LONG + 0.1)), letter="R")
+    assert told(*waiting(0, 1, 2), msgspec.structs.replace(late, starved_seconds=LONG - 0.2)) == []
+    (verdict,) = told(*waiting(0, 1, 2), msgspec.structs.replace(late, starved_seconds=0.2))
+    assert verdict.ranks == (3,)
+
+
+def test_rank_0_may_have_ended_before_the_others_have_read_its_last_word() -> None:
+    """They were given no processor meanwhile, say."""
+    others = [committing(number, 3.0) for number in (1, 2, 3)]
+    ended = msgspec.structs.replace(rank(0, beyond(called(7, 3.3)), letter="Z", idle=0.2), ended=True)
+    assert told(*others, ended) == []
+    others = [committing(number, 61.0) for number in (1, 2, 3)]
+    ended = msgspec.structs.replace(rank(0, beyond(called(7, 61.3)), letter="", idle=61.3), ended=True)
+    (verdict,) = told(*others, ended)
+    assert verdict.ranks == (0,)
+
+
+def test_who_waits_for_memory_at_the_end_of_a_step_is_waited_for_as_long_as_a_first_step() -> None:
+    """Given a node that came in later, and whose daemon is slower than the others' were."""
+    others = [rank(number, inside(called(8, LONG))) for number in (0, 1, 2)]
+    at_end = rank(3, beyond(called(7, LONG + 0.1)))
+    assert [verdict.ranks for verdict in told(*others, at_end)] == [(3,)]
+    assert told(*others, msgspec.structs.replace(at_end, holds_seconds=LONG)) == []
+    others = [rank(number, inside(called(8, 61.0))) for number in (0, 1, 2)]
+    at_end = rank(3, beyond(called(7, 61.0)), idle=61.0)
+    assert [v.ranks for v in told(*others, msgspec.structs.replace(at_end, holds_seconds=61.0))] == [(3,)]
+
+
 def test_rank_0_may_write_a_checkpoint_of_its_own_before_the_others_go_on() -> None:
     detector = Detector(1, {})
     for seconds, now in ((0.3, 100.0), (100.0, 199.7)):
@@ -171,6 +201,24 @@ def test_where_most_stall_the_one_that_does_not_is_early() -> None:
 
 def test_a_rank_that_moves_elsewhere_is_not_hung() -> None:
     assert told(*waiting(0, 1, 2), rank(3, beyond(called(7, 3.0)), beyond(called(90, 0.1), 1), idle=0.1)) == []
+
+
+def test_that_a_rank_has_not_come_is_known_until_others_were_last_seen_to_wait() -> None:
+    """And not until now: it may have come, and the report of that is on its way. Seen on a crowded machine."""
+    detector = Detector(1, {number: f"node-{number // 2}" for number in range(4)})
+
+    def report(node: int, now: float, *records: RankRecord) -> list[Verdict]:
+        one = NodeReport(node=f"node-{node}", generation=1, communicators=(WORLD, PAIR), ranks=records)
+        detector.take(one, now)
+        return detector.verdicts(now)
+
+    def waits(number: int, age: float) -> RankRecord:
+        return rank(number, inside(called(8, age)), idle=age)
+
+    assert report(1, 100.0, waits(2, 0.5), rank(3, beyond(called(7, 0.6)), idle=0.6)) == []
+    assert detector.verdicts(100.45) == []
+    (verdict,) = report(0, 100.46, waits(0, 0.96), waits(1, 0.96))
+    assert verdict.ranks == (3,)
 
 
 def test_two_ranks_that_hang_are_both_named() -> None:

@@ -7,8 +7,9 @@ import pytest
 from unit.coordinator_job import DATA, WHOLE, Job, config, snapshot
 
 from ftrain.link import Certified
-from ftrain_launcher.job.events import LAST_CALL_SECONDS, JobConfig, Progress, Tick
+from ftrain_launcher.job.events import LAST_CALL_SECONDS, CordonNode, JobConfig, Leave, Progress, Tick
 from ftrain_launcher.job.growth import GROW_AFTER_SECONDS
+from ftrain_launcher.job.halting import DOUBLINGS_MAX, HOLD_SECONDS, RETRY_SECONDS
 from ftrain_launcher.job.membership import Phase
 from ftrain_launcher.job.policy import EXIT_LOST, EXIT_USAGE
 from ftrain_launcher.job.worlds import Worlds, is_same, place
@@ -18,6 +19,7 @@ from ftrain_launcher.messages import (
     DurableSearch,
     Form,
     Held,
+    Hold,
     RankHalted,
     StateCertified,
     Stop,
@@ -173,6 +175,63 @@ def test_newcomers_are_taken_in_together() -> None:
     assert not job.coordinator.halting.under_way, "the second one has just come"
     job.tell(Tick(), after=GROW_AFTER_SECONDS / 2)
     assert job.coordinator.halting.under_way
+
+
+def growing() -> Job:
+    """Two hosts train, a third one has come, and they are asked to hold."""
+    job = Job(elastic(2, 3, hosts=True))
+    for number in range(2):
+        job.come(f"host-{number}")
+    job.tell(Tick(), after=LAST_CALL_SECONDS)
+    job.stop_all()
+    job.step_all()
+    job.tell(Progress(1, 0, 0))
+    job.come("host-2")
+    job.tell(Tick(), after=GROW_AFTER_SECONDS)
+    return job
+
+
+def test_a_node_that_never_answers_does_not_hold_the_others_again_and_again() -> None:
+    job, waits = growing(), list[float]()
+    for step in range(1, 5):
+        job.tell(Progress(1, step, step))
+        job.tell(Tick(), after=HOLD_SECONDS)
+        due = job.coordinator.next_deadline()
+        assert due is not None
+        waits.append(due - job.now)
+        job.tell(Tick(), after=waits[-1])
+    assert waits == pytest.approx([RETRY_SECONDS * 2**n for n in range(4)], abs=0.1)
+
+
+def test_newcomers_that_cannot_be_taken_in_are_tried_less_and_less_often_and_that_is_told_once() -> None:
+    """Memory is short, say, so that no rank can capture one step more: each attempt costs all of them a pause."""
+    job = growing()
+    waits, told = list[float](), len(job.news)
+    for attempt in range(1, 12):
+        assert [hold.attempt for hold in job.to("node-0", Hold)][-1] == attempt
+        for rank in range(2):
+            job.tell(Held(f"node-{rank}", 1, attempt, attempt))
+        job.tell(RankHalted("node-1", 1, 1, attempt + 1, False, job.now))
+        due = job.coordinator.next_deadline()
+        assert due is not None
+        waits.append(due - job.now)
+        job.tell(Tick(), after=waits[-1] - 1.0)
+        assert not job.coordinator.halting.under_way
+        job.tell(Tick(), after=1.0)
+    assert waits == pytest.approx([RETRY_SECONDS * 2 ** min(n, DOUBLINGS_MAX) for n in range(11)], abs=0.1)
+    assert len(job.news) == told + 1
+    assert "rank 1 could not capture step 2" in job.news[-1]
+
+    job.tell(RankHalted("node-1", 1, 1, 99, False, job.now))
+    job.tell(Tick(), after=RETRY_SECONDS)
+    assert not job.coordinator.halting.under_way
+    job.tell(Progress(1, 99, 0))
+    assert job.coordinator.halting.under_way, "somebody has made room: a newer snapshot is sealed"
+
+    job.tell(RankHalted("node-1", 1, 1, 100, False, job.now))
+    job.tell(CordonNode("node-1", "its fan is loud", Leave.SOON))
+    job.tell(Tick(), after=RETRY_SECONDS)
+    assert job.coordinator.halting.under_way, "who wants a node drained does not wait for that"
 
 
 def test_a_job_begins_with_the_least_after_a_last_call() -> None:

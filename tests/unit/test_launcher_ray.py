@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import queue
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 
 from ftrain_launcher import cli
-from ftrain_launcher.engines.ray import placing
+from ftrain_launcher.engines.ray import driver, placing
 from ftrain_launcher.engines.ray.order import Order
 from ftrain_launcher.engines.ray.placing import Next, Places
+from ftrain_launcher.engines.ray.silence import LOST_SECONDS, TELL_SECONDS, Silence
 from ftrain_launcher.engines.ray.window import Line, Window
 from ftrain_launcher.errors import UsageError
+from ftrain_launcher.jobs import Result
 
 GPU_MACHINE = {"CPU": 32.0, "GPU": 8.0, "node:10.0.0.1": 1.0}
 CPU_MACHINE = {"CPU": 4.0}
@@ -142,6 +146,90 @@ def test_a_watcher_gets_what_is_new_and_hears_of_what_came_too_fast() -> None:
     assert [line.text for line in window.after(0)] == [b"ftrain: lines are missing here: 1\n", b"1\n", b"2\n"]
     assert [line.text for line in window.after(2)] == [b"2\n"]
     assert window.after(window.end) == []
+
+
+def test_an_actor_that_is_silent_for_a_moment_is_nobodys_matter() -> None:
+    silence = Silence(0.0)
+    assert not silence.begins(TELL_SECONDS - 0.1)
+    assert not silence.answered(TELL_SECONDS - 0.1)
+    assert not silence.begins(TELL_SECONDS)
+
+
+def test_its_silence_is_told_once_and_so_is_its_end() -> None:
+    silence = Silence(0.0)
+    assert silence.begins(TELL_SECONDS)
+    assert not silence.begins(TELL_SECONDS + 1)
+    assert silence.told
+    assert silence.answered(TELL_SECONDS + 2)
+    assert not silence.told
+    assert silence.begins(2 * TELL_SECONDS + 2), "the next silence"
+
+
+def test_a_job_is_given_up_when_the_head_is_silent_too() -> None:
+    silence = Silence(0.0)
+    silence.begins(100.0)
+    assert not silence.is_lost(100.0 + LOST_SECONDS, head_answers=True), "Ray will tell what became of the actor"
+    assert not silence.is_lost(99.0 + 2 * LOST_SECONDS, head_answers=False)
+    assert silence.is_lost(100.0 + 2 * LOST_SECONDS, head_answers=False)
+
+
+class Cluster:
+    """A Ray that is made up: nobody answers before ``answers_at``, then the job has ended. Time passes by waiting."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, answers_at: float, head_answers: bool) -> None:
+        self.now, self._answers_at = 0.0, answers_at
+        self.sent: list[int] = []
+        self.heard = self.signal = self.difference = self
+        self.exceptions = SimpleNamespace(ActorUnavailableError=ConnectionAbortedError)
+        monkeypatch.setitem(sys.modules, "ray", self)
+        monkeypatch.setattr(driver, "time", SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(driver, "_answers", lambda head: head == "head:1" and head_answers)
+
+    def get_runtime_context(self) -> SimpleNamespace:
+        return SimpleNamespace(gcs_address="head:1")
+
+    def remote(self, *arguments: object) -> str:
+        self.sent += [number for number in arguments[:1] if len(arguments) == 1 and isinstance(number, int)]
+        return "an answer"
+
+    def wait(self, wanted: list[str], timeout: float) -> tuple[list[str], list[str]]:
+        self.now += timeout
+        return (wanted, []) if self.now >= self._answers_at else ([], wanted)
+
+    def get(self, answer: str) -> object:
+        return [], 1, (3, "training failed")
+
+
+def test_a_driver_says_that_the_owner_is_silent_and_then_that_its_machine_is_lost(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Cluster(monkeypatch, answers_at=1e9, head_answers=False)
+    assert driver._follow(cluster, queue.SimpleQueue()).exit_code == driver.EXIT_CUT_OFF
+    assert cluster.now == pytest.approx(TELL_SECONDS + LOST_SECONDS, abs=1.0)
+    silent, lost = capsys.readouterr().err.splitlines()
+    assert silent.startswith("ftrain: warning: the actor that owns the job does not answer")
+    assert lost.startswith("ftrain: error: the actor that owns the job and the head of the Ray cluster do not answer")
+
+
+def test_a_driver_waits_for_a_slow_owner_as_long_as_the_head_answers(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = Cluster(monkeypatch, answers_at=600.0, head_answers=True)
+    assert driver._follow(cluster, queue.SimpleQueue()) == Result(3, "training failed")
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2
+    assert said[1] == "ftrain: the actor that owns the job answers again"
+
+
+def test_who_does_not_want_to_wait_for_a_slow_owner_may_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster(monkeypatch, answers_at=1e9, head_answers=True)
+    signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+    signals.put(2)
+    assert not driver._is_there(cluster, order(), signals)
+    for _ in range(2):
+        signals.put(2)
+    assert driver._follow(cluster, signals).exit_code == 128 + 2
+    assert cluster.sent == [2, 2], "the third lets go of it"
 
 
 SCRIPT = str(Path(__file__))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import msgspec
 import pytest
 from simulation.checkers import state_of
-from unit.coordinator_job import config, snapshot
+from unit.coordinator_job import WHOLE, Job, config, snapshot
 
 from ftrain_launcher.control.journal import Entry, decode, encode, rebuild
+from ftrain_launcher.job.candidates import LOOK_SECONDS
 from ftrain_launcher.job.coordinator import Coordinator
-from ftrain_launcher.job.events import Command, ControllerRestarted, Event, JobStarted, Joined, Send, Tick
+from ftrain_launcher.job.events import Command, ControllerRestarted, CordonNode, Event, JobStarted, Joined, Send, Tick
 from ftrain_launcher.job.membership import NodeState, Phase
-from ftrain_launcher.messages import Form, Join, RankState, Stop, Stopped, ToAgent
+from ftrain_launcher.messages import Cordoned, Form, Join, NodeGone, RankState, Stop, Stopped, ToAgent
 from ftrain_snapshot.messages import Holding, Inventory, Peer, SnapshotId
 
 NODES = ("node-0", "node-3", "node-2")
@@ -108,3 +109,71 @@ def test_too_few_of_them_wait_and_form_nothing(here: tuple[str, ...]) -> None:
             job.stop(node, snapshot(9, generation=2))
             assert job.to(Form) == {}
     assert job.coordinator.formed == 2
+
+
+def test_what_operators_took_out_before_it_was_formed_stays_out_and_incidents_keep_their_numbers() -> None:
+    """One holds ranks; another one has none, and is not even known to be there."""
+    told = (Cordoned("node-2", "it was slow", 5.0, True), Cordoned("node-4-1", "its fan is loud", 6.0, False))
+    job = Recalling(msgspec.structs.replace(FORM, cordoned=told, incidents=3), stopped=2)
+    for node in NODES:
+        job.join(node, 2, 2)
+    job.join("node-4-1", 0, 2)
+    nodes = job.coordinator.nodes
+    assert (nodes["node-2"].state, nodes["node-4-1"].state) == (NodeState.ACTIVE, NodeState.CORDONED)
+    assert {n.name: (n.cordon.reason, n.cordon.quarantined) for n in nodes.values() if n.cordon is not None} == {
+        "node-2": ("it was slow", True),
+        "node-4-1": ("its fan is loud", False),
+    }
+    assert state_of(job.replayed()) == state_of(job.coordinator)
+
+    job.submit(NodeGone("node-3", "its host is off"))
+    assert job.coordinator.incidents[-1].number == 4
+    assert job.coordinator.positions == ["node-0", None, "node-2"]
+
+
+def test_what_was_uncordoned_before_it_was_formed_is_so() -> None:
+    """The copy of the journal ends before that."""
+    job = Job(CONFIG)
+    for node in ("node-0", "node-1", "node-2", "node-3"):
+        job.come(node)
+    job.tell(CordonNode("node-3", "its fan is loud"))
+    assert job.coordinator.nodes["node-3"].state is NodeState.CORDONED
+    job.tell(ControllerRestarted(4, 2, FORM))
+    assert job.coordinator.nodes["node-3"].cordon is None
+
+
+def test_the_nodes_are_told_who_was_taken_out_and_how_many_incidents_there_were() -> None:
+    job = Job(config())
+    job.run()
+    job.tell(CordonNode("node-3", "its fan is loud"))
+    job.exit(1, code=1)
+    job.stop_all({snapshot(3): WHOLE})
+    form = job.forms()["node-0"]
+    assert ([(c.node, c.reason, c.quarantined) for c in form.cordoned], form.incidents) == (
+        [("node-3", "its fan is loud", False)],
+        1,
+    )
+
+
+@pytest.mark.parametrize(("term", "grace_seconds"), [(0, 2.0), (4, LOOK_SECONDS)])
+def test_who_has_to_look_for_a_new_controller_first_has_time_for_that(term: int, grace_seconds: float) -> None:
+    """An agent may just be waiting for the one that is gone when most others have found the new one."""
+    job = Job(msgspec.structs.replace(CONFIG, agent_grace_seconds=2.0))
+    for node in ("node-0", "node-1", "node-2", "node-3"):
+        job.come(node)
+    job.stop_all()
+    job.step_all()
+    job.tell(ControllerRestarted(term, 1))
+    assert job.coordinator.next_deadline() == pytest.approx(job.now + grace_seconds, abs=0.1)
+
+
+def test_nodes_that_all_come_in_time_but_had_ended_their_workers_form_the_next_one() -> None:
+    """They were without a controller for too long. What each was told of its generation it must not be told again."""
+    job = Recalling(FORM, stopped=2)
+    job.join("node-0", 0, 2)
+    assert (job.to(Form), job.coordinator.phase, job.coordinator.generation) == ({}, Phase.STOPPING, 3)
+    for node in NODES[1:]:
+        job.join(node, 0, 2)
+    for node in NODES:
+        job.stop(node, snapshot(9, generation=2))
+    assert set(job.to(Form)) == set(NODES)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
+from ftrain_launcher.rings import starvation
 from ftrain_launcher.rings.starvation import Starvation, stat_paths, throttled_seconds, waited_seconds
 
 
@@ -25,10 +28,20 @@ def test_a_quota_may_be_that_of_a_cgroup_further_up() -> None:
     assert stat_paths("0::/\n") == ["/sys/fs/cgroup/cpu.stat"]
 
 
-def test_it_only_grows_and_a_process_that_is_gone_counts_nothing() -> None:
+def test_it_only_grows_and_without_a_count_there_is_nothing() -> None:
     own = Starvation(os.getpid())
-    assert own.more().starved >= 0.0
+    waited = own.more()
+    assert waited is not None
+    assert waited.starved >= 0.0
     own.close()
-    gone = Starvation(1 << 30)
-    assert gone.more() == (0.0, 0.0)
-    gone.close()
+    uncounted = Starvation(1 << 30)
+    assert uncounted.more() == (0.0, 0.0)
+    uncounted.close()
+
+
+def test_what_came_to_a_process_that_has_ended_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel answers no more (ESRCH), though the file is open."""
+    own = Starvation(os.getpid())
+    monkeypatch.setattr(starvation, "_read", lambda fd: b"")
+    assert own.more() is None
+    own.close()

@@ -128,15 +128,18 @@ def test_one_that_died_while_it_waited_is_not_taken() -> None:
     run(test())
 
 
-def test_a_port_of_its_own_is_free_only_once_the_store_before_is_gone() -> None:
+def test_where_all_need_the_same_port_the_next_one_waits_for_it_itself_and_none_is_started_ahead() -> None:
     async def test() -> None:
         store, processes = host(store_port=29500)
         await begin(store, processes, 1, 29500)
         await store.prepare(1)
         assert store.ahead == ""
+        first = store.id
         store.end()
-        assert processes.killed == []
-        assert store.spared(hosts=True) == set()
+        assert processes.killed == [first]
+        assert store.spared(hosts=True) == {first}
+        assert await begin(store, processes, 2, 29500) == 29500
+        assert store.id != first
 
     run(test())
 

@@ -15,6 +15,7 @@ import pytest
 from rings import MadeRing
 from traces import check_trace, of_rank
 
+from ftrain.comm.ring import HOLDS, WAITS
 from ftrain_launcher.commands.trace import write
 from ftrain_launcher.control.requests import Requests
 from ftrain_launcher.detect.records import Communicator, Op
@@ -42,20 +43,24 @@ def wish(steps: int = 20, records_max: int = 1000) -> TraceWanted:
 # ---- reading rings
 
 
-def fill(ring: MadeRing, steps: int) -> None:
-    """Two all-reduces a step of 10 ms, and one pending after the last."""
+def fill(ring: MadeRing, steps: int, *between: int) -> None:
+    """Two all-reduces a step of 10 ms, and one pending after the last; ``between``: marks before each step's own."""
     group = ring.group("dp", 0, 1)
     for step in range(steps):
         for half in (0, 1):
             entered = 10 * MS * step + 5 * MS * half
             ring.record(group, Op.ALL_REDUCE, 2 * step + half + 1, entered, entered + MS)
-        ring.mark(step, 10 * MS * (step + 1))
+        for mark in (*between, step):
+            ring.mark(mark, 10 * MS * (step + 1))
     ring.record(group, Op.ALL_REDUCE, 2 * steps + 1, 10 * MS * steps, 0)
 
 
-def test_a_ring_is_read_from_the_end_of_the_step_before_the_wanted_ones(tmp_path: Path) -> None:
+@pytest.mark.parametrize("between", [(), (WAITS, HOLDS)], ids=["", "waits"])
+def test_a_ring_is_read_from_the_end_of_the_step_before_the_wanted_ones(
+    tmp_path: Path, between: tuple[int, ...]
+) -> None:
     with MadeRing(tmp_path, 0) as ring:
-        fill(ring, 30)
+        fill(ring, 30, *between)
     trace = read_rings(tmp_path, 1, [worker(0)], wish(steps=5))
     assert trace.communicators == (WORLD,)
     (rank,) = trace.ranks

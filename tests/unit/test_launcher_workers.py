@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ftrain_launcher.node.node_workers import restore_trouble
-from ftrain_launcher.processes.environment import worker_environment, zygote_environment
+from ftrain_launcher.processes.environment import worker_environment
+from ftrain_launcher.processes.zygote_start import zygote_environment
 from ftrain_snapshot.errors import SnapshotIncomplete
 from ftrain_snapshot.messages import Origin, Peer, SnapshotId
 from ftrain_snapshot.storage import DurableId, StorageError

@@ -81,12 +81,12 @@ def test_what_follows_waits_for_the_disk_and_all_that_came_meanwhile_is_written_
         length = shell.submit(Progress(1, 5, 4), "four")
         known = asyncio.create_task(shell.followers.wait_known(length))
         await asyncio.sleep(0)
-        assert (shell.said, shell.writing.written, known.done()) == ([], 0, False)
+        assert (shell.said, shell.followers.written, known.done()) == ([], 0, False)
         assert shell.writing.stands_still_seconds > 0.0
         shell.disk.goes_on.set()
         await known
         assert shell.said == ["one", "two", "three", "four"]
-        assert (shell.writing.written, shell.writing.stands_still_seconds) == (length, 0.0)
+        assert (shell.followers.written, shell.writing.stands_still_seconds) == (length, 0.0)
         assert shell.disk.writes == [(1, True), (2, True)]
         assert len(shell.waited) == 2
         await shell.close()

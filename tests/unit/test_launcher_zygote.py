@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import sys
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 
 from ftrain_launcher.processes import child, spawning
 from ftrain_launcher.processes.spawning import Children, Exited, Kill, Spawn
-from ftrain_launcher.processes.zygote_line import ZygoteConfig
+from ftrain_launcher.processes.zygote_start import ZygoteConfig
 from ftrain_snapshot import frames
 
 SPAWN = Spawn(id="r0", argv=("train.py", "--lr", "1"), env={"RANK": "0"}, cwd="/", stdout_path="o", stderr_path="e")
@@ -40,6 +42,24 @@ def test_system_exit_means_what_it_means_to_python(
 ) -> None:
     assert child._exit_code(SystemExit(code)) == expected
     assert capsys.readouterr().err == ("why\n" if code == "why" else "")
+
+
+def test_what_the_zygote_had_no_time_for_is_imported_without_collections(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in (("later_one", "import later_two\n"), ("later_two", ""), ("other_one", "")):
+        (tmp_path / f"{name}.py").write_text(f"import gc\n{text}on = gc.isenabled()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "meta_path", [child._QuickImports(frozenset({"later_one", "later_two"})), *sys.meta_path])
+    modules = [importlib.import_module(name) for name in ("later_one", "later_two", "other_one")]
+    assert [module.on for module in modules] == [False, False, True]
+    assert gc.isenabled()
+    (tmp_path / "later_bad.py").write_text("raise ValueError\n")
+    sys.meta_path[0] = child._QuickImports(frozenset({"later_bad", "no_such_module"}))
+    for name, error in (("later_bad", ValueError), ("no_such_module", ModuleNotFoundError)):
+        with pytest.raises(error):
+            importlib.import_module(name)
+    assert gc.isenabled()
 
 
 def test_output_files_are_opened_once_if_they_are_one(tmp_path: Path) -> None:

@@ -55,6 +55,37 @@ def test_one_that_does_what_some_step_did_has_departed_from_nothing(steps: str):
     assert found(steps) is None
 
 
+TURNS = "as " + "asr " + "as as asr " * 4
+"""The first step differs; then each third one has a transfer more."""
+
+
+@pytest.mark.parametrize(
+    ("steps", "called", "usual"),
+    [
+        ("as as as .", None, "r"),  # left out: the next step has begun
+        ("as as asa", "a", None),  # left out, as in no step
+        ("as asr", "r", None),  # not its turn
+        ("as asr as", "r", None),  # seen a step later
+    ],
+)
+def test_a_course_that_is_not_due_is_a_departure_too(steps: str, called: str | None, usual: str | None) -> None:
+    assert found(TURNS + steps) == Departure(CALLS[called] if called else None, CALLS[usual] if usual else None)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        TURNS + "as as asr",
+        TURNS + "as as as",  # it may still come
+        TURNS + "as",
+        "as asr as " + "as as asr " * 2 + "asr",  # too few turns
+        "as asr " * 4 + "as as asr as asr as as as as asr asr",  # no turns
+    ],
+)
+def test_one_that_is_due_is_none_and_where_steps_take_no_turns_none_is_due(steps: str) -> None:
+    assert found(steps) is None
+
+
 def test_operations_count_before_sizes() -> None:
     """Sizes that change from step to step say nothing of an operation that was left out."""
     assert found("asr Asr asr Asr Ar") == Departure(CALLS["r"], CALLS["s"])

@@ -99,6 +99,22 @@ def test_a_rank_that_rank_0_lets_wait_says_so_once(monkeypatch: pytest.MonkeyPat
     assert noted == [1]
 
 
+def test_and_says_so_when_that_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slots, "NOTE_SECONDS", 0.0)
+    store, noted = FakeStore(), []
+    first = SlotChooser(store, FakeGate())
+
+    def wait() -> None:
+        noted.append("waits")
+        first.choose(0)
+
+    other = SlotChooser(store, None, note_wait=wait, note_hold=lambda: noted.append("goes on"))
+    assert other.choose(0) is None
+    first.choose(1)
+    assert other.choose(1) is None
+    assert noted == ["waits", "goes on"]
+
+
 def test_a_silent_rank_0_is_given_up() -> None:
     with pytest.raises(PeerSilent, match="rank 0"):
         SlotChooser(FakeStore(), None, timeout_seconds=0.0).choose(3)

@@ -38,13 +38,26 @@ def actors(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     made_up = ModuleType("ray")
     vars(made_up).update(
         get_actor=get_actor,
-        get=lambda answer: answer,
+        get=lambda answer, timeout: answer,
         is_initialized=lambda: True,
         get_runtime_context=lambda: SimpleNamespace(gcs_address="10.0.0.1:6379"),
-        exceptions=SimpleNamespace(RayActorError=ConnectionError),
+        exceptions=SimpleNamespace(
+            RayActorError=ConnectionError, ActorUnavailableError=ConnectionAbortedError, GetTimeoutError=TimeoutError
+        ),
+        util=SimpleNamespace(client=SimpleNamespace(ray=SimpleNamespace(is_connected=lambda: False))),
     )
     monkeypatch.setitem(sys.modules, "ray", made_up)
     return found
+
+
+class Fails:
+    """A method of an actor that cannot be asked."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self._errors = list(errors)
+
+    def remote(self, *_: Any) -> Any:
+        raise self._errors.pop(0)
 
 
 def command(monkeypatch: pytest.MonkeyPatch, exit_code: int = 0) -> list[list[str]]:
@@ -107,12 +120,76 @@ def test_waiting_has_an_end(actors: dict[str, Any]) -> None:
 
 
 def test_an_owner_that_is_lost_while_it_is_asked_is_the_jobs_end(actors: dict[str, Any]) -> None:
-    class Lost:
-        def remote(self, *_: Any) -> Any:
-            raise ConnectionError
-
-    actors["j"] = SimpleNamespace(heard=Lost())
+    actors["j"] = SimpleNamespace(heard=Fails(ConnectionError()), status=Fails(ConnectionError()))
     assert on_ray.RayJob.attach("j").wait() == 6
+    with pytest.raises(on_ray.RayJobNotFound, match="no job named 'j'"):
+        on_ray.RayJob.attach("j").status()
+
+
+def test_a_line_that_is_down_for_a_moment_is_no_end(actors: dict[str, Any]) -> None:
+    heard = Fails(ConnectionAbortedError(), TimeoutError(), ConnectionError())
+    actors["j"] = SimpleNamespace(heard=heard, status=Fails(ConnectionAbortedError()))
+    job = on_ray.RayJob.attach("j")
+    assert job.status() is None
+    assert job.wait() == 6, "asked again"
+
+
+def test_how_a_job_ended_is_known_from_then_on(actors: dict[str, Any]) -> None:
+    actors["j"] = SimpleNamespace(heard=Remote(([], 1, (3, ""))), farewell=Remote(None))
+    job = on_ray.RayJob.attach("j")
+    assert job.wait() == 3
+    del actors["j"]
+    assert job.wait() == 3
+
+
+def test_a_command_that_is_killed_is_not_the_jobs_end(actors: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    command(monkeypatch, exit_code=-9)
+    actors["j"] = SimpleNamespace(heard=Remote(([], 1, None), ([], 1, (0, ""))), farewell=Remote(None))
+    assert on_ray.RayJob.start("/x/train.py", nodes=1, name="j").wait() == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "given", "said"),
+    [
+        ((), {"nodes": 0}, "nodes=0: give a number from 1 on, or"),
+        ((), {"nodes": "3-4"}, "nodes='3-4'"),
+        ((), {"nodes": True}, "nodes=True"),
+        ((), {"nodes": 2, "workers_per_node": "auto"}, "workers_per_node='auto': give a number from 1 on, or \"gpu\""),
+        ((), {"nodes": 2, "spares": -1}, "spares=-1: give a number from 0 on"),
+        ((), {"nodes": 2, "name": ""}, "name=''"),
+        ((), {"nodes": 2, "options": "--parity 1"}, "options='--parity 1': give a sequence of texts"),
+        (("--epochs", 3), {"nodes": 2}, "give a sequence of texts"),
+    ],
+)
+@pytest.mark.usefixtures("actors")
+def test_what_describes_no_job_is_refused_in_one_line(
+    words: tuple[Any, ...], given: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = command(monkeypatch)
+    with pytest.raises(on_ray.RayJobInvalid) as refused:
+        on_ray.RayJob.start("/x/train.py", *words, **given)
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert commands == []
+
+
+@pytest.mark.usefixtures("actors")
+def test_a_script_has_a_path() -> None:
+    with pytest.raises(on_ray.RayJobInvalid, match="script='': give the path"):
+        on_ray.run("", nodes=1)
+
+
+@pytest.mark.usefixtures("actors")
+def test_a_program_that_is_on_no_cluster_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["ray"], "is_initialized", lambda: False)
+    with pytest.raises(on_ray.RayUnavailable, match=r"connected to no Ray cluster: call ray\.init first"):
+        on_ray.RayJob.attach("j")
+    monkeypatch.setattr(sys.modules["ray"].util.client.ray, "is_connected", lambda: True)
+    with pytest.raises(on_ray.RayUnavailable, match=r"client \(ray://\)"):
+        on_ray.run("/x/train.py", nodes=1)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(on_ray.RayUnavailable, match="pip install"):
+        on_ray.run("/x/train.py", nodes=1)
 
 
 @pytest.mark.usefixtures("actors")

@@ -19,22 +19,19 @@ import time
 from pathlib import Path
 
 import msgspec
-from aiohttp import WSMsgType, web
+from aiohttp import web
 
 from ftrain_launcher import handshake, leadership
 from ftrain_launcher.background import Background
 from ftrain_launcher.control import views
+from ftrain_launcher.control.agent_lines import AgentLines
 from ftrain_launcher.control.api import Handler, OperatorApi
-from ftrain_launcher.control.detection import Detection
 from ftrain_launcher.control.followers import Followers
 from ftrain_launcher.control.journal import Journal, replay
 from ftrain_launcher.control.launcher_lines import LauncherLines
 from ftrain_launcher.control.launchers import Launchers
-from ftrain_launcher.control.outbox import Outbox
-from ftrain_launcher.control.requests import Requests
 from ftrain_launcher.control.standby import Standby
 from ftrain_launcher.control.writing import STANDSTILL_SECONDS, Writing
-from ftrain_launcher.detect.records import NodeReport
 from ftrain_launcher.job.coordinator import Coordinator
 from ftrain_launcher.job.events import (
     Announce,
@@ -44,44 +41,27 @@ from ftrain_launcher.job.events import (
     EndJob,
     Event,
     JobStarted,
-    Joined,
-    Left,
     Send,
     StoodStill,
     Tick,
 )
 from ftrain_launcher.job.fencing import Elected
-from ftrain_launcher.job.membership import Phase
 from ftrain_launcher.job.policy import EXIT_USAGE
-from ftrain_launcher.job.progress import ProgressFilter
 from ftrain_launcher.jobs import Endpoint, JobFolder, Result
 from ftrain_launcher.leadership import Leadership, Seen
 from ftrain_launcher.messages import (
     MESSAGE_BYTES_MAX,
-    PROTOCOL_VERSION,
-    Form,
-    FromAgent,
-    Heartbeat,
     JobEnded,
-    Join,
     ReapNode,
-    Recalled,
-    ReplicaDigests,
-    Stand,
     StartNode,
     StopJob,
-    WorkerExit,
 )
-from ftrain_launcher.packing import Packer
 from ftrain_launcher.processes.pidfds import PidHandle
-from ftrain_launcher.questions import Reply
 from ftrain_launcher.terminal import announce
 
 _STATUS_WRITE_SECONDS = 0.5
 _GOODBYE_SECONDS = 2.0
 _EXIT_JOURNAL = 1
-
-_from_agent = msgspec.msgpack.Decoder(FromAgent)
 
 
 class Controller:
@@ -93,13 +73,7 @@ class Controller:
         self._gives_way = False
         self.folder = folder
         self.record = folder.record()
-        self.observations: dict[str, views.Observation] = {}
-        self._outboxes: dict[str, Outbox] = {}
-        self._connections: dict[str, int] = {}
-        self._connections_made = int(time.time() * 1000)
-        self._packer = Packer()
         self._launchers = Launchers()
-        self._progress = ProgressFilter()
         self._timer: asyncio.TimerHandle | None = None
         self._ran_at = time.monotonic()
         """When this process was last seen to run, as it does twice a second."""
@@ -115,10 +89,11 @@ class Controller:
         self._launcher_lines = LauncherLines(
             folder, self.record, self.coordinator, self._launchers, self.submit, self._repeat, self._ended
         )
-        self._requests = Requests(self._outboxes)
-        self._detection = Detection(self.coordinator, self._requests, self.submit)
+        self._agents = agents = AgentLines(
+            folder, self.record, self.coordinator, self.submit, self._hear_of, self._ended
+        )
         self._checks = Background()
-        self._api = OperatorApi(self.coordinator, self.observations, self._outboxes, self._requests, self._settle)
+        self._api = OperatorApi(self.coordinator, agents.observations, agents.outboxes, agents.requests, self._settle)
 
     # ---- life
 
@@ -127,7 +102,7 @@ class Controller:
         application = web.Application(client_max_size=MESSAGE_BYTES_MAX, middlewares=[handshake.gone_is_no_error])
         application.add_routes(
             [
-                web.get("/agent", self._serve_agent),
+                web.get("/agent", self._agents.serve),
                 web.get("/engine", self._launcher_lines.serve),
                 web.get("/journal", self._serve_journal),
                 web.get("/api/leader", self._guarded(self._tell_leader)),
@@ -140,7 +115,7 @@ class Controller:
         writing = asyncio.create_task(self._write_journal())
         for event in self._first_events():
             self.submit(event)
-        work = [self._keep_watch(), self._watch_launcher(), self._detection.run()]
+        work = [self._keep_watch(), self._watch_launcher(), self._agents.detection.run()]
         if self.record.candidate is not None:
             leadership.write(self.folder, Leadership(self.coordinator.term, leads=True))
             work += [self._followers.keep_watch(), self._watch_candidates(self.record.candidate)]
@@ -153,9 +128,7 @@ class Controller:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._checks.close()
-            await self._detection.close()
-            for outbox in list(self._outboxes.values()):  # an agent may open a line meanwhile
-                await outbox.close()
+            await self._agents.close()
             await self._launchers.close()
             await runner.cleanup()
             self._writing.close()
@@ -244,9 +217,7 @@ class Controller:
     def _carry_out(self, command: Command) -> None:
         match command:
             case Send(node, message):
-                outbox = self._outboxes.get(node)
-                if outbox:
-                    outbox.put(self._packer.pack(message) if isinstance(message, Form) else message)
+                self._agents.tell(node, message)
             case StartNode(node):
                 self._launchers.start(command, self.coordinator.nodes[node].launcher)
             case ReapNode():
@@ -284,18 +255,14 @@ class Controller:
             await asyncio.sleep(_STATUS_WRITE_SECONDS)
             self._notice_standstill()
             self._keep_status()
-            limit = time.time() - self.record.config.heartbeat_timeout_seconds
-            for node in list(self._outboxes):
-                if self.observations[node].seen < limit:
-                    self._outboxes[node].abort()
+            self._agents.hang_up(time.time() - self.record.config.heartbeat_timeout_seconds)
 
     def _notice_standstill(self) -> None:
         """Whoever could not be heard meanwhile was not silent."""
         before, self._ran_at = self._ran_at, time.monotonic()
         seconds = self._ran_at - before
         if seconds > STANDSTILL_SECONDS:
-            for observation in self.observations.values():
-                observation.seen += seconds
+            self._agents.excuse(seconds)
             self.submit(StoodStill(seconds))
 
     def _keep_status(self) -> None:
@@ -304,7 +271,7 @@ class Controller:
             self._status_writes.begin(self._write_status())
 
     async def _write_status(self) -> None:
-        status = msgspec.json.encode(views.status(self.coordinator, self.observations, os.getpid()))
+        status = msgspec.json.encode(views.status(self.coordinator, self._agents.observations, os.getpid()))
         with contextlib.suppress(OSError):  # It is for those who come while the controller is away.
             await asyncio.to_thread(self.folder.write_status, status)
 
@@ -345,99 +312,10 @@ class Controller:
         return socket
 
     async def _tell_leader(self, request: web.Request) -> web.Response:
-        term, length = self.coordinator.term, self._writing.written
+        term, length = self.coordinator.term, self._followers.written
         candidate = self.record.candidate or 0
         seen = Seen(candidate=candidate, term=term, leads=True, journal_term=term, journal_bytes=length)
         return web.Response(body=msgspec.json.encode(seen), content_type="application/json")
-
-    # ---- agents
-
-    async def _serve_agent(self, request: web.Request) -> web.WebSocketResponse:
-        socket, admitted = await handshake.accept(request, self.folder.line_key(), self.record.salt)
-        if not admitted:
-            return socket
-        if self.record.candidate is not None:
-            await socket.send_bytes(msgspec.msgpack.encode(Stand(self.coordinator.term, leads=True)))
-        first = await socket.receive(timeout=10.0)
-        if first.type is not WSMsgType.BINARY:
-            return socket
-        join = _from_agent.decode(first.data)
-        if not isinstance(join, Join):
-            return socket
-        if join.protocol != PROTOCOL_VERSION:
-            announce(
-                f"{join.node} speaks protocol {join.protocol}, not {PROTOCOL_VERSION}: install one ftrain everywhere"
-            )
-            return socket
-        self._hear_of(join.term)
-        if self._ended.is_set():
-            return socket
-        self._connections_made += 1
-        connection = self._connections_made
-        outbox = Outbox(socket, request.transport)
-        self._outboxes[join.node], self._connections[join.node] = outbox, connection
-        self.observations[join.node] = views.Observation(
-            agent_pid=join.agent_pid,
-            daemon_pid=join.daemon_pid,
-            generation=join.generation,
-            ranks=join.ranks,
-            seen=time.time(),
-        )
-        self.submit(Joined(join, connection))
-        try:
-            async for message in socket:
-                if self._connections.get(join.node) != connection:
-                    break  # The agent has made a newer one.
-                if message.type is WSMsgType.BINARY:
-                    self._hear(join.node, _from_agent.decode(message.data))
-        except msgspec.DecodeError as error:
-            announce(f"a message of {join.node} cannot be read ({error}): its connection is closed")
-        except ConnectionError:  # while a ping was answered
-            pass
-        finally:
-            if self._connections.get(join.node) == connection:
-                del self._outboxes[join.node], self._connections[join.node]
-            await outbox.close()
-            if not self._ended.is_set():
-                self.submit(Left(join.node, connection))
-        return socket
-
-    def _hear(self, node: str, message: FromAgent) -> None:
-        seen = self.observations[node]
-        seen.seen = time.time()
-        if isinstance(message, Heartbeat):
-            self._take_heartbeat(seen, message)
-            return
-        if isinstance(message, Reply):
-            self._requests.take(message)
-            return
-        if isinstance(message, NodeReport):
-            self._detection.take(message)
-            return
-        if isinstance(message, ReplicaDigests):
-            self._detection.take_digests(message)
-            return
-        if isinstance(message, Join | Recalled):
-            return
-        if isinstance(message, WorkerExit):
-            seen.take_exit(message)
-        self.submit(message)
-
-    def _take_heartbeat(self, seen: views.Observation, message: Heartbeat) -> None:
-        seen.generation = message.generation
-        seen.ranks, seen.daemon_pid = message.ranks, message.daemon_pid
-        if message.daemon is not None:
-            seen.take_daemon(message.daemon_pid, message.daemon, seen.seen)
-        if message.inventory is not None:
-            seen.take_inventory(message.inventory, seen.seen)
-        status = message.daemon
-        if status is None or not status.gate or status.generation != self.coordinator.generation:
-            return
-        if self.coordinator.phase is Phase.RUNNING:
-            moves = self.coordinator.quarantine.moves or self.coordinator.halting.under_way
-            progress = self._progress.take(status, self.coordinator.durable, seen.seen, moves=moves)
-            if progress is not None:
-                self.submit(progress)
 
 
 def main() -> int:

@@ -23,7 +23,8 @@ class Copies(Generic[T]):
 
     def __init__(self, written: int) -> None:
         """``written``: bytes of the journal that are on its own disk."""
-        self._written = written
+        self.written = written
+        """So many are on that disk by now, as far as commands and followers are concerned."""
         self._lengths: dict[str, int] = {}
         """How many bytes each follower is known to have."""
         self._unwritten: deque[tuple[int, Sequence[T]]] = deque()
@@ -33,7 +34,7 @@ class Copies(Generic[T]):
 
     def write(self, length: int, now: float) -> None:
         """So many bytes are on this controller's disk."""
-        self._written = length
+        self.written = length
         while self._unwritten and self._unwritten[0][0] <= length:
             at, commands = self._unwritten.popleft()
             self._held.append((at, now, commands))
@@ -48,14 +49,14 @@ class Copies(Generic[T]):
 
     def hold(self, length: int, commands: Sequence[T], now: float) -> None:
         """These are to be carried out once all have so many bytes."""
-        if commands and length > self._written:
+        if commands and length > self.written:
             self._unwritten.append((length, commands))
         elif commands:
             self._held.append((length, now, commands))
 
     def ready(self) -> list[T]:
         """The commands that need not wait any more, in order."""
-        least, found = min(self._lengths.values(), default=self._written), list[T]()
+        least, found = min(self._lengths.values(), default=self.written), list[T]()
         while self._held and self._held[0][0] <= least:
             found += self._held.popleft()[2]
         return found

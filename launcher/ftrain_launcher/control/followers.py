@@ -69,10 +69,13 @@ class Followers:
 
     def __init__(self, journal: Journal, carry_out: Callable[[Command], None]) -> None:
         self._journal, self._carry_out = journal, carry_out
-        self._written = journal.length
-        """As far as followers have been told."""
-        self._copies: Copies[Command | asyncio.Future[None]] = Copies(self._written)
+        self._copies: Copies[Command | asyncio.Future[None]] = Copies(journal.length)
         self._outboxes: dict[str, Outbox] = {}
+
+    @property
+    def written(self) -> int:
+        """How many bytes of the journal are on the controller's disk, and on their way to those that follow."""
+        return self._copies.written
 
     def hold(self, length: int, commands: Sequence[Command], now: float) -> None:
         """These follow from what the journal says when it is so long."""
@@ -82,9 +85,8 @@ class Followers:
     def take(self, lines: bytes, now: float) -> None:
         """Lines are on the controller's disk."""
         for outbox in self._outboxes.values():
-            outbox.put(Lines(self._written, lines))
-        self._written += len(lines)
-        self._copies.write(self._written, now)
+            outbox.put(Lines(self.written, lines))
+        self._copies.write(self.written + len(lines), now)
         self._release()
 
     async def wait_known(self, length: int) -> None:
@@ -118,7 +120,7 @@ class Followers:
             return
         name, outbox = f"{hello.candidate}-{id(socket)}", Outbox(socket, transport)
         begin = hello.length if self._has(hello) else 0
-        caught_up = self._written
+        caught_up = self.written
         for lines in parts(self._journal.part(begin, caught_up), begin, caught_up):
             outbox.put(lines)
         self._outboxes[name] = outbox
@@ -138,5 +140,5 @@ class Followers:
 
     def _has(self, hello: Follow) -> bool:
         """Whether a follower's copy is the beginning of this journal."""
-        fits = 0 < hello.length <= self._written
+        fits = 0 < hello.length <= self.written
         return fits and digest(self._journal.part(0, hello.length)) == hello.digest

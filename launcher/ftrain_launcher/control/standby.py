@@ -77,6 +77,7 @@ class Standby:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await self.copy.close()  # Whoever leads from here on writes to the same file.
             for outbox in list(self._lines.values()):
                 await outbox.close()
             await runner.cleanup()
@@ -145,11 +146,11 @@ class Standby:
                     await socket.send_bytes(msgspec.msgpack.encode(hello))
                     async for message in socket:
                         if message.type is aiohttp.WSMsgType.BINARY:
-                            have = self.copy.take(_lines(message.data))
+                            have = await self.copy.take(_lines(message.data))
                             await socket.send_bytes(msgspec.msgpack.encode(Have(have)))
         finally:
             self._leader = None
-            self.copy.close()
+            await self.copy.close()
 
     async def _serve_journal(self, request: web.Request) -> web.WebSocketResponse:
         """Another candidate that stands by knows less."""

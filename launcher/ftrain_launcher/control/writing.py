@@ -34,8 +34,8 @@ class Writing:
         many seconds the first of them had waited.
         """
         self._journal, self._on_disk = journal, on_disk
-        self.written = self.length = journal.length
-        """How many bytes of the journal are on the disk; and how many there are with the lines that wait."""
+        self.length = journal.length
+        """How many bytes the journal has with the lines that wait."""
         self._lines: list[bytes] = []
         self._sync = self._closed = False
         self._since: float | None = None
@@ -90,7 +90,6 @@ class Writing:
                     announce("the journal's disk is full: make room. Training goes on, but nothing else until then")
                     told = True
             await asyncio.sleep(_AGAIN_SECONDS)
-        self.written += len(lines)
         waited = self.stands_still_seconds
         self._since = time.monotonic() if self._lines else None
         self._on_disk(lines, waited)

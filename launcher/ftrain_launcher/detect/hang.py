@@ -23,6 +23,8 @@ from ftrain_launcher.detect.waits import Gate, Graph, Group, Standing
 
 REPORT_SECONDS = 0.5
 """Between an agent's reports: for so long after one, what was pending is taken to be so still."""
+STARVED_SECONDS_MAX = 10.0
+"""So long may a rank be late because it waits for a processor: one that loops on a crowded machine does so, too."""
 SAMPLE = 64
 """So many of an operation's waiters show what is usual for it."""
 
@@ -117,16 +119,20 @@ class Judge:
 
     def is_late(self, standing: Standing, gate: Gate, least: float = 0.0) -> bool:
         """Whether a rank keeps a gate's waiters for longer than it may."""
-        waited = self.waited(gate)
-        if standing.halted:
+        waited, at_commit = self.waited(gate), gate.waiters[0][1].op == Op.COMMIT
+        if standing.halted and not (at_commit and standing.record.ended):
             return waited >= HALTED_SECONDS
+        # Who has ended has given its word, which its waiter may have yet to read.
         allowed = max(self.allowed(gate), least)
-        if gate.waiters[0][1].op == Op.COMMIT and standing.computes:
+        if at_commit and standing.computes:
             allowed = max(allowed, COMPUTING_SECONDS)
         unseen = self.now - standing.taken
-        # Where it is the only root, that the others wait shows that it has not come since its report.
-        known = min(REPORT_SECONDS, unseen) if gate.roots == 1 else 0.0
-        idle = standing.idle_seconds + known
+        # Where it is the only root, others that still wait later show that it has not come since its report. What
+        # nobody has seen is not known: it may have come, and the report that says so is on its way.
+        later = max(self.graph.standings[rank].taken for rank, _ in _sample(gate)) - standing.taken
+        known = max(0.0, min(REPORT_SECONDS, later)) if gate.roots == 1 else 0.0
+        starved = min(standing.record.starved_seconds, STARVED_SECONDS_MAX)
+        idle = standing.idle_seconds - starved + known
         # Cheap questions first: this is asked of every rank that computes while others wait.
         if min(waited, waited - unseen + known, idle) < allowed:
             return False

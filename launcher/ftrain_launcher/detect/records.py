@@ -156,6 +156,12 @@ class RankRecord(msgspec.Struct, frozen=True, array_like=True):
     """Told while it is in an operation for longer than is usual, if there is one."""
     commit: Operation | None = None
     """It has done its step, and waits for rank 0 to do it, too."""
+    holds_seconds: float | None = None
+    """How long it has been ending its step in a way that it noted, without waiting for another rank."""
+    ended: bool = False
+    """Its process has ended in good order, or is about to."""
+    starved_seconds: float = 0.0
+    """How long of ``idle_seconds`` it may have waited for a processor that others used."""
 
 
 class CollectivesStep(msgspec.Struct, frozen=True, array_like=True):

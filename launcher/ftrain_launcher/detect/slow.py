@@ -9,7 +9,9 @@ Each step gives each rank a ratio: its own time over the median of its peers of 
 without any (a stage of a pipeline) is compared with its own earlier time, as the other ranks without peers are with
 theirs, so that what slows down all is no fault. Time in which others used the rank's processor explains its excess as
 far as it goes beyond what its peers are kept waiting for so much use of one (`rings.starvation`); the peers' times stay
-as they are, so that nobody looks slow beside a starved rank.
+as they are, so that nobody looks slow beside a starved rank. That count is of the thread that trains, and where a
+machine is crowded that thread waits for others, too, which wait for a processor (helpers, loaders, the kernel's). So
+there what a rank is behind, and has neither computed nor been held back by a quota, must last.
 
 The ratios' excess is summed up (Page's CUSUM): each step adds what exceeds the allowance, clipped, so that no single
 step counts much, and subtracts what falls short. At the limit the rank is named, if the median of its last ratios
@@ -58,6 +60,13 @@ QUIET = 0.05
 WINDOW_STEPS = 20
 STEPS_SKIPPED = 3
 """At the beginning: compilation, first touches, caches."""
+CROWDED = 0.1
+"""The share of their own time that ranks wait for processors which others use, from which on a machine is crowded."""
+_CROWDED_SECONDS = 2.0
+"""Over about this long."""
+BLOCKED_SECONDS_MIN = 1.5
+"""So long must a rank be behind on a crowded machine that has not computed for longer than its peers: what happens to
+the helpers of one rank alone is shorter. Twenty steps of a twentieth of a second, each by half too long."""
 EXCESS_SECONDS_MIN = 0.0005
 EXCESS_OF_STEP_MIN = 0.02
 """An excess below that of the step time slows nobody down."""
@@ -88,6 +97,8 @@ class _Ratio(NamedTuple):
     peers: int
     starved: float
     """How long it waited for a processor, beyond its peers."""
+    computed: float
+    """How much longer than its peers it was on a processor; 0: nothing is known of it."""
 
     def without_starvation(self) -> _Ratio:
         """Without what waiting for a processor explains of its excess."""
@@ -100,6 +111,8 @@ class _Seen(NamedTuple):
     reference: float
     inside: float
     """In communication."""
+    computed: float
+    """How much longer than its peers it was on a processor."""
 
 
 @dataclass(slots=True)
@@ -129,12 +142,18 @@ class _Rank:
             self.jitter += (min(JITTER_MAX, abs(found.ratio - self.ratios[-1])) - self.jitter) / self.steps
         found = found.without_starvation()
         self.ratios.append(found.ratio)
-        self.seen.append(_Seen(found.own, found.reference, inside))
+        self.seen.append(_Seen(found.own, found.reference, inside, found.computed))
         excess = found.ratio - 1 if found.own - found.reference >= least else min(0.0, found.ratio - 1)
         excess -= QUIET if self.named else max(ALLOWANCE, ALLOWED_JITTER * self.jitter)
         kept = self.sum if self.named else (1 - leak) * self.sum
         self.sum = min(self.limit, max(0.0, kept + min(CLIP, max(-CLIP, excess))))
         return found
+
+    @property
+    def computes_longer(self) -> bool:
+        """Whether it was on a processor for half of what it takes longer, or more."""
+        own, reference, _, computed = (median(values) for values in zip(*self.seen, strict=True))
+        return 2 * computed >= own - reference
 
 
 class SlowRanks:
@@ -146,6 +165,8 @@ class SlowRanks:
         self._quotas = Quotas()
         self._ranks: dict[int, _Rank] = {}
         self._skipped = 0
+        self._crowd, self._seconds = 0.0, 0.0
+        """The share of its own time that a rank waited for processors lately; how long steps have been judged."""
 
     @property
     def named(self) -> list[int]:
@@ -166,6 +187,7 @@ class SlowRanks:
         own = self._quotas.level({rank: share.step for rank, share in step.shares.items()})
         typical = median(share.step.seconds for share in step.shares.values())
         least = max(EXCESS_SECONDS_MIN, EXCESS_OF_STEP_MIN * typical)
+        self._follow_crowd(step, typical)
         for found in self._ratios(own, step):
             state = self._ranks[found.rank]
             share = step.shares[found.rank].step
@@ -178,10 +200,22 @@ class SlowRanks:
                 if state.sum == 0.0:
                     state.named = False
                     gone.append(found.rank)
-            elif state.sum >= state.limit and _stands_out(state.ratios):
+            elif state.sum >= state.limit and _stands_out(state.ratios) and self._lasts(found.rank, state):
                 state.named = True
                 named.append(self._verdict(found, state, step.number))
         return Change(tuple(named), tuple(gone))
+
+    def _follow_crowd(self, step: Step, seconds: float) -> None:
+        own = sum(share.step.own_seconds for share in step.shares.values())
+        starved = sum(share.step.starved_seconds for share in step.shares.values())
+        if own > 0.0:
+            self._seconds = min(_CROWDED_SECONDS, self._seconds + seconds)
+            self._crowd += min(1.0, seconds / self._seconds) * (starved / own - self._crowd)
+
+    def _lasts(self, rank: int, state: _Rank) -> bool:
+        """Whether what a rank is behind is more than a moment of a crowded machine."""
+        shown = self._crowd < CROWDED or state.computes_longer or self._quotas.holds(rank)
+        return shown or state.seconds >= BLOCKED_SECONDS_MIN
 
     def _ratios(self, own: dict[int, float], step: Step) -> Iterator[_Ratio]:
         """Each rank of the step, over its reference; none for those of which nothing can be said."""
@@ -199,7 +233,7 @@ class SlowRanks:
         if len(alone) > 1:
             for found in self._among(list(alone), alone, step):
                 rank, base = found.rank, self._ranks[found.rank].base or 0.0
-                yield found._replace(own=own[rank], reference=base * found.reference, peers=0)
+                yield found._replace(own=own[rank], reference=base * found.reference, peers=0, computed=0.0)
 
     def _among(self, ranks: list[int], values: dict[int, float], step: Step) -> Iterator[_Ratio]:
         others = _Others(sorted(values[rank] for rank in ranks))
@@ -215,7 +249,8 @@ class SlowRanks:
                 used = others_used.median(share.processor_seconds)
                 more = max(1.0, share.processor_seconds / used) if used > 0.0 else 1.0
                 beyond = max(0.0, share.starved_seconds - more * others_starved.median(share.starved_seconds))
-                yield _Ratio(rank, value / reference, value, reference, len(ranks) - 1, beyond)
+                computed = share.processor_seconds - used
+                yield _Ratio(rank, value / reference, value, reference, len(ranks) - 1, beyond, computed)
 
     def _state(self, rank: int) -> _Rank:
         state = self._ranks.get(rank)
@@ -225,7 +260,7 @@ class SlowRanks:
 
     def _verdict(self, found: _Ratio, state: _Rank, step: int) -> Verdict:
         ratio = median(state.ratios)
-        own, theirs, inside = (median(values) for values in zip(*state.seen, strict=True))
+        own, theirs, inside, _ = (median(values) for values in zip(*state.seen, strict=True))
         node = self._nodes.get(found.rank, "")
         peers = f"its {found.peers} peers'" if found.peers > 1 else "its peer's"
         than = f"{peers} own time" if found.peers else "its own time of earlier steps"

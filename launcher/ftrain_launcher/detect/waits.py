@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from ftrain_launcher.detect.records import Channel, Collectives, Communicator, Op, Operation, ProcessState, RankRecord
-from ftrain_launcher.detect.timeouts import COMPUTING_SHARE
+from ftrain_launcher.detect.timeouts import COMPUTING_SHARE, FIRST_SECONDS
 
 Key = tuple[str, int, int]
 """A communicator's name, first member and size. Groups that share a name are disjoint: their first members differ, and
@@ -183,7 +183,7 @@ class Graph:
     waiting: dict[int, list[Gate]] = field(default_factory=dict)
     """By rank, the gates at which it waits."""
     held: set[int] = field(default_factory=set)
-    """Ranks in an operation that all have entered."""
+    """Ranks in an operation that all have entered, or that are ending their step."""
     accused: dict[int, list[Gate]] = field(default_factory=dict)
     """The roots, each with the gates at which others wait for it."""
 
@@ -213,6 +213,8 @@ def look(standings: Mapping[int, Standing], stale: set[int]) -> Graph:
     for rank, standing in standings.items():
         if standing.record.commit is not None and rank not in stale:
             _add_commit(graph, rank, standing.record.commit)
+        if standing.record.holds_seconds is not None and standing.record.holds_seconds < FIRST_SECONDS:
+            graph.held.add(rank)
     for (key, rank, _), channel in channels.items():
         if channel.pending and rank not in stale:
             _add_channel(graph, standings[rank], rank, channel, channels.get((key, channel.peer, rank)))

@@ -11,22 +11,20 @@ A fault at any moment, also while forming, is just the next generation. Every ev
 commands are carried out, so replaying the journal rebuilds this object (`controller.py` is the shell). Whatever
 was not carried out is said again when agents and engine reconnect.
 
-Its parts: who is there (`roster.py`) and how more come (`recruiting.py`); what runs (`running.py`) and what will
-(`forming.py`); what is written to storage (`durable.py`), what broke (`history.py`), who is to be given no ranks
-(`quarantine.py`), and how all end (`ending.py`), at the end of a step if there is time for that (`flushing.py`).
+Its parts, which `state.py` puts together: who is there (`roster.py`) and how more come (`recruiting.py`); what runs
+(`running.py`) and what will (`forming.py`); what is written to storage (`durable.py`), what broke (`history.py`), who
+is to be given no ranks (`quarantine.py`), and how all end (`ending.py`), at the end of a step if there is time for that
+(`flushing.py`). Where another host may run the controller: who takes over, and who is left alone (`candidates.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import assert_never
 
 import msgspec
 
 from ftrain_launcher import messages as m
 from ftrain_launcher.job.causes import GROWN, HARMLESS, NOT_CERTIFIED, Sign, describe
-from ftrain_launcher.job.durable import DurableTier
-from ftrain_launcher.job.ending import Ending
 from ftrain_launcher.job.events import (
     Command,
     ControllerRestarted,
@@ -34,7 +32,6 @@ from ftrain_launcher.job.events import (
     Diagnosed,
     Event,
     HostCame,
-    JobConfig,
     JobStarted,
     Joined,
     Left,
@@ -43,126 +40,15 @@ from ftrain_launcher.job.events import (
     Tick,
     UncordonNode,
 )
-from ftrain_launcher.job.fencing import FIRST_TERM, Fence, Nodes
-from ftrain_launcher.job.flushing import Flushing
-from ftrain_launcher.job.forming import Forming
-from ftrain_launcher.job.generation import Generation, recalled
-from ftrain_launcher.job.growth import Growth
-from ftrain_launcher.job.halting import Halting
-from ftrain_launcher.job.history import History
-from ftrain_launcher.job.incidents import Incident
-from ftrain_launcher.job.membership import Node, NodeState, Phase, Rank, check_phase
-from ftrain_launcher.job.orders import Orders
-from ftrain_launcher.job.policy import EXIT_NODES, Action
-from ftrain_launcher.job.preflight import Preflight
-from ftrain_launcher.job.quarantine import Quarantine
-from ftrain_launcher.job.recruiting import Recruiting
-from ftrain_launcher.job.roster import Roster
-from ftrain_launcher.job.rungs import rung_of
-from ftrain_launcher.job.running import Report, Running
-from ftrain_launcher.job.worlds import Worlds
-from ftrain_snapshot.messages import Levels, SnapshotId
-from ftrain_snapshot.placement import Groups
+from ftrain_launcher.job.generation import Generation
+from ftrain_launcher.job.membership import Node, NodeState, Phase, check_phase
+from ftrain_launcher.job.policy import Action
+from ftrain_launcher.job.running import Report
+from ftrain_launcher.job.state import JobState
 
 
-class Coordinator:
+class Coordinator(JobState):
     """The job: call `handle` with each event and the time it happened; carry out what it returns."""
-
-    def __init__(self, config: JobConfig) -> None:
-        self.config = config
-        self.phase = Phase.GATHERING
-        self.durable = DurableTier(config.work.durable)
-        """What is written to storage."""
-        self._formed = Generation()
-        """The newest generation that was formed."""
-        self._orders = Orders()
-        self._roster = Roster(config.nodes, config.least)
-        self._history = History(config.work.max_restarts, restarts_chosen=config.work.restarts_chosen)
-        self._recruiting = Recruiting(config, self._roster, self._orders)
-        self._preflight = Preflight(config, self._roster, self._recruiting, self._orders)
-        self.quarantine = Quarantine(config, self._roster, self._recruiting, self._orders, self._history)
-        """Which nodes are to be given no ranks."""
-        self.halting = Halting(self._roster, self._orders)
-        """The ranks' stop at the end of a step, for changes that are planned."""
-        self.flushing = Flushing(config, self._roster, self._orders, self.durable, self.halting)
-        """The job's end at the end of a step, with its state on storage."""
-        self._growth = Growth(config, self._roster)
-        parts = (self._orders, self.durable, self._history, self.quarantine)
-        self._running = Running(config, self._roster, self._recruiting, *parts)
-        self.fence = Fence(active=bool(config.candidates))
-        """Of whom a majority is needed, where another host may run a controller as well."""
-        self._forming = Forming(config, self._roster, *parts, self.fence)
-        self._ending = Ending(config, self._roster, self._orders)
-        self.term = FIRST_TERM
-        """Which controller of the job this is."""
-        self._cut_off_since: float | None = None
-        """While too few nodes are here to decide anything."""
-        self.nodes: Mapping[str, Node] = self._roster.nodes
-        """All nodes by name."""
-        self.positions: Sequence[str | None] = self._roster.positions
-        """The node that holds each position; None: vacant."""
-        self.incidents: Sequence[Incident] = self._history.log.entries
-        """The newest incidents, oldest first."""
-
-    @property
-    def incidents_total(self) -> int:
-        """How many incidents there were."""
-        return self._history.log.total
-
-    @property
-    def quorums(self) -> list[Nodes]:
-        """The generations of whose nodes most are needed for the next one; empty: none was formed."""
-        return self.fence.needed(self._formed)
-
-    @property
-    def generation(self) -> int:
-        """The newest generation that was announced."""
-        return self._forming.number
-
-    @property
-    def groups(self) -> Groups:
-        """The positions that are coded together; empty until the first generation is formed."""
-        return self._forming.groups
-
-    @property
-    def worlds(self) -> Worlds:
-        """Of how many nodes the job was, is, and how they are coded."""
-        return self._forming.worlds
-
-    @property
-    def parity(self) -> int:
-        """Lost nodes of a group that are survived: as asked for, or as many as the newest generation can carry."""
-        return self._formed.parity if self.formed else self.config.work.parity
-
-    @property
-    def formed(self) -> int:
-        """The newest generation that was formed: ``ranks``, ``restore`` and ``levels`` are of this one."""
-        return self._formed.number
-
-    @property
-    def restore(self) -> SnapshotId | None:
-        """The snapshot that it started from."""
-        return self._formed.start.restore
-
-    @property
-    def levels(self) -> Levels:
-        """What its gate reported last."""
-        return self._formed.levels
-
-    @property
-    def ranks(self) -> dict[int, Rank]:
-        """Its ranks."""
-        return self._formed.ranks.by_number
-
-    @property
-    def exit_code(self) -> int:
-        """How the job ends."""
-        return self._ending.exit_code
-
-    @property
-    def exit_message(self) -> str:
-        """Why it ends; empty: it does not."""
-        return self._ending.message
 
     # ---- the two doors
 
@@ -245,7 +131,7 @@ class Coordinator:
         if event.term:
             self._take_over(event, now)
         self._preflight.forget_asked()
-        self._roster.leave_all(now, now + self.config.agent_grace_seconds)
+        self._roster.leave_all(now, now + self._candidates.grace_seconds(taken_over=event.term > 0))
         if self.phase is Phase.ENDING:
             self._ending.extend(now)
 
@@ -257,69 +143,26 @@ class Coordinator:
         if self._recruiting.is_called(now) or (self.phase is Phase.STOPPING and self._forming.is_overdue(now)):
             self._fill_positions(now)
         while (node := self._roster.overdue(now)) is not None:
-            if self._is_cut_off() and node.state is NodeState.AWAY:
-                self._wait_for_a_quorum(node, now)
-            else:
+            if self._candidates.gives_up(node, self._formed):
                 self._lose(node, node.overdue, now)
-        if self._cut_off_since is not None and now >= self._cut_off_since + self.config.host_wait_seconds:
-            within = f"within {self.config.host_wait_seconds:g} s (--join-timeout-seconds)"
-            reason = f"most nodes of generation {self.formed} did not come back {within}"
-            self._end(Action(False, reason, EXIT_NODES), now)
-
-    # ---- several candidates for the controller (docs/controller.md)
+                continue
+            sign = self._candidates.wait_for(node, now)
+            if self.phase is Phase.RUNNING:
+                self._fault(sign, now)
+        self._end(self._candidates.tick(self._formed, now), now)
 
     def _take_over(self, event: ControllerRestarted, now: float) -> None:
-        """What the last controller began to form cannot be finished: its number is not used again."""
-        self.term, self._roster.mark = event.term, f"-{event.term}"
+        """What the last controller began to form cannot be finished."""
+        self._candidates.take_over(event.term, event.stopped)
         if event.recalled is not None and self.phase not in (Phase.ENDING, Phase.ENDED):
-            self._adopt(event.recalled, now)
-        self._forming.number = max(self._forming.number, event.stopped)
+            if self.phase is not Phase.STOPPING:
+                self.phase = check_phase(self.phase, Phase.STOPPING)
+            self._drop_plans()
+            generation = self._candidates.adopt(event.recalled, now)
+            self.durable.started(generation.start)
+            self._enter(generation)
         if self.phase is Phase.STOPPING:
             self._forming.announce(now, len(self.positions))
-
-    def _adopt(self, form: m.Form, now: float) -> None:
-        """The newest generation is not in this journal: its nodes have told of it. It may well train."""
-        generation = recalled(form)
-        if self.phase is not Phase.STOPPING:
-            self.phase = check_phase(self.phase, Phase.STOPPING)
-        self.halting.forget()
-        self.flushing.begin_again()
-        self.durable.abandon()
-        self.durable.started(generation.start)
-        nodes = generation.ranks.nodes
-        rung = rung_of(generation.before, nodes, staying=0, durable=form.durable_start is not None)
-        self._history.resumed(generation.start, now, "another controller formed the next generation", rung)
-        self._roster.adopt(nodes)
-        self._forming.adopt(form)
-        self._orders.announce(
-            [f"generation {form.generation} is known from its nodes alone: what was told before it may be forgotten"]
-        )
-        self._enter(generation)
-
-    def _enter(self, generation: Generation) -> None:
-        assert generation.form is not None
-        self.phase = check_phase(self.phase, Phase.RUNNING)
-        self.fence.begin(generation.form.quorums)
-        self._formed = generation
-        self._recruiting.succeeded()
-        for node in self._roster.members():
-            node.formed = generation.number
-
-    def _is_cut_off(self) -> bool:
-        """Too few nodes are connected to decide anything: the others may have another controller."""
-        if not (self.fence.active and self.formed):
-            return False
-        here = {node.name for node in self._roster.members() if node.connection is not None}
-        return not self.fence.allows(here, self._formed)
-
-    def _wait_for_a_quorum(self, node: Node, now: float) -> None:
-        """Nobody is given up. Who is here stops and waits, since the others cannot be told what becomes of them."""
-        self._roster.wait(node, now + self.config.agent_grace_seconds)
-        if self._cut_off_since is None:
-            self._cut_off_since = now
-            self._orders.announce(["most of the nodes are away: those that are here stop their workers and wait"])
-        if self.phase is Phase.RUNNING:
-            self._fault(Sign(kind="node_lost", node=node.name, time=node.away_since or now, reason=node.overdue), now)
 
     # ---- nodes come and go
 
@@ -340,8 +183,7 @@ class Coordinator:
             return
         is_new = node.state is NodeState.STARTING
         self._roster.arrive(node, join)
-        if self._cut_off_since is not None and not self._is_cut_off():
-            self._cut_off_since = None
+        self._candidates.arrived(self._formed)
         if is_new:
             self._preflight.expect(node)
             self._recruiting.announce_host(node)
@@ -384,7 +226,8 @@ class Coordinator:
             self._finish_without_checkpoint(f"{node.name} was lost", now)
             return
         runs = self.phase is Phase.RUNNING
-        if not node.formed and node.cordon is None and (was_starting or not runs) and not self._is_cut_off():
+        never_ran = not node.formed and node.cordon is None and (was_starting or not runs)
+        if never_ran and not self._candidates.are_too_few(self._formed):
             action = self._recruiting.take_failure(node, reason)
             if action is not None and not runs and not (self.config.elastic and not self._roster.missing()):
                 return self._end(action, now)
@@ -478,11 +321,15 @@ class Coordinator:
     def _next_generation(self, now: float, size: int | None = None) -> None:
         """``size``: it has so many nodes, if they do not break meanwhile; None: as many as the one before."""
         self.phase = check_phase(self.phase, Phase.STOPPING)
+        self._drop_plans()
+        self._forming.announce(now, len(self.positions) if size is None else size)
+        self._fill_positions(now)
+
+    def _drop_plans(self) -> None:
+        """What the workers were to stop for, or was being written of what they did, has come to nothing."""
         self.halting.forget()
         self.flushing.begin_again()
         self.durable.abandon()
-        self._forming.announce(now, len(self.positions) if size is None else size)
-        self._fill_positions(now)
 
     def _do_what_waited(self, now: float) -> None:
         """While nothing is being recovered: a generation for nothing but to move ranks; checks of nodes that came."""
@@ -497,7 +344,7 @@ class Coordinator:
         if (sign := self.quarantine.due_now(self._formed, now)) is not None:
             self._begin_again(sign, now, planned=True)
         elif (sign := self.quarantine.due(self._formed, now) or grown) is not None:
-            if self.halting.ready(self._formed, now):
+            if self.halting.ready(self._formed, now, patient=sign.kind == GROWN):
                 stopped_at = self.halting.stopped_at or now
                 self._begin_again(msgspec.structs.replace(sign, time=stopped_at), now, planned=True)
         else:
@@ -513,6 +360,15 @@ class Coordinator:
                 self._begin_again(sign, now)
             case Action() as action:
                 self._end(action, now)
+
+    def _enter(self, generation: Generation) -> None:
+        assert generation.form is not None
+        self.phase = check_phase(self.phase, Phase.RUNNING)
+        self.fence.begin(generation.form.quorums)
+        self._formed = generation
+        self._recruiting.succeeded()
+        for node in self._roster.members():
+            node.formed = generation.number
 
     def _begin(self, generation: Generation) -> None:
         """Tell the members of a generation that it is formed."""

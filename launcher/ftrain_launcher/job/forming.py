@@ -232,6 +232,8 @@ class Forming:
             durable_newest=self._durable.newest,
             quorums=tuple(self._fence.after(formed, [n.name for n in members])),
             world=world.first,
+            cordoned=self._roster.told_cordons(),
+            incidents=self._history.log.total,
             work=work if world.parity == work.parity else msgspec.structs.replace(work, parity=world.parity),
         )
         return Generation(start, form, before)

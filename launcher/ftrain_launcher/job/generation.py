@@ -87,7 +87,7 @@ class Generation:
     def is_unknown_to(self, position: int, join: Join) -> bool:
         """Whether the node at a position, whose agent came back, stopped for this generation but never got `Form`."""
         ran = any(r.restored or r.stepped for r in self.ranks.of(position))
-        return join.stopped == self.number > join.generation and not ran
+        return join.stopped == self.number > max(join.generation, join.accepted) and not ran
 
     def next_start(
         self, members: Sequence[Node], worlds: Worlds, *, stays: bool, demotions: Sequence[Demotion], keep: bool = True

@@ -128,6 +128,10 @@ class History:
             incident.resumed_from = start.version
             incident.demoted, incident.doubtful = start.demoted, start.doubtful
 
+    def count(self, incidents: int) -> None:
+        """So many there were already, though nothing else is known here of the newest: their numbers are taken."""
+        self.log.total = max(self.log.total, incidents)
+
     def restored(self, when: float | None) -> None:
         """All ranks have their state back."""
         if self.log.open is not None:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from ftrain_launcher.job.membership import Cordon, Node, NodeState
-from ftrain_launcher.messages import Join, Stopped
+from ftrain_launcher.messages import Cordoned, Join, Stopped
 
 _ON_THEIR_WAY = (NodeState.STARTING, NodeState.AWAY)
 
@@ -198,6 +198,20 @@ class Roster:
             self.cordoned[node.name] = node
         if node.state is NodeState.IDLE:
             self.move(node, NodeState.CORDONED)
+
+    def told_cordons(self) -> tuple[Cordoned, ...]:
+        """What the nodes are told of it when a generation is formed."""
+        found = ((node.name, node.cordon) for node in self.cordoned.values() if node.cordon is not None)
+        return tuple(Cordoned(name, c.reason, c.since, c.quarantined) for name, c in found)
+
+    def adopt_cordons(self, told: Sequence[Cordoned]) -> None:
+        """What the nodes were told of it is newer than what is known here; a node may be known from that alone."""
+        for node in [n for n in self.cordoned.values() if n.name not in {c.node for c in told}]:
+            self.uncordon(node)
+        for one in told:
+            node = self.nodes.get(one.node) or self.add(one.node)
+            if node.cordon is None:
+                self.cordon(node, Cordon(reason=one.reason, since=one.since, quarantined=one.quarantined))
 
     def cordon_of_host(self, hostname: str) -> Cordon | None:
         """Why a host's last node was to be given no ranks, if all that it was are gone."""

@@ -53,12 +53,12 @@ from ftrain_launcher.node.state import NodeFile, NodeRecord, kill_trees
 from ftrain_launcher.node.store_host import StoreHost
 from ftrain_launcher.processes.spawning import PRELOAD, Exited
 from ftrain_launcher.processes.workers import WorkerHost
-from ftrain_launcher.processes.zygote_line import ZygoteConfig
+from ftrain_launcher.processes.zygote_start import ZygoteConfig
 from ftrain_launcher.rings.watch import CommWatch
 from ftrain_snapshot.messages import Inventory, Membership
 
 _ROOT_ZYGOTE_TIMEOUT_SECONDS = 180.0
-_ROOT_ZYGOTE_POLL_SECONDS = 0.02
+_ROOT_ZYGOTE_POLL_SECONDS = 0.005
 _PROTECTED_POLL_SECONDS = 0.02
 _logger = logging.getLogger(__name__)
 

@@ -39,17 +39,14 @@ from ftrain_launcher.node.links import LinkServer
 from ftrain_launcher.node.state import WorkerRecord
 from ftrain_launcher.node.staying import Seen, Waiting, WaitingRoom, can_stay
 from ftrain_launcher.node.warm_standbys import Standbys
+from ftrain_launcher.node.worker_output import WorkerOutput
 from ftrain_launcher.processes.environment import interface_of, worker_environment
-from ftrain_launcher.processes.error_file import SUFFIX, lines_of
 from ftrain_launcher.processes.linux import has_ended
-from ftrain_launcher.processes.output import Filtered, OutputTail, Terminal, last_lines, log_path
 from ftrain_launcher.processes.spawning import Exited, Spawn
-from ftrain_launcher.processes.streams import STDERR, STDOUT, filtered_path
 from ftrain_launcher.processes.workers import WorkerHost
 from ftrain_launcher.rings.process_state import ProcessWatch
 from ftrain_snapshot.control import ControlPage
 
-_LINES_REPORTED = 20
 _LOCAL_RANK = re.compile(r"\$(local_rank\b|\{local_rank\})")
 """In a script's arguments, as torchrun has it."""
 _RESTORE_TROUBLES = {
@@ -89,10 +86,7 @@ class NodeWorkers:
         """``errors_fd``: where the terminal's stderr is; its stdout is this process's."""
         self._job, self._node, self._host, self._links, self._tell = job, node, host, links, tell
         self._folder = Path(job.arena_folder) / node
-        self._streams = job.config.work.streams
-        self._output = OutputTail()
-        out = Terminal(1)
-        self._terminals = {STDOUT: out, STDERR: Terminal(errors_fd) if self._streams.apart else out}
+        self._output = WorkerOutput(job, errors_fd)
         self._workers: dict[str, _Worker] = {}
         self._waiting = WaitingRoom()
         self._standbys = Standbys(node, job.config.work.standby, host, self._waiting)
@@ -142,8 +136,7 @@ class NodeWorkers:
         missing: list[tuple[int, Spawn]] = []
         for lane in range(form.work.nproc_per_node):
             spawn = self._spawn(form, lane)
-            with contextlib.suppress(OSError):  # an older job's, that had this log folder
-                self._log(form.position * form.work.nproc_per_node + lane).with_suffix(SUFFIX).unlink()
+            self._output.forget_error(form.generation, form.position * form.work.nproc_per_node + lane)
             if (taken := self._assign(spawn, lane)) is not None:
                 self._add(form, lane, spawn, *taken)
             else:
@@ -153,8 +146,8 @@ class NodeWorkers:
 
     def _add(self, form: Form, lane: int, spawn: Spawn, id: str, pid: int) -> None:
         rank = form.position * form.work.nproc_per_node + lane
-        self._workers[id] = worker = _Worker(WorkerRecord(id, rank, lane, pid, time.time()), spawn.argv)
-        self._show(worker)
+        self._workers[id] = _Worker(WorkerRecord(id, rank, lane, pid, time.time()), spawn.argv)
+        self._output.show(self.generation, rank, lane)
 
     def _assign(self, spawn: Spawn, lane: int) -> tuple[str, int] | None:
         """Id and pid of a process that waited, and has this place now."""
@@ -178,7 +171,7 @@ class NodeWorkers:
     def _spawn(self, form: Form, lane: int) -> Spawn:
         work, nodes = form.work, len(form.peers)
         rank = form.position * work.nproc_per_node + lane
-        out, err = (str(path) for path in self._logs(rank))
+        out, err = (str(path) for path in self._output.files(form.generation, rank))
         return Spawn(
             id=f"g{form.generation}-rank{rank}",
             argv=tuple(_LOCAL_RANK.sub(str(lane), word) for word in work.argv),
@@ -209,7 +202,7 @@ class NodeWorkers:
                 interface=interface_of(self._job.host),
                 user=work.environment,
                 role=work.role,
-                error_file=self._log(rank).with_suffix(SUFFIX),
+                error_file=self._output.error_file(form.generation, rank),
                 virtual_local_rank=work.virtual_local_rank,
             ),
             cwd=self._job.config.work.folder,
@@ -222,8 +215,8 @@ class NodeWorkers:
         """Take over the workers that an agent before this one started."""
         self.generation = generation
         for record in records:
-            self._workers[record.id] = worker = _Worker(record)
-            self._show(worker, from_end=True)
+            self._workers[record.id] = _Worker(record)
+            self._output.show(generation, record.rank, record.local_rank, from_end=True)
 
     def bury_missing(self) -> None:
         """Report those that ended while no agent was there, and whose end was told to the one before."""
@@ -248,7 +241,7 @@ class NodeWorkers:
         await self._host.kill_all_now([id for id in self._host.running if id not in spared])
         await self._wait_until_left(leaving)
         for worker in self._workers.values():
-            self._finish_output(worker)
+            self._output.finish(self.generation, worker.record.rank)
         self._workers.clear()
         return self._waiting.stayed
 
@@ -308,7 +301,7 @@ class NodeWorkers:
             return
         worker.pid, worker.state = None, "exited"
         self._report_end(worker, exited.code, exited.signal)
-        self._finish_output(worker)
+        self._output.finish(self.generation, worker.record.rank)
 
     def _report_end(self, worker: _Worker, code: int | None, number: int | None) -> None:
         rank = worker.record.rank
@@ -322,7 +315,7 @@ class NodeWorkers:
             finished=worker.finished,
             failure=worker.failure,
             step=self._step(worker.record.local_rank),
-            last_lines=self._last_lines(rank),
+            last_lines=self._output.last_lines(self.generation, rank),
         )
         self._tell(message, ("exit", rank))
 
@@ -373,8 +366,7 @@ class NodeWorkers:
 
     def _hear_failure(self, worker: _Worker, message: link.Failed) -> None:
         """The worker waits for its end; its traceback goes beside its log, and the controller shows the cause's."""
-        with contextlib.suppress(OSError):
-            self._log(worker.record.rank).with_suffix(".traceback").write_text(message.traceback)
+        self._output.keep_traceback(self.generation, worker.record.rank, message.traceback)
         if not message.communication:
             worker.fails = True
             worker.settled.set()
@@ -391,45 +383,9 @@ class NodeWorkers:
         )
         self._report_end(worker, None, None)
 
-    # ---- what they write
-
-    def _log(self, rank: int) -> Path:
-        return log_path(Path(self._job.config.work.log_folder), self.generation, rank)
-
-    def _logs(self, rank: int) -> tuple[Path, Path]:
-        """The files of its stdout and of its stderr: one, unless somebody wants to tell them apart."""
-        log = self._log(rank)
-        return log, log.with_suffix(".err") if self._streams.apart else log
-
-    def _show(self, worker: _Worker, *, from_end: bool = False) -> None:
-        """Copy to the terminal what is to be seen there, and to a file what has certain words."""
-        record, streams = worker.record, self._streams
-        prefix = streams.prefix_of(record.rank, record.local_rank, self._job.config.work.role)
-        for path, stream in dict(zip(self._logs(record.rank), (STDOUT, STDERR), strict=True)).items():
-            copies: list[Terminal | Filtered] = []
-            if streams.shows(record.local_rank, stream):
-                copies.append(self._terminals[stream])
-            if words := streams.words(stream):
-                copies.append(Filtered(filtered_path(path, stream), words, prefix))
-            if copies:
-                self._output.follow(path, prefix, *copies, from_end=from_end)
-
-    def _finish_output(self, worker: _Worker) -> None:
-        for path in self._logs(worker.record.rank):
-            self._output.finish(path)
-
-    def _last_lines(self, rank: int) -> tuple[str, ...]:
-        """Why it ended, in its own words."""
-        _, err = self._logs(rank)
-        told = lines_of(self._log(rank).with_suffix(SUFFIX), _LINES_REPORTED)
-        return tuple(told or last_lines(err, _LINES_REPORTED))
-
 
 def restore_trouble(error: str) -> str | None:
-    """The kind of a `Trouble`, if a worker's error says that its state could not be had; None: it does not.
-
-    The name of what was raised comes with its module's.
-    """
+    """The kind of a `Trouble`, if a worker's error (MODULE.NAME: TEXT) says that its state could not be had."""
     return _RESTORE_TROUBLES.get(error.split(":")[0].rpartition(".")[2])
 
 

@@ -45,8 +45,8 @@ class StoreHost:
         self._host.send_signal(left, signal.SIGKILL)
 
     def end(self) -> None:
-        """Its generation is over. Nobody waits until it is gone, unless it has the port that the next one needs."""
-        if self.id in self._host.running and not self._job.config.work.store_port:
+        """Its generation is over. Nobody waits until it is gone: if the next one needs its port, it tries again."""
+        if self.id in self._host.running:
             self._host.send_signal([self.id], signal.SIGKILL)
             self._ended.add(self.id)
         self.id = ""

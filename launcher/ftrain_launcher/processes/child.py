@@ -12,14 +12,17 @@ from __future__ import annotations
 import atexit
 import contextlib
 import gc
+import importlib.abc
+import importlib.machinery
 import os
 import runpy
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import NoReturn
 
 from ftrain.comm import STARTUP_FOLDER
@@ -40,6 +43,8 @@ class WorkerRole:
     """May be the same descriptor."""
     parent_pid: int
     """The zygote's: if it has another parent by now, the zygote is dead."""
+    later: tuple[str, ...] = ()
+    """Modules that the zygote has not imported yet."""
 
 
 def open_output(spawn: Spawn) -> tuple[int, int]:
@@ -83,7 +88,7 @@ def become_worker(role: WorkerRole) -> NoReturn:
         if role.spawn.start == "exec" or role.spawn.kind == "exec":
             _execute(role.spawn)
         else:
-            code = _run(role.spawn)
+            code = _run(role.spawn, role.later)
     except BaseException as error:  # nothing is above this frame that could say it
         _report(error)
     finally:
@@ -125,9 +130,11 @@ def _execute(spawn: Spawn) -> None:
         os.write(2, f"ftrain: cannot start {argv[0]}: {error.strerror}\n".encode())
 
 
-def _run(spawn: Spawn) -> int:
+def _run(spawn: Spawn, later: tuple[str, ...]) -> int:
     """Run the script or module as ``__main__`` and end the interpreter's work; returns the exit code."""
     _refresh(spawn)
+    if later:
+        sys.meta_path.insert(0, _QuickImports(frozenset(later)))
     if _is_worker(spawn):
         from ftrain.comm import worker  # it takes numpy along, which not every zygote has
 
@@ -170,6 +177,38 @@ def _refresh(spawn: Spawn) -> None:
     if (multiprocessing := sys.modules.get("multiprocessing.process")) is not None:
         multiprocessing.ORIGINAL_DIR = os.getcwd()  # type: ignore[attr-defined]
         multiprocessing.current_process().authkey = os.urandom(32)
+
+
+class _QuickImports(importlib.abc.MetaPathFinder):
+    """Finds modules as everybody else would; while one of these is imported the garbage collector rests.
+
+    A third of the time that torch._dynamo takes would be its: it looks again and again at what stays for good.
+    """
+
+    def __init__(self, names: frozenset[str]) -> None:
+        self._names = names
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """Only the first of them that is imported; what it takes along comes with it."""
+        if name not in self._names:
+            return None
+        others = (finder for finder in list(sys.meta_path) if finder is not self)
+        spec = next((found for other in others if (found := other.find_spec(name, path, target)) is not None), None)
+        if spec is None or spec.loader is None or not gc.isenabled():
+            return spec
+        execute = spec.loader.exec_module
+
+        def execute_quickly(module: ModuleType) -> None:
+            gc.disable()
+            try:
+                execute(module)
+            finally:
+                gc.enable()
+
+        spec.loader.exec_module = execute_quickly  # type: ignore[method-assign]
+        return spec
 
 
 def _guarded(spawn: Spawn) -> int:

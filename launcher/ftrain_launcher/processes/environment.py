@@ -18,15 +18,6 @@ from ftrain_snapshot.messages import Origin, SnapshotId
 from ftrain_snapshot.storage import DurableId
 
 
-def zygote_environment(base: Mapping[str, str], *, preload: bool = True) -> dict[str, str]:
-    """The environment to start a zygote in, and so what its workers have besides ``worker_environment``.
-
-    As torchrun: one OpenMP thread unless the user says otherwise. A zygote with numpy in it must come out of
-    its imports with one thread of its own, whatever the user says, or it could not fork (FACTS 5).
-    """
-    return {"OMP_NUM_THREADS": "1", **base, **({"OPENBLAS_NUM_THREADS": "1"} if preload else {})}
-
-
 def worker_environment(
     *,
     job: str,

@@ -149,7 +149,6 @@ def _import() -> None:
         del os.environ["OPENBLAS_NUM_THREADS"]
     else:
         os.environ["OPENBLAS_NUM_THREADS"] = threads
-    gc.collect()
     gc.freeze()  # or each child's first collection would copy all of this process's pages
 
 

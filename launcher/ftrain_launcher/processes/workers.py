@@ -24,10 +24,13 @@ from ftrain_launcher.errors import SpawnFailed, WorkersWillNotDie, ZygoteFailed
 from ftrain_launcher.processes import spawning
 from ftrain_launcher.processes.pidfds import PidHandle
 from ftrain_launcher.processes.spawning import Acknowledge, Children, Exited, Kill, Ready, Spawn, Spawned
-from ftrain_launcher.processes.zygote_line import ZygoteConfig, ZygoteLine, exec_zygote, fork_zygote
+from ftrain_launcher.processes.zygote_line import ZygoteLine, exec_zygote, fork_zygote
+from ftrain_launcher.processes.zygote_start import ZygoteConfig
 from ftrain_snapshot.errors import ProtocolError
 
 REQUEST_TIMEOUT_SECONDS = 10.0
+FORK_TIMEOUT_SECONDS = 30.0
+"""While a job begins the zygote still imports, and forks between two imports: half a second of an idle processor."""
 KILL_TIMEOUT_SECONDS = 10.0
 _T = TypeVar("_T")
 _logger = logging.getLogger(__name__)
@@ -97,7 +100,7 @@ class WorkerHost:
             return await ZygoteLine.connect(config.socket_path, REQUEST_TIMEOUT_SECONDS)
         if config.root_socket is not None:
             try:
-                return await fork_zygote(config, config.root_socket, REQUEST_TIMEOUT_SECONDS)
+                return await fork_zygote(config, config.root_socket, FORK_TIMEOUT_SECONDS)
             except ZygoteFailed as error:
                 _logger.warning("event=zygote_fork_failed instead=exec reason=%r", str(error))
         return await exec_zygote(config)
@@ -205,7 +208,7 @@ class WorkerHost:
         assert self._line is not None
         answer = self._spawning[spawn.id] = asyncio.get_running_loop().create_future()
         self._line.send(spawn)
-        return await self._answer(answer)
+        return await self._answer(answer, FORK_TIMEOUT_SECONDS)
 
     async def list(self) -> Children:
         """What runs and what has ended, as the zygote knows it. Raises ZygoteFailed."""
@@ -214,11 +217,11 @@ class WorkerHost:
         answer: asyncio.Future[Children] = asyncio.get_running_loop().create_future()
         self._listing.append(answer)
         self._line.send(spawning.List())
-        return await self._answer(answer)
+        return await self._answer(answer, REQUEST_TIMEOUT_SECONDS)
 
-    async def _answer(self, answer: asyncio.Future[_T]) -> _T:
+    async def _answer(self, answer: asyncio.Future[_T], timeout_seconds: float) -> _T:
         try:
-            async with asyncio.timeout(REQUEST_TIMEOUT_SECONDS):
+            async with asyncio.timeout(timeout_seconds):
                 return await answer
         except TimeoutError as error:
             raise ZygoteFailed(f"the zygote at {self.config.socket_path} does not answer") from error

@@ -2,6 +2,9 @@
 
 A fork of it is a worker after 10 ms instead of the seconds that ``import torch`` takes (FACTS 5). It imports
 and forks and nothing else: with one thread, and no tensor ever made, a forked torch is as good as a fresh one.
+It serves once it has imported the preload module. That module's ``LATER``, if it has one, names what is imported after
+that, one by one, while nobody wants anything: whoever is forked earlier imports by itself what it needs of them.
+What is wanted in the middle of one is done at its end, but for what needs no fork.
 The agent connects to its socket and sends ``Spawn`` and ``Kill``; every death is pushed as ``Exited`` at once.
 The agent may die and come back: the workers go on, exits are kept, and only after ``owner_grace_seconds``
 without a client does the zygote kill everything and end. If the zygote dies, the kernel kills its workers.
@@ -14,10 +17,13 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib
+import importlib.abc
 import os
 import signal
 import sys
 import time
+from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,6 +36,10 @@ from ftrain_launcher.processes.zygote_clients import Client, Clients
 _TERMINATE_GRACE_SECONDS = 5.0
 _END_TIMEOUT_SECONDS = 5.0
 _EXITS_KEPT_MAX = 1024
+_QUIET_SECONDS = 0.5
+"""Without a request, before the next later import: a generation's workers are asked for one after the other."""
+_FORKED_ZYGOTE_SECONDS = 5.0
+"""The same after a zygote was forked off: its workers and its own imports come first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +53,8 @@ class ZygoteRole:
     preload_seconds: float
     owner_grace_seconds: float
     """How long it lives, with its workers, while no client is connected."""
+    later: tuple[str, ...] = ()
+    """Modules that are still to be imported, in this order."""
 
 
 Role = ZygoteRole | child.WorkerRole
@@ -61,6 +73,8 @@ class Zygote:
         self._owner: Client | None = None
         self._terminated = False
         self._kill_at: float | None = None  # set: no new children, and the end is near
+        self._later = deque(role.later)
+        self._quiet_until = time.monotonic() + _QUIET_SECONDS
         linux.adopt_orphans()
         signal.signal(signal.SIGCHLD, lambda *_: None)  # the wake-up is all that is needed
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -75,16 +89,52 @@ class Zygote:
     def serve(self) -> Role | None:
         """Serve to the end; returns None then, and in a forked child what that child is to be."""
         while not self._is_over():
-            self._clients.wait(self._seconds_left())
-            self._reap()
-            if self._terminated:
-                self._begin_shutdown(_TERMINATE_GRACE_SECONDS)
-            while self._clients.requests:
-                role = self._handle(*self._clients.requests.popleft())
-                if role is not None:
-                    return role
+            role = self._attend(self._seconds_to_wait())
+            if role is not None:
+                return role
+            if self._later and time.monotonic() >= self._quiet_until:
+                self._import_next()
         self._end()
         return None
+
+    def _attend(self, timeout_seconds: float | None, *, may_fork: bool = True) -> Role | None:
+        """Wait for something to do, and do it, in the order in which it was asked for."""
+        self._clients.wait(timeout_seconds)
+        self._reap()
+        if self._terminated:
+            self._begin_shutdown(_TERMINATE_GRACE_SECONDS)
+        requests = self._clients.requests
+        while requests and (may_fork or not isinstance(requests[0][1], Spawn | ForkZygote)):
+            self._quiet_until = max(self._quiet_until, time.monotonic() + _QUIET_SECONDS)
+            role = self._handle(*requests.popleft())
+            if role is not None:
+                return role
+        return None
+
+    def _import_next(self) -> None:
+        """Deaths are told meanwhile, but nothing is forked: the child would have half a module."""
+        name = self._later.popleft()
+        between = _Between(lambda: self._attend(0.0, may_fork=False))
+        sys.meta_path.insert(0, between)
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # of whatever kind: a worker that needs the module meets it, and says so
+            log("later_import_failed", module=name, error=repr(error))
+        finally:
+            sys.meta_path.remove(between)
+        gc.freeze()
+        if not self._later:
+            log("later_import_done", threads=linux.thread_count())
+
+    def _seconds_to_wait(self) -> float | None:
+        """Until there is something to do here besides what clients are going to ask; None: nothing."""
+        if self._clients.requests:  # what came in the middle of an import
+            return 0.0
+        left = self._seconds_left()
+        if not self._later:
+            return left
+        until_quiet = max(0.0, self._quiet_until - time.monotonic())
+        return until_quiet if left is None else min(left, until_quiet)
 
     def _seconds_left(self) -> float | None:
         """Until this zygote's time is up; None: no end in sight."""
@@ -138,7 +188,7 @@ class Zygote:
             output_fds = stdout, stderr = child.open_output(spawn)
             pid = self._fork()
             if pid == 0:
-                return child.WorkerRole(spawn, stdout, stderr, self._pid)
+                return child.WorkerRole(spawn, stdout, stderr, self._pid, tuple(self._later))
         except (OSError, ValueError) as error:
             self._clients.send(client, Spawned(spawn.id, 0, str(error)))
         else:
@@ -171,8 +221,9 @@ class Zygote:
         if pid == 0:
             os.setsid()
             child.redirect_log(request.log_path)
-            return replace(self._role, socket_path=Path(request.socket_path))
+            return replace(self._role, socket_path=Path(request.socket_path), later=tuple(self._later))
         self._zygotes.add(pid)
+        self._quiet_until = time.monotonic() + _FORKED_ZYGOTE_SECONDS
         self._clients.send(client, Forked(pid, ""))
         return None
 
@@ -232,6 +283,17 @@ class Zygote:
         self._clients.close()
 
 
+class _Between(importlib.abc.MetaPathFinder):
+    """Does something before each of the many imports that one consists of; finds nothing itself."""
+
+    def __init__(self, action: Callable[[], object]) -> None:
+        self._action = action
+
+    def find_spec(self, name: str, path: object, target: object = None) -> None:
+        """Any module is about to be looked for."""
+        self._action()
+
+
 def log(event: str, **fields: object) -> None:
     """One line on stderr. Not ``logging``: the workers would inherit its handlers."""
     words = [f"event={event}", f"pid={os.getpid()}", *(f"{name}={value}" for name, value in fields.items())]
@@ -251,15 +313,16 @@ def main() -> None:
         del sys.path[0]  # the folder that this was started in is not the script's
     gc.disable()
     began = time.monotonic()
+    later: Iterable[str] = ()
     if arguments.preload:
-        importlib.import_module(arguments.preload)
-    gc.collect()
+        later = getattr(importlib.import_module(arguments.preload), "LATER", ())
     gc.freeze()  # or each child's first collection would copy all of the parent's pages
     role: Role | None = ZygoteRole(
         socket_path=arguments.socket.absolute(),
         preload=arguments.preload,
         preload_seconds=time.monotonic() - began,
         owner_grace_seconds=arguments.owner_grace_seconds,
+        later=tuple(later),
     )
     while isinstance(role, ZygoteRole):
         role = Zygote(role).serve()

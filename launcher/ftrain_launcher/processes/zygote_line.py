@@ -5,48 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
-import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 from ftrain_launcher.errors import ZygoteFailed
 from ftrain_launcher.processes import spawning
-from ftrain_launcher.processes.environment import zygote_environment
 from ftrain_launcher.processes.output import last_lines
 from ftrain_launcher.processes.spawning import Forked, ForkZygote, Ready
+from ftrain_launcher.processes.zygote_start import Started, ZygoteConfig, start_zygote
 from ftrain_snapshot import frames
 
 _CONNECT_POLL_SECONDS = 0.005
 """Between tries while a zygote starts: nothing tells when its socket appears, and this is once per start."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ZygoteConfig:
-    """How a node gets its zygote."""
-
-    socket_path: Path
-    log_path: Path
-    """Where the zygote's own log goes (appended)."""
-    root_socket: Path | None = None
-    """A zygote to fork this one from. None, or if that fails: a new process."""
-    preload: str = spawning.PRELOAD
-    """The module that a new process imports; empty: none (workers should then start by ``exec``)."""
-    environment: Mapping[str, str] | None = None
-    """What a new process gets, through ``zygote_environment``; None: this process's own."""
-    owner_grace_seconds: float = spawning.OWNER_GRACE_SECONDS
-    """How long a new process lives on, with its workers, while no agent is connected."""
-    start_timeout_seconds: float = 180.0
-    """The imports take minutes from a busy shared file system, and on a machine that is busy itself."""
-
-    def command(self) -> list[str]:
-        """The command of a new process. ``-P``: the folder it starts in must not shadow any module."""
-        preload = ["--preload", self.preload] if self.preload else ["--no-preload"]
-        grace = ["--owner-grace-seconds", str(self.owner_grace_seconds)]
-        program = [sys.executable, "-P", "-m", "ftrain_launcher.processes.zygote"]
-        return [*program, "--socket", str(self.socket_path), *preload, *grace]
 
 
 class ZygoteLine:
@@ -124,41 +95,31 @@ async def fork_zygote(config: ZygoteConfig, root_socket: Path, timeout_seconds: 
 
 
 async def exec_zygote(config: ZygoteConfig) -> ZygoteLine:
-    """Start a new zygote process, in a session of its own, and connect to it.
+    """Start a new zygote process and connect to it. Raises ZygoteFailed, as `connect_started`."""
+    return await connect_started(start_zygote(config))
+
+
+async def connect_started(started: Started) -> ZygoteLine:
+    """Connect to a zygote that this process has started, once its imports are done.
 
     Raises:
         ZygoteFailed: it ended, most often because an import failed, or took longer than allowed.
     """
-    base = os.environ if config.environment is None else config.environment
-    command = config.command()
-    # Not subprocess: the agent may end while its zygote goes on, and its successor is the one to talk to it.
-    pid = os.posix_spawn(
-        command[0],
-        command,
-        zygote_environment(base, preload=bool(config.preload)),
-        file_actions=[
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_OPEN, 1, str(config.log_path), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644),
-            (os.POSIX_SPAWN_DUP2, 1, 2),
-        ],
-        setsid=True,
-    )
-    ended = ""
+    config = started.config
 
     def failure() -> str:
-        nonlocal ended
-        reaped, status = os.waitpid(pid, os.WNOHANG)
-        if reaped:
-            last = " | ".join(last_lines(config.log_path, 3))
-            ended = f"it ended with {os.waitstatus_to_exitcode(status)}: {last}"
-        return ended
+        status: int | None = None
+        with contextlib.suppress(ChildProcessError):  # a launcher buries its children also elsewhere
+            reaped, status = os.waitpid(started.pid, os.WNOHANG)
+            if not reaped:
+                return ""
+        code = "" if status is None else f" with {os.waitstatus_to_exitcode(status)}"
+        return f"it ended{code}: {' | '.join(last_lines(config.log_path, 3))}"
 
     try:
         return await _connect_when_ready(config.socket_path, config.start_timeout_seconds, failure)
     except BaseException:
-        if not ended:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
+        started.kill()
         raise
 
 

@@ -5,7 +5,9 @@ departs from its own earlier steps; those that are held up by it do not. That te
 does the same work: two ranks that wait for each other, a pipeline without replicas. It proves nothing by itself:
 evaluation, too, is a new course, but one that all ranks take.
 
-What was called is compared first without sizes, which may change from step to step, and then with them.
+What was called is compared first without sizes, which may change from step to step, and then with them. Where each step
+has taken a course that some earlier one took, it may still have been the turn of another: a line is logged every ten
+steps, with a reduction of its own. So at last, if all steps on record repeat themselves, they say whose turn it was.
 """
 
 from __future__ import annotations
@@ -18,6 +20,11 @@ STEPS_MIN = 3
 """Of fewer complete steps none is usual."""
 STEPS_LOOKED_AT = 4
 """The newest complete ones: where operations are alike, one too few shows some steps later."""
+
+STEPS_SKIPPED = 2
+"""The first ones on record may have been others: buckets are laid out anew."""
+PERIODS_MIN = 3
+"""So often must courses have come in turn."""
 
 Key = Callable[[Call], Hashable]
 
@@ -40,7 +47,31 @@ def departure(steps: Sequence[Sequence[Call]]) -> Departure | None:
         like, common = _nearest(complete, present, key)
         if common < len(present):
             return Departure(present[common], _at(like, common))
+    return _out_of_turn(complete, present)
+
+
+def _out_of_turn(complete: Sequence[Sequence[Call]], present: Sequence[Call]) -> Departure | None:
+    """Where one of the newest steps took a course that was not due."""
+    courses = [tuple(map(_kind, step)) for step in complete]
+    for place in range(max(0, len(complete) - STEPS_LOOKED_AT), len(complete) + 1):
+        period = _period(courses[STEPS_SKIPPED:place])
+        if period is None:
+            continue
+        is_over = place < len(complete)
+        step, due = complete[place] if is_over else present, complete[place - period]
+        common = _in_common(due, [_kind(call) for call in step], _kind)
+        if common < (max(len(due), len(step)) if is_over else len(step)):
+            return Departure(_at(step, common), _at(due, common))
     return None
+
+
+def _period(courses: Sequence[Hashable]) -> int | None:
+    """After how many steps courses come again; None: they do not all, or all are the same."""
+    if len(set(courses)) < 2:
+        return None
+    periods = range(2, len(courses) // PERIODS_MIN + 1)
+    repeats = (n for n in periods if all(a == b for a, b in zip(courses, courses[n:], strict=False)))
+    return next(repeats, None)
 
 
 def _nearest(steps: Sequence[Sequence[Call]], one: Sequence[Call], key: Key) -> tuple[Sequence[Call], int]:

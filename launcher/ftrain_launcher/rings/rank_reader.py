@@ -16,7 +16,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
-from ftrain.comm.ring import MARKS_MAX, NONE, RECORDS_MAX, WAITS, Group, Live
+from ftrain.comm.ring import HOLDS, MARKS_MAX, NO_STEP, NONE, RECORDS_MAX, WAITS, Group, Live
 from ftrain_launcher.detect.records import (
     NO_DTYPE,
     PENDING_MAX,
@@ -54,14 +54,17 @@ Index = Callable[[Group], int | None]
 class RankReader:
     """One worker of one generation. Raises OSError, RingInvalid if it has no ring (yet)."""
 
-    def __init__(self, path: Path, rank: int, pid: int, index: Index) -> None:
+    def __init__(self, path: Path, rank: int, pid: int, index: Index, now_ns: int) -> None:
         self.ring = RingView(path)
         self._rank, self._index_of = rank, index
         self._process = ProcessWatch(pid)
         self._process_state: ProcessState | None = None
-        self._starvation = Starvation(pid)
+        self._starvation, self._counted_from_ns = Starvation(pid), now_ns
+        """How long a step waited for a processor is known if it began after that."""
         self._starved_seconds = self._throttled_seconds = 0.0
-        """Since the last report of a step."""
+        """Not yet told with a step."""
+        self._starved_outside_seconds, self._noted_ns = 0.0, now_ns
+        """Waited for a processor since it last moved, as of when that was noted."""
         self._history = OpHistory()
         self._steps = StepLog(rank)
         self._seen = 0
@@ -71,6 +74,8 @@ class RankReader:
         self._marks_seen = self._waits_seen = 0
         self._waits_ns: int | None = None
         """Since when it waits for rank 0 at the end of a step."""
+        self._holds_ns: int | None = None
+        """Since when it ends a step without."""
         self._step, self._step_ns = -1, self.ring.started_ns
         self._recent_told = -1, -1
         """How many records and marks there were when the recent operations were told."""
@@ -118,10 +123,14 @@ class RankReader:
         live = self.ring.live()
         self._catch_up(live)
         mark = self.ring.mark(live.marks)
-        self._waits_ns = None
-        if mark is not None and mark.step == WAITS:
-            self._waits_ns = mark.at_ns
-            mark = self.ring.mark(live.marks - 1)
+        self._waits_ns = self._holds_ns = None
+        if mark is not None and mark.step in NO_STEP:
+            self._waits_ns = mark.at_ns if mark.step == WAITS else None
+            self._holds_ns = mark.at_ns if mark.step == HOLDS else None
+        number = live.marks
+        while mark is not None and mark.step in NO_STEP:
+            number -= 1
+            mark = self.ring.mark(number)
         if mark is not None:
             self._step, self._step_ns = mark.step, mark.at_ns
         self._process_state = self._process.read()
@@ -132,13 +141,35 @@ class RankReader:
             record = self._with_recent(record, now_ns)
         if self._recent_told == place:
             record = replace(record, departure=self._departure)
-        waited = self._starvation.more()
+        done = self._tell_steps(now_ns)
+        record = replace(record, starved_seconds=self._starved_outside_seconds)
+        return None if self._is_unseen(live, record) else record, done
+
+    def _tell_steps(self, now_ns: int) -> list[RankStep]:
+        """Those completed since the last report, with what they waited for a processor. Nothing is told of steps of
+        which that is not known: where others crowd the machine, they would look slow."""
+        waited, done = self._starvation.more(), self._done
+        if waited is None:
+            self._done = []
+            return []
+        self._note_starved_outside(waited.starved, now_ns)
         self._starved_seconds += waited.starved
         self._throttled_seconds += waited.throttled
-        done = spread_throttled(spread(self._done, self._starved_seconds), self._throttled_seconds)
-        if done:
-            self._done, self._starved_seconds, self._throttled_seconds = [], 0.0, 0.0
-        return None if self._is_unseen(live, record) else record, done
+        if not done:
+            return []
+        told = spread_throttled(spread(done, self._starved_seconds), self._throttled_seconds)
+        # What the completed steps had no time for came in the one at hand, as far as that has lasted.
+        rest = self._starved_seconds - sum(step.starved_seconds for step in told)
+        self._done, self._throttled_seconds = [], 0.0
+        self._starved_seconds = max(0.0, min(rest, (now_ns - self._step_ns) * 1e-9))
+        return told
+
+    def _note_starved_outside(self, more_seconds: float, now_ns: int) -> None:
+        moved = self._moved_ns or 0
+        before = self._starved_outside_seconds if moved <= self._noted_ns else 0.0
+        self._noted_ns = now_ns
+        # Of the time since the last report some may have been before it moved: rather too much than too little.
+        self._starved_outside_seconds = max(0.0, min(before + more_seconds, (now_ns - moved) * 1e-9))
 
     # ---- where it is
 
@@ -160,6 +191,8 @@ class RankReader:
             self._process_state,
             None if self._moved_ns is None else max(0, now_ns - self._moved_ns) * 1e-9,
             commit=self._commit(now_ns),
+            holds_seconds=None if self._holds_ns is None else max(0, now_ns - self._holds_ns) * 1e-9,
+            ended=bool(live.closed),
         )
 
     def _commit(self, now_ns: int) -> Operation | None:
@@ -216,15 +249,15 @@ class RankReader:
     def _find_departure(self, live: Live) -> Departure | None:
         """Whether its program goes another way than in the steps that are still on record."""
         first = max(0, live.head - RECORDS_MAX)
-        marks = self.ring.marks(live.marks - MARKS_MAX, live.marks)
-        heads = [mark.head for mark in marks if mark.head >= first and mark.step != WAITS]
+        marks = self.ring.marks(max(0, live.marks - MARKS_MAX), live.marks)
+        heads = [mark.head for mark in marks if mark.head >= first and mark.step not in NO_STEP]
         if len(heads) < 2:
             return None
         steps: list[list[Call]] = [[] for _ in heads]
         for number, _, _, size, communicator, _, op, root in self.ring.records(heads[0], live.head):
             index = self._indices[communicator] if communicator < len(self._indices) else None
             steps[bisect.bisect_left(heads, number) - 1].append(Call(-1 if index is None else index, op, root, size))
-        if self._waits_ns is not None:
+        if self._waits_ns is not None or self._holds_ns is not None:
             steps.append([])  # the step at hand is over
         return departure(steps)
 
@@ -286,13 +319,13 @@ class RankReader:
             end = bisect.bisect_right(records, mark.head, begin, key=itemgetter(0))
             self._take(records[begin:end])
             begin, self._marks_seen = end, mark.number
-            if mark.step == WAITS:
+            if mark.step in NO_STEP:
                 self._waits_seen += 1
                 continue
             self._history.begin_step(mark.number - self._waits_seen)
             mark = mark._replace(number=mark.number - self._waits_seen)
             step = self._steps.end_step(mark, self._indices.__getitem__)
-            if step is not None:
+            if step is not None and mark.at_ns - step.seconds * 1e9 >= self._counted_from_ns:
                 self._done.append(step)
         self._take(records[begin:])
         self._history.refresh()

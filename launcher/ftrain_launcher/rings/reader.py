@@ -31,10 +31,10 @@ class CommReader:
         """
         if (generation, list(workers)) != (self._generation, self._workers):
             self._change(generation, workers)
+        now = time.monotonic_ns()
         for worker in self._workers:
             if worker not in self._readers:
-                self._open(worker, node_folder)
-        now = time.monotonic_ns()
+                self._open(worker, node_folder, now)
         news = [reader.look(now) for reader in self._readers.values()]
         return any(news)
 
@@ -83,10 +83,10 @@ class CommReader:
             self._indices.clear()
         self._generation, self._workers = generation, list(workers)
 
-    def _open(self, worker: tuple[int, int, int], node_folder: Path) -> None:
+    def _open(self, worker: tuple[int, int, int], node_folder: Path, now_ns: int) -> None:
         rank, local_rank, pid = worker
         try:
-            reader = RankReader(ring_path(node_folder, local_rank), rank, pid, self._index)
+            reader = RankReader(ring_path(node_folder, local_rank), rank, pid, self._index, now_ns)
         except (OSError, RingInvalid):
             return
         identity = reader.ring.identity

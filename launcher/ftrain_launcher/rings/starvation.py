@@ -38,9 +38,12 @@ class Starvation:
         self._look_up_groups()
         self._throttled = self._read_throttled()
 
-    def more(self) -> Waited:
-        """What has come to it since it was asked last."""
-        waited = waited_seconds(_read(self._schedule))
+    def more(self) -> Waited | None:
+        """What has come to it since it was asked last; None: not known, it has ended."""
+        counted = _read(self._schedule)
+        if not counted and self._schedule >= 0:
+            return None
+        waited = waited_seconds(counted)
         if waited - self._waited < _LEAST_SECONDS:  # so it was not throttled for longer either
             self._waited = waited
             return Waited()

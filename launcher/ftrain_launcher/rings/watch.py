@@ -31,7 +31,7 @@ class CommWatch:
     async def run(self) -> None:
         """Watch for ever."""
         loop = asyncio.get_running_loop()
-        told = loop.time()
+        told, alarmed = loop.time(), False
         try:
             while True:
                 await asyncio.sleep(READ_SECONDS)
@@ -39,8 +39,9 @@ class CommWatch:
                 if not workers:
                     continue
                 news = self._reader.look(self._workers.generation, workers, self._folder)
-                if news or loop.time() - told >= REPORT_SECONDS:
-                    told = loop.time()
+                # That all goes on again is as urgent: who waited is taken to wait still until then.
+                if news or alarmed or loop.time() - told >= REPORT_SECONDS:
+                    told, alarmed = loop.time(), news
                     self._tell(self._reader.report())
         finally:
             self.forget()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
-from ftrain.comm.ring import WAITS, RingInvalid, RingReader, exit_ns, is_failed, is_pending, ring_path
+from ftrain.comm.ring import HOLDS, MARKS_MAX, WAITS, RingInvalid, RingReader, exit_ns, is_failed, is_pending, ring_path
 from ftrain_launcher.detect.records import Communicator
 from ftrain_launcher.messages import RankState
 from ftrain_launcher.questions import TraceWanted
@@ -54,9 +54,9 @@ def _read_ring(
 ) -> RankTrace:
     """One rank's records since the end of the step before the last ``steps``; ``communicators`` takes in new ones."""
     live = ring.live()
-    marks = ring.marks(max(0, live.marks - steps - 1), live.marks)
-    marks = marks[marks["step"] != WAITS]
-    after = int(marks["head"][0]) if live.marks > steps and len(marks) else 0
+    marks = ring.marks(max(0, live.marks - MARKS_MAX), live.marks)
+    marks = marks[(marks["step"] != WAITS) & (marks["step"] != HOLDS)][-steps - 1 :]
+    after = int(marks["head"][0]) if len(marks) and (len(marks) > steps or live.marks > MARKS_MAX) else 0
     records = ring.records(max(after, live.head - limit), live.head)
     indices = []
     for group in ring.groups(live.communicators):

@@ -1,7 +1,7 @@
 """How each rival of scripts/bench/recovery.py is started, and how it is ended.
 
 A rival's job is one command, which notes its steps in a folder as recovery_worker.py does, and ends with all that it
-started when it is terminated. One whose packages are not installed is left out.
+started when it is terminated. One whose packages are not installed is skipped, with a line.
 """
 
 from __future__ import annotations

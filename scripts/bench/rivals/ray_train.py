@@ -1,8 +1,10 @@
 """Ray Train as the rival of scripts/bench/recovery.py: ``ray_train.py FOLDER``, a cluster of its own on this machine.
 
 Four workers, a checkpoint on tmpfs reported at each step, and as many failures as there are. Workers are asked for
-their health ten times a second (Ray's default: each 2 s), so that what is measured is not that wait. The cluster
-and its files are in FOLDER, Ray's home included, and it ends with this process.
+their health ten times a second (Ray's default: each 2 s), so that what is measured is not that wait; they may take
+longer to start than a minute, which on a busy machine they do and then start anew for ever; and no actor is started
+beside each group to watch for pre-emptions. The cluster and its files are in FOLDER, Ray's home included, and it ends
+with this process.
 """
 
 from __future__ import annotations
@@ -53,6 +55,8 @@ def main(folder: Path) -> None:
             "HOME": str(home),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+            "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
             "GLOO_SOCKET_IFNAME": "lo",
         }
     )

@@ -4,8 +4,9 @@
     torchft_ddp.py group FOLDER       a group's rank; what to train is recovery_worker.py's
 
 When a rank is lost the other groups drop the step under way, and go on without it; started again it takes its state
-from one of them. Settings are those of torchft's README and its train_ddp.py, but for ``join_timeout_ms``: survivors
-wait so long for a group that has just died (10 s there), and none that lives needs a second.
+from one of them. Settings are those of torchft's README and its train_ddp.py, but for two, which are what survivors
+wait for and are tightened to a second, more than the living need: ``join_timeout_ms``, for a group that has just died
+(10 s there), and the process group's timeout, for those whose own peers in a ring live (5 s there).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from recovery_worker import STEPS, Training  # noqa: E402
 
 GROUPS = 4
 STOP_TIMEOUT_SECONDS = 20.0
-OPERATION_TIMEOUT_SECONDS = 5
+OPERATION_TIMEOUT_SECONDS = 1
 MANAGER_TIMEOUT_SECONDS = 30
 
 

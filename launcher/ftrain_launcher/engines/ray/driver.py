@@ -11,12 +11,14 @@ import queue
 import signal
 import socket
 import sys
+import time
 from typing import Any
 
 import msgspec
 
 from ftrain_launcher.engines.ray.order import NAMESPACE, Order
 from ftrain_launcher.engines.ray.placing import HEAD_RESOURCE, bundles, has_room, machines
+from ftrain_launcher.engines.ray.silence import Silence
 from ftrain_launcher.errors import UsageError
 from ftrain_launcher.jobs import Endpoint, JobFolder, JobRecord, Result
 from ftrain_launcher.terminal import announce
@@ -29,12 +31,21 @@ _HTTP2_SETTINGS, _HTTP2_HEADER_BYTES = b"\x04", 9
 _HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + _HTTP2_SETTINGS + b"\0\0\0\0\0"
 """What a client says first, with settings that change nothing (RFC 9113, 3.4)."""
 _WAIT_SECONDS = 0.5
-_START_SECONDS = 60.0
-"""For Ray to start a process on a machine that is busy."""
+_AGAIN_SECONDS = 0.5
+"""Until an actor that cannot be reached is asked again."""
+_START_SECONDS = 20.0
+"""What Ray takes to start a process is told from here on; a busy machine needs a minute."""
+_BEGIN_SECONDS = 600.0
+"""For the controller to begin; what keeps it longer than seconds ends it."""
 _DRIVERS_MAX = 16
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 _SIGNALS_TO_GO = 3
 """One ends the job, one more kills it; another lets go of a job that does not answer."""
+_GONE = "the actor that owns the job is gone, and the job with it: its machine or Ray ended it"
+_LOST = (
+    "the actor that owns the job and the head of the Ray cluster do not answer: their machine is lost, and the job "
+    "with it; or this one is cut off from them"
+)
 
 
 def connect(address: str | None) -> dict[str, Any]:
@@ -78,6 +89,15 @@ def _must_answer(word: str) -> None:
         raise UsageError(f"--ray-address {word}: what answers there is no Ray cluster")
 
 
+def _answers(head: str) -> bool:
+    """Whether a cluster's head does."""
+    try:
+        _must_answer(head)
+    except UsageError:
+        return False
+    return True
+
+
 def run(order: Order, cluster: dict[str, Any]) -> Result:
     """Run a job to its end, or watch one of that name that runs already.
 
@@ -89,38 +109,42 @@ def run(order: Order, cluster: dict[str, Any]) -> Result:
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
     for number in _SIGNALS:
         signal.signal(number, lambda number, _: signals.put(number))
+    folder: JobFolder | None = None
     try:
-        supervisor = _supervisor(order, cluster)
-        folder = _folder(supervisor)
+        supervisor, made_here = _supervisor(order, cluster)
+        if not _is_there(supervisor, order, signals):
+            if made_here:
+                ray.kill(supervisor)
+            return Result(128 + signals.get(), "left before the job began")
+        folder = _folder(supervisor, signals)
         result = _follow(supervisor, signals)
         supervisor.farewell.remote()
     except ray.exceptions.RayActorError as error:
         if "ModuleNotFoundError" in str(error):
             raise UsageError("--engine ray: ftrain is not installed on the machines of the Ray cluster") from error
-        announce(text := "error: the actor that owns the job is gone, and the job with it: its machine or Ray ended it")
-        return Result(EXIT_CUT_OFF, text)
+        announce(f"error: {_GONE}")
+        result = Result(EXIT_CUT_OFF, _GONE)
     if folder is not None:
         folder.write_result(result)
     return result
 
 
-def _supervisor(order: Order, cluster: dict[str, Any]) -> Any:
-    """The actor of the job, which is made unless it is there."""
+def _supervisor(order: Order, cluster: dict[str, Any]) -> tuple[Any, bool]:
+    """The actor of the job, which is made unless it is there; was it?"""
     import ray
 
     from ftrain_launcher.engines.ray.supervisor import Supervisor
 
-    encoded = msgspec.json.encode(order)
-    supervisor: Any
     try:
         supervisor = ray.get_actor(order.name, namespace=NAMESPACE)
         announce(f"job {order.name} is there already: attached to it")
+        return supervisor, False
     except ValueError:
         if (room := has_room(cluster.values(), order.share)) < (wanted := bundles(order)):
             share = ", ".join(f"{amount:g} {name}" for name, amount in order.share.items())
             announce(f"waiting for the Ray cluster: {wanted} machines with {share} are needed, {room} are there")
         on_head = any(HEAD_RESOURCE in resources for resources in cluster.values())
-        supervisor = (
+        made: Any = (
             ray.remote(Supervisor)
             .options(
                 name=order.name,
@@ -131,19 +155,41 @@ def _supervisor(order: Order, cluster: dict[str, Any]) -> Any:
                 resources={HEAD_RESOURCE: 0.001} if on_head else {},
                 max_concurrency=_DRIVERS_MAX,
             )
-            .remote(encoded)
+            .remote(msgspec.json.encode(order))
         )
-    other: str | None = ray.get(supervisor.difference.remote(encoded), timeout=_START_SECONDS)
-    if other is not None:
-        raise UsageError(f"a job named {order.name!r} is in this cluster, and {other} differs: choose another --name")
-    return supervisor
+        return made, True
 
 
-def _folder(supervisor: Any) -> JobFolder | None:
-    """Where operators' commands find the job on this machine; None: it has ended before it began."""
+def _is_there(supervisor: Any, order: Order, signals: queue.SimpleQueue[int]) -> bool:
+    """Wait until Ray has started the actor, and it has this job; False: the user does not want to wait.
+
+    Raises:
+        UsageError: it has another one.
+    """
     import ray
 
-    found = ray.get(supervisor.joined.remote(_START_SECONDS))
+    answer, tell_at = supervisor.difference.remote(msgspec.json.encode(order)), time.monotonic() + _START_SECONDS
+    while not ray.wait([answer], timeout=_WAIT_SECONDS)[0]:
+        if not signals.empty():
+            return False
+        if time.monotonic() >= tell_at:
+            announce("waiting for the actor that owns the job: Ray starts it on the head's machine")
+            tell_at = float("inf")
+    other: str | None = ray.get(answer)
+    if other is not None:
+        raise UsageError(f"a job named {order.name!r} is in this cluster, and {other} differs: choose another --name")
+    return True
+
+
+def _folder(supervisor: Any, signals: queue.SimpleQueue[int]) -> JobFolder | None:
+    """Where operators' commands find the job on this machine; None: it has ended before it began, or is to end."""
+    import ray
+
+    answer = supervisor.joined.remote(_BEGIN_SECONDS)
+    while not ray.wait([answer], timeout=_WAIT_SECONDS)[0]:
+        if not signals.empty():
+            return None
+    found = ray.get(answer)
     if found is None:
         return None
     encoded, secret, host, port = found
@@ -159,7 +205,8 @@ def _follow(supervisor: Any, signals: queue.SimpleQueue[int]) -> Result:
     """Show what the job says until it has ended; hand on what the user sends meanwhile."""
     import ray
 
-    position, sent = 0, 0
+    position, sent, silence = 0, 0, Silence(time.monotonic())
+    head = ray.get_runtime_context().gcs_address
     answer = supervisor.heard.remote(position, _WAIT_SECONDS)
     while True:
         while not signals.empty():
@@ -167,16 +214,23 @@ def _follow(supervisor: Any, signals: queue.SimpleQueue[int]) -> Result:
             if sent >= _SIGNALS_TO_GO:
                 return Result(128 + number, "the job was left alone")
             supervisor.signal.remote(number)
-        if not ray.wait([answer], timeout=_WAIT_SECONDS)[0]:
-            continue
-        try:
-            lines, position, ended = ray.get(answer)
-        except ray.exceptions.ActorUnavailableError:  # If it died, that is told by another error.
-            lines, ended = [], None
+        lines, ended = [], None
+        if ray.wait([answer], timeout=_WAIT_SECONDS)[0]:
+            try:
+                lines, position, ended = ray.get(answer)
+                if silence.answered(time.monotonic()):
+                    announce("the actor that owns the job answers again")
+            except ray.exceptions.ActorUnavailableError:  # If it died, that is told by another error.
+                time.sleep(_AGAIN_SECONDS)
+            answer = supervisor.heard.remote(position, _WAIT_SECONDS)
+        if silence.begins(time.monotonic()):
+            announce("warning: the actor that owns the job does not answer: its machine, or the way to it, may be lost")
+        if silence.told and silence.is_lost(time.monotonic(), _answers(head)):
+            announce(f"error: {_LOST}")
+            return Result(EXIT_CUT_OFF, _LOST)
         for stream, text in lines:
             out = (sys.stdout if stream == 1 else sys.stderr).buffer
             out.write(text)
             out.flush()
         if ended is not None:
             return Result(*ended)
-        answer = supervisor.heard.remote(position, _WAIT_SECONDS)

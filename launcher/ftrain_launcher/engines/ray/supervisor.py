@@ -54,6 +54,8 @@ class Supervisor:
         self._over = False
         self._result: Result | None = None
         self._leader: Kept | None = None
+        self._early: list[int] = []
+        """Signals that came before it."""
         self._fleet: Fleet | None = None
         self._hopeless = False
         self._last_words = ""
@@ -85,8 +87,11 @@ class Supervisor:
 
     def signal(self, number: int) -> None:
         """What the user sent to the driver is for the controller's launcher."""
-        if self._leader is not None:
-            self._leader.send(number)
+        with self._changed:
+            if self._leader is None:
+                self._early.append(number)
+            else:
+                self._leader.send(number)
 
     def status(self) -> Any:
         """What `ftrain status --json` says; None: nothing yet."""
@@ -156,9 +161,11 @@ class Supervisor:
         try:
             host, port, began = ray.util.get_node_ip_address(), _free_port(), time.time()  # type: ignore[no-untyped-call]
             arena, words = os.path.join(order.arena_folder, f"ftrain-{order.name}"), order.lead(host, port, secret_file)
-            leader = self._leader = Kept(
-                words, arena=arena, folder=order.folder, variables=order.variables, hear=self._hear
-            )
+            leader = Kept(words, arena=arena, folder=order.folder, variables=order.variables, hear=self._hear)
+            with self._changed:
+                self._leader = leader
+                for number in self._early:
+                    leader.send(number)
             code = self._wait_folder(leader, began)
             if code is None:
                 with self._changed:

@@ -1,0 +1,63 @@
+"""When an agent tells the controller what its workers' rings show: now and then, and at once what cannot wait."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from ftrain_launcher.detect.records import NodeReport
+from ftrain_launcher.node.node_workers import NodeWorkers
+from ftrain_launcher.rings import watch
+from ftrain_launcher.rings.watch import CommWatch
+
+REPORT = NodeReport(node="node-0", generation=1, communicators=(), ranks=())
+
+
+class Reader:
+    """Looks that were made up; after the last one the watch is over."""
+
+    def __init__(self, looks: str) -> None:
+        self._looks, self.seen = iter(looks), 0
+
+    def look(self, *_: object) -> bool:
+        letter = next(self._looks, None)
+        if letter is None:
+            raise EOFError
+        self.seen += 1
+        return letter == "!"
+
+    def report(self) -> NodeReport:
+        return REPORT
+
+    def close(self) -> None:
+        pass
+
+
+def told_after(looks: str, monkeypatch: pytest.MonkeyPatch, report_seconds: float = 1e9) -> list[int]:
+    """After which looks there was a report. ``!``: something stands still, ``.``: all goes on."""
+    monkeypatch.setattr(watch, "READ_SECONDS", 0.0)
+    monkeypatch.setattr(watch, "REPORT_SECONDS", report_seconds)
+    workers = SimpleNamespace(running=lambda: [(0, 0, 1)], generation=1)
+    told: list[int] = []
+    reader = Reader(looks)
+    one = CommWatch("node-0", Path(), cast(NodeWorkers, workers), lambda report: told.append(reader.seen))
+    one._reader = reader  # type: ignore[assignment]
+    with pytest.raises(EOFError):
+        asyncio.run(one.run())
+    return told
+
+
+def test_nothing_is_told_at_once_while_all_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert told_after("......", monkeypatch) == []
+    assert told_after("...", monkeypatch, report_seconds=0.0) == [1, 2, 3]
+
+
+def test_what_stands_still_is_told_with_each_look_and_that_it_goes_on_again_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert told_after("..!!...", monkeypatch) == [3, 4, 5]
+    assert told_after("!.!....", monkeypatch) == [1, 2, 3, 4]
