@@ -152,8 +152,8 @@ class _Rank:
     @property
     def computes_longer(self) -> bool:
         """Whether it was on a processor for half of what it takes longer, or more."""
-        own, reference, _, computed = (median(values) for values in zip(*self.seen, strict=True))
-        return 2 * computed >= own - reference
+        behind = median(seen.own for seen in self.seen) - median(seen.reference for seen in self.seen)
+        return 2 * median(seen.computed for seen in self.seen) >= behind
 
 
 class SlowRanks:
