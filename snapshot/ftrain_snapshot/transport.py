@@ -10,8 +10,7 @@ was sent, or does not decode, closes this connection only.
 
 Tried instead, and within the noise of these (FACTS 4: the kernel's copies are the bound): a receive buffer of several
 frames, larger socket buffers, and receiving bodies straight into their place, which saves 0.01 of 0.2 processor
-seconds per GB and would leave unchecked bytes there. Smaller socket buffers save two processes that do nothing else a
-fifth of the kernel's part, but four daemons on two busy cores needed a tenth more with them.
+seconds per GB and would leave unchecked bytes there.
 """
 
 from __future__ import annotations
@@ -48,11 +47,8 @@ UNREAD_BYTES_MAX = 8 * HEAD_BYTES_MAX
 """Small messages that may wait for a peer that does not read; then the connection is closed."""
 QUEUED_MAX = 1 << 20
 """Chunks that may wait for one peer, a TiB; then the connection is closed."""
-_RECEIVE_BYTES = 64 << 10
-"""What a connection has that only small messages come over; one with bulk has room for the longest frame so far."""
-_HUGE_PAGE_BYTES = 2 << 20
-"""Room for bulk comes in these, where the kernel has them: with small pages, looking up where they lie is a third of
-what it takes to receive a chunk and to add it up (in a virtual machine)."""
+_RECEIVE_BYTES = 2 * CHUNK_BYTES
+"""A frame with a full body, its head, and what is read ahead; touched as far as it is used."""
 _READ_AHEAD_BYTES = 8 << 10
 """How much of what follows a frame is read with it: its successor's head, and little that must be moved."""
 _TURN_BYTES = 4 * CHUNK_BYTES
@@ -63,7 +59,6 @@ _SUMS = struct.Struct("<IQ")
 _PREFIX_BYTES = _LENGTHS.size + _SUMS.size
 _PADDING = bytes(ALIGNMENT_BYTES)
 _NOTHING = memoryview(b"")
-_KINDS = len(Traffic)
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER: msgspec.msgpack.Decoder[PeerMessage] = msgspec.msgpack.Decoder(PeerMessage)
 
@@ -362,7 +357,7 @@ class Connection:
         while self._filled - start >= _PREFIX_BYTES and not self.closed:
             head, body, traffic = _LENGTHS.unpack_from(self._view, start)
             lengths_sum, head_sum = _SUMS.unpack_from(self._view, start + _LENGTHS.size)
-            if head > HEAD_BYTES_MAX or body > CHUNK_BYTES or traffic >= _KINDS:
+            if head > HEAD_BYTES_MAX or body > CHUNK_BYTES or traffic >= len(Traffic):
                 raise ProtocolError(f"a frame announces {head} and {body} bytes of kind {traffic}")
             if lengths_sum != _lengths_sum(self._view[start : start + _LENGTHS.size]):
                 raise ProtocolError("the lengths of a frame are not those that were sent")
@@ -386,11 +381,7 @@ class Connection:
 
     def _make_room(self, needed_bytes: int) -> None:
         if needed_bytes > len(self._view):
-            size = needed_bytes if needed_bytes <= _RECEIVE_BYTES else round_up(needed_bytes, _HUGE_PAGE_BYTES)
-            larger = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            if size > _RECEIVE_BYTES:
-                with suppress(OSError):  # the kernel has none
-                    larger.madvise(mmap.MADV_HUGEPAGE)
+            larger = mmap.mmap(-1, round_up(needed_bytes, CHUNK_BYTES), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             view = memoryview(larger)
             view[: self._filled] = self._view[: self._filled]
             self._buffer, self._view = larger, view

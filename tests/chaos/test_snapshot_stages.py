@@ -226,7 +226,7 @@ def test_a_state_that_outgrows_its_memory_is_said_and_no_daemon_dies(emulated: S
     require_root()
     arena = tmp_path / "arena"
     arena.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200m", "tmpfs", str(arena)], check=True, timeout=10)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=232m", "tmpfs", str(arena)], check=True, timeout=10)
     try:
         flags = ("--local-nodes", "2", "--arena-dir", str(arena))
         job = emulated(*flags, arguments=("--grow-at", "15"))

@@ -130,7 +130,7 @@ def _end(job: Job) -> list[tuple[int, ...]]:
         rank.open()
     job.steps(STEPS)
     job.report()
-    job.steps(STEPS)
+    job.steps(3 * STEPS)  # on a crowded machine it takes more than a moment to be named
     for rank in job.ranks:
         rank.kernel.ended = True
     job.report()

@@ -256,22 +256,6 @@ def test_queued_bulk_is_views_and_receiving_takes_one_buffer(line: Bench):
     assert len(acceptor.connection._view) <= 2 * CHUNK_BYTES
 
 
-def test_room_for_bulk_is_made_where_bulk_comes(line: Bench):
-    dialler, acceptor = line.pair()
-    line.until(lambda: proved(dialler, acceptor))
-    for number in range(100):
-        dialler.connection.send(note(number))
-    line.until(lambda: len(acceptor.heard) == 100)
-    assert len(acceptor.connection._view) < CHUNK_BYTES
-    bodies, body = [], bytes(range(256)) * (CHUNK_BYTES // 256)
-    acceptor.connection.on_message = lambda _connection, _message, got: bodies.append(bytes(got))
-    dialler.connection.send_bulk(note(100), memoryview(body))
-    line.until(lambda: len(bodies) == 1)
-    assert bodies == [body]
-    assert CHUNK_BYTES < len(acceptor.connection._view) <= 2 * CHUNK_BYTES
-    assert len(dialler.connection._view) < CHUNK_BYTES
-
-
 def test_who_never_reads_what_it_is_told_is_closed(line: Bench, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("ftrain_snapshot.transport.UNREAD_BYTES_MAX", 1 << 16)
     dialler, acceptor = line.pair(buffer_bytes=1 << 12)
