@@ -60,7 +60,8 @@ def wait_children(pids: list[int]) -> list[int]:
 
 
 def main() -> None:
-    importlib.import_module("ftrain.preload")
+    for name in importlib.import_module("ftrain.preload").LATER:
+        importlib.import_module(name)
     for line in sys.stdin:
         order = json.loads(line)
         pids = [fork_child(order, environment) for environment in order["environments"]]
