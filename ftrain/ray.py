@@ -114,7 +114,7 @@ class RayJob:
         """A job that somebody else started, or this program before it was killed.
 
         Raises:
-            RayJobNotFound: there is none; ten minutes after its end it is forgotten.
+            RayJobNotFound: there is none; it is forgotten once somebody has heard its end, or ten minutes later.
             RayUnavailable: this program is connected to no cluster.
         """
         job = cls(name)

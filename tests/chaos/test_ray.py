@@ -34,6 +34,7 @@ import sys, ray, ftrain.ray
 ray.init(address=sys.argv[1], logging_level="error", log_to_driver=False)
 job = ftrain.ray.RayJob.attach(sys.argv[2])
 print("generation", job.status()["generation"])
+open(sys.argv[3], "x").close()
 sys.exit(job.wait(timeout_seconds=170))
 """
 
@@ -176,10 +177,8 @@ def test_a_job_that_a_program_started_is_waited_for_by_another(
     job.wait_step(19)
     job.process.kill()
     job.process.wait()
-    job.go(20)
-    code, said = cluster.lab.run(
-        HEAD, [sys.executable, "-c", WAIT, cluster.address, job.name], timeout=180, env=cluster.environment
-    )
+    wait = [sys.executable, "-c", WAIT, cluster.address, job.name, str(job.out / "go-20")]
+    code, said = cluster.lab.run(HEAD, wait, timeout=180, env=cluster.environment)
     assert code == 0, said
     assert "generation 1" in said
     assert job.ends() == undisturbed(2).ends()

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
+from pathlib import Path
 
 import torch
 from torch import nn
 
 import ftrain
 from ftrain import outcome
+from ftrain_snapshot.control import ControlPage
 
 outcome.FATE_TIMEOUT_SECONDS = 0.2
 
@@ -34,6 +37,14 @@ class Growing:
         self.values = state["values"]
 
 
+def wait_settled(step: int) -> None:
+    """Until all before this step is sealed or skipped: the daemon has opened its gate as often."""
+    page = ControlPage(Path(os.environ["FTRAIN_NODE_DIR"]))
+    while page.gate()[0] <= step:
+        time.sleep(0.001)
+    page.close()
+
+
 @ftrain.resilient
 def train(ctx: ftrain.Context, way: str, *, total: int = 4) -> None:
     model = nn.Linear(4, 4)
@@ -47,6 +58,8 @@ def train(ctx: ftrain.Context, way: str, *, total: int = 4) -> None:
         optimizer.step()
         optimizer.zero_grad()
         ctx.log("done", loss=1 / 3)
+        if way == "grow":
+            wait_settled(step)
         if step != 1:
             continue
         if way == "raise":
