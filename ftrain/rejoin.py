@@ -13,6 +13,7 @@ Whoever waits ends with its agent. docs/recovery.md says what a function must be
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import queue
 import signal
@@ -204,6 +205,8 @@ def run(environment: WorkerEnvironment, job: JobEnvironment, generation: Callabl
     if job.standby:
         rehearse()
         set_rng_state(drawn)
+    # The first optimizer imports it anyway; coming after this, it would be looked at, too, for as long as a recovery takes.
+    importlib.import_module("torch._dynamo")
     gc.collect()
     gc.freeze()  # what the script has made so far stays: not to be looked at whenever a generation is let go
     with Member(environment, job) as member:
