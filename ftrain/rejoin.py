@@ -205,7 +205,7 @@ def run(environment: WorkerEnvironment, job: JobEnvironment, generation: Callabl
     if job.standby:
         rehearse()
         set_rng_state(drawn)
-    # The first optimizer imports it anyway; coming after this, it would be looked at, too, for as long as a recovery takes.
+    # The first optimizer imports it anyway. Coming after this, it would double the time that a recovery takes.
     importlib.import_module("torch._dynamo")
     gc.collect()
     gc.freeze()  # what the script has made so far stays: not to be looked at whenever a generation is let go
