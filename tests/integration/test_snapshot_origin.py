@@ -72,6 +72,14 @@ def newcomer(cluster: Elastic) -> Node:
     return node
 
 
+def go_on_without(cluster: Elastic, position: int, snapshot: SnapshotId) -> None:
+    """That node is lost, and a newcomer is there in its stead."""
+    old = cluster.world
+    old.nodes[position].lose()
+    cluster.nodes = [node for node in old.nodes if node is not old.nodes[position]]
+    cluster.reform([*cluster.nodes, newcomer(cluster)], snapshot, old)
+
+
 def log_of(node: Node) -> str:
     return (node.dir.parent / f"{node.name}.log").read_text()
 
@@ -200,11 +208,7 @@ def test_small_parts_of_all_units_are_read_by_all_nodes_at_once_although_one_is_
     """What holders prove, and decode, for each other."""
     cluster = elastic(4)
     snapshot = first_snapshot(cluster)
-    old = cluster.world
-    old.nodes[2].lose()
-    left = [node for node in old.nodes if node is not old.nodes[2]]
-    cluster.nodes = left
-    cluster.reform([*left, newcomer(cluster)], snapshot, old)
+    go_on_without(cluster, 2, snapshot)
     starts = [(position, start) for position in range(4) for start in range(7, SIZE - 50_000, 130_000)]
 
     def read(node: Node, into: list[bytearray]) -> None:
@@ -227,11 +231,7 @@ def test_small_parts_of_all_units_are_read_by_all_nodes_at_once_although_one_is_
 def test_holders_are_read_over_tls(elastic, tmp_path):
     cluster = elastic(4, flags=make_certificates(tmp_path).arguments())
     snapshot = first_snapshot(cluster)
-    old = cluster.world
-    old.nodes[1].lose()
-    left = [node for node in old.nodes if node is not old.nodes[1]]
-    cluster.nodes = left
-    cluster.reform([*left, newcomer(cluster)], snapshot, old)
+    go_on_without(cluster, 1, snapshot)
     for node in (cluster.nodes[0], cluster.nodes[3]):
         assert cluster.check_origin(node, SIZE) > 0
 

@@ -35,10 +35,9 @@ from ftrain_snapshot.wire import PeerHello
 
 SIZE = 300_000
 ANSWER_SECONDS_MAX = 20.0
-"""Milliseconds, unless the machine has no processor for it."""
+"""For a status: milliseconds, unless the machine has no processor for it."""
 BUSY_SECONDS = 30.0
 """What a busy machine may take longer."""
-"""For a status, on a machine that is shared; a daemon that is held up does not answer for 5 s and more."""
 GROWTH_BYTES_MAX = 16 << 20
 DEEP = b"\x91" * 100_000 + b"\xc0"
 NOT_TEXT = b"\xa2\xff\xfe"

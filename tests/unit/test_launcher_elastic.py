@@ -161,13 +161,7 @@ def test_a_node_that_comes_is_taken_in_at_the_end_of_a_step() -> None:
 
 
 def test_newcomers_are_taken_in_together() -> None:
-    job = Job(elastic(2, 5, hosts=True))
-    for number in range(3):
-        job.come(f"host-{number}")
-    job.tell(Tick(), after=LAST_CALL_SECONDS)
-    job.stop_all()
-    job.step_all()
-    job.tell(Progress(1, 0, 0))
+    job = training(3, elastic(2, 5, hosts=True))
     job.come("host-3")
     job.now += GROW_AFTER_SECONDS / 2
     job.come("host-4")
@@ -177,15 +171,21 @@ def test_newcomers_are_taken_in_together() -> None:
     assert job.coordinator.halting.under_way
 
 
-def growing() -> Job:
-    """Two hosts train, a third one has come, and they are asked to hold."""
-    job = Job(elastic(2, 3, hosts=True))
-    for number in range(2):
+def training(hosts: int, wanted: JobConfig) -> Job:
+    """So many hosts have come, and have made a step."""
+    job = Job(wanted)
+    for number in range(hosts):
         job.come(f"host-{number}")
     job.tell(Tick(), after=LAST_CALL_SECONDS)
     job.stop_all()
     job.step_all()
     job.tell(Progress(1, 0, 0))
+    return job
+
+
+def growing() -> Job:
+    """Two hosts train, a third one has come, and they are asked to hold."""
+    job = training(2, elastic(2, 3, hosts=True))
     job.come("host-2")
     job.tell(Tick(), after=GROW_AFTER_SECONDS)
     return job
