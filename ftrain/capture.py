@@ -16,6 +16,7 @@ from itertools import chain
 from typing import Any
 
 import msgspec
+import numpy as np
 import xxhash
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from ftrain.copier import copier_for
 from ftrain.encoding import DICT, Packer
 from ftrain.flight import Crew, Flight, Line
 from ftrain.layout import Kind, Layout, lay_out
+from ftrain.live import Held, hold
 from ftrain.looks import Numbers, Tensors
 from ftrain.marks import Mark, Marks, Steps
 from ftrain.plan import Owned, Plan, Row, owned_by, rows_of
@@ -260,6 +262,26 @@ class Capturer:
         else:
             self.dropped += 1
             self._explain(flight)
+
+    def hold(self) -> Held | None:
+        """What is trained, is in main memory, and by its marks is as the last sealed capture has it. `finish` first."""
+        reference = max(self._references.values(), key=lambda r: r.snapshot.version, default=None)
+        plan = self._plan
+        versions = plan.look() if plan is not None and reference is not None and reference.plan is plan else None
+        if plan is None or reference is None or versions is None:
+            return None
+        changed = self._marks.changed(self._marks.read(versions, self._steps.take()), reference.mark)
+        misshapen, specs = plan.misshapen(), plan.layout.specs
+        tensors = {
+            index: plan.tensors[index]
+            for index in np.flatnonzero(~changed).tolist()
+            # What is not trained had no gradients, in whose place the next model could be made beside it.
+            if specs[index].kind.volatile and len(plan.views[index]) and index not in misshapen
+        }
+        if not tensors:
+            return None
+        held = hold(tensors, specs)
+        return Held(reference.snapshot, self._rank, self._world_size, plan.encoded_layout, held)
 
     def close(self) -> None:
         """Finish, and let go of thread and hooks."""

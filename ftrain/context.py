@@ -319,7 +319,7 @@ def _run_generation(
     session: Session | None = None
     try:
         with outcome.orderly_termination(), window, process_group(environment, device):
-            session = Session(environment, job, link)
+            session = Session(environment, job, link, None if member is None else member.take_held())
             recorder.take_over_marks()
             context = Context(environment, device, session)
             try:
@@ -331,7 +331,7 @@ def _run_generation(
             session.close()
         return result
     except GenerationEnded:
-        _leave(session)
+        _leave(session, member)
         raise
     except SystemExit as stop:
         if outcome.exit_code_of(stop) == 0:
@@ -348,16 +348,18 @@ def _run_generation(
         if not link.send(failed):
             print(failed.traceback, file=sys.stderr, flush=True)
         if outcome.await_fate(failed, None if member is None else member.wait_asked):
-            _leave(session)
+            _leave(session, member)
             raise GenerationEnded from None
         raise SystemExit(1) from None
     finally:
         link.close()
 
 
-def _leave(session: Session | None) -> None:
+def _leave(session: Session | None, member: rejoin.Member | None) -> None:
     """What has been committed is sealed first: whoever forms the next generation asks what there is."""
     if session is not None:
+        if member is not None:
+            member.held = session.hold()
         session.close()
 
 

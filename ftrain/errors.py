@@ -78,6 +78,13 @@ class PeerSilent(FtrainError):
 class MeshImpossible(FtrainError):
     """The sizes that were asked for cannot be had from this number of ranks."""
 
+    def __init__(self, needs: str, fixed: int, ranks: int, *, is_free: bool) -> None:
+        """``needs``: in words, what mesh and of how many ranks: of ``fixed``, or, if ``is_free``, a multiple."""
+        super().__init__(f"{needs}, the job has {ranks}")
+        self.needs = needs
+        self.fixed = fixed
+        self.is_free = is_free
+
 
 class ExactMisuse(FtrainError):
     """Exact batches were used in a way that would not be exact; says what to do instead."""

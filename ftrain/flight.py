@@ -40,9 +40,10 @@ from ftrain_snapshot.messages import SnapshotId
 
 PUBLISH_BYTES = 8 << 20
 """The daemon is told of new chunks so often."""
-NICENESS = 13
-"""The background thread's: below training, yet with enough of busy cores to have copied before the next step (with
-19 it has not, and training makes the copy itself; scripts/bench/snapshot.py --only stall, steps)."""
+NICENESS = 5
+"""The background thread's: below training, yet with enough of busy cores (a quarter of one that training fills) to have
+copied before the next step. With 13 it has a twentieth, and training often makes most of the copy itself, while it
+waits (scripts/bench/snapshot.py --only stall)."""
 WAIT_SECONDS_MAX = 600.0
 """Copying takes a fraction of a second; a machine that swaps takes longer."""
 
@@ -263,7 +264,7 @@ class Flight:
         rows, live = _here(rows, live)
         if not rows:
             return  # all on a device, which compares for itself
-        if _checksum_with_gaps(kept, rows, live, chunk * CHUNK_BYTES) == self._reference.sum(chunk):
+        if checksum_with_gaps(kept, rows, live, chunk * CHUNK_BYTES) == self._reference.sum(chunk):
             return
         differing = set()
         for row, view in zip(rows, live, strict=True):
@@ -308,7 +309,7 @@ def _here(rows: list[Row], live: list[memoryview]) -> tuple[list[Row], list[memo
     return [row for row, _ in pairs], [view for _, view in pairs]
 
 
-def _checksum_with_gaps(kept: memoryview, rows: list[Row], live: list[memoryview], start: int) -> int:
+def checksum_with_gaps(kept: memoryview, rows: list[Row], live: list[memoryview], start: int) -> int:
     """The chunk's checksum if the tensors had their live bytes; what lies between them is as it was kept."""
     if len(rows) == 1 and rows[0].length == len(kept):
         return checksum(live[0])

@@ -29,6 +29,10 @@ class Restored(msgspec.Struct, frozen=True, tag="restored"):
 
     version: int | None
     time: float
+    read_bytes: int = 0
+    """Of its tensors: so much was read."""
+    kept_bytes: int = 0
+    """So much the rank still held of its former generation."""
 
 
 class FirstStep(msgspec.Struct, frozen=True, tag="first_step"):
@@ -36,6 +40,21 @@ class FirstStep(msgspec.Struct, frozen=True, tag="first_step"):
 
     step: int
     time: float
+
+
+class Misfit(msgspec.Struct, frozen=True):
+    """A device mesh cannot be made of the ranks that there are (`MeshImpossible`)."""
+
+    ranks: int
+    """It needs so many,"""
+    multiple: bool
+    """or a multiple of it."""
+    reason: str
+    """What mesh it is, in words."""
+
+    def is_met_by(self, ranks: int) -> bool:
+        """Whether it could be made of so many."""
+        return ranks % self.ranks == 0 if self.multiple else ranks == self.ranks
 
 
 class Failed(msgspec.Struct, frozen=True, tag="failed"):
@@ -51,6 +70,8 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     """The loss was not finite twice in a row (`LossNotFinite`): ``newest_version`` is to be demoted."""
     newest_version: int | None = None
     """The newest snapshot that this rank has captured, or was restored from; told with ``not_finite`` only."""
+    misfit: Misfit | None = None
+    """There are too many or too few ranks for the script's device mesh."""
 
 
 class OutOfMemory(msgspec.Struct, frozen=True, tag="out_of_memory"):

@@ -24,7 +24,6 @@ def mesh_sizes(names: Sequence[str], sizes: Mapping[str, int], ranks: int) -> tu
     fixed = prod(sizes.values())
     if ranks % fixed or (not free and ranks != fixed):
         given = " x ".join(f"{name}={sizes[name]}" for name in names if name in sizes)
-        raise MeshImpossible(
-            f"a mesh of {given} needs {'a multiple of ' * bool(free)}{fixed} ranks, the job has {ranks}"
-        )
+        needs = f"a mesh of {given} needs {'a multiple of ' * bool(free)}{fixed} ranks"
+        raise MeshImpossible(needs, fixed, ranks, is_free=bool(free))
     return tuple(sizes.get(name, ranks // fixed) for name in names)

@@ -20,8 +20,8 @@ from types import FrameType
 
 import torch.distributed as dist
 
-from ftrain.errors import LossNotFinite, PeerSilent
-from ftrain.link import Failed
+from ftrain.errors import LossNotFinite, MeshImpossible, PeerSilent
+from ftrain.link import Failed, Misfit
 
 FATE_TIMEOUT_SECONDS = 10.0
 """How long a rank with a broken connection waits for the agent to end it."""
@@ -61,6 +61,7 @@ def describe_failure(error: BaseException, step: int | None) -> Failed:
         communication=is_communication_error(error),
         not_finite=isinstance(error, LossNotFinite),
         newest_version=error.version if isinstance(error, LossNotFinite) else None,
+        misfit=Misfit(error.fixed, error.is_free, error.needs) if isinstance(error, MeshImpossible) else None,
     )
 
 

@@ -92,7 +92,7 @@ def owned_by(sources: Iterable[Source]) -> dict[TensorKey, Owned]:
     return found
 
 
-def _view(flat: Tensor, *, locked: bool) -> memoryview:
+def view_of(flat: Tensor, *, locked: bool) -> memoryview:
     """The bytes of a flat tensor in main memory.
 
     numpy's view locks them: torch resizes no storage that numpy has seen, so that nobody reads freed memory. Buffers
@@ -130,7 +130,7 @@ class Plan:
         self.addresses = [0 if flat is None else flat.data_ptr() for flat in flats]
         on_cpu = [flat is not None and flat.device.type == "cpu" for flat in flats]
         self.views = [
-            _view(flat, locked=not one.buffer) if here and flat is not None and len(flat) else memoryview(b"")
+            view_of(flat, locked=not one.buffer) if here and flat is not None and len(flat) else memoryview(b"")
             for here, flat, one in zip(on_cpu, flats, owned, strict=True)
         ]
         self._counted = [(one.tensor, *one.faces) for one in owned]

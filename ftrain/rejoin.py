@@ -4,7 +4,8 @@ A thread listens to the agent. Told to leave, it interrupts the main thread (a s
 `GenerationEnded`, which cuts every wait of Python's short) and severs its sockets (sever.py, for the waits of C++), and
 again, until the function has unwound. Then the main thread lets go of all that the generation held, says that it waits,
 and is assigned a place in another one: the environment that a forked worker would have got. The function begins at its
-top, its state restored as any new worker's is: nothing of the old generation is trusted.
+top, its state restored as any new worker's is. Of the old generation nothing is trusted; tensors that it left
+unchanged are kept, and proved (live.py).
 
 A standby is the same from the middle on: it has run the script up to the function, and waits for its first place.
 Whoever waits ends with its agent. docs/recovery.md says what a function must bear, and what this does not survive.
@@ -36,6 +37,7 @@ from ftrain.environment import JobEnvironment, WorkerEnvironment, read_environme
 from ftrain.errors import GenerationEnded
 from ftrain.letting_go import clear_frames, let_go
 from ftrain.link import Assignment, Hello, Leave, Stays, ToWorker, Waits
+from ftrain.live import Held
 from ftrain.rehearsal import rehearse
 from ftrain.rng import rng_state, set_rng_state
 from ftrain_snapshot.errors import SnapshotError
@@ -86,6 +88,8 @@ class Member:
 
     def __init__(self, environment: WorkerEnvironment, job: JobEnvironment) -> None:
         self.window = Window()
+        self.held: Held | None = None
+        """What the generation that was left has not changed since its last snapshot."""
         self._path = job.node_dir / "agent.sock"
         self._hello = Hello(environment.rank, environment.local_rank, os.getpid(), job.generation)
         self._main = threading.main_thread().ident
@@ -110,6 +114,11 @@ class Member:
                 _hang_up(self._line)
         self._thread.join(_CONNECT_TIMEOUT_SECONDS)
         signal.signal(RECALL, signal.SIG_IGN)  # one may be on its way
+
+    def take_held(self) -> Held | None:
+        """It is the caller's from here on."""
+        held, self.held = self.held, None
+        return held
 
     def wait_asked(self, timeout_seconds: float) -> bool:
         """Whether the agent wants this process to leave, waiting for its word."""
@@ -219,6 +228,8 @@ def run(environment: WorkerEnvironment, job: JobEnvironment, generation: Callabl
             except GenerationEnded as ended:
                 clear_frames(ended)
             let_go()
+            if member.held is not None:
+                member.held.drop_shared()
             environment = member.wait_assignment()
             recorder.restart()
             set_rng_state(drawn)

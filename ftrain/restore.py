@@ -4,7 +4,8 @@ Bytes go from the arena straight to where they are needed, once. A module's tens
 filled in place, and ``load_state_dict`` then finds them there; everything else becomes a new tensor, which an optimizer
 keeps as its own.
 So nothing ever refers to the arena: training would write into the snapshot (FACTS 7). Ranges of replicated tensors
-that other ranks keep come over the process group, in bounded pieces.
+that other ranks keep come over the process group (exchange.py). What a survivor still holds of the snapshot is proved,
+and not read (live.py).
 
 New tensors cost page faults, ten times the copy (FACTS 1): an optimizer's are made in huge pages (memory.py), and all
 are filled by two threads.
@@ -12,18 +13,19 @@ are filled by two threads.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from ftrain.copier import address_of, move
-from ftrain.layout import REGION_ORDER, Kind, Layout, Piece, TensorSpec, flat_bytes
+from ftrain.exchange import exchange
+from ftrain.layout import Layout, TensorSpec, flat_bytes
+from ftrain.live import Held, unproved
 from ftrain.memory import huge_tensors
 from ftrain.plan import Row, rows_of
 from ftrain.reading import part_of, read_manifest, read_tree
@@ -35,8 +37,6 @@ from ftrain_snapshot.lane import Region
 from ftrain_snapshot.manifest import CHUNK_BYTES
 from ftrain_snapshot.messages import SnapshotId
 
-PIECE_BYTES = 32 << 20
-"""Most bytes of one broadcast."""
 LARGE_BYTES = 1 << 20
 """An optimizer's tensors from this size on are made in huge pages."""
 FILL_THREADS = 2
@@ -49,13 +49,30 @@ class _Index:
     value: int
 
 
+class Restored(NamedTuple):
+    """What one rank captured."""
+
+    tree: dict[str, Any]
+    read_bytes: int
+    """Of its tensors: from the arena, and from other ranks."""
+    kept_bytes: int
+    """The rest, which it still held."""
+
+
 def read_state(
-    region: Region, homes: list[Mapped], snapshot: SnapshotId, rank: int, world_size: int, objects: Mapping[str, Any]
-) -> dict[str, Any]:
+    region: Region,
+    homes: list[Mapped],
+    snapshot: SnapshotId,
+    rank: int,
+    world_size: int,
+    objects: Mapping[str, Any],
+    held: Held | None = None,
+) -> Restored:
     """The tree that was captured. A collective if ``world_size`` is above one.
 
     Modules among ``objects`` already hold their tensors' values when this returns, and the tree names the very tensors;
     ``load_state`` is still to be called. In place of DTensors there are `Part`s, whose meshes it looks up.
+    ``held``, of this snapshot, is used up: its tensors are in the tree, or free.
 
     Raises StateMismatch if the snapshot is of another format, rank or world size, or no state at all;
     SnapshotIncomplete, ChecksumMismatch.
@@ -64,21 +81,31 @@ def read_state(
     content, layout, tail = read_manifest(manifest, rank, world_size, header.data_bytes)
     specs = (*layout.specs, *reversed(tail.specs))  # a negative index counts from the end: the tail's
     numbered = [_Index(index) for index in range(len(specs))]
-    tensors = _places(specs, part_of(read_tree(content.tree, numbered), "objects"), objects)
+    saved = part_of(read_tree(content.tree, numbered), "objects")
+    if held is not None and held.layout != bytes(content.layout):
+        held = None
+    tensors = _places(specs, saved, objects, {} if held is None else held.give(specs))
     flats = [_flat(tensor) for tensor in tensors]
+    rows = _own_rows(layout, tail, rank)
     with torch.no_grad():
+        kept = frozenset[int]() if held is None else held.put(tensors)
+        if kept:
+            rows = unproved(rows, kept, flats, region, header)
         source = _Source(region, homes)
-        source.fill(_own_rows(layout, tail, rank), flats)
+        source.fill(rows, flats)
+        read_bytes = sum(row.length for row in rows)
         if world_size > 1:
-            for kind in REGION_ORDER:
-                if kind.replicated:
-                    _exchange(layout, kind, rank, source, flats)
+            read_bytes += exchange(layout, rank, source.piece, flats, kept)
     placed = [t if t.device.type == spec.device else t.to(spec.device) for t, spec in zip(tensors, specs, strict=True)]
-    return read_tree(content.tree, placed)
+    kept_bytes = max(0, sum(spec.size_bytes for spec in specs) - read_bytes) if kept else 0
+    return Restored(read_tree(content.tree, placed), read_bytes, kept_bytes)
 
 
-def _places(specs: tuple[TensorSpec, ...], saved: Mapping[str, Any], objects: Mapping[str, Any]) -> list[Tensor]:
-    """Where each tensor's bytes go: a module's own tensor, where there is one of the same kind, or a new one."""
+def _places(
+    specs: tuple[TensorSpec, ...], saved: Mapping[str, Any], objects: Mapping[str, Any], given: Mapping[int, Tensor]
+) -> list[Tensor]:
+    """Where each tensor's bytes go: a module's own tensor, where there is one of the same kind, or one that is
+    ``given``, or a new one."""
     places: dict[int, Tensor] = {}
     kept: list[int] = []
     for name, tracked in objects.items():
@@ -93,6 +120,7 @@ def _places(specs: tuple[TensorSpec, ...], saved: Mapping[str, Any], objects: Ma
                     places.setdefault(index.value, tensor)
         if state is not None and isinstance(tracked, torch.optim.Optimizer):
             kept += _indices(state)
+    places = {**given, **places}
     large = [index for index in dict.fromkeys(kept) if index not in places and specs[index].size_bytes >= LARGE_BYTES]
     places |= zip(large, huge_tensors([specs[index] for index in large]), strict=True)
     return [places[index] if index in places else spec.empty() for index, spec in enumerate(specs)]
@@ -154,38 +182,6 @@ class _Source:
         """Bytes of the region, in place if they are one piece."""
         spans = [torch.frombuffer(span, dtype=torch.uint8) for span in self._region.spans(start, end)]
         return spans[0] if len(spans) == 1 else torch.cat(spans)
-
-
-def _exchange(layout: Layout, kind: Kind, rank: int, source: _Source, flats: list[Tensor]) -> None:
-    """Give the other ranks this one's range of a replicated space, and take theirs."""
-    device = exchange_device()
-    scratch = torch.empty(PIECE_BYTES, dtype=torch.uint8, device=device)
-    for root in range(layout.world_size):
-        start, end = layout.share(root, kind)
-        base = layout.region_offset(root, kind)
-        for low in range(start, end, PIECE_BYTES):
-            high = min(end, low + PIECE_BYTES)
-            piece = scratch[: high - low]
-            if root == rank:
-                mine = source.piece(base + low - start, base + high - start)
-                piece = mine if device.type == "cpu" else piece.copy_(mine)
-            dist.broadcast(piece, src=root)
-            if root != rank:
-                _scatter(layout.pieces(kind, low, high), piece, flats)
-
-
-def _scatter(pieces: Iterable[Piece], source: Tensor, flats: list[Tensor]) -> None:
-    for piece in pieces:
-        end = piece.region_offset + piece.end - piece.start
-        flats[piece.index][piece.start : piece.end].copy_(source[piece.region_offset : end])
-
-
-def exchange_device() -> torch.device:
-    """Where tensors are that travel over the default process group."""
-    # "cpu:gloo,cuda:nccl" and gloo move CPU tensors; a plain nccl group only its GPU's.
-    if dist.get_backend() == "nccl":
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
 
 
 def _flat(tensor: Tensor) -> Tensor:

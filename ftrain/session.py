@@ -26,6 +26,7 @@ from ftrain.gradients import live_gradients, load_gradients, watch_optimizer
 from ftrain.group import connect_store
 from ftrain.halt import Halt
 from ftrain.link import AgentLink, FirstStep, OutOfMemory, Restored
+from ftrain.live import Held
 from ftrain.probe import foreseen_bytes
 from ftrain.replicas import ReplicaCheck
 from ftrain.reshard.describer import Describer
@@ -53,7 +54,10 @@ LAST_PATIENCE_SECONDS = 30.0
 class Session:
     """One generation of one protected rank. All methods are called by all ranks, in the same order."""
 
-    def __init__(self, environment: WorkerEnvironment, job: JobEnvironment, link: AgentLink) -> None:
+    def __init__(
+        self, environment: WorkerEnvironment, job: JobEnvironment, link: AgentLink, held: Held | None = None
+    ) -> None:
+        """``held``: what this process still has of its former generation's state."""
         self._rank = environment.rank
         self._lane = environment.local_rank
         self._job = job
@@ -72,6 +76,9 @@ class Session:
             environment.rank, environment.world_size, self._replicated, environment.local_rank, self._arena.client,
             self.describer,
         )  # fmt: skip
+        suits = held is not None and held.suits(job.restore, environment.rank, environment.world_size)
+        self._held = held if suits else None
+        self._read_bytes = self._kept_bytes = 0
         self._crossing: Crossing | None = None
         self._checkpoint: Checkpoint | None = None
         self._replicas = ReplicaCheck(job.check_replicas, link.send)
@@ -105,7 +112,11 @@ class Session:
             set_rng_state(self._restored["rng"])
 
     def begin(self) -> None:
-        """All is tracked. Raises StateMismatch if the snapshot holds objects that the script does not track."""
+        """All is tracked.
+
+        Raises StateMismatch if the snapshot holds objects that the script does not track, LayoutInvalid for rules
+        of the script's that do not hold.
+        """
         if self._begun:
             return
         self._begun = True
@@ -118,6 +129,10 @@ class Session:
             if forgotten:
                 raise StateMismatch(f"the snapshot holds {', '.join(forgotten)}, which the script has not tracked")
         self._meet_ddps()
+        if self._job.start is None and self.describer.rules is not None:  # better said now than when a node is lost
+            from ftrain.reshard.certificate import check_layout
+
+            check_layout(self.describer.describe(self._objects))
         if self._crossing is not None:
             self._crossing.certify(self._objects, self._link.send, is_last=True)
         self._restored = self._crossing = self._checkpoint = None
@@ -159,6 +174,11 @@ class Session:
     def finish(self) -> None:
         """The function has ended, well or not: what was committed is sealed before anybody hears of it."""
         self._capturer.close()
+
+    def hold(self) -> Held | None:
+        """What of the state is as it was captured last, or was not looked at yet: for the next generation."""
+        self._capturer.finish()
+        return self._held or self._capturer.hold()
 
     def close(self) -> None:
         """Let go of memory and connections."""
@@ -274,7 +294,10 @@ class Session:
             assert checkpoint is not None
             return read_stored(checkpoint, self._rank, self._world_size)
         region = self._arena.wait_restored(self._job.generation, snapshot)
-        return read_state(region, self._arena.lane.homes, snapshot, self._rank, self._world_size, objects)
+        held, self._held = self._held, None
+        found = read_state(region, self._arena.lane.homes, snapshot, self._rank, self._world_size, objects, held)
+        self._read_bytes, self._kept_bytes = found.read_bytes, found.kept_bytes
+        return found.tree
 
     def _meet_ddps(self) -> None:
         """Find DDP objects that are new here; bring those of a resumed run to the layout of the snapshot."""
@@ -316,4 +339,4 @@ class Session:
     def _announce(self) -> None:
         if not self._announced:
             self._announced = True
-            self._link.send(Restored(self._job.start, time.time()))
+            self._link.send(Restored(self._job.start, time.time(), self._read_bytes, self._kept_bytes))

@@ -24,6 +24,7 @@ from ftrain.durable.parts import (
     FORMAT,
     INDEX_KEY,
     Alias,
+    Blocks,
     Index,
     Item,
     Part,
@@ -229,7 +230,9 @@ class Attempt:
 
     def _put_index(self, items: _Items, parts: Sequence[Part]) -> None:
         every = [*items.items, *(item for part in parts for item in part.items)]
-        index = Index(FORMAT, self._job.step, self._job.world_size, {item.place: item.sum for item in every})
+        sums = {item.place: item.sum for item in every}
+        blocks = {item.place: item.blocks for item in every if item.blocks is not None}
+        index = Index(FORMAT, self._job.step, self._job.world_size, sums, blocks)
         items.put(INDEX_KEY, ("ftrain", "index"), _with_sum(msgspec.msgpack.encode(index)))
 
     def _commit(self, parts: list[Part]) -> None:
@@ -264,17 +267,22 @@ class _Items:
     def put(self, key: str, path: Path, value: Any) -> None:
         """Serialise as DCP does."""
         torch.save(value, cast(IO[bytes], self._stream))
-        item = Item(key, path, self.file, *self._stream.mark())
+        marked = self._stream.mark()
+        item = Item(key, path, self.file, marked.offset, marked.length, marked.sum)
         if isinstance(value, torch.Tensor):
             dtype = str(value.dtype).removeprefix("torch.")
-            item = msgspec.structs.replace(item, dtype=dtype, shape=tuple(value.shape))
+            blocks = Blocks(tuple(value.stride()), marked.blocks) if marked.blocks else None
+            item = msgspec.structs.replace(item, dtype=dtype, shape=tuple(value.shape), blocks=blocks)
         self.items.append(item)
 
     def put_boxes(self, key: str, path: Path, local: torch.Tensor, shard: Shard) -> None:
         """A part of a sharded tensor, box by box, as DCP does."""
         for box in shard.boxes:
             piece = local[box.slices]
-            self.put(key, path, local if piece.shape == local.shape else piece.contiguous())
+            # A copy: torch.save writes all of the memory that a view is of.
+            self.put(
+                key, path, local if piece.shape == local.shape else piece.clone(memory_format=torch.contiguous_format)
+            )
             self.items[-1] = msgspec.structs.replace(self.items[-1], offsets=box.offsets, whole=shard.spec.shape)
 
 

@@ -27,6 +27,15 @@ def place_of(key: str, offsets: Sequence[int] = ()) -> str:
     return f"{key}\0{','.join(map(str, offsets))}" if any(offsets) else key
 
 
+class Blocks(msgspec.Struct, frozen=True, array_like=True):
+    """What it takes to read parts of a stored tensor."""
+
+    strides: tuple[int, ...]
+    """Its order in memory, which is the file's."""
+    sums: tuple[int, ...]
+    """xxh3 of each BLOCK_BYTES of the item."""
+
+
 class Item(msgspec.Struct, frozen=True):
     """One value in a data file, or a box of a tensor."""
 
@@ -45,6 +54,8 @@ class Item(msgspec.Struct, frozen=True):
     """Of a box: where in the whole it begins."""
     whole: tuple[int, ...] | None = None
     """Of a box: the shape of the whole."""
+    blocks: Blocks | None = None
+    """Of a tensor that is long."""
 
     @property
     def place(self) -> str:
@@ -97,6 +108,8 @@ class Index(msgspec.Struct, frozen=True, array_like=True):
     world_size: int
     sums: dict[str, int]
     """Checksums of all items, by their places."""
+    blocks: dict[str, Blocks] = {}
+    """Of long ones also these; checkpoints of older versions have none."""
 
 
 def merged(parts: Sequence[Part]) -> dict[str, Item]:

@@ -1,6 +1,6 @@
 """Resume from a durable checkpoint: each rank reads its own tree and tensors, checked, and no process group is needed.
 
-What comes back is what `ftrain.restore.read_state` returns for the snapshot in memory. Nothing of the checkpoint is
+What comes back is what `restore.read_state` has for a tree, of the snapshot in memory. Nothing of the checkpoint is
 trusted: ``.metadata`` goes through a restricted unpickler, our own records are msgpack, tensors are loaded with
 ``weights_only``, and every item's checksum is compared before it is looked at.
 """
@@ -23,7 +23,7 @@ from ftrain.errors import StateInconsistent, StateMismatch
 from ftrain.layout import TensorSpec
 from ftrain.reading import read_manifest, read_tree
 from ftrain.shards import Box
-from ftrain_snapshot.storage import METADATA, Storage, folder_name, step_of
+from ftrain_snapshot.storage import BLOCK_BYTES, METADATA, Storage, folder_name, step_of
 
 T = TypeVar("T")
 
@@ -116,16 +116,33 @@ class Checkpoint:
             raise StateInconsistent(f"{self.path}: {key} is damaged: its checksum is not the one that was written")
         return content
 
-    def _content(self, key: str) -> bytes:
+    def length(self, place: str) -> int:
+        """Of an item, in bytes."""
+        return int(self._info(place).length)
+
+    def block(self, place: str, number: int) -> bytes:
+        """One block of an item that has checksums of them, proved."""
+        content = self._content(place, number * BLOCK_BYTES, (number + 1) * BLOCK_BYTES)
+        if (xxhash.xxh3_64_intdigest(content),) != self.index.blocks[place].sums[number : number + 1]:
+            raise StateInconsistent(f"{self.path}: {place} is damaged: a checksum is not the one that was written")
+        return content
+
+    def _content(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
+        """An item's bytes, or some of them."""
+        info = self._info(key)
+        stop = info.length if stop is None else min(stop, info.length)
+        content = self._storage.read(self._step, info.relative_path, info.offset + start, info.offset + stop)
+        if len(content) != stop - start:
+            raise StateInconsistent(f"{self.path}: {key} is damaged: {info.relative_path} ends early")
+        return content
+
+    def _info(self, key: str) -> Any:
         info = self._stored.get(key)
         if info is None:
             raise StateInconsistent(f"{self.path}: {key} is missing; only checkpoints that ftrain wrote can be resumed")
         if "/" in info.relative_path:
             raise StateInconsistent(f"{self.path}: {key} lies outside of the checkpoint")
-        content = self._storage.read(self._step, info.relative_path, info.offset, info.offset + info.length)
-        if len(content) != info.length:
-            raise StateInconsistent(f"{self.path}: {key} is damaged: {info.relative_path} ends early")
-        return content
+        return info
 
     def _load(self, key: str, content: bytes, kind: type[T]) -> T:
         try:

@@ -1,8 +1,9 @@
 """A checkpoint on storage as the snapshot that it was written from: one node, with a lane for each rank that wrote it.
 
 So what starts from the snapshot of another world in memory (ftrain/reshard) starts from a checkpoint by the same way.
-A rank's data is put together from the manifest's layout; what is asked of it leads to stored tensors, each of which is
-read whole, since its checksum is of all its bytes. Some are kept, for reads take a tensor piece by piece.
+A rank's data is put together from the manifest's layout; what is asked of it leads to stored tensors. Of long ones only
+what is wanted is read, in blocks (slices.py). Others are read whole, since their checksum is of all their bytes; some
+are kept, for reads take a tensor piece by piece.
 """
 
 from __future__ import annotations
@@ -11,21 +12,25 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable
 from functools import cached_property
+from math import prod
 from threading import Lock
+from typing import NamedTuple
 
 import msgspec
 import torch
 
 from ftrain.durable.contents import RankContents
-from ftrain.durable.parts import RankRecord
+from ftrain.durable.parts import RankRecord, place_of
 from ftrain.durable.reader import Checkpoint
-from ftrain.layout import Piece, flat_bytes
+from ftrain.durable.slices import Slices
+from ftrain.layout import Piece, TensorSpec, flat_bytes
+from ftrain.logical.state import contiguous_strides
 from ftrain.shards import Box
 from ftrain_snapshot.messages import Origin, SnapshotId
 from ftrain_snapshot.read_plan import Wanted
 
-KEPT_BYTES = 64 << 20
-"""Of tensors that were read; one that is larger is kept alone."""
+KEPT_BYTES = 32 << 20
+"""Of tensors that were read, and of blocks; a tensor that is larger is kept alone."""
 
 
 class CheckpointSource:
@@ -37,6 +42,7 @@ class CheckpointSource:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
         self._ranks: dict[int, _Rank] = {}
+        self._slices = Slices(checkpoint, KEPT_BYTES)
         self._tensors: OrderedDict[tuple[str, tuple[Box, ...]], torch.Tensor] = OrderedDict()
         self._lock = Lock()
 
@@ -82,10 +88,30 @@ class CheckpointSource:
 
     def _bytes(self, rank: _Rank, piece: Piece, start: int, stop: int) -> memoryview:
         """These bytes of a rank's data, which lie in this piece."""
+        shift = piece.start - piece.region_offset
+        if (stored := self._stored(rank, piece.index)) is not None:
+            return self._in_blocks(stored, start + shift, stop + shift)
         flat = flat_bytes(self._tensor(rank, piece.index))
         assert flat is not None
-        shift = piece.start - piece.region_offset
         return flat[start + shift : stop + shift].numpy().data
+
+    def _stored(self, rank: _Rank, index: int) -> list[Stored] | None:
+        """Where the bytes of one of its tensors are; None: they are to be had as a whole only."""
+        if index not in rank.stored:
+            found = stored_of(rank.contents.specs[index], rank.record.keys[index], rank.record.boxes.get(index))
+            is_long = found is not None and all(self._slices.has(each.place, each.strides) for each in found)
+            rank.stored[index] = found if is_long else None
+        return rank.stored[index]
+
+    def _in_blocks(self, stored: list[Stored], start: int, stop: int) -> memoryview:
+        data = bytearray(stop - start)
+        with self._lock:
+            for each in stored:
+                low, high = max(start, each.start), min(stop, each.stop)
+                if low < high:
+                    into = memoryview(data)[low - start : high - start]
+                    self._slices.read(each.place, each.stop - each.start, low - each.start, into)
+        return memoryview(data)
 
     def _tensor(self, rank: _Rank, index: int) -> torch.Tensor:
         spec = msgspec.structs.replace(rank.contents.specs[index], device="cpu")
@@ -101,12 +127,43 @@ class CheckpointSource:
         return found
 
 
+class Stored(NamedTuple):
+    """Bytes ``start`` to ``stop`` of a tensor, in its order in memory, are those of an item."""
+
+    start: int
+    stop: int
+    place: str
+    strides: tuple[int, ...]
+    """That the item must have."""
+
+
+def stored_of(spec: TensorSpec, key: str, boxes: tuple[Box, ...] | None) -> list[Stored] | None:
+    """In order; None: the boxes are no stretches of the tensor's memory, one behind another."""
+    if boxes is None:
+        return [Stored(0, spec.size_bytes, key, spec.strides)]
+    if len(boxes) == 1 and boxes[0].sizes == spec.shape:
+        return [Stored(0, spec.size_bytes, place_of(key, boxes[0].offsets), spec.strides)]
+    if spec.strides != contiguous_strides(spec.shape) or any(box.sizes[1:] != spec.shape[1:] for box in boxes):
+        return None
+    found, done = [], 0
+    row_bytes = prod(spec.shape[1:]) * getattr(torch, spec.dtype).itemsize
+    for box in sorted(boxes, key=lambda box: box.starts):
+        start, stop = box.starts[0] * row_bytes, (box.starts[0] + box.sizes[0]) * row_bytes
+        if start != done:
+            return None
+        found.append(Stored(start, stop, place_of(key, box.offsets), contiguous_strides(box.sizes)))
+        done = stop
+    return found if done == spec.size_bytes else None
+
+
 class _Rank:
     """One of the ranks that wrote the checkpoint."""
 
     def __init__(self, rank: int, world_size: int, record: RankRecord) -> None:
         self.record = record
         self.contents = RankContents(rank, world_size, record.manifest)
+        self.stored: dict[int, list[Stored] | None] = {}
+        """Of its tensors, by index."""
 
     @cached_property
     def _pieces(self) -> list[Piece]:

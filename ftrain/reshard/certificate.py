@@ -25,13 +25,14 @@ from torch import Tensor
 
 from ftrain.errors import FtrainError
 from ftrain.exact.stream import ElasticStream
+from ftrain.exchange import exchange_device
 from ftrain.link import Certified
 from ftrain.logical.coverage import findings
+from ftrain.logical.errors import LayoutInvalid
 from ftrain.logical.live import Live
 from ftrain.logical.placements import Scope
 from ftrain.logical.state import LogicalTensor, RankState
 from ftrain.replicas import pieces
-from ftrain.restore import exchange_device
 from ftrain.sampler import ElasticSampler
 
 SHOWN_MAX = 5
@@ -115,8 +116,7 @@ def certify(
     if dist.get_rank() == 0:
         accounts = [msgspec.msgpack.decode(each, type=Account) for each in encoded]
         wrong = judge(accounts, names, snapshot)
-        more = [f"{len(wrong) - SHOWN_MAX} more"] * (len(wrong) > SHOWN_MAX)
-        findings = (*wrong[:SHOWN_MAX], *more)
+        findings = _shown(wrong)
     verdict = _broadcast("; ".join(findings))
     certified = _certificate(accounts, version, findings, begun) if accounts else None
     if verdict:
@@ -124,6 +124,22 @@ def certify(
         error.certificate = certified
         raise error
     return certified
+
+
+def check_layout(live: Live) -> None:
+    """A collective, as a job begins: do the parts that ranks hold by a script's rules make up what they are parts of?
+
+    Else nobody could take the state over once a node is lost. Raises LayoutInvalid, on all ranks.
+    """
+    states = [msgspec.msgpack.decode(each, type=RankState) for each in _gathered(msgspec.msgpack.encode(live.state))]
+    wrong = _shown([str(each) for each in findings(states, are_kept=False)])
+    if verdict := _broadcast("; ".join(wrong)):
+        raise LayoutInvalid(f"by ctx.layout the ranks do not hold the state as a whole: {verdict}")
+
+
+def _shown(wrong: Sequence[str]) -> tuple[str, ...]:
+    more = [f"{len(wrong) - SHOWN_MAX} more"] * (len(wrong) > SHOWN_MAX)
+    return (*wrong[:SHOWN_MAX], *more)
 
 
 def _certificate(accounts: Sequence[Account], version: int, findings: tuple[str, ...], begun: float) -> Certified:

@@ -19,6 +19,7 @@ from ftrain.durable.source import NodeSource
 from ftrain.durable.units import CheckpointSource
 from ftrain.environment import JobEnvironment, WorkerEnvironment
 from ftrain.errors import StateMismatch
+from ftrain.exchange import exchange_device
 from ftrain.link import LinkMessage
 from ftrain.logical.errors import LayoutInvalid
 from ftrain.reading import read_logical, read_manifest
@@ -28,7 +29,6 @@ from ftrain.reshard.describer import Describer
 from ftrain.reshard.origin import OldWorld
 from ftrain.reshard.restoring import Restoring
 from ftrain.reshard.storage import SnapshotReader
-from ftrain.restore import exchange_device
 
 
 def other_world(
@@ -83,7 +83,7 @@ class Crossing:
         self._rank = environment.rank
 
     def restore(self, objects: Mapping[str, Any], every: Mapping[str, Any]) -> dict[str, Any]:
-        """Put back the state of ``objects``; what the rest of the start needs: as `ftrain.restore.read_state`."""
+        """Put back the state of ``objects``; what the rest of the start needs: the tree of `restore.read_state`."""
         self._restoring.restore(objects, every)
         return {"objects": {}, "gradients": {}, "rng": self._restoring.rng(), "buckets": self._restoring.buckets()}
 

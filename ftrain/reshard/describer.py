@@ -6,6 +6,7 @@ restored all the same; a re-shard refuses, with that reason.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,7 @@ class Describer:
         """Of the dimensions that the rules speak of."""
         self.ddps: Iterable[DistributedDataParallel] = ()
         """Those round tracked modules that are not tracked themselves."""
+        self._warned = False
 
     def describe(self, objects: Mapping[str, Any]) -> Live:
         """Live objects. Raises LayoutInvalid."""
@@ -44,12 +46,18 @@ class Describer:
         return describe(objects, self._rank, self._world_size, self.rules, self.mesh, self.ddps)
 
     def record(self, objects: Mapping[str, Any], plan: Plan) -> bytes:
-        """An encoded `Logical`: the objects' tensors, and where in this rank's data a plan keeps them. Never raises."""
+        """An encoded `Logical`: the objects' tensors, and where in this rank's data a plan keeps them.
+
+        Never raises; rank 0 warns, once, of what it could not describe.
+        """
         found: Logical
         try:
             found = self._kept(objects, plan)
         except Exception as error:  # whatever it is, the snapshot itself is sound
             found = f"{type(error).__name__}: {error}"[:REASON_CHARACTERS_MAX]
+            if self._rank == 0 and not self._warned:
+                self._warned = True
+                warnings.warn(f"no other number of ranks can resume this state: {found}", stacklevel=2)
         return msgspec.msgpack.encode(found)
 
     def _kept(self, objects: Mapping[str, Any], plan: Plan) -> RankState:

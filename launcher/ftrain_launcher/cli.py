@@ -7,12 +7,12 @@ that are busy training. Bad input ends with one line on stderr and exit code 2, 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from ftrain_launcher.commands import controller, doctor, flush, inject, nodes, plan, run, show, snapshots, trace
-from ftrain_launcher.errors import ControllerAway, LauncherError, UsageError
+from ftrain_launcher.errors import ControllerAway, JobHasEnded, LauncherError, UsageError
 
 _EXIT_USAGE = 2
 _EXIT_AWAY = 6
@@ -35,6 +35,9 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
+    # Not at the top: Ctrl-C while they load is to end like any other.
+    from ftrain_launcher.commands import controller, doctor, flush, inject, nodes, plan, run, show, snapshots, trace
+
     parser = Parser(
         prog="ftrain",
         description="Keeps a torch.distributed job training through crashes, hangs and lost nodes.",
@@ -48,10 +51,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
+    _complete_streams()
     try:
         chosen = build_parser().parse_args(arguments)
         chosen.words = list(sys.argv[1:] if arguments is None else arguments)
         code = chosen.command(chosen)
+    except JobHasEnded as error:
+        code = _say(str(error), _EXIT_USAGE)
     except ControllerAway as error:
         code = _say(str(error), _EXIT_AWAY)
     except LauncherError as error:
@@ -61,6 +67,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         code = _EXIT_PIPE
     sys.exit(code)
+
+
+def _complete_streams() -> None:
+    """Where one was closed (``>&-``) nothing is said; else the next file or socket would take its number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free, which is this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115  # for good
 
 
 def _say(text: str, code: int) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import aiohttp
 import msgspec
 
-from ftrain_launcher import leadership
+from ftrain_launcher import leadership, names
 from ftrain_launcher.errors import SecretRefused
 from ftrain_launcher.jobs import Endpoint, JobFolder
 from ftrain_launcher.line import LINE_ERRORS, Socket, open_line
@@ -45,6 +45,7 @@ class EngineLine:
 
         It may be back when a cut network heals; where its host answers that nobody listens, there is less to wait for.
         """
+        names.prepare(candidate.host for candidate in self._candidates)
         seen = time.monotonic()
         key = self._folder.line_key()
         turns = 0

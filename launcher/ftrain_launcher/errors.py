@@ -4,11 +4,13 @@ LauncherError
 ├── UsageError           bad input: one line, exit code 2
 ├── JobNotFound          no such job, or it does not answer
 ├── ControllerAway       the controller does not answer just now
+│   └── JobHasEnded      ... nor ever again: exit code 2
 ├── JoinRefused          the job does not want this host, or is not to be found: one line, exit code 2
 ├── SecretRefused        controller and caller do not know the same secret
 ├── JournalDamaged       a journal cannot be replayed
 ├── ZygoteFailed         the process that starts workers does not start, or does not answer
 ├── SpawnFailed          the zygote could not start a worker
+├── NotBound             no processors for a worker near its GPU
 └── WorkersWillNotDie    killed processes are still there
 """
 
@@ -31,6 +33,10 @@ class JobNotFound(LauncherError):
 
 class ControllerAway(LauncherError):
     """The job's controller does not answer just now; it may be on its way back."""
+
+
+class JobHasEnded(ControllerAway):
+    """The job is over, so nobody answers any more."""
 
 
 class JoinRefused(LauncherError):
@@ -59,6 +65,10 @@ class SpawnFailed(LauncherError):
     def __init__(self, id: str, reason: str) -> None:
         super().__init__(f"worker {id} was not started: {reason}")
         self.id = id
+
+
+class NotBound(LauncherError):
+    """A worker cannot be bound to the processors near its GPU: why."""
 
 
 class WorkersWillNotDie(LauncherError):

@@ -13,6 +13,7 @@ The state folder may be shared by all hosts (NFS) or be each host's own.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import os
@@ -171,8 +172,9 @@ class JobFolder:
             JobNotFound: there is none.
         """
         jobs = state_home() / "jobs"
-        if name is not None and (jobs / name / "job.json").exists():
-            return cls(jobs / name)
+        with contextlib.suppress(OSError):  # no file can have such a name
+            if name is not None and (jobs / name / "job.json").exists():
+                return cls(jobs / name)
         found = [cls(p.parent) for p in (*jobs.glob("*/job.json"), *jobs.glob("*/hosts/*/job.json"))]
         if name is not None:
             found = [f for f in found if f.record().name == name]

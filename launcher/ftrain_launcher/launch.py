@@ -96,7 +96,8 @@ class Launcher:
         linux.adopt_orphans()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-            loop.add_signal_handler(number, self._interrupt, number)
+            if (number, signal.getsignal(number)) != (signal.SIGHUP, signal.SIG_IGN):  # nohup
+                loop.add_signal_handler(number, self._interrupt, number)
         for number in (signal.SIGUSR1, *((signal.SIGTERM,) if self._flush_seconds is not None else ())):
             loop.add_signal_handler(number, self._notice, number)
         for more in self._signals:

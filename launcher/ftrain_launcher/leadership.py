@@ -12,6 +12,7 @@ import aiohttp
 import msgspec
 
 from ftrain_launcher.jobs import Endpoint, JobFolder, write_atomically
+from ftrain_launcher.names import Names
 
 _LOOK_SECONDS_MAX = 1.0
 LOOK_EVERY_SECONDS = 0.5
@@ -64,7 +65,8 @@ async def look(candidates: tuple[str, ...], own: int, token: str) -> list[Seen]:
     """The other candidates that answer within a second."""
     others = [e for i, e in enumerate(endpoints(candidates)) if i != own]
     timeout = aiohttp.ClientTimeout(total=_LOOK_SECONDS_MAX)
-    async with aiohttp.ClientSession(timeout=timeout, headers={"Authorization": f"Bearer {token}"}) as session:
+    headers, connector = {"Authorization": f"Bearer {token}"}, aiohttp.TCPConnector(resolver=Names())
+    async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as session:
         found = await asyncio.gather(*(_ask(session, endpoint) for endpoint in others))
     return [seen for seen in found if seen is not None]
 

@@ -16,6 +16,7 @@ import aiohttp
 from ftrain_launcher.handshake import Challenge, hear_challenge, prove
 from ftrain_launcher.jobs import Endpoint
 from ftrain_launcher.messages import MESSAGE_BYTES_MAX
+from ftrain_launcher.names import Names
 
 OPENING_SECONDS_MAX = 2.0
 LINE_ERRORS = (aiohttp.ClientError, ConnectionError, TimeoutError)
@@ -40,7 +41,8 @@ async def open_line(
     """
     url = f"http://{endpoint.host}:{endpoint.port}{path}"
     # A ping after h without a word, and h/2 to answer it.
-    async with aiohttp.ClientSession() as session, contextlib.AsyncExitStack() as stack:
+    connector = aiohttp.TCPConnector(resolver=Names())
+    async with aiohttp.ClientSession(connector=connector) as session, contextlib.AsyncExitStack() as stack:
         async with asyncio.timeout(OPENING_SECONDS_MAX):
             socket = await stack.enter_async_context(
                 session.ws_connect(

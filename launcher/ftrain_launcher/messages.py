@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from ftrain.link import Certified, ReplicaDigest
+from ftrain.link import Certified, Misfit, ReplicaDigest
 from ftrain_launcher.detect.records import NodeReport
 from ftrain_launcher.processes.streams import Streams
 from ftrain_launcher.questions import Question, Reply
@@ -92,6 +92,8 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     """What the terminal shows of them."""
     virtual_local_rank: bool = False
     """Each worker sees one GPU, its own, and LOCAL_RANK is 0."""
+    numa_binding: str = ""
+    """How workers are bound to the processors near their GPUs (`numa.MODES`); empty: they are not."""
     store_port: int = 0
     """Where each generation's store listens; 0: on any free port."""
 
@@ -124,6 +126,8 @@ class Failure(msgspec.Struct, frozen=True):
     """The loss was infinite or no number, in steps one after the other."""
     newest_version: int | None = None
     """The newest snapshot that the rank knew then; told with ``not_finite`` only."""
+    misfit: Misfit | None = None
+    """There are too many or too few ranks for the script's device mesh."""
 
 
 # ---- agent -> controller
@@ -173,6 +177,8 @@ class WorkerExit(msgspec.Struct, frozen=True, tag="worker_exit", kw_only=True):
     pid: int
     code: int | None = None
     signal: int | None = None
+    with_zygote: bool = False
+    """It was killed since its node's zygote had ended."""
     finished: bool = False
     """The training function had returned before."""
     failure: Failure | None = None
@@ -203,6 +209,9 @@ class RankRestored(msgspec.Struct, frozen=True, tag="restored"):
     rank: int
     version: int | None
     time: float
+    read_bytes: int = 0
+    kept_bytes: int = 0
+    """What it had not to read, since it still held it."""
 
 
 class RankStepped(msgspec.Struct, frozen=True, tag="stepped"):
@@ -366,6 +375,7 @@ class Form(msgspec.Struct, frozen=True, tag="form", kw_only=True):
 
     generation: int
     position: int
+    """-1: there are no ranks for this node, but others read what it holds of the origin."""
     peers: tuple[Peer, ...]
     store_host: str
     store_port: int

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from ftrain_launcher import leadership
-from ftrain_launcher.errors import ControllerAway, UsageError
+from ftrain_launcher.errors import ControllerAway, JobHasEnded, UsageError
 from ftrain_launcher.jobs import Endpoint, JobFolder
 
 _ANSWER_SECONDS = 0.5
@@ -29,7 +29,7 @@ def ask(folder: JobFolder, path: str, body: dict[str, Any] | None = None, wait_s
     """GET (or POST, with a body) a path of the controller and return its JSON.
 
     Raises:
-        ControllerAway: nobody answered within ``wait_seconds``.
+        ControllerAway: nobody answered within ``wait_seconds``; JobHasEnded: nor ever will.
         UsageError: the controller refused what was asked.
     """
     deadline = time.monotonic() + wait_seconds
@@ -43,9 +43,12 @@ def ask(folder: JobFolder, path: str, body: dict[str, Any] | None = None, wait_s
             if endpoint is not None:
                 return _ask_once(endpoint, folder.token(), path, body, max(0.05, deadline - time.monotonic()))
         except (OSError, http.client.HTTPException):
-            pass
+            if (over := folder.result()) is not None:
+                raise JobHasEnded(f"job {folder.record().name!r} has ended: {over.message}") from None
         if time.monotonic() >= deadline:
             name = folder.record().name
+            if not folder.is_running():
+                raise JobHasEnded(f"job {name!r} has ended: its launcher is gone")
             raise ControllerAway(f"the controller of job {name!r} does not answer; its launcher restarts it: try again")
         time.sleep(_RETRY_SECONDS)
 

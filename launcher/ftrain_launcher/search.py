@@ -19,7 +19,7 @@ class Search:
 
     def __init__(self, candidates: Sequence[Endpoint], known: Endpoint, patience_seconds: float) -> None:
         self._candidates = list(candidates)
-        self._known = next((c for c in candidates if _is(c, known)), self._candidates[0])
+        self._known = next((c for c in candidates if _is(c, known)), known)
         self._patience_seconds = patience_seconds
 
     def order(self, away_seconds: float) -> list[Endpoint]:

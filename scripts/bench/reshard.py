@@ -1,10 +1,13 @@
 """Fewer nodes and more again, from memory: what it costs and whether anything is lost, against torchrun and DCP.
 
-    .venv/bin/python scripts/bench/reshard.py [--quick] [--json FILE] [--mib N] [--changes N] [--only PART ...]
+    .venv/bin/python scripts/bench/reshard.py [--quick] [--json FILE] [--mib N] [--dense] [--changes N]
+                                              [--only PART ...]
 
 *recovery*: FSDP2 on four nodes (reshard_worker.py), ``--local-nodes 3:4``, no spare; one node is lost with its memory,
 and the job goes on with three. torchrun: four agents, ``--nnodes 3:4`` with the tightest settings that work (FACTS 5),
-a DCP checkpoint on tmpfs at each step, and as much state. From the kill to the first step that nobody had done. What
+a DCP checkpoint on tmpfs at each step, and as much state. From the kill to the first step that nobody had done. On both
+sides layers take turns: a step goes through four of them, for one through all of them (``--dense``) gathers all
+parameters twice, through gloo and two cores, which takes longer than all else and is the same for both. What
 reading the state took is noted by the ranks themselves, beside one copy of the same bytes into warm memory, and one
 into fresh memory, all ranks at once; torchrun's ranks do so for ``dcp.load``. Processor time is the ranks' own: that of
 the daemons, which fetch and decode, is not in it.
@@ -28,7 +31,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -113,13 +116,23 @@ def reads_of(folder: Path, world: int) -> list[dict[str, Any]]:
 class Started:
     """A job of ours on emulated nodes, and the folder that its ranks write to."""
 
-    def __init__(self, stack: ExitStack, folder: Path, *flags: str, mib: int, steps: int, pause_seconds: float) -> None:
+    def __init__(
+        self,
+        stack: ExitStack,
+        folder: Path,
+        *flags: str,
+        mib: int,
+        steps: int,
+        pause_seconds: float,
+        options: Sequence[str] = (),
+    ) -> None:
+        """``options``: more for the worker."""
         folder.mkdir()
         self.folder = folder
         arguments = ["ftrain", str(folder), "--mib", str(mib), "--steps", str(steps)]
         if pause_seconds:
             self.slow()
-        arguments += ["--pause-seconds", str(pause_seconds), *(["--micro"] if mib == SMALL_MIB else [])]
+        arguments += ["--pause-seconds", str(pause_seconds), *(["--micro"] if mib == SMALL_MIB else []), *options]
         flags = ("--nproc-per-node", "1", "--snapshot-every", "1", "--max-restarts", "1000", *flags)
         self.job = stack.enter_context(
             Job(f"bench-{folder.name}-{os.getpid()}", flags, WORKER, arguments, folder / "log")
@@ -155,19 +168,24 @@ class Started:
 # ---- recovery
 
 
-def recovery(report: Report, folder: Path, mib: int, chance: random.Random) -> None:
+def recovery(report: Report, folder: Path, mib: int, dense: bool, chance: random.Random) -> None:
     """From a lost node to the first new step on three, and what reading took."""
+    layers = ["--dense"] if dense else []
     with ExitStack() as stack:
-        ours = Started(stack, folder / "ours", "--local-nodes", "3:4", mib=mib, steps=10**6, pause_seconds=0.0)
+        ours = Started(
+            stack, folder / "ours", "--local-nodes", "3:4", mib=mib, steps=10**6, pause_seconds=0.0, options=layers
+        )
         status = ours.wait_world(NODES, WARM_STEPS)
         ours.job.wait_for("protected", lambda s: s["snapshots"]["protected"] is not None, TIMEOUT_SECONDS)
         killed_at = ours.lose(status, chance)
         seconds = seconds_to_new_step(ours.folder, killed_at, NODES - 1, ours.alive)
-    theirs = rival_recovery(folder / "theirs", mib)
+    theirs = rival_recovery(folder / "theirs", mib, layers)
     report.add("node lost, ftrain: to the first step on 3 nodes", seconds, "s")
     report.add("the same, torchrun --nnodes 3:4, tightest settings", theirs, "s")
     report.add("ftrain over torchrun", seconds / theirs, "ratio", 0.2)
     mine, dcp = reads_of(ours.folder, NODES - 1), reads_of(folder / "theirs", NODES - 1)
+    for side, entries in (("ftrain", mine), ("torchrun", dcp)):
+        report.add(f"the first step itself, {side}", max(entry["step_seconds"] for entry in entries), "s")
     slowest = median([max(entry["read_seconds"] for entry in mine)])
     report.add("reading 4 -> 3, one node decoded", slowest, "s")
     report.add("the same over one copy", slowest / max(entry["copy_seconds"] for entry in mine), "ratio", 10)
@@ -184,7 +202,7 @@ def recovery(report: Report, folder: Path, mib: int, chance: random.Random) -> N
         report.add(f"extra memory while reading, share of a rank's state, {side}", peak, "ratio", limit)
 
 
-def rival_recovery(folder: Path, mib: int) -> float:
+def rival_recovery(folder: Path, mib: int, layers: Sequence[str]) -> float:
     """Four torchrun agents; one that does not host the rendezvous is killed with its worker."""
     folder.mkdir()
     with socket.socket() as free:
@@ -202,7 +220,7 @@ def rival_recovery(folder: Path, mib: int) -> float:
         "--local-addr",
         "127.0.0.1",
     ]
-    command += [str(WORKER), "torchrun", str(folder), "--mib", str(mib), "--steps", str(10**6)]
+    command += [str(WORKER), "torchrun", str(folder), "--mib", str(mib), "--steps", str(10**6), *layers]
     environment = {**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "GLOO_SOCKET_IFNAME": "lo"}
     agents: list[subprocess.Popen[bytes]] = []
     try:
@@ -356,6 +374,7 @@ def samples_of(folder: Path) -> dict[int, list[int]]:
 def main() -> None:
     options = parser(__doc__ or "")
     options.add_argument("--mib", type=int, help="state in all; default 2048, quick 96")
+    options.add_argument("--dense", action="store_true", help="recovery: each step goes through all layers")
     options.add_argument("--changes", type=int, help="default 50, quick 4")
     options.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
     options.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
@@ -369,7 +388,7 @@ def main() -> None:
         os.environ["FTRAIN_HOME"] = str(folder / "home")
         mib, count = args.mib or (96 if args.quick else 2048), args.changes or (4 if args.quick else 50)
         parts: dict[str, Callable[[], None]] = {
-            "recovery": lambda: recovery(report, folder, mib, chance),
+            "recovery": lambda: recovery(report, folder, mib, args.dense, chance),
             "curve": lambda: curve(report, folder, chance),
             "changes": lambda: changes(report, folder, count, chance),
             "drain": lambda: drain(report, folder, chance),

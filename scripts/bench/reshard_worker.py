@@ -1,12 +1,14 @@
 """The training that scripts/bench/reshard.py shrinks and grows: FSDP2, under ftrain or under torchrun.
 
-    reshard_worker.py ftrain|torchrun FOLDER --mib N --steps N
+    reshard_worker.py ftrain|torchrun FOLDER --mib N --steps N [--dense]
 
-The state, parameters and AdamW's, is as large as is asked for; a global batch is the same whatever the world. Each rank
-appends ``step time pid loss`` to FOLDER/rank-N when a step is computed, the generation and the samples that it has
-trained on to FOLDER/samples-N, and what reading its state took to FOLDER/read-N. Steps take their time while there is
-a FOLDER/slow. Under torchrun the state comes back
-from the newest DCP checkpoint that is complete, written at each step. ftrain is imported under ftrain only.
+The state, parameters and AdamW's, is as large as is asked for; a global batch is the same whatever the world. Layers
+take turns, as experts do: the first step goes through all, each later one through ACTIVE_LAYERS of them, so that what
+is measured is how the state comes back, and not how long gathering all of it takes on this machine; ``--dense``: each
+step goes through all. Each rank appends ``step time pid loss`` to FOLDER/rank-N when a step is computed, the generation
+and the samples that it has trained on to FOLDER/samples-N, and what reading its state took to FOLDER/read-N. Steps take
+their time while there is a FOLDER/slow. Under torchrun the state comes back from the newest DCP checkpoint that is
+complete, written at each step. ftrain is imported under ftrain only.
 """
 
 from __future__ import annotations
@@ -27,11 +29,13 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 if TYPE_CHECKING:
     import ftrain
 
 GLOBAL_BATCH, MICRO_BATCH, SAMPLES = 24, 2, 960
+ACTIVE_LAYERS = 4
 STATES = 3
 """AdamW keeps two tensors beside each parameter."""
 
@@ -43,11 +47,28 @@ def parse() -> argparse.Namespace:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--mib", type=int, required=True, help="of all state, over all ranks")
     parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--dense", action="store_true", help="each step goes through all layers")
     parser.add_argument("--micro", action="store_true", help="by micro-batches that do not depend on the world")
     parser.add_argument(
         "--pause-seconds", type=float, default=0.0, help="a step takes at least so long while FOLDER/slow is there"
     )
     return parser.parse_args()
+
+
+class Layers(nn.Module):
+    """Linear layers, of which each step goes through some."""
+
+    def __init__(self, width: int, count: int, active: int) -> None:
+        super().__init__()
+        self.all = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(count))
+        self._active = active
+
+    def forward(self, data: Tensor, step: int) -> Tensor:
+        count = len(self.all)
+        used = count if step == 0 else self._active  # the first step has the optimizer make all its state
+        for number in range(used):
+            data = self.all[(step * used + number) % count](data)
+        return data
 
 
 class Training:
@@ -58,19 +79,25 @@ class Training:
         torch.manual_seed(0)
         width = 64 if args.mib < 4 else 512 if args.mib < 512 else 2048
         layers = max(2, (args.mib << 20) // (STATES * 4 * width * width))
-        self.model = nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(layers)))
+        with torch.device("meta"):  # no rank makes more than its own part
+            self.model = Layers(width, layers, layers if args.dense else min(layers, ACTIVE_LAYERS))
         mesh = init_device_mesh("cpu", (world,))
-        for layer in (*self.model, self.model):
+        for layer in (*self.model.all, self.model):
             fully_shard(layer, mesh=mesh)
+        self.model.to_empty(device="cpu")
+        own, bound = torch.Generator().manual_seed(rank), width**-0.5
+        for parameter in self.model.parameters():
+            assert isinstance(parameter.data, DTensor)
+            parameter.data.to_local().uniform_(-bound, bound, generator=own)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3)
         self.data = torch.randn(SAMPLES, width, generator=torch.Generator().manual_seed(1))
         self._folder, self._rank, self._generation = args.folder, rank, generation
         self._lines = os.open(args.folder / f"rank-{rank}", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         self._samples = os.open(args.folder / f"samples-{rank}", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
-    def loss(self, data: Tensor) -> Tensor:
+    def loss(self, data: Tensor, step: int) -> Tensor:
         """Mean over the samples."""
-        error: Tensor = self.model(data) - data.flip(1)
+        error: Tensor = self.model(data, step) - data.flip(1)
         return error.square().mean()
 
     def update(self) -> None:
@@ -83,9 +110,9 @@ class Training:
         os.write(self._samples, f"{step} {self._generation} {' '.join(map(str, samples))}\n".encode())
         os.write(self._lines, f"{step} {time.time()} {os.getpid()} {loss.hex()}\n".encode())
 
-    def note_read(self, seconds: float, processor_seconds: float, peak_bytes: int) -> None:
-        """What reading took, beside copies of the same bytes by all ranks at once: into warm memory, and into fresh
-        memory, to which most of what is read goes."""
+    def note_read(self, step_seconds: float, seconds: float, processor_seconds: float, peak_bytes: int) -> None:
+        """What the first step took, and reading before it, beside copies of the same bytes by all ranks at once: into
+        warm memory, and into fresh memory, to which most of what is read goes."""
         own = [p.to_local() for p in self.model.parameters()]  # type: ignore[attr-defined]
         own += [v.to_local() for s in self.optimizer.state.values() for v in s.values() if hasattr(v, "to_local")]
         targets = [torch.empty_like(each) for each in own]
@@ -99,6 +126,7 @@ class Training:
         entry = {
             "world": dist.get_world_size(),
             "read_seconds": seconds,
+            "step_seconds": step_seconds,
             "processor_seconds": processor_seconds,
             "copy_seconds": min(copies),
             "fresh_copy_seconds": copies[0],
@@ -143,23 +171,24 @@ def under_ftrain(args: argparse.Namespace) -> None:
         read = taken if ctx.generation > 1 else None
         batches, slow = iter(sampler), args.folder / "slow"
         for step in ctx.steps(args.steps):
-            until = time.monotonic() + args.pause_seconds * slow.exists()
+            began = time.monotonic()
+            until = began + args.pause_seconds * slow.exists()
             samples: list[int] = []
             if args.micro:
                 for micro in ctx.microbatches(loader):
-                    ctx.scale_loss(training.loss(micro.data), micro.samples).backward()  # type: ignore[no-untyped-call]
+                    ctx.scale_loss(training.loss(micro.data, step), micro.samples).backward()  # type: ignore[no-untyped-call]
                     samples += micro.indices
                 mean = ctx.global_loss()
             else:
                 samples = next(batches)
-                loss = training.loss(training.data[samples])
+                loss = training.loss(training.data[samples], step)
                 ctx.scale_loss(loss, len(samples)).backward()  # type: ignore[no-untyped-call]
                 mean = loss.item()
             training.update()
             time.sleep(max(0.0, until - time.monotonic()))
             training.note(step, mean, samples)
             if read is not None:  # only now: its copies take their time, too
-                training.note_read(*read)
+                training.note_read(time.monotonic() - began, *read)
                 read = None
 
     train()
@@ -185,12 +214,13 @@ def under_torchrun(args: argparse.Namespace) -> None:
     for step in range(saved[-1] + 1 if saved else 0, args.steps):
         first = step * GLOBAL_BATCH % SAMPLES
         own = list(range(first, first + GLOBAL_BATCH))[rank::world]
-        loss = training.loss(training.data[own])
+        step_began = time.monotonic()
+        loss = training.loss(training.data[own], step)
         loss.backward()  # type: ignore[no-untyped-call]
         training.update()
         training.note(step, loss.item(), own)
         if read is not None:
-            training.note_read(*read)
+            training.note_read(time.monotonic() - step_began, *read)
             read = None
         model, optimizer = get_state_dict(training.model, training.optimizer)
         began = time.perf_counter()

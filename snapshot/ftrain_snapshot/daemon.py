@@ -18,7 +18,7 @@ from importlib import import_module
 from pathlib import Path
 
 from ftrain_snapshot.loop import Loop
-from ftrain_snapshot.priority import give_way
+from ftrain_snapshot.priority import Priority, Turns
 from ftrain_snapshot.tls import Tls
 
 
@@ -89,7 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     signals = _stop_on_signals(service.loop)
     print(f"ready {service.port}", flush=True)
     import_module("ftrain_snapshot.codec").choose()  # numpy and ISA-L, while nobody waits
-    give_way()  # from here on: until it is there, training may be waiting for it
+    priority = Priority(service.loop, Turns().set)
+    service.lines.hurry = priority.hurry
+    priority.give_way()  # from here on: until it is there, training may be waiting for it
     service.run()
     for end in signals:
         end.close()

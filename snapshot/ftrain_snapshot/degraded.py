@@ -5,7 +5,8 @@
     else                             ──> decoded from the same stripes of k others, and from no more than those
 
 Every chunk is checked against the checksum that all members of the group keep, before a byte of it is handed out; once
-for all ranges of a request that touch it. A request is at most 4 MiB, so whoever reads much (the durable tier, a spare,
+for all ranges of a request that touch it. That proves a decoded chunk, too: those of its sources are looked at only
+where it came out wrong. A request is at most 4 MiB, so whoever reads much (the durable tier, a spare,
 another layout) does so in bounded memory.
 """
 
@@ -189,6 +190,8 @@ class _Reading:
         self._left = _spans(ranges)
         self._distrusted: dict[int, list[Damage]] = {}
         self._strikes: dict[int, int] = {}
+        self._doubtful: set[int] = set()
+        """Chunks that came out wrong: which source is damaged is found out from then on."""
         self._over = False
 
     def begin(self) -> None:
@@ -206,7 +209,8 @@ class _Reading:
                 away = sorted({position, *piece.lost, *piece.waits_for})
                 self._fail(f"the bytes of positions {away} cannot be had now, and parity does not replace that many")
             elif not self._over:
-                self.reads.gather.begin(_ReadOrder(self, piece, chunk))
+                checked = len(piece.sources) < 2 or chunk in self._doubtful
+                self.reads.gather.begin(_ReadOrder(self, piece, chunk, checked=checked))
 
     def take(self, chunk: int, data: memoryview, *, proved: bool) -> bool:
         """A chunk's bytes, however they were had. ``proved``: they were compared with their checksum."""
@@ -218,6 +222,12 @@ class _Reading:
 
     def done(self) -> None:
         self._finish_if_complete()
+
+    def doubt(self, chunk: int) -> None:
+        """Once more, with a look at its sources."""
+        self._doubtful.add(chunk)
+        if not self._over:
+            self._fetch(chunk)
 
     def failed(self, order: _ReadOrder, source: int, *, damaged: bool) -> None:
         piece = order.piece
@@ -245,8 +255,8 @@ class _Reading:
 class _ReadOrder(Order):
     """One chunk of a read."""
 
-    def __init__(self, reading: _Reading, piece: Piece, chunk: int) -> None:
-        super().__init__(reading.unit.snapshot, piece, urgent=reading.reads.urgent)
+    def __init__(self, reading: _Reading, piece: Piece, chunk: int, *, checked: bool) -> None:
+        super().__init__(reading.unit.snapshot, piece, urgent=reading.reads.urgent, checked=checked)
         self.chunk = chunk
         self._reading = reading
         self._wrong = False
@@ -264,7 +274,9 @@ class _ReadOrder(Order):
         self._wrong = not self._reading.take(self.chunk, data, proved=proved)
 
     def on_done(self) -> None:
-        if self._wrong:  # some source is not of this snapshot: try others
+        if self._wrong and not self.checked:
+            self._reading.doubt(self.chunk)
+        elif self._wrong:  # some source is not of this snapshot: try others
             self._reading.failed(self, self.piece.sources[-1].position, damaged=False)
         else:
             self._reading.done()

@@ -94,7 +94,7 @@ class Gather:
 
     def __init__(self, node: Node) -> None:
         self._loop, self._links, self._position = node.loop, node.links, node.position
-        self._codec = node.codec
+        self._codec, self._hurry = node.codec, node.hurry
         self._my_part = node.store.my_part
         self.received_bytes = 0
         """Of what was asked for, from other nodes."""
@@ -111,6 +111,8 @@ class Gather:
 
     def begin(self, order: Order) -> None:
         """Fetch it. Its methods may be called before this returns (nothing to fetch, or nobody to ask)."""
+        if order.urgent:
+            self._hurry()
         self._attempt += 1
         attempt, piece = self._attempt, order.piece
         timer = self._loop.later(SOURCE_TIMEOUT_SECONDS, lambda: self._too_late(attempt))

@@ -29,6 +29,8 @@ class Lines:
         self.tls = tls
         """None: plain TCP."""
         self.usage = Usage()
+        self.hurry: Callable[[], None] = lambda: None
+        """Said whenever something is done that the job waits for (priority.py)."""
         self._loop = loop
         self._pace = Pace(CHUNK_BYTES)
         self._urgent: set[Wake] = set()
@@ -48,6 +50,7 @@ class Lines:
     def set_urgent(self, connection: Wake, urgent: bool) -> None:
         """Whether this connection (known by what wakes it) has urgent bulk queued."""
         if urgent:
+            self.hurry()
             self._urgent.add(connection)
         else:
             self._urgent.discard(connection)

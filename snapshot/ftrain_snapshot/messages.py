@@ -111,7 +111,8 @@ class Membership(msgspec.Struct, frozen=True):
     """One generation as a daemon sees it."""
 
     generation: Number
-    position: Count
+    position: Number
+    """-1: none; others read what this node holds of the origin."""
     lanes: Count
     """Local ranks per node; the same on every node."""
     parity: Count

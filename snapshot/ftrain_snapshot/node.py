@@ -30,6 +30,8 @@ class Node:
     """Who is connected now, by position."""
     tell_gate: Callable[[PeerMessage], None]
     """Lost if the gate is not connected."""
+    hurry: Callable[[], None] = lambda: None
+    """Somebody waits for what is done now (priority.py)."""
 
     @property
     def position(self) -> int:

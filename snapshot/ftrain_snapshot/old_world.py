@@ -59,6 +59,7 @@ class OldWorld:
         assert origin is not None
         self.snapshot = origin.snapshot
         self._loop, self._store, self._origin = loop, store, origin
+        self._hurry = lines.hurry
         self._generation, self._lanes = membership.generation, membership.lanes
         self._name = membership.peers[membership.position].node
         formed = [Group(members, origin.parity) for members in origin.groups or groups(origin.nodes, origin.parity)]
@@ -97,6 +98,7 @@ class OldWorld:
             codec=codec,
             links=self._links,
             tell_gate=lambda _: None,
+            hurry=self._hurry,
         )
 
     # Life.

@@ -21,6 +21,7 @@ from ftrain_snapshot.clients import Client
 from ftrain_snapshot.control import ControlPage
 from ftrain_snapshot.errors import ArenaTooSmall, ProtocolError, SnapshotError
 from ftrain_snapshot.frames import bind_unix, is_same_user
+from ftrain_snapshot.guest import Guest
 from ftrain_snapshot.lines import Lines
 from ftrain_snapshot.log import log
 from ftrain_snapshot.loop import Loop, Timer, Work
@@ -58,6 +59,8 @@ class Service:
         self._page.close_gate()
         self._store = Store(node_dir)
         self._session: Session | None = None
+        self._guest: Guest | None = None
+        """What there is instead of a session while the node has no position."""
         self._clients: set[Client] = set()
         self._strangers: dict[Connection, PeerHello | OriginHello | None] = {}
         self._door: Door[Connection] = Door()
@@ -92,8 +95,8 @@ class Service:
                 self.on_request(client, request)
 
     def _close(self) -> None:
-        if self._session is not None:
-            self._session.close()
+        if (serving := self._session or self._guest) is not None:
+            serving.close()
         self._probes.close()
         self._beacons.close()
         for connection in list(self._strangers):
@@ -157,6 +160,7 @@ class Service:
             case m.Configure(membership):
                 client.answer(self._configure(membership))
             case m.GetInventory():
+                self.lines.hurry()  # asked when a generation has ended, so that the next one can begin
                 client.answer(m.InventoryReply(m.Inventory(self._holdings())))
             case m.GetStatus():
                 client.answer(m.StatusReply(self._status()))
@@ -199,10 +203,11 @@ class Service:
 
     def _configure(self, membership: m.Membership) -> m.Reply:
         old = self._session
-        if old is not None and membership.generation < old.membership.generation:
-            return m.Refused(f"generation {membership.generation} is over: {old.membership.generation} has begun")
+        newest = self._generation
+        if membership.generation < newest:
+            return m.Refused(f"generation {membership.generation} is over: {newest} has begun")
         positions = [peer.position for peer in membership.peers]
-        if positions != list(range(len(positions))) or membership.position not in positions:
+        if positions != list(range(len(positions))) or membership.position not in (*positions, -1):
             return m.Refused(f"positions {positions} are not those of a job, or lack {membership.position}")
         if not 1 <= membership.lanes <= LANES_MAX:
             return m.Refused(f"{membership.lanes} lanes on a node: 1 to {LANES_MAX} are possible")
@@ -210,16 +215,23 @@ class Service:
             if membership.groups:
                 check_groups(membership.groups, len(positions), membership.parity)
             check_origin(membership)
-            session = Session(self.loop, self._store, self._page, membership, self.lines, self._answer_waiting)
+            session = guest = None
+            if membership.position < 0:
+                guest = Guest(self.loop, self._store, membership, self.lines)
+            else:
+                session = Session(self.loop, self._store, self._page, membership, self.lines, self._answer_waiting)
         except SnapshotError as error:
             return m.Refused(str(error))
         if old is not None:
             self._taken_before += old.protect.taken
             self._total_before.add(old.protect.total)
             old.close()
-        self._session = session
+        if self._guest is not None:
+            self._guest.close()
+        self._session, self._guest = session, guest
         log("configure", generation=membership.generation, position=membership.position, resumed=membership.resumed)
-        session.start()
+        if session is not None:
+            session.start()
         for connection, hello in list(self._strangers.items()):
             if hello is not None:
                 self._introduce(connection, hello)
@@ -334,16 +346,22 @@ class Service:
 
     def _introduce(self, connection: Connection, hello: PeerHello | OriginHello) -> None:
         """Hand a peer to the session of its generation, keep it waiting for that, or turn it away."""
-        generation = self._session.membership.generation if self._session is not None else -1
-        if self._session is None or hello.generation > generation:
+        serving, generation = self._session or self._guest, self._generation
+        if serving is None or hello.generation > generation:
             return
         try:
             if hello.generation < generation:
                 raise ProtocolError(f"generation {hello.generation} is over")
-            self._session.adopt(connection, hello)
+            serving.adopt(connection, hello)
             self._let_in(connection)
         except ProtocolError as error:
             connection.close(str(error))
+
+    @property
+    def _generation(self) -> int:
+        """The newest that was told of; -1: none."""
+        serving = self._session or self._guest
+        return -1 if serving is None else serving.membership.generation
 
     def _let_in(self, connection: Connection) -> None:
         self._strangers.pop(connection, None)

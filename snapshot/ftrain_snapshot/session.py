@@ -102,6 +102,7 @@ class Session:
             codec=codec,
             links=self.links,
             tell_gate=self._tell_gate,
+            hurry=lines.hurry,
         )
         self.fetches = Fetches(node)
         self.protect = Protect(node, self.fetches)
@@ -122,6 +123,8 @@ class Session:
         if not m.resumed:
             slot, floor = -1, -1
         self._store.enter(m)
+        if m.restore is not None or m.origin is not None:
+            self._lines.hurry()  # who reads it needs all of them connected
         origin = m.origin.snapshot if m.origin is not None and m.origin.snapshot in self._store.kept() else None
         self._lines.limit(m.protect_bytes_per_second)
         if self._position == GATE:

@@ -33,6 +33,8 @@ _STEP = re.compile(r"step-(\d{8,18})")
 _PART = re.compile(r"ftrain\.part(\d{1,9})\.(\d{1,9})")
 _DRAFT = "ftrain.draft."
 _NEVER = float("inf")
+BLOCK_BYTES = 4 << 20
+"""What is longer has a checksum for each stretch of so many bytes, too: parts of it can be proved."""
 
 
 class StorageError(SnapshotError):
@@ -118,30 +120,56 @@ def newest(url: str, below: int | None = None) -> DurableId | None:
     return None if found is None else found._replace(ranks=storage.ranks(found.step))
 
 
+class Marked(NamedTuple):
+    """What was written between two marks."""
+
+    offset: int
+    length: int
+    sum: int
+    """xxh3 of all of it."""
+    blocks: tuple[int, ...]
+    """The same of each BLOCK_BYTES of it; none if it is no longer than one."""
+
+
 class Stream:
-    """A file that is being written: counts, and makes a checksum of each stretch between two marks."""
+    """A file that is being written: counts, and makes checksums of each stretch between two marks."""
 
     def __init__(self, file: Any, url: str) -> None:
         self.length = 0
         self._file, self._url = file, url
-        self._start, self._sum = 0, xxhash.xxh3_64()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._start, self._sum = self.length, xxhash.xxh3_64()
+        self._block, self._blocks = xxhash.xxh3_64(), list[int]()
 
     def write(self, data: bytes | memoryview) -> int:
         """Append. Raises StorageError."""
         with _said(self._url):
             self._file.write(data)
         self._sum.update(data)
-        size = memoryview(data).nbytes
-        self.length += size
-        return size
+        view = memoryview(data).cast("B")
+        done = 0
+        while done < len(view):
+            room = BLOCK_BYTES - (self.length - self._start) % BLOCK_BYTES
+            piece = view[done : done + room]
+            self._block.update(piece)
+            done, self.length = done + len(piece), self.length + len(piece)
+            if len(piece) == room:
+                self._blocks.append(self._block.intdigest())
+                self._block = xxhash.xxh3_64()
+        return len(view)
 
     def flush(self) -> None:
         """Nothing: what is written counts once the file is closed."""
 
-    def mark(self) -> tuple[int, int, int]:
-        """(offset, length, xxh3) of what was written since the last mark."""
-        done = (self._start, self.length - self._start, self._sum.intdigest())
-        self._start, self._sum = self.length, xxhash.xxh3_64()
+    def mark(self) -> Marked:
+        """What was written since the last mark."""
+        length, blocks = self.length - self._start, self._blocks
+        if length % BLOCK_BYTES:
+            blocks.append(self._block.intdigest())
+        done = Marked(self._start, length, self._sum.intdigest(), tuple(blocks) if len(blocks) > 1 else ())
+        self._begin()
         return done
 
 

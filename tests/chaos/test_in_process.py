@@ -19,6 +19,8 @@ RANKS = 3
 STEPS = ("--steps", "30")
 START, LAST = 10, 29
 """The ranks wait before these steps, if there is something to be seen until then."""
+STATE_BYTES = 4 * (3 * (16 * 64 + 64 + 64 + 1) + 4)
+"""Of ``stays.py``: parameters, the two moments of each, and four counters of steps."""
 GENERATIONS = 50
 GENERATIONS_SECONDS_MAX = 550.0
 """Of so many: a minute where nothing else runs."""
@@ -103,10 +105,14 @@ def pids(job: Job, rank: int) -> set[int]:
 
 
 def test_survivors_keep_their_processes_and_a_standby_takes_the_lost_rank(start: StartJob, quiet: list[str]) -> None:
-    job = start("--standby", "1", arguments=holding(START, LAST))
-    before = pids_at(job, START - 1)
+    """They keep their tensors, too: all stand where the newest snapshot was taken."""
+    job = start("--standby", "1", arguments=holding(START - 1, START, LAST))
+    before = pids_at(job, START - 2)
     wait_until(lambda: standby_of(job) is not None, "a standby waits")
     standby = standby_of(job)
+    job.node("node-0").wait_rest()  # so that the next step is captured
+    job.go(START - 1)
+    job.node("node-0").wait_sealed(START - 1)
     assert job.kill_rank(1) == before[1]
     job.wait_for(lambda s: s["generation"] == 2, "the next generation")
     job.go(START)
@@ -115,8 +121,11 @@ def test_survivors_keep_their_processes_and_a_standby_takes_the_lost_rank(start:
     job.go(LAST)
     assert_same(job, quiet)
     assert [looks(job, rank)[-1].generation for rank in range(RANKS)] == [2] * RANKS
-    ((rung, lost),) = [(i["rung"], i["steps_lost"]) for i in job.faults()]
-    assert (rung, lost) == ("same processes", 0)
+    (fault,) = job.faults()
+    assert (fault["rung"], fault["steps_lost"]) == ("same processes", 0)
+    # The newcomer read everything, and nobody else anything.
+    assert (fault["ranks_kept"], fault["ranks"]) == (RANKS - 1, RANKS)
+    assert fault["read_bytes"] == STATE_BYTES
 
 
 @pytest.mark.parametrize(

@@ -24,13 +24,17 @@ def undisturbed(tmp_path: Path) -> Iterator[Outcome]:
 
 @pytest.fixture
 def broken(tmp_path: Path) -> Iterator[Job]:
-    job = Job(tmp_path / "broken", *FLAGS, program="sharded.py", arguments=(*STEPS, *holding(*CAPTURED, *BROKEN)))
+    arguments = (*STEPS, *holding(*CAPTURED, *BROKEN))
+    job = Job(tmp_path / "broken", *FLAGS, "--in-process", program="sharded.py", arguments=arguments)
     yield job
     job.close()
 
 
 def test_sharded_state_survives_a_worker_and_a_node(undisturbed: Job, broken: Job) -> None:
-    """The killed node's shards are decoded from the other's. One model accumulates: every second step is captured."""
+    """The killed node's shards are decoded from the other's. One model accumulates: every second step is captured.
+
+    Survivors keep its tensors, for it has not stepped since; those of all others have changed, and are read.
+    """
     faults = (lambda: broken.kill_rank(2), lambda: broken.kill_nodes("node-1"))
     for generation, (captured, step, break_it) in enumerate(zip(CAPTURED, BROKEN, faults, strict=True), start=2):
         broken.capture(captured, ranks=RANKS)
@@ -41,7 +45,7 @@ def test_sharded_state_survives_a_worker_and_a_node(undisturbed: Job, broken: Jo
         broken.go(step)
     assert broken.wait() == 0, broken.tail()
     assert undisturbed.wait() == 0, undisturbed.tail()
-    assert [each["resumed_from"] for each in broken.faults()] == [3, 7]
+    assert [(each["resumed_from"], each["ranks_kept"]) for each in broken.faults()] == [(3, RANKS - 1), (7, 2)]
     assert len(broken.ends()) == RANKS
     assert broken.ends() == undisturbed.ends()
     for rank in range(RANKS):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import random
 import signal
 import socket
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,9 @@ ENDS = {
     "thread": ("import threading; threading.Timer(0.1, print, 't').start()", 0, None, "t\n"),
     "atexit": ("import atexit; atexit.register(print, 'bye'); raise SystemExit(4)", 4, None, "bye\n"),
     "c_output": ("import ctypes; ctypes.CDLL(None).printf(b'from C')", 0, None, "from C"),
+    "interrupt": (
+        "import atexit, os, sys, time; sys.excepthook = lambda *_: None; atexit.register(print, 'bye')\n"
+        "os.kill(os.getpid(), 2); time.sleep(9)", None, 2, "bye\n"),
     "killed": ("import os; print('last words'); os.kill(os.getpid(), 9)", None, 9, "last words\n"),
 }  # fmt: skip
 
@@ -93,6 +98,49 @@ def test_a_worker_ends_as_its_program_does(tmp_path: Path, start: str) -> None:
             ends = {id: await exits.of(id) for id in ENDS}
         got = {id: (ends[id].code, ends[id].signal, (tmp_path / f"{id}.log").read_text()) for id in ENDS}
         assert got == {id: tuple(expected) for id, (_, *expected) in ENDS.items()}
+
+    run(test())
+
+
+@STARTS
+def test_files_that_a_program_leaves_open_are_written_out(tmp_path: Path, start: str) -> None:
+    """Given open files, buffered, compressed and as text upon that, when the program ends, then all is in them."""
+    source = """
+        import gzip, io
+        text, binary, packed = open("text", "w"), open("binary", "wb"), gzip.open("packed", "wt")
+        closed, detached = open("closed", "w"), open("detached", "w")
+        def write():
+            for file in (text, packed):
+                file.write("words")
+            binary.write(b"bytes")
+            closed.close()
+            detached.detach()
+        write()
+        """
+
+    async def test() -> None:
+        path = script(tmp_path, textwrap.dedent(source), "leaves.py")
+        async with hosting(zygote_config(tmp_path)) as (host, exits):
+            await host.spawn(spawn(tmp_path, "leaves", path, start=start))
+            assert (await exits.of("leaves")).code == 0
+        assert (tmp_path / "leaves.log").read_text() == ""
+        assert (tmp_path / "text").read_text() == "words"
+        assert (tmp_path / "binary").read_bytes() == b"bytes"
+        assert gzip.decompress((tmp_path / "packed").read_bytes()) == b"words"
+
+    run(test())
+
+
+@STARTS
+def test_a_worker_is_bound_to_its_processors(tmp_path: Path, start: str) -> None:
+    one = max(os.sched_getaffinity(0))
+
+    async def test() -> None:
+        path = script(tmp_path, "import os; print(os.sched_getaffinity(0))", "bound.py")
+        async with hosting(zygote_config(tmp_path)) as (host, exits):
+            await host.spawn(spawn(tmp_path, "bound", path, start=start, processors=(one,)))
+            assert (await exits.of("bound")).code == 0
+        assert (tmp_path / "bound.log").read_text() == f"{{{one}}}\n"
 
     run(test())
 
@@ -176,7 +224,8 @@ def test_a_killed_zygote_takes_its_workers_along(tmp_path: Path) -> None:
             group, *_ = await family(tmp_path)
             rest = [int((tmp_path / f"{kind}.pid").read_text()) for kind in ("session", "detached")]
             os.kill(host.ready.pid, signal.SIGKILL)
-            assert (await exits.of("f")).signal == signal.SIGKILL
+            exit = await exits.of("f")
+            assert (exit.signal, exit.with_zygote) == (signal.SIGKILL, True)
             assert not is_there(pid)
             await eventually(lambda: not is_there(group))
             assert host.running == {}
@@ -205,6 +254,40 @@ def test_workers_outlive_their_agent_for_the_grace_time_and_no_longer(tmp_path: 
         assert not config.socket_path.exists()
         assert exits.all == []
         os.waitpid(zygote, 0)
+
+    run(test())
+
+
+@pytest.mark.parametrize("asked", ["to kill", "to fork"])
+def test_a_zygote_that_was_stopped_is_replaced(tmp_path: Path, asked: str) -> None:
+    async def test() -> None:
+        async with hosting(zygote_config(tmp_path)) as (host, exits):
+            assert host.ready is not None
+            zygote = host.ready.pid
+            await host.spawn(spawn(tmp_path, "f", script(tmp_path, FAMILY)))
+            os.kill(zygote, signal.SIGSTOP)
+            if asked == "to kill":
+                await host.kill("f")
+            else:
+                with pytest.raises(ZygoteFailed, match="was stopped"):
+                    await host.spawn(spawn(tmp_path, "late", script(tmp_path, "pass")))
+            assert (await exits.of("f")).with_zygote
+            await host.spawn(spawn(tmp_path, "again", script(tmp_path, "pass")))
+            assert (await exits.of("again")).code == 0
+            assert host.ready is not None
+            assert host.ready.pid != zygote
+
+    run(test())
+
+
+def test_a_zygote_that_was_stopped_does_not_keep_its_node_from_ending(tmp_path: Path) -> None:
+    async def test() -> None:
+        async with hosting(zygote_config(tmp_path)) as (host, exits):
+            assert host.ready is not None
+            await host.spawn(spawn(tmp_path, "f", script(tmp_path, FAMILY)))
+            os.kill(host.ready.pid, signal.SIGSTOP)
+            await host.shutdown(0.0)
+            assert (await exits.of("f")).with_zygote
 
     run(test())
 

@@ -138,6 +138,17 @@ def test_damaged_bytes_of_a_holder_are_never_handed_out(elastic):
     assert len(held.damage) == 1
 
 
+def test_a_damaged_source_of_what_is_decoded_is_found_and_done_without(elastic):
+    cluster = elastic(4, parity=2)
+    snapshot = first_snapshot(cluster)
+    old = cluster.world
+    old.nodes[0].lose()
+    cluster.reform(old.nodes[1:], snapshot, old)
+    flip(old.nodes[1], snapshot, 0)  # of the same stripe as the first chunk of the lost node
+    assert cluster.check_origin(old.nodes[3], SIZE) > 0
+    wait_until(lambda: "event=chunk_damaged" in log_of(old.nodes[1]))
+
+
 def test_what_cannot_be_decoded_is_said_and_not_made_up(elastic):
     cluster = elastic(4)
     snapshot = first_snapshot(cluster)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -36,3 +37,28 @@ def test_a_process_gives_way_and_takes_its_session_along_if_it_is_alone(own_sess
         assert before != after
     else:
         assert before == after  # empty where the session has no group of its own, such as a container's first
+
+
+TURNS = f"""
+import json
+import os
+from pathlib import Path
+from ftrain_snapshot.priority import Turns
+turns = Turns()
+shown = []
+for behind in (True, False, True):
+    done = turns.set(behind)
+    shown.append((done, os.getpriority(os.PRIO_PROCESS, 0), Path({str(AUTOGROUP)!r}).read_text()))
+print(json.dumps(shown))
+"""
+
+
+@pytest.mark.skipif(not AUTOGROUP.exists(), reason="this kernel has no autogroup")
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may take a nice value back")
+def test_a_process_takes_it_back_and_gives_way_again() -> None:
+    command = ["nice", "-n", "3", sys.executable, "-c", TURNS]
+    usual = 3 + os.getpriority(os.PRIO_PROCESS, 0)
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, start_new_session=True)
+    for (done, nice, session), behind in zip(json.loads(shown.stdout), (True, False, True), strict=True):
+        assert (done, nice) == (True, usual + NICENESS * behind)
+        assert session.split()[1:] == ["nice", str(NICENESS * behind)]

@@ -95,7 +95,7 @@ class Rank:
     def read(self, snapshot: SnapshotId, objects: Mapping[str, Any]) -> dict[str, Any]:
         """Restore into other objects; what else was captured is returned."""
         assert self.lane is not None
-        state = read_state(self.region(snapshot), self.lane.homes, snapshot, 0, 1, objects)
+        state = read_state(self.region(snapshot), self.lane.homes, snapshot, 0, 1, objects).tree
         for name, tracked in objects.items():
             load_state(name, tracked, state["objects"][name])
         return state

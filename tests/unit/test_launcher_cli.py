@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,10 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--local-nodes", "2:3", "--shrink-after-seconds", "-1"], "--shrink-after-seconds must be 0 or more, not -1"),
         (["--local-nodes", "two"], "--local-nodes"),
         (["--nproc-per-node", "many"], "--nproc-per-node many"),
+        (["--nproc-per-node", "²"], "--nproc-per-node ²: give a number"),
+        (["--nproc-per-node", "99999999"], "--nproc-per-node 99999999: 1024 at most"),
+        (["--local-ranks-filter", "²"], "--local-ranks-filter ²: give numbers"),
+        (["--snapshot-every", "²"], "--snapshot-every ²: give a number"),
         (["--nproc-per-node", "-1"], "--nproc-per-node must be at least 1"),
         (["--spares", "-1"], "--spares must be at least 0"),
         (["--snapshot-every", "0"], "--snapshot-every must be at least 1"),
@@ -132,6 +137,7 @@ def test_a_port_that_is_in_use(script: str, capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize("command", ["status", "incidents", "snapshots"])
 def test_a_job_that_is_not_known(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no job named 'nobody'" in refused(capsys, command, "--job", "nobody")
+    assert f"no job named '{'x' * 300}'" in refused(capsys, command, "--job", "x" * 300)
     assert "start one with 'ftrain run'" in refused(capsys, command)
 
 
@@ -157,6 +163,13 @@ def test_what_a_report_cannot_be_made_of(
 def test_a_fault_without_its_victim(capsys: pytest.CaptureFixture[str]) -> None:
     assert "kill-worker needs --rank" in refused(capsys, "inject", "kill-worker")
     assert "kill-node needs --node" in refused(capsys, "inject", "kill-node")
+
+
+def test_streams_that_are_closed_are_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    with pytest.raises(SystemExit, match="2"):
+        main(["status"])
 
 
 def test_no_command_and_an_unknown_one(capsys: pytest.CaptureFixture[str]) -> None:

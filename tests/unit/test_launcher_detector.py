@@ -100,6 +100,24 @@ def test_a_chain_of_waits_ends_at_its_sink() -> None:
     assert verdict.ranks == (3,)
 
 
+def test_what_all_are_in_and_cannot_be_in_together_needs_no_history() -> None:
+    """The very first step: people compile in it, so that a rank which is late may be so for a minute."""
+
+    def others(age: float) -> list[RankRecord]:
+        return [rank(number, inside(called(1, age, usual_seconds=None)), idle=age) for number in (0, 1, 2)]
+
+    def the_last(age: float, elements: int) -> RankRecord:
+        return rank(3, inside(called(1, age, usual_seconds=None, elements=elements)), idle=age)
+
+    (verdict,) = told(*others(1.5), the_last(1.2, 101))
+    assert (verdict.kind, verdict.ranks, verdict.confidence) == (Kind.MISMATCH, (3,), 0.95)
+    assert told(*others(1.5), the_last(1.2, 100)) == [], "they are in the same one"
+    assert told(*others(1.5), the_last(0.8, 101)) == [], "it has just come"
+    assert told(*others(1.5)[:2], rank(2, idle=1.5), the_last(1.2, 101)) == [], (
+        "who is right may be told when all are in it"
+    )
+
+
 def test_a_stopped_process_needs_no_history_and_only_half_a_second() -> None:
     others = [rank(number, inside(called(1, 0.55, usual_seconds=None)), idle=0.55) for number in (0, 1, 2)]
     assert told(*others, rank(3, idle=0.6)) == []
@@ -313,6 +331,34 @@ def test_of_ranks_in_a_circle_the_one_that_computes_is_named() -> None:
         other = rank(3, channels=(channel(2, 4, 5, receive(5)),), letter=second)
         (verdict,) = told(first, other, communicators=(PAIR,))
         assert (verdict.kind, verdict.ranks) == (kind, ranks)
+
+
+def test_who_left_out_a_transfer_is_named_by_its_neighbours_where_all_others_went_on() -> None:
+    """Four replicas of two stages of three ranks; rank 0 receives without having sent, which holds up its replica."""
+    world = Communicator("world", tuple(range(24)))
+    tensor = [Communicator("tp", tuple(range(first, first + 3))) for first in range(0, 24, 3)]
+    pipe = [Communicator("pp", (first + lane, first + lane + 3)) for first in range(0, 24, 6) for lane in range(3)]
+    detector = Detector(1, {number: f"node-{number}" for number in range(24)})
+    for number in range(24):
+        replica, stage, lane = number // 6, number // 3 % 2, number % 3
+        peer = number + (3 if stage == 0 else -3)
+        all_in = inside(called(3, LONG), 0), beyond(called(9, LONG + 0.3), 1)
+        places, transfers = all_in, Channel(2, peer, 6, 6, 6, 6)
+        if replica == 0:
+            places = beyond(called(2, LONG + 0.9), 0), beyond(called(8, LONG + 0.2), 1)
+            if stage == 0:  # each waits for the answer to what it sent, or did not send
+                transfers = Channel(2, peer, 5 - (lane == 0), 5, 5, 4, (receive(5),))
+            elif lane == 0:
+                transfers = Channel(2, peer, 4, 4, 5, 4, (receive(5),))
+            else:
+                places = places[0], inside(called(9, LONG), 1)
+                transfers = Channel(2, peer, 4, 4, 5, 5)
+        known = world, tensor[number // 3], pipe[replica * 3 + lane]
+        record = rank(number, *places, channels=(transfers,))
+        detector.take(NodeReport(node=f"node-{number}", generation=1, communicators=known, ranks=(record,)), 100.0)
+    (verdict,) = detector.verdicts(100.0)
+    assert (verdict.kind, verdict.ranks) == (Kind.MISMATCH, (0,))
+    assert "departed from the order of the others" in verdict.sentence
 
 
 def test_the_minority_that_called_something_else_is_named_with_both_calls() -> None:

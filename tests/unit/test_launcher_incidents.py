@@ -83,6 +83,8 @@ def test_signs_read_as_sentences() -> None:
     assert describe(exited(1, code=3)) == "rank 1 on node-1 exited with code 3 after step 5"
     assert describe(exited(1)) == "rank 1 on node-1 is gone after step 5"
     assert describe(exited(1, signal=99)) == "rank 1 on node-1 was killed by signal 99 after step 5"
+    with_zygote = exited(1, signal=signal.SIGKILL, with_zygote=True)
+    assert describe(with_zygote) == "rank 1 on node-1 died with its node's zygote after step 5"
     assert describe(LOST) == "node-0 is lost (killed)"
     assert describe(Sign(kind="new", node="node-0", time=0.0)) == "new on node-0"
 

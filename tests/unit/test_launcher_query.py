@@ -7,18 +7,19 @@ import os
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from unit.test_launcher_jobs import NOBODY, record
 
 from ftrain_launcher import query
-from ftrain_launcher.errors import ControllerAway, UsageError
+from ftrain_launcher.errors import ControllerAway, JobHasEnded, UsageError
 from ftrain_launcher.jobs import Endpoint, JobFolder, Result
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobFolder:
     monkeypatch.setenv("FTRAIN_HOME", str(tmp_path))
-    return JobFolder.create(record("one"))
+    return JobFolder.create(msgspec.structs.replace(record("one"), launcher_pid=os.getpid()))
 
 
 def answer(pid: int) -> dict[str, Any]:
@@ -50,6 +51,17 @@ def test_a_controller_that_is_not_there_is_said_to_be_away(folder: JobFolder) ->
     folder.write_result(Result(1, "it never began"))
     with pytest.raises(ControllerAway):
         query.status(folder)
+
+
+def test_a_job_that_is_over_is_not_to_be_asked_again(folder: JobFolder) -> None:
+    folder.write_endpoint(Endpoint("127.0.0.1", 1, None))
+    record = msgspec.structs.replace(folder.record(), launcher_pid=NOBODY)
+    (folder.path / "job.json").write_bytes(msgspec.json.encode(record))
+    with pytest.raises(JobHasEnded, match="'one' has ended: its launcher is gone"):
+        query.ask(folder, "/api/nodes", wait_seconds=0)
+    folder.write_result(Result(0, "training finished"))
+    with pytest.raises(JobHasEnded, match="'one' has ended: training finished"):
+        query.ask(folder, "/api/nodes", wait_seconds=9)
 
 
 def test_the_last_status_answers_for_a_job_that_has_ended(folder: JobFolder) -> None:

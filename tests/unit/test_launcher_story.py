@@ -10,7 +10,7 @@ from unit.coordinator_job import DATA, WHOLE, Job, raised, snapshot
 from ftrain_launcher.control import views
 from ftrain_launcher.control.story import phases, tell
 from ftrain_launcher.errors import UsageError
-from ftrain_launcher.messages import Trouble
+from ftrain_launcher.messages import RankRestored, Trouble
 
 BOTH = {snapshot(4): WHOLE, snapshot(5, slot=1): DATA}
 STACK = 'Thread 4711 (idle): "MainThread"\n    load (data.py:17)\n    <module> (train.py:80)\n'
@@ -138,6 +138,16 @@ def test_a_killed_worker_has_no_verdict_but_its_log(job: Job) -> None:
     assert "training again after" in lines[1]
     assert not any("waited" in line or "detector" in line for line in lines)
     assert "  resumed from the snapshot after step 5; sealed steps lost: 0" in lines
+
+
+def test_who_kept_live_tensors_is_told(job: Job) -> None:
+    job.exit(2, signal=9, step=5)
+    job.stop_all(BOTH)
+    for rank in job.coordinator.ranks.values():
+        sizes = (900, 0) if rank.rank == 2 else (0, 900)
+        job.tell(RankRestored(rank.node, job.coordinator.formed, rank.rank, 5, job.now, *sizes))
+    ranks = len(job.coordinator.ranks)
+    assert story(job)[-1] == f"  {ranks - 1} of {ranks} ranks kept their live tensors; 900 bytes of state were read"
 
 
 def test_a_fault_that_stopped_nobody_is_told_so(job: Job) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from torch.distributed.run import get_args_parser
 from unit.coordinator_job import Job, config
 
 from ftrain_launcher import cli
@@ -66,7 +67,8 @@ def test_what_they_mean(flags: tuple[str, ...], name: str, value: object) -> Non
         (("--rdzv-conf=timeout=soon",), "give seconds"),
         (("--event-log-handler=console",), "ftrain incidents"),
         (("--logs-specs=mine",), "--redirects"),
-        (("--numa-binding=node",), "numactl"),
+        (("--numa-binding=near",), "invalid choice"),
+        (("--numa-binding=node", "--standby=1"), "--standby"),
         (("--virtual-local-rank", "--standby=1"), "--standby"),
         (("--virtual-local-rank", "--in-process"), "--in-process"),
         (("--signals-to-handle=SIGTERM,SIGWINCH",), "--signals-to-handle SIGWINCH: there are SIGTERM"),
@@ -88,6 +90,38 @@ def test_variables_are_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = parsed()
     assert (chosen.nproc_per_node, chosen.max_restarts, chosen.module, chosen.no_python) == ("4", 2, True, False)
     assert parsed("--nproc-per-node=1").nproc_per_node == "1"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("PET_MAX_RESTARTS", "few", "PET_MAX_RESTARTS=few: give a number"),
+        ("PET_START_METHOD", "thread", "PET_START_METHOD=thread: choose from spawn, fork, forkserver"),
+        ("PET_DETECT", "all", "PET_DETECT=all: choose from act"),
+        ("PET_NUMA_BINDING", "near", "PET_NUMA_BINDING=near: choose from node"),
+    ],
+)
+def test_a_variable_is_held_to_what_its_flag_is(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=says):
+        parsed()
+
+
+def test_every_flag_of_torchrun_is_known() -> None:
+    """Given torch's own parser, when each of its flags is given here, spelt in any way, then it is not unknown."""
+    theirs = get_args_parser()
+    ours = {word for action in run_parser()._actions for word in action.option_strings}
+    assert {word for action in theirs._actions for word in action.option_strings} - ours == set()
+    dests = {action.dest for action in run_parser()._actions}
+    assert {action.dest for action in theirs._actions if action.option_strings} - dests == set()  # PET_ variables
+
+
+def run_parser() -> argparse.ArgumentParser:
+    [commands] = [a for a in cli.build_parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    parser: argparse.ArgumentParser = commands.choices["run"]
+    return parser
 
 
 def test_a_shortened_flag_is_taken_where_it_is_clear() -> None:
@@ -136,6 +170,12 @@ def test_where_the_store_of_one_node_listens(flags: tuple[str, ...], hosts: bool
 def test_signals_that_end_the_job_besides() -> None:
     assert torchrun.signals(parsed()) == ()
     assert torchrun.signals(parsed("--signals-to-handle=SIGTERM, SIGUSR2")) == (signal.SIGUSR2,)
+
+
+def test_workers_are_told_of_the_signals() -> None:
+    name = "TORCHELASTIC_SIGNALS_TO_HANDLE"
+    assert torchrun.signals_variable(parsed()) == {name: "SIGTERM,SIGINT,SIGHUP,SIGQUIT"}
+    assert torchrun.signals_variable(parsed("--signals-to-handle=SIGTERM,SIGUSR2")) == {name: "SIGTERM,SIGUSR2"}
 
 
 def test_which_gpus_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,6 +238,8 @@ def test_a_log_folder_is_one(tmp_path: Path) -> None:
     for folder, says in (("/dev/null", "/dev/null: is no folder"), (f"{tmp_path}/file/logs", "/file is no folder")):
         with pytest.raises(UsageError, match=says):
             output.log_folder(parsed(f"--log-dir={folder}"))
+    with pytest.raises(UsageError, match=r"/proc/logs: (it cannot be made|no right to write)"):
+        output.log_folder(parsed("--log-dir=/proc/logs"))
 
 
 @pytest.mark.parametrize(("chosen", "restarts"), [(True, 2), (False, 1)])

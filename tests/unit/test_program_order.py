@@ -91,5 +91,17 @@ def test_operations_count_before_sizes() -> None:
     assert found("asr Asr asr Asr Ar") == Departure(CALLS["r"], CALLS["s"])
 
 
+def tokens(step: int) -> Call:
+    """To experts: as many as it happens."""
+    return Call(2, Op.ALL_TO_ALL_SINGLE, -1, 1000 + step * step)
+
+
+def test_sizes_that_are_others_all_the_time_say_nothing_and_hide_nothing() -> None:
+    steps = [[CALLS["a"], tokens(step), CALLS["b"]] for step in range(12)]
+    assert departure([*steps, [CALLS["a"], tokens(12)]]) is None
+    assert departure([*steps, [CALLS["A"], tokens(12)]]) == Departure(CALLS["A"], CALLS["a"])
+    assert departure([*steps, [CALLS["a"], tokens(12), tokens(12)]]) == Departure(tokens(12), CALLS["b"])
+
+
 def test_what_lies_far_back_is_over() -> None:
     assert found("asr asr asr asr ar" + " asr" * (STEPS_LOOKED_AT + 1)) is None

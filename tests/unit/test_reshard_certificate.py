@@ -5,11 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+import pytest
+from torch import nn
 
 from ftrain.logical.axes import axis, shard, whole
+from ftrain.logical.errors import LayoutInvalid
+from ftrain.logical.live import Live
 from ftrain.logical.placements import Scope
+from ftrain.logical.rules import Rules
 from ftrain.logical.state import LogicalTensor, RankState
+from ftrain.plan import Plan
+from ftrain.reshard import certificate
 from ftrain.reshard.certificate import Account, Sampling, judge, sum_of
+from ftrain.reshard.describer import Describer
 from ftrain.sampler import ElasticSampler
 
 RANKS = 2
@@ -61,6 +69,30 @@ def test_what_nobody_holds() -> None:
     each = [msgspec.structs.replace(one, state=RankState(one.state.rank, one.state.tensors[:1])) for one in accounts()]
     each = [msgspec.structs.replace(one, sums=one.sums[:1]) for one in each]
     assert judge(each, (), SNAPSHOT) == ["model.same: the snapshot holds it, and no rank has taken it"]
+
+
+def test_rules_by_which_ranks_do_not_hold_the_whole_are_refused_as_the_job_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    states = [each.state for each in accounts()]
+    monkeypatch.setattr(certificate, "_gathered", lambda _: [msgspec.msgpack.encode(each) for each in states])
+    monkeypatch.setattr(certificate, "_broadcast", lambda text: text)
+    certificate.check_layout(Live(states[0], ()))
+    states[1] = RankState(1, states[1].tensors[1:])
+    with pytest.raises(LayoutInvalid, match=r"ctx\.layout .*: model\.cut at \[3\] of size \[2\]: held by nobody"):
+        certificate.check_layout(Live(states[0], ()))
+
+
+def test_rank_0_warns_once_of_a_state_that_no_other_world_can_take_over() -> None:
+    linear = nn.Linear(2, 2)
+    plan = Plan([], linear.parameters(), set(), 0, 2)
+    ranks = [Describer(rank, 2) for rank in range(2)]
+    for describer in ranks:
+        describer.rules = Rules({"*.weight": "world: shard(0, parts=[5, 5])"})
+    with pytest.warns(UserWarning, match="no other number of ranks can resume this state: LayoutInvalid") as told:
+        said = [describer.record({"net": linear}, plan) for describer in (*ranks, *ranks)]
+    assert len(told) == 1
+    assert all(isinstance(msgspec.msgpack.decode(each), str) for each in said)
 
 
 def test_a_tied_tensor_may_have_another_of_its_names() -> None:

@@ -208,7 +208,7 @@ def test_a_stream_counts_and_sums_between_marks(url: str) -> None:
         stream.write(b"abc")
         assert stream.mark()[:2] == (0, 3)
         stream.write(memoryview(b"defg"))
-        offset, length, first = stream.mark()
+        offset, length, first, _ = stream.mark()
         stream.write(b"defg")
         assert stream.mark()[2] == first
     assert (offset, length, stream.length) == (3, 4, 11)

@@ -83,7 +83,7 @@ class Captured:
     def read(self, manifest: bytes) -> dict[str, Any]:
         region: Any = Told(self.lane.regions[0], manifest, self.data_bytes)
         fresh = objects()
-        state = read_state(region, self.lane.homes, ID, 0, 1, fresh)
+        state = read_state(region, self.lane.homes, ID, 0, 1, fresh).tree
         self.found = fresh["model"].state_dict()
         return state
 

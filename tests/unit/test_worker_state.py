@@ -53,7 +53,7 @@ def captured(folder: Path, tree: dict[str, Any], rank: int = 0, world: int = 1) 
 
 
 def read(lane: Lane, rank: int = 0, world: int = 1) -> dict[str, Any]:
-    return read_state(lane.regions[SNAPSHOT.slot], lane.homes, SNAPSHOT, rank, world, {})
+    return read_state(lane.regions[SNAPSHOT.slot], lane.homes, SNAPSHOT, rank, world, {}).tree
 
 
 @pytest.fixture

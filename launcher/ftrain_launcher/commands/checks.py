@@ -9,7 +9,9 @@ import socket
 import stat
 from pathlib import Path
 
+from ftrain_launcher.commands import own_address
 from ftrain_launcher.errors import UsageError
+from ftrain_launcher.terminal import announce
 
 PARITY_MAX = 4
 _PARITY_TWO_FROM_NODES = 5
@@ -97,7 +99,7 @@ def snapshot_every(word: str) -> int:
     """Steps between snapshots; 0: as often as costs little."""
     if word == "auto":
         return 0
-    if not word.lstrip("-").isdigit():
+    if not word.lstrip("-").isdecimal():
         raise UsageError(f"--snapshot-every {word}: give a number of steps, or auto")
     return at_least("--snapshot-every", int(word), 1)
 
@@ -234,7 +236,7 @@ def _in_use(arena: Path) -> bool:
 def controller(word: str) -> tuple[str, int]:
     """HOST and PORT."""
     host, colon, port = word.rpartition(":")
-    if not colon or not port.isdigit() or not host or int(port) > 65535:
+    if not colon or not port.isdecimal() or not host or int(port) > 65535:
         raise UsageError(f"--controller {word}: give HOST:PORT")
     return host, int(port)
 
@@ -257,12 +259,28 @@ def candidates(word: str | None, controller_word: str | None, *, hosts: bool) ->
 
 
 def own_candidate(places: tuple[str, ...]) -> tuple[int, str, int] | None:
-    """Which candidate this host is, and the address to listen on; None: it is none."""
+    """Which candidate this host is, and the address to listen on; None: it is none.
+
+    A name that nobody knows is another host's: a lost one's may be taken out of the name server.
+    """
+    unknown = [place for place in places if not _is_known(controller(place)[0])]
+    if len(unknown) == len(places):
+        raise UsageError(f"--controller-candidates {','.join(places)}: none of these hosts is known here")
+    if unknown:
+        announce(f"warning: --controller-candidates: not known here, for now: {', '.join(unknown)}")
     for number, (host, port) in enumerate(map(controller, places)):
-        address = address_if_ours(host, port)
+        address = None if places[number] in unknown else address_if_ours(host, port)
         if address is not None:
             return number, address, port
     return None
+
+
+def _is_known(host: str) -> bool:
+    try:
+        socket.getaddrinfo(host, None)
+    except socket.gaierror:
+        return False
+    return True
 
 
 def same_candidates(theirs: tuple[str, ...], ours: tuple[tuple[str, int], ...]) -> None:
@@ -316,6 +334,8 @@ def address_if_ours(host: str, port: int) -> str | None:
         raise UsageError(f"--controller {host}:{port}: give the address of the one host that runs the controller")
     try:
         address = _bind(host, port)
+        if own_address.is_only_ours(host, address) and own_address.outward() is not None:
+            address = _bind(own_address.EVERYWHERE, port)
         _claim(address, port)
         return address
     except OSError as error:

@@ -7,13 +7,19 @@ import os
 from pathlib import Path
 
 from ftrain_launcher.commands.checks import at_least
-from ftrain_launcher.errors import UsageError
+from ftrain_launcher.errors import NotBound, UsageError
+from ftrain_launcher.processes import numa
+
+_WORKERS_MAX = 1024
+"""On a node: a slip of the hand is told, not tried."""
 
 
 def workers(word: str) -> int:
     """A number of workers, or what this machine has."""
-    if word.lstrip("-").isdigit():
-        return at_least("--nproc-per-node", int(word), 1)
+    if word.lstrip("-").isdecimal():
+        if (count := at_least("--nproc-per-node", int(word), 1)) > _WORKERS_MAX:
+            raise UsageError(f"--nproc-per-node {word}: {_WORKERS_MAX} at most")
+        return count
     gpus = _gpus()
     cpus = len(os.sched_getaffinity(0))
     if word == "gpu" and gpus == 0:
@@ -40,6 +46,18 @@ def visible_gpus(there: int, visible: str | None) -> int:
         lambda word: word and (not word.lstrip("-").isdecimal() or 0 <= int(word) < there), words
     )
     return min(there, len(list(good)))
+
+
+def check_binding(mode: str, count: int) -> None:
+    """Raises UsageError if this machine's workers cannot be bound as ``--numa-binding`` says; empty: it does not."""
+    if not mode:
+        return
+    try:
+        machine = numa.look(os.environ)
+        for lane in range(count):
+            numa.near(machine, mode, lane)
+    except NotBound as error:
+        raise UsageError(f"--numa-binding {mode}: {error}") from error
 
 
 def virtual_local_rank(wanted: bool, count: int) -> bool:

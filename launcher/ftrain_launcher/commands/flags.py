@@ -18,11 +18,28 @@ def adder(parser: argparse.ArgumentParser) -> Add:
         if not flags:
             return parser.add_argument(*names, **settings)
         made = parser.add_argument(*names, *(f"--{f[2:].replace('-', '_')}" for f in flags if "-" in f[2:]), **settings)
-        value = os.environ.get(f"PET_{made.dest.upper()}")
+        value = os.environ.get(variable := f"PET_{made.dest.upper()}")
         if value is not None and made.nargs != 0:
-            made.default = value
+            made.default, made.type = value, _reader(variable, value, made)
         elif value is not None:
             made.default = value not in ("", "0")
         return made
 
     return add
+
+
+def _reader(variable: str, default: str, made: argparse.Action) -> Callable[[str], Any]:
+    """What argparse reads the flag with: it says where a bad default comes from, and holds that to the choices."""
+    convert: Callable[[str], Any] = made.type if callable(made.type) else str
+
+    def read(text: str) -> Any:
+        where = f"{variable}={text}" if text is default else f"invalid value: {text!r}"
+        try:
+            value = convert(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{where}: give a number") from None
+        if text is default and made.choices is not None and value not in made.choices:
+            raise argparse.ArgumentTypeError(f"{where}: choose from {', '.join(map(str, made.choices))}")
+        return value
+
+    return read

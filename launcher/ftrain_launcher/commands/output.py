@@ -30,7 +30,7 @@ def streams(chosen: argparse.Namespace) -> Streams:
         if not is_choice(text):
             raise UsageError(f"{flag} {text}: give 0 to 3 for all local ranks, or like 0:1,1:2 for some")
     lanes = chosen.local_ranks_filter.split(",") if chosen.local_ranks_filter else []
-    if not all(lane.strip().isdigit() for lane in lanes):
+    if not all(lane.strip().isdecimal() for lane in lanes):
         raise UsageError(f"--local-ranks-filter {chosen.local_ranks_filter}: give numbers like 0,1,2")
     return Streams(
         redirects=chosen.redirects,
@@ -44,7 +44,7 @@ def streams(chosen: argparse.Namespace) -> Streams:
 
 
 def log_folder(chosen: argparse.Namespace) -> Path | None:
-    """Where the user wants the files. Raises UsageError if that is no folder."""
+    """Where the user wants the files: made, if it is not there. Raises UsageError if that is no folder."""
     folder: Path | None = chosen.log_dir
     if folder is None:
         return None
@@ -54,6 +54,10 @@ def log_folder(chosen: argparse.Namespace) -> Path | None:
         raise UsageError(f"--log-dir {folder}: {what}; output is kept in files, by default in the job's state folder")
     if not os.access(first, os.W_OK | os.X_OK):
         raise UsageError(f"--log-dir {folder}: no right to write in {first}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"--log-dir {folder}: it cannot be made: {error.strerror}") from error
     return folder.absolute()
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from ftrain_launcher.commands.options import Commands, add_command, add_job_options, print_json
 from ftrain_launcher.commands.text import print_line, print_table
-from ftrain_launcher.errors import ControllerAway
+from ftrain_launcher.errors import ControllerAway, UsageError
 from ftrain_launcher.jobs import JobFolder
 
 
@@ -115,6 +115,8 @@ def ask_or_replay(folder: JobFolder, what: str, number: int | None = None) -> An
     from ftrain_launcher.control.journal import replay
 
     if not folder.journal.exists():
+        if not folder.is_running():
+            raise UsageError(f"job {folder.record().name!r} has ended before it began: nothing is known of it")
         raise ControllerAway(f"job {folder.record().name!r} has not begun yet: try again")
     coordinator = replay(folder.journal)
     if number is not None:

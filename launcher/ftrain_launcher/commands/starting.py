@@ -6,13 +6,14 @@ import argparse
 import os
 import secrets
 import shutil
+import signal
 import socket
 import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftrain_launcher.commands import checks, output, tls, torchrun
+from ftrain_launcher.commands import checks, devices, output, own_address, tls, torchrun
 from ftrain_launcher.errors import ZygoteFailed
 from ftrain_launcher.processes import zygote_start
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from ftrain_launcher.job.events import JobConfig
     from ftrain_launcher.jobs import JobFolder, JobRecord, Result
     from ftrain_launcher.messages import Offer
+
+_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
+"""What would end the launcher on the spot until its loop handles them: what it began is cleared away first."""
 
 
 def lead(
@@ -36,7 +40,10 @@ def lead(
     from ftrain_launcher.jobs import JobFolder, JobRecord, job_secret, state_home
     from ftrain_launcher.terminal import announce
 
+    reached = own_address.outward() if place[0] == own_address.EVERYWHERE else place[0]
     work = config.work
+    if chosen.engine != "none":
+        devices.check_binding(work.numa_binding, work.nproc_per_node)
     arena = checks.arena(chosen.arena_dir, work.job)
     logs = output.log_folder(chosen) or (state_home() / "jobs" / work.job / "logs").absolute()
     work = msgspec.structs.replace(work, log_folder=str(logs))
@@ -48,7 +55,7 @@ def lead(
         hostname=socket.gethostname(),
         arena_folder=str(arena),
         config=msgspec.structs.replace(config, work=work),
-        host=place[0] if config.hosts else "127.0.0.1",
+        host=(reached if config.hosts else None) or "127.0.0.1",
         controller_grace_seconds=chosen.controller_grace_seconds,
         root_zygote=str(arena / "zygote.sock") if work.zygote and not config.hosts else "",
         controller_host=place[0],
@@ -70,7 +77,7 @@ def lead(
     if chosen.parity is not None and chosen.parity >= config.least:
         announce(f"warning: --parity {chosen.parity} needs {chosen.parity + 1} nodes: with fewer it is less")
     if config.hosts:
-        announce(f"the controller listens at {place[0]}:{place[1]}; the other hosts join it there")
+        announce(f"the controller listens at {reached}:{place[1]}; the other hosts join it there")
     if record.open:
         announce("warning: no --secret-file: whoever reaches that port can join this job, and learns its secret")
     return _run(chosen, folder, record, None if chosen.engine == "none" else offer)
@@ -101,6 +108,7 @@ def join(
     checks.same_candidates(theirs.config.candidates, places)
     tls.check_same(theirs.tls, tls_files)
     checks.codec(theirs.config.work.codec)
+    devices.check_binding(theirs.config.work.numa_binding, theirs.config.work.nproc_per_node)
     arena = checks.arena(chosen.arena_dir, f"{theirs.name}-{os.getpid()}")
     record = msgspec.structs.replace(
         theirs,
@@ -125,20 +133,32 @@ def join(
 
 def _run(chosen: argparse.Namespace, folder: JobFolder, record: JobRecord, offer: Offer | None) -> int:
     """Run the job of this folder to its end on this machine, say how it ended. ``offer``: of hosts; None: no node."""
+    from ftrain_launcher.jobs import Result
     from ftrain_launcher.processes import error_file
     from ftrain_launcher.terminal import announce
 
     arena = Path(record.arena_folder)
+    for number in _SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
+            signal.signal(number, _stop)
     arena.mkdir(mode=0o700)
     try:
         Path(record.config.work.log_folder).mkdir(parents=True, exist_ok=True)
         result = _launch(chosen, folder, record, offer)
+    except KeyboardInterrupt as stop:
+        number = stop.args[0] if stop.args else signal.SIGINT
+        result = Result(128 + number, f"stopped by {signal.Signals(number).name}")
+        folder.write_result(result)
     finally:
         shutil.rmtree(arena, ignore_errors=True)
     if result.exit_code:
         error_file.hand_on(Path(record.config.work.log_folder), record.created, os.environ)
     announce(f"error: {result.message}" if result.exit_code else result.message)
     return result.exit_code
+
+
+def _stop(number: int, frame: object) -> None:
+    raise KeyboardInterrupt(number)
 
 
 def _launch(chosen: argparse.Namespace, folder: JobFolder, record: JobRecord, offer: Offer | None) -> Result:

@@ -15,6 +15,7 @@ from typing import Literal
 
 from ftrain_launcher.commands.flags import adder
 from ftrain_launcher.errors import UsageError
+from ftrain_launcher.processes import numa
 
 _MASTER_PORT, _RDZV_PORT = 29500, 29400
 _BACKENDS = ("static", "c10d")
@@ -27,7 +28,6 @@ _NAME_LENGTH_MAX, _DIGEST_LENGTH = 48, 8
 _REFUSED = {
     "--event-log-handler": ("null", "read `ftrain incidents --json` instead"),
     "--logs-specs": ("", "choose with --log-dir, --redirects, --tee and --local-ranks-filter"),
-    "--numa-binding": ("", "bind in the script, or start it with --no-python under numactl"),
 }
 """What has no meaning here: the value that asks for nothing, and what to use."""
 
@@ -56,6 +56,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     about = f"how long workers may take to end when the job does; default {_SHUTDOWN_SECONDS:g}"
     add("--shutdown-timeout", type=float, metavar="S", help=about)
     add("--virtual-local-rank", action="store_true", help="each worker sees its own GPU only, and LOCAL_RANK is 0")
+    about = "bind each worker to the processors near the GPU of its local rank"
+    add("--numa-binding", choices=numa.MODES, default="", help=about)
     for flag, (_, instead) in _REFUSED.items():
         add(flag, default="", help=f"refused: {instead}")
 
@@ -92,6 +94,11 @@ def signals(chosen: argparse.Namespace) -> tuple[int, ...]:
     return tuple(getattr(signal, name) for name in _MORE_SIGNALS if name in _names(chosen.signals_to_handle))
 
 
+def signals_variable(chosen: argparse.Namespace) -> dict[str, str]:
+    """What torchrun tells workers of the signals that their launcher handles."""
+    return {"TORCHELASTIC_SIGNALS_TO_HANDLE": chosen.signals_to_handle or ",".join(_SIGNALS)}
+
+
 def store_port(chosen: argparse.Namespace, *, hosts: bool) -> int:
     """Where workers of a job of one node find their store (MASTER_PORT); 0: at any port. Raises UsageError."""
     port: int | None = chosen.master_port
@@ -112,6 +119,8 @@ def _refuse(chosen: argparse.Namespace) -> None:
     if chosen.virtual_local_rank and (chosen.in_process or chosen.standby):
         other = "--in-process" if chosen.in_process else "--standby"
         raise UsageError(f"--virtual-local-rank with {other}: a process that waits cannot change its GPU; give one")
+    if chosen.numa_binding and chosen.standby:
+        raise UsageError("--numa-binding with --standby: who waits for any rank is near no GPU yet; give one")
     unknown = ", ".join(sorted(_names(chosen.signals_to_handle) - {*_SIGNALS, *_MORE_SIGNALS}))
     if unknown:
         raise UsageError(f"--signals-to-handle {unknown}: there are {', '.join((*_SIGNALS, *_MORE_SIGNALS))}")

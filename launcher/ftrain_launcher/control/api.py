@@ -214,7 +214,7 @@ class OperatorApi:
     def _node_called(self, word: str) -> str:
         """The node of a name, or the one that holds a position."""
         job, called = self._coordinator, word
-        if word.isdigit() and int(word) < len(job.positions):
+        if word.isdecimal() and int(word) < len(job.positions):
             word = job.positions[int(word)] or word
         if word not in job.nodes or job.nodes[word].gone:
             names = ", ".join(n.name for n in job.nodes.values() if not n.gone)

@@ -23,6 +23,7 @@ from ftrain_launcher.detect.links import ALL_PAIRS_MAX, Matrix, best_of, judge_m
 from ftrain_launcher.detect.pace import Pace
 from ftrain_launcher.detect.records import NodeReport
 from ftrain_launcher.detect.slow_links import Slowed
+from ftrain_launcher.detect.stopped import Stopped
 from ftrain_launcher.detect.verdict import Kind, Verdict
 from ftrain_launcher.job.coordinator import Coordinator
 from ftrain_launcher.job.events import Detect, Diagnosed, QuickAgain
@@ -54,7 +55,7 @@ class _Watched:
     def __init__(self, generation: int, nodes: dict[int, str]) -> None:
         self.generation = generation
         self.pace = Pace(generation, nodes)
-        self.detector = Detector(generation, nodes, (self.pace,))
+        self.detector = Detector(generation, nodes, (self.pace, Stopped(generation, nodes)))
         self.replicas = Divergence(generation, nodes)
         self.probe_at = time.monotonic() + FIRST_PROBE_SECONDS
         self.steps: dict[int, int] = {}

@@ -141,6 +141,9 @@ def _outcome(incident: dict[str, Any]) -> Iterator[str]:
         yield "the job began anew: there was no snapshot to resume from"
     else:
         yield f"resumed from the snapshot after step {version}; sealed steps lost: {lost}"
+    if kept := incident.get("ranks_kept"):
+        ranks, read = incident["ranks"], incident["read_bytes"]
+        yield f"{kept} of {ranks} ranks kept their live tensors; {read:,} bytes of state were read"
     if incident["demoted"] is not None:
         yield f"the snapshot after step {incident['demoted']} was passed over: the loss was not finite after it"
     if incident.get("doubtful") is not None:

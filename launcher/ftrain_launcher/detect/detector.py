@@ -15,7 +15,7 @@ from typing import Protocol
 
 from ftrain_launcher.detect import findings
 from ftrain_launcher.detect.records import NodeReport, RankRecord
-from ftrain_launcher.detect.timeouts import HALTED_SECONDS, STALE_SECONDS, allowed_seconds
+from ftrain_launcher.detect.timeouts import DIFFERENT_SECONDS, HALTED_SECONDS, STALE_SECONDS, allowed_seconds
 from ftrain_launcher.detect.verdict import Kind, Verdict
 from ftrain_launcher.detect.waits import Standing, look, pending_of, recent_of
 
@@ -28,6 +28,8 @@ _BACK_SECONDS = 0.8
 """Over about this long a rank's use of the processor is looked at."""
 _LOOK_SECONDS_PER_RANK, _RANKS_FEW = 2e-5, 64
 """Between two looks at a graph: large ones take time, those of a few ranks do not."""
+_EARLY_FACTOR = 50.0
+"""So many times that between looks while nothing is overdue: they ask only whether operations differ."""
 
 
 class Judge(Protocol):
@@ -50,8 +52,9 @@ class Detector:
         self.generation = generation
         self._nodes, self._judges = nodes, judges
         self._standings: dict[int, Standing] = {}
-        self._due: dict[str, tuple[float, float]] = {}
-        """By node: when the first of its operations will be overdue, and when it would be if somebody were halted."""
+        self._due: dict[str, tuple[float, float, float]] = {}
+        """By node: when the first of its operations will be overdue, when it would be if somebody were halted, and when
+        if it differs from what others are in."""
         self._halted: set[int] = set()
         self._told: dict[Kind, tuple[tuple[object, ...], float]] = {}
         """The suspects last told of, and when they last were found."""
@@ -61,7 +64,7 @@ class Detector:
         """A node's report has come; one of another generation is dropped. ``now`` in seconds, of any one clock."""
         if report.generation != self.generation:
             return
-        due = halted_due = float("inf")
+        due = halted_due = different_due = float("inf")
         for record in report.ranks:
             standing = self._stand(record, report, now)
             self._standings[record.rank] = standing
@@ -69,20 +72,18 @@ class Detector:
             for operation in pending_of(record):
                 due = min(due, now + allowed_seconds(operation) - operation.age_seconds)
                 halted_due = min(halted_due, now + HALTED_SECONDS - operation.age_seconds)
+                different_due = min(different_due, now + DIFFERENT_SECONDS - operation.age_seconds)
         for rank in report.unrecorded:
             self._standings.pop(rank, None)
             self._halted.discard(rank)
-        self._due[report.node] = due, halted_due
+        self._due[report.node] = due, halted_due, different_due
         for judge in self._judges:
             judge.take(report, now)
 
     def verdicts(self, now: float) -> list[Verdict]:
         """What has been found and was not told before; a finding is told again when its suspects change."""
         new = [verdict for judge in self._judges for verdict in judge.verdicts(now)]
-        which = 1 if self._halted else 0
-        due = min((times[which] for times in self._due.values()), default=float("inf"))
-        pause_seconds = _LOOK_SECONDS_PER_RANK * max(0, len(self._standings) - _RANKS_FEW)
-        if now < due or now < self._looked + pause_seconds:
+        if not self._is_due(now):
             return new
         self._looked = now
         stale = {rank for rank, standing in self._standings.items() if now - standing.taken > STALE_SECONDS}
@@ -93,6 +94,17 @@ class Detector:
                 new.append(verdict)
             self._told[verdict.kind] = found, now
         return new
+
+    def _is_due(self, now: float) -> bool:
+        """Whether to look at the graph."""
+        pause_seconds = _LOOK_SECONDS_PER_RANK * max(0, len(self._standings) - _RANKS_FEW)
+        if now < self._looked + pause_seconds:
+            return False
+        which = 1 if self._halted else 0
+        if now >= min((times[which] for times in self._due.values()), default=float("inf")):
+            return True
+        early = now >= min((times[2] for times in self._due.values()), default=float("inf"))
+        return early and now >= self._looked + _EARLY_FACTOR * pause_seconds
 
     def forget(self, kind: Kind) -> None:
         """What was told of this kind is over: if it is found again, that is new."""

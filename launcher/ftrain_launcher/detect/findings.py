@@ -9,9 +9,9 @@ from ftrain_launcher.detect import mismatch, wording
 from ftrain_launcher.detect.hang import Judge, Late, Stuck
 from ftrain_launcher.detect.mismatch import Difference
 from ftrain_launcher.detect.records import Communicator
-from ftrain_launcher.detect.timeouts import allowed_seconds
+from ftrain_launcher.detect.timeouts import DIFFERENT_SECONDS, allowed_seconds
 from ftrain_launcher.detect.verdict import WAITS_MAX, Kind, Verdict, Wait
-from ftrain_launcher.detect.waits import Gate, Graph, pending_of
+from ftrain_launcher.detect.waits import Gate, Graph, Group, pending_of
 
 SURE = 0.5
 """Below it a finding is a guess, and another explanation is looked for first."""
@@ -46,9 +46,22 @@ class Findings:
             for seq, waiters in group.under_way.items():
                 if any(self._judge.age(rank, operation) >= allowed_seconds(operation) for rank, operation in waiters):
                     late.append(seq)
-            if late and (difference := mismatch.in_group(group, late)) is not None:
+            difference = (mismatch.in_group(group, late) if late else None) or self._inside_differ(group)
+            if difference is not None:
                 found.append(mismatch.settle(self._graph, difference))
         return sorted(found, key=lambda difference: -difference.confidence)
+
+    def _inside_differ(self, group: Group) -> Difference | None:
+        """What all have entered, some have been in for a while, and cannot be in together: that needs no history.
+
+        Operations that have ended are not compared: they may be of a group that was made anew under its old name.
+        """
+        for seq, waiters in group.under_way.items():
+            lasting = {rank: one for rank, one in waiters if self._judge.age(rank, one) >= DIFFERENT_SECONDS}
+            difference = mismatch.differing(group, seq, lasting) if len(lasting) > 1 else None
+            if difference is not None and not difference.legal:
+                return difference
+        return None
 
     def explain(self) -> Verdict | None:
         """What differs anywhere, also in operations that have ended."""
@@ -153,8 +166,10 @@ class Findings:
         candidates: dict[int, Gate] = {}
         for gate in gates:
             for rank in gate.lacking():
-                if rank in graph.waiting and self._judge.is_late(graph.standings[rank], gate):
-                    candidates.setdefault(rank, gate)
+                if rank in candidates or rank not in graph.waiting or not (self._is_busy(rank) or self._went_on(rank)):
+                    continue  # cheap questions first: in a knot of many ranks, all of them are asked
+                if self._judge.is_late(graph.standings[rank], gate):
+                    candidates[rank] = gate
         for confidence, shows in ((0.6, self._is_busy), (0.45, self._went_on)):
             found = [rank for rank in candidates if shows(rank)]
             if found and 2 * len(found) <= len(graph.waiting):

@@ -58,8 +58,14 @@ class Judge:
 
     graph: Graph
     now: float
+    _some: list[Standing] = field(init=False)
+    """Ranks that show what is usual."""
     _waited: dict[Gate, float] = field(default_factory=dict)
     _allowed: dict[Gate, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        everybody = list(self.graph.standings.values())
+        self._some = everybody[:: max(1, len(everybody) // SAMPLE)]
 
     def age(self, rank: int, operation: Operation) -> float:
         """How long a rank has been in an operation, by now."""
@@ -148,9 +154,8 @@ class Judge:
         waiters = median(
             max(operation.gap_seconds, standings[rank].stalled(since)) for rank, operation in _sample(gate)
         )
-        everybody = list(standings.values())
-        some = (one.stalled(since) for one in everybody[:: max(1, len(everybody) // SAMPLE)] if one is not late)
-        return max(waiters, median(some) if len(everybody) > 1 else 0.0)
+        some = [one.stalled(since) for one in self._some if one is not late]
+        return max(waiters, median(some) if some else 0.0)
 
     def _halted_inside(self) -> list[Late]:
         """Ranks that were stopped, or died, within what they had entered."""

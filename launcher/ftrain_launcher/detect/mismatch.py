@@ -27,6 +27,8 @@ PERHAPS_UNEVEN = frozenset((Op.ALL_GATHER, Op.REDUCE_SCATTER))
 """Some backends take lists of uneven parts."""
 SOME_MAX = 64
 """So many different states of one role are compared with each other."""
+ROLE_MIN = 3
+"""Of fewer ranks each contradicts the other."""
 
 _OTHERS, _ITSELF = "the order of the others", "the order of earlier steps"
 
@@ -34,7 +36,8 @@ Signature = tuple[int, int, int, int]
 """Op, dtype, elements, root; what may differ is 0."""
 Role = tuple[tuple[int, ...], ...]
 Counts = tuple[int, tuple[int, ...]]
-"""The place of the communicator that a rank used last, -1 for a transfer, and how much it has entered in each."""
+"""The place of the communicator that a rank used last, or what of transfers, and how much it has entered in each."""
+_SENDING, _RECEIVING = -1, -2
 
 
 @dataclass(slots=True)
@@ -135,7 +138,7 @@ def settle(graph: Graph, found: Difference) -> Difference:
         found.departed = frozenset(rank for side, ranks in sides if side not in right for rank in ranks)
     else:
         blamed = {rank for ranks, _ in found.calls for rank in ranks}
-        departed = _departed(graph) & blamed
+        departed = _departed(graph, blamed) & blamed
         if not departed or departed == blamed:
             departed = _departed_from_itself(graph, blamed)
         found.departed = frozenset(departed)
@@ -190,12 +193,14 @@ def circle(graph: Graph, longest: int) -> Circle | None:
         if rank < 0:
             return None
     ranks = tuple(sorted(other for other, place in walked.items() if place >= walked[rank]))
-    departed = _departed(graph)
+    departed = _departed(graph, ranks)
     waited_for = {other for other in departed if _is_waited_for(graph, other)}
     strayed = _departed_from_itself(graph, waited_for or ranks)
     if strayed:
         return Circle(ranks, tuple(sorted(strayed)), _ITSELF)
-    return Circle(ranks, tuple(sorted(waited_for or ranks)), _OTHERS if waited_for else "")
+    if not waited_for or waited_for >= set(ranks):
+        return Circle(ranks, ranks)  # each of two contradicts the other
+    return Circle(ranks, tuple(sorted(waited_for)), _OTHERS)
 
 
 def _departed_from_itself(graph: Graph, ranks: Collection[int]) -> set[int]:
@@ -222,28 +227,53 @@ def _is_waited_for(graph: Graph, rank: int) -> bool:
     return any(gate.peer == rank for gate in graph.gates)
 
 
-def _departed(graph: Graph) -> set[int]:
-    """The ranks whose counts contradict most others of their role; if these are too few to say, of all."""
+def _departed(graph: Graph, suspects: Collection[int]) -> set[int]:
+    """The ranks whose counts contradict most others of their role; if these are too few to say, of all.
+
+    Where most others have gone on to where they wait for all, nothing contradicts them: then those of the suspects' own
+    communicators are asked, who are held up with them.
+    """
+    if found := _contradicting(graph, graph.standings):
+        return found
+    near = [group.members for group in graph.groups.values() if not group.at.keys().isdisjoint(suspects)]
+    near = [members for members in near if ROLE_MIN <= len(members) < len(graph.standings)]
+    votes = (_contradicting(graph, members, least=ROLE_MIN) & set(suspects) for members in sorted(near, key=len))
+    return next(filter(None, votes), set())
+
+
+def _contradicting(graph: Graph, ranks: Iterable[int], least: int = 1) -> set[int]:
+    """Those of some ranks that most others of their role contradict; ``least``: so many must have it."""
     roles: dict[Role, dict[Counts, list[int]]] = defaultdict(lambda: defaultdict(list))
     sizes: dict[Role, dict[Counts, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for rank, standing in graph.known():
-        if standing.record.collectives:
+    for rank in ranks:
+        standing = graph.standings.get(rank)
+        if standing is not None and rank not in graph.unknown and standing.record.collectives:
             role, counts = _counts(standing.record, standing.communicators)
             roles[role][counts].append(rank)
             # Stages of a pipeline differ in their transfers; their collectives are the same.
-            sizes[role[:1]][counts[0], counts[1][:-2]].append(rank)
-    by_role = {rank for states in roles.values() for rank in _outvoted(states)}
-    alike = {rank for states in sizes.values() for rank in _outvoted(states)}
+            sizes[role[:1]][max(_SENDING, counts[0]), counts[1][:-2]].append(rank)
+    by_role = {rank for states in roles.values() for rank in _outvoted(states, least)}
+    alike = {rank for states in sizes.values() for rank in _outvoted(states, least)}
     return by_role & alike or by_role or alike
 
 
-def _outvoted(states: Mapping[Counts, list[int]]) -> list[int]:
-    total = sum(map(len, states.values()))
+def _outvoted(states: Mapping[Counts, list[int]], least: int) -> list[int]:
+    """The ranks that more than half of the others contradict; of very many states, of those that are most common."""
     some = Counter({state: len(ranks) for state, ranks in states.items()}).most_common(SOME_MAX)
-    outvoted = []
+    total, known = sum(many for _, many in some), {state for state, _ in some}
+    outvoted: list[int] = []
+    if total < least:
+        return outvoted
     for state, ranks in states.items():
-        against = sum(many for other, many in some if _contradict(state, other))
-        if 2 * against > total - 1:
+        others = total - (state in known)
+        against, left = 0, total
+        for other, many in some:
+            # A job of many ranks has thousands of states: most are settled by the first few.
+            if 2 * against > others or 2 * (against + left) <= others:
+                break
+            against += many if _contradict(state, other) else 0
+            left -= many
+        if 2 * against > others:
             outvoted += ranks
     return outvoted
 
@@ -258,10 +288,10 @@ def _counts(record: RankRecord, communicators: tuple[Communicator, ...]) -> tupl
     sent, received = _sums(record.channels)
     ages = [place.last.age_seconds if place.last is not None else float("inf") for place in places]
     newest = min(range(len(places)), key=ages.__getitem__)
-    for channel in record.channels:
-        if any(operation.age_seconds < ages[newest] for operation in channel.pending):
-            newest = -1
-            break
+    pending = [operation for channel in record.channels for operation in channel.pending]
+    last = min(pending, key=lambda operation: operation.age_seconds, default=None)
+    if last is not None and last.age_seconds < ages[newest]:
+        newest = _SENDING if last.op == Op.SEND else _RECEIVING
     return role, (newest, (*(place.entered for place in places), record.step, sent, received))
 
 
@@ -278,7 +308,12 @@ def _contradict(one: Counts, other: Counts) -> bool:
     (newest, mine), (newest_there, theirs) = one, other
     if mine == theirs:
         return False
-    if newest == newest_there >= 0 and mine[newest] == theirs[newest]:
+    if newest == newest_there != _SENDING and mine[_place(newest)] == theirs[_place(newest)]:
         return True  # at the same place, with something more or less behind them
     ahead = any(a > b for a, b in zip(mine, theirs, strict=True))
     return ahead and any(a < b for a, b in zip(mine, theirs, strict=True))
+
+
+def _place(newest: int) -> int:
+    """Where the counts tell of what a rank used last."""
+    return -1 if newest == _RECEIVING else newest

@@ -206,6 +206,8 @@ class NodeReport(msgspec.Struct, frozen=True, tag="comm", kw_only=True):
     """Those that were completed since the last report."""
     unrecorded: tuple[int, ...] = ()
     """Ranks that run, and whose ring cannot be read: nothing is known of them."""
+    stopped: tuple[int, ...] = ()
+    """Those among them that have no ring yet, and whose process is stopped."""
 
 
 PENDING_MAX = 8

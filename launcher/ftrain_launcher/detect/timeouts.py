@@ -20,6 +20,8 @@ BARRIER_SECONDS = 60.0
 """At least, for barriers: people make the others wait there while one rank evaluates."""
 HALTED_SECONDS = 0.5
 """For a rank whose process is stopped or gone: it needs no comparison."""
+DIFFERENT_SECONDS = 1.0
+"""For operations of one number that members are in and that differ: with history or without, they will not end."""
 STALE_SECONDS = 2.0
 """A node's report that is older says nothing any more."""
 

@@ -1,8 +1,9 @@
 """What both engines do: run nodes on this machine, one agent process a node, with a folder in shared memory.
 
 It lives in the launcher, which is the subreaper of everything it starts: whatever loses its parent comes back
-here, so that at the end nothing can be left. An agent that dies alone is started again and re-adopts its
-workers; one that dies together with its daemon is a lost node, and the controller hears of it at once.
+here, so that at the end nothing can be left. An agent that dies is started again and re-adopts its workers, and
+what keeps them, its daemon or its zygote, if one of these lives; without both, or without its memory, it is a lost
+node, and the controller hears of it at once.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from ftrain_launcher.node.state import NodeFile, NodeRecord, kill_trees
 from ftrain_launcher.processes import nursery
 from ftrain_launcher.processes.pidfds import Child, PidHandle
 
-_DAEMON_FOLLOWS_SECONDS = 0.05
-"""A node that is killed loses agent and daemon one after the other: only later is it the agent's death alone."""
+_OTHERS_FOLLOW_SECONDS = 0.05
+"""A node that is killed loses its processes one after the other: only later is it the agent's death alone."""
 _RESTARTS_MAX = 5
 """Agent deaths in a row, without the node being given up, until the node is called lost."""
 
@@ -79,7 +80,7 @@ class Engine(ABC):
             code = await process.wait()
             if self._stopping:
                 break
-            if code == 0 or not await self._daemon_lives(node):
+            if code == 0 or not await self._lives(node):
                 self._tell(NodeGone(node, "its agent and its daemon are gone"))
                 break
         else:
@@ -102,9 +103,11 @@ class Engine(ABC):
             )
             return Child(nursery.start(self._arena, "ftrain_launcher.node.agent", arguments, (1, log.fileno(), 2)))
 
-    async def _daemon_lives(self, node: str) -> bool:
+    async def _lives(self, node: str) -> bool:
+        """Whether another agent finds something of it."""
         known = self._record(node)
-        if known is None or known.daemon_pid is None or await _gone_within(known.daemon_pid, _DAEMON_FOLLOWS_SECONDS):
+        keepers = [pid for pid in (known.daemon_pid, known.zygote_pid) if pid is not None] if known is not None else []
+        if all(await asyncio.gather(*(_gone_within(pid, _OTHERS_FOLLOW_SECONDS) for pid in keepers))):
             return False
         # On a busy machine the dead take longer. With the folder the node's memory is gone, whatever still runs of it.
         return NodeFile(self._arena / node).read() is not None

@@ -74,7 +74,8 @@ class Candidates:
         """Too few nodes are connected to decide anything: the others may have another controller."""
         if not (self._fence.active and formed.number):
             return False
-        here = {node.name for node in self._roster.members() if node.connection is not None}
+        heard = (*self._roster.members(), *self._roster.left_over())
+        here = {node.name for node in heard if node.connection is not None}
         return not self._fence.allows(here, formed)
 
     def gives_up(self, node: Node, formed: Generation) -> bool:

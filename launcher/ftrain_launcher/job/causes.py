@@ -26,6 +26,8 @@ DRAINED = "drained"
 """The kind of an incident that is none: ranks were moved to another node."""
 GROWN = "grown"
 """The same: nodes that came are taken in."""
+MISFIT = "misfit"
+"""The same: the number of ranks does not fit the script's device mesh, and another one does."""
 NOT_CERTIFIED = "not_certified"
 """The kind of a `Trouble`: a state that was stored or re-sharded is doubtful. Of the sign, ``step`` says which."""
 HANGS = (Kind.HANG, Kind.COMMUNICATION_HANG)
@@ -54,6 +56,8 @@ class Sign(msgspec.Struct, frozen=True, kw_only=True):
     pid: int | None = None
     code: int | None = None
     signal: int | None = None
+    with_zygote: bool = False
+    """It died with its node's zygote."""
     failure: Failure | None = None
     step: int | None = None
     """The last step that the rank committed."""
@@ -72,6 +76,7 @@ class Sign(msgspec.Struct, frozen=True, kw_only=True):
             pid=later.pid if self.pid is None else self.pid,
             code=later.code if self.code is None else self.code,
             signal=later.signal if self.signal is None else self.signal,
+            with_zygote=self.with_zygote or later.with_zygote,
             failure=self.failure or later.failure,
             step=later.step if self.step is None else self.step,
             last_lines=later.last_lines or self.last_lines,
@@ -88,6 +93,7 @@ def sign_of_exit(event: WorkerExit, now: float) -> Sign:
         pid=event.pid,
         code=event.code,
         signal=event.signal,
+        with_zygote=event.with_zygote,
         failure=event.failure,
         step=event.step,
         last_lines=event.last_lines,
@@ -206,7 +212,7 @@ def _weight(sign: Sign, named: float = math.inf) -> _Weight:
         return _Weight.NODE
     if sign.kind in _VERDICTS:
         return _Weight.MISMATCH if sign.kind == Kind.MISMATCH else _Weight.HANG
-    if sign.kind in (DRAINED, GROWN):
+    if sign.kind in (DRAINED, GROWN, MISFIT):
         return _Weight.PLANNED
     if sign.kind != "worker_exit":
         return _Weight.INFRASTRUCTURE
@@ -269,6 +275,7 @@ _WORDS = {
     NOT_CERTIFIED: "{node} refuses the state that it was given",
     DRAINED: "{node} gives its ranks away",
     GROWN: "{node} is taken in",
+    MISFIT: "so many ranks are no mesh",
 }
 
 
@@ -281,6 +288,8 @@ def describe(sign: Sign) -> str:
         if sign.failure is not None:
             return f"{where} raised {sign.failure.error} {after}"
         last = sign.last_lines[-1][:_LAST_WORDS_MAX].strip() if sign.last_lines else ""
+        if sign.with_zygote:
+            return f"{where} died with its node's zygote {after}"
         if number is not None:
             # Libraries say why before they abort.
             why = f": {last}" if last and number == signal.SIGABRT else ""

@@ -24,7 +24,7 @@ from typing import assert_never
 import msgspec
 
 from ftrain_launcher import messages as m
-from ftrain_launcher.job.causes import GROWN, HARMLESS, NOT_CERTIFIED, Sign, describe
+from ftrain_launcher.job.causes import GROWN, HARMLESS, MISFIT, NOT_CERTIFIED, Sign, describe
 from ftrain_launcher.job.events import (
     Command,
     ControllerRestarted,
@@ -310,7 +310,7 @@ class Coordinator(JobState):
             self._fill_positions(now)
         else:
             self._recruiting.succeeded()
-            self._begin_again(sign, now)
+            self._begin_again(sign, now, planned=sign.kind == MISFIT)
 
     def _begin_again(self, sign: Sign, now: float, *, planned: bool = False) -> None:
         self._history.take(sign, self.formed, again=not planned)
@@ -322,7 +322,8 @@ class Coordinator(JobState):
         """``size``: it has so many nodes, if they do not break meanwhile; None: as many as the one before."""
         self.phase = check_phase(self.phase, Phase.STOPPING)
         self._drop_plans()
-        self._forming.announce(now, len(self.positions) if size is None else size)
+        size = len(self.positions) if size is None else size
+        self._forming.announce(now, max(size, self._roster.sizes.least))
         self._fill_positions(now)
 
     def _drop_plans(self) -> None:
@@ -369,12 +370,19 @@ class Coordinator(JobState):
         self._recruiting.succeeded()
         for node in self._roster.members():
             node.formed = generation.number
+        for node in self._roster.left_over():
+            if not generation.needs(node.name):
+                node.inventory = None
 
     def _begin(self, generation: Generation) -> None:
         """Tell the members of a generation that it is formed."""
         self._enter(generation)
         for node in self._roster.members():
+            assert node.position is not None
             self._orders.send(node, generation.form_for(node.position))
+        for node in self._roster.left_over():
+            if (form := generation.form_without_ranks(node.name)) is not None:
+                self._orders.send(node, form)
         self._orders.announce(generation.news)
 
     # ---- the end

@@ -133,7 +133,7 @@ class Forming:
 
         It begins once nobody is missing.
         """
-        if self._roster.waited_for or not self._fence.allows({n.name for n in self._roster.members()}, formed):
+        if self._roster.waited_for or not self._fence.allows({n.name for n in self._stopped()}, formed):
             return None
         first = self._roster.members()[0] if not self._roster.vacant else None
         in_memory = self._start_in_memory(formed)
@@ -156,21 +156,29 @@ class Forming:
 
     def _start_in_memory(self, formed: Generation, without: Sequence[Node] = ()) -> Start:
         """``without``: as it would be if these were not here."""
-        members = [node for node in self._roster.members() if node not in without]
-        if without and not self._fence.allows({node.name for node in members}, formed):
+        stopped = [node for node in self._stopped() if node not in without]
+        if without and not self._fence.allows({node.name for node in stopped}, formed):
             return Start(None, 0, lost="too few nodes of the last generation would be left")
         stays = self._stays(formed.ranks.nodes)
         demotions, keep = self._history.demotions, not without
-        return formed.next_start(members, self.worlds, stays=stays, demotions=demotions, keep=keep)
+        return formed.next_start(stopped, self.worlds, stays=stays, demotions=demotions, keep=keep)
+
+    def _stopped(self) -> list[Node]:
+        """Who has said what it holds, once nobody is waited for: members, and those for whom there was no position."""
+        return [*self._roster.members(), *self._roster.left_over()]
 
     def _stays(self, before: Sequence[str]) -> bool:
         """Whether the next generation is of the same world as the one that these nodes were."""
         return not self._config.elastic or is_same(before, self._roster.positions)
 
     def _shrinks(self, now: float) -> bool:
-        """All that are left have stopped, and nobody came in time for a vacant position: whether it is given up."""
+        """All that are left have stopped, and nobody came in time for a vacant position: whether it is given up.
+
+        The same with positions of which there are too many for a mesh.
+        """
         roster = self._roster
-        if not roster.vacant or not self._config.elastic or roster.superfluous() < 0:
+        size = roster.sizes.at_most(roster.held())
+        if size in (0, len(roster.positions)):
             self._shrink_at = None
             return False
         if self._shrink_at is None:
@@ -178,7 +186,8 @@ class Forming:
         if now < self._shrink_at:
             return False
         self._shrink_at = None
-        roster.reshape(roster.held())
+        roster.leave_over(size)
+        roster.reshape(size)
         first = roster.members()[0]
         if first.store_port is None:  # Another node was to host it.
             self.ask(first, now)
@@ -209,8 +218,8 @@ class Forming:
         except PlacementImpossible as error:
             return Action(False, str(error), EXIT_USAGE)
         self.worlds.begin(world)
-        origin = self._origin(start.restore, members)
-        older = self._origin(start.older, members) if origin is not None else None
+        origin = self._origin(start.restore, self._stopped())
+        older = self._origin(start.older, self._stopped()) if origin is not None else None
         if origin is not None:  # It was as good as protected, if it could be decoded: nobody begins anew after it.
             start = msgspec.structs.replace(start, protected=True)
         self._durable.started(start)
@@ -250,11 +259,11 @@ class Forming:
             self._orders.announce([f"warning: {_nodes(world)} can carry parity {world.parity} only, not {asked}"])
         return world
 
-    def _origin(self, snapshot: SnapshotId | None, members: Sequence[Node]) -> Origin | None:
+    def _origin(self, snapshot: SnapshotId | None, nodes: Sequence[Node]) -> Origin | None:
         """Where a snapshot is, if another world captured it."""
         if snapshot is None or self.worlds.of(snapshot) in (None, self.worlds.newest):
             return None
-        return self.worlds.origin(members, snapshot, self._config.work.codec)
+        return self.worlds.origin(nodes, snapshot, self._config.work.codec)
 
     def _told_of(
         self, world: World, start: Start, origin: Origin | None, before: Sequence[str], members: Sequence[Node]

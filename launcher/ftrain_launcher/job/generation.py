@@ -70,14 +70,23 @@ class Generation:
             news.append("to begin anew instead, give --durable another URL")
         return news
 
-    def form_for(self, position: int | None) -> Form:
+    def form_for(self, position: int) -> Form:
         """The message for the node at a position."""
         assert self.form is not None
-        if position is None:
-            return msgspec.structs.replace(self.form, position=position)
-        node, known = self.form.peers[position].node, zip((self.form.origin, self.form.older), self._held, strict=True)
+        return self._form_of(self.form, position, self.form.peers[position].node)
+
+    def form_without_ranks(self, node: str) -> Form | None:
+        """The message for a node that has no position, but holds something of the origin; None: it does not."""
+        return self._form_of(self.form, -1, node) if self.form is not None and node in self._held[0] else None
+
+    def needs(self, node: str) -> bool:
+        """Whether what a node holds of other worlds may still be wanted."""
+        return any(node in held for held in self._held)
+
+    def _form_of(self, form: Form, position: int, node: str) -> Form:
+        known = zip((form.origin, form.older), self._held, strict=True)
         origin, older = (o and msgspec.structs.replace(o, position=held.get(node, -1)) for o, held in known)
-        return msgspec.structs.replace(self.form, position=position, origin=origin, older=older)
+        return msgspec.structs.replace(form, position=position, origin=origin, older=older)
 
     def lacks(self, position: int, join: Join) -> list[int]:
         """The ranks that the node at a position should run, and does not, as its agent says that came back."""

@@ -7,7 +7,6 @@ has come for a while, and the job has run for as long, so that one that is hardl
 from __future__ import annotations
 
 from ftrain_launcher.job.causes import GROWN, Sign
-from ftrain_launcher.job.events import JobConfig
 from ftrain_launcher.job.generation import Generation
 from ftrain_launcher.job.membership import NodeState
 from ftrain_launcher.job.roster import Roster
@@ -19,17 +18,17 @@ GROW_AFTER_SECONDS = 5.0
 class Growth:
     """One job's; the roster is the coordinator's."""
 
-    def __init__(self, config: JobConfig, roster: Roster) -> None:
+    def __init__(self, roster: Roster) -> None:
         self.deadline: float | None = None
         """When those that are here are taken in; None: nobody is, or there is no room."""
-        self._config = config
         self._roster = roster
         self._newcomers: tuple[str, ...] = ()
         self._generation = 0
 
     def size(self) -> int:
         """How many nodes the next generation has if it takes in all that it can."""
-        return min(self._config.nodes, len(self._roster.positions) + self._roster.ready())
+        here = len(self._roster.positions)
+        return max(here, self._roster.sizes.at_most(here + self._roster.ready()))
 
     def forget(self) -> None:
         """Nobody is to be taken in just now: who is here then is waited for anew."""
@@ -37,8 +36,8 @@ class Growth:
 
     def due(self, formed: Generation, now: float) -> Sign | None:
         """While the job trains: whether it is time. Says so again until the next generation is announced."""
-        room = self._config.nodes - len(self._roster.positions)
-        idle = [node for node in self._roster.in_state(NodeState.IDLE) if not node.unchecked][: max(0, room)]
+        room = self.size() - len(self._roster.positions)
+        idle = [node for node in self._roster.in_state(NodeState.IDLE) if not node.unchecked][:room]
         if not idle or not formed.ranks.in_training:
             self.forget()
             return None

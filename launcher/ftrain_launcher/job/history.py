@@ -17,6 +17,7 @@ from ftrain_launcher.job.formation import Start
 from ftrain_launcher.job.incidents import Incident, IncidentLog
 from ftrain_launcher.job.membership import Rank
 from ftrain_launcher.job.policy import EXIT_LOST, Action, decide
+from ftrain_launcher.job.ranks import Ranks
 from ftrain_launcher.job.rungs import Rung
 
 
@@ -132,10 +133,13 @@ class History:
         """So many there were already, though nothing else is known here of the newest: their numbers are taken."""
         self.log.total = max(self.log.total, incidents)
 
-    def restored(self, when: float | None) -> None:
+    def restored(self, ranks: Ranks) -> None:
         """All ranks have their state back."""
-        if self.log.open is not None:
-            self.log.open.timeline.restored = when
+        incident = self.log.open
+        if incident is not None:
+            incident.timeline.restored = ranks.restored_at
+            incident.ranks, incident.ranks_kept = len(ranks.by_number), ranks.kept
+            incident.read_bytes = ranks.read_bytes
 
     def certified(self, certificate: Certified) -> None:
         """The state that was re-sharded is proved, or is not: then the next incident is about that."""

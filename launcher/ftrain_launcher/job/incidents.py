@@ -52,6 +52,12 @@ class Incident(msgspec.Struct, kw_only=True):
     steps_lost: int = 0
     """Sealed versions newer than the one that was resumed from."""
     resumed_from: int | None = None
+    ranks: int = 0
+    """That have their state back; 0: not all."""
+    ranks_kept: int = 0
+    """Those of them that kept their live tensors."""
+    read_bytes: int = 0
+    """Of state, by all ranks."""
     demoted: int | None = None
     """A newer version that was passed over, since the loss was not finite after it."""
     certificate: Certified | None = None

@@ -33,7 +33,9 @@ _MOVES: dict[NodeState, frozenset[NodeState]] = {
         {NodeState.CORDONED, NodeState.ACTIVE, NodeState.AWAY, NodeState.LOST, NodeState.RELEASED}
     ),
     NodeState.CORDONED: frozenset({NodeState.IDLE, NodeState.AWAY, NodeState.LOST, NodeState.RELEASED}),
-    NodeState.ACTIVE: frozenset({NodeState.CORDONED, NodeState.AWAY, NodeState.LOST, NodeState.RELEASED}),
+    NodeState.ACTIVE: frozenset(
+        {NodeState.IDLE, NodeState.CORDONED, NodeState.AWAY, NodeState.LOST, NodeState.RELEASED}
+    ),
     NodeState.AWAY: frozenset(
         {NodeState.IDLE, NodeState.CORDONED, NodeState.ACTIVE, NodeState.LOST, NodeState.RELEASED}
     ),

@@ -21,6 +21,8 @@ class Ranks:
         """When the last rank so far had its state back."""
         self.stepped_at: float | None = None
         """When the last rank so far made its first step."""
+        self.kept = self.read_bytes = 0
+        """How many ranks kept live tensors; what all read."""
         self._nproc = nproc_per_node
         self._unrestored = self._unsettled = self._unfinished = len(self.by_number)
 
@@ -30,11 +32,13 @@ class Ranks:
             return []
         return [self.by_number[position * self._nproc + lane] for lane in range(self._nproc)]
 
-    def restore(self, rank: Rank, time: float) -> bool:
-        """A rank has its state back; True: it was the last that had not."""
+    def restore(self, rank: Rank, time: float, read_bytes: int = 0, kept_bytes: int = 0) -> bool:
+        """A rank has its state back, of which it read so much; True: it was the last that had not."""
         if rank.restored:
             return False
         rank.restored = True
+        self.read_bytes += read_bytes
+        self.kept += kept_bytes > 0
         self._unrestored -= 1
         self.restored_at = max(self.restored_at or time, time)
         return not self._unrestored

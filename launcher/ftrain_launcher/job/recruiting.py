@@ -122,7 +122,7 @@ class Recruiting:
         elif self.deadline is None:
             self.deadline = now + self._config.host_wait_seconds
             if announce:
-                self._orders.announce([f"waiting for a host: {self._missing()} are missing"])
+                self._orders.announce([f"waiting for a host: {self._missing()} are missing{self._why()}"])
 
     def tick(self, now: float, failures: str) -> Action | None:
         """The deadline may have come; how the job ends. ``failures``: who is here and not wanted."""
@@ -130,10 +130,13 @@ class Recruiting:
             return None
         within = f"within {self._config.host_wait_seconds:g} s (--join-timeout-seconds)"
         besides = f"; --preflight turned down {failures}" if failures else ""
-        return Action(False, f"{self._missing()} hosts did not come {within}{besides}", EXIT_NODES)
+        return Action(False, f"{self._missing()} hosts did not come {within}{besides}{self._why()}", EXIT_NODES)
 
     def _missing(self) -> str:
-        return f"{self._roster.missing()} of {self._config.least}"
+        return f"{self._roster.missing()} of {self._roster.sizes.least}"
+
+    def _why(self) -> str:
+        return f" ({self._roster.sizes.reason})" if self._roster.sizes.reason else ""
 
     def _start(self, node: Node, now: float) -> None:
         self._roster.wait(node, now + self._config.start_timeout_seconds)

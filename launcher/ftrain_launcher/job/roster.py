@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from ftrain_launcher.job.membership import Cordon, Node, NodeState
+from ftrain_launcher.job.sizes import Sizes
 from ftrain_launcher.messages import Cordoned, Join, Stopped
 
 _ON_THEIR_WAY = (NodeState.STARTING, NodeState.AWAY)
@@ -22,7 +23,8 @@ class Roster:
 
     def __init__(self, positions: int, least: int | None = None) -> None:
         """``least``: with so many nodes the job can go on; None: with one for each position."""
-        self._least = positions if least is None else least
+        self.sizes = Sizes(positions if least is None else least, positions)
+        """How many nodes the job may have."""
         self.nodes: dict[str, Node] = {}
         """All nodes by name, in order of their numbers; those that are gone stay, so that they are not let in again."""
         self.positions: list[str | None] = [None] * positions
@@ -82,7 +84,7 @@ class Roster:
 
     def missing(self) -> int:
         """How many nodes the job lacks to go on, that are neither here nor on the way."""
-        return max(0, self._least - self.held() - self.idle() - self.expected())
+        return max(0, self.sizes.least - self.held() - self.idle() - self.expected())
 
     def held(self) -> int:
         """How many positions have a node."""
@@ -90,7 +92,7 @@ class Roster:
 
     def superfluous(self) -> int:
         """How many of these nodes the job could do without; less than none: it lacks some."""
-        return self.held() - self._least
+        return self.held() - self.sizes.least
 
     def idle(self) -> int:
         """How many nodes can take a position."""
@@ -108,6 +110,20 @@ class Roster:
     def members(self) -> list[Node]:
         """The nodes that hold positions, in order of position."""
         return [self.nodes[name] for name in self.positions if name is not None]
+
+    def left_over(self) -> list[Node]:
+        """Nodes that have stopped and been given no position, since so many were no mesh: what they hold is known."""
+        idle = (*self._by_state[NodeState.IDLE].values(), *self._by_state[NodeState.CORDONED].values())
+        return sorted((node for node in idle if node.inventory is not None), key=lambda node: node.number)
+
+    def leave_over(self, size: int) -> None:
+        """Of the members, who have all stopped, only so many keep positions: cordoned ones go first, then the last."""
+        members = sorted(self.members(), key=lambda n: (n.cordon is None, not n.unchecked, -(n.position or 0)))
+        for node in members[: self.held() - size]:
+            assert node.position is not None
+            self._free(node)
+            node.position = node.store_port = node.durable = None
+            self.move(node, NodeState.IDLE if node.cordon is None else NodeState.CORDONED)
 
     def reshape(self, size: int) -> None:
         """So many positions from now on, at least one a member: these get the first ones, in the order they had."""

@@ -9,7 +9,7 @@ from math import inf
 from typing import assert_never
 
 from ftrain_launcher.detect.verdict import Kind
-from ftrain_launcher.job.causes import Sign, describe, sign_of_exit, sign_of_verdict
+from ftrain_launcher.job.causes import MISFIT, Sign, describe, sign_of_exit, sign_of_verdict
 from ftrain_launcher.job.durable import DurableTier
 from ftrain_launcher.job.events import Diagnosed, JobConfig, Progress, QuickAgain
 from ftrain_launcher.job.generation import Generation
@@ -178,7 +178,7 @@ class Running:
         if rank is None or rank.node != event.node or rank.finished:
             return None
         if not event.finished and (event.code != 0 or event.failure is not None):
-            return sign_of_exit(event, now)
+            return self._misfit(event, now) or sign_of_exit(event, now)
         if stopping:
             return None
         if ranks.finish(rank):
@@ -188,6 +188,13 @@ class Running:
         self._tell_of_write(None)
         return None
 
+    def _misfit(self, event: WorkerExit, now: float) -> Sign | None:
+        """The script has no mesh for so many ranks, but the job may have another number of them."""
+        misfit = event.failure.misfit if event.failure is not None else None
+        if misfit is None or not self._roster.sizes.strike_off(misfit, self._config.work.nproc_per_node):
+            return None
+        return Sign(kind=MISFIT, node=event.node, time=now, reason=misfit.reason)
+
     def _advance(self, generation: Generation, event: RankRestored | RankStepped, now: float) -> None:
         """A rank has its state back, or made its first step; perhaps it was the last one."""
         ranks, rank = generation.ranks, generation.ranks.by_number.get(event.rank)
@@ -196,8 +203,8 @@ class Running:
         if isinstance(event, RankStepped):
             if ranks.step(rank, event.time):
                 self._settle(generation, now)
-        elif ranks.restore(rank, event.time):
-            self._history.restored(ranks.restored_at)
+        elif ranks.restore(rank, event.time, event.read_bytes, event.kept_bytes):
+            self._history.restored(ranks)
 
     def _settle(self, generation: Generation, now: float) -> None:
         """All ranks have made a step, or had none left to make."""

@@ -49,7 +49,7 @@ class JobState:
         """The ranks' stop at the end of a step, for changes that are planned."""
         self.flushing = Flushing(config, self._roster, self._orders, self.durable, self.halting)
         """The job's end at the end of a step, with its state on storage."""
-        self._growth = Growth(config, self._roster)
+        self._growth = Growth(self._roster)
         parts = (self._orders, self.durable, self._history, self.quarantine)
         self._running = Running(config, self._roster, self._recruiting, *parts)
         self.fence = Fence(active=bool(config.candidates))

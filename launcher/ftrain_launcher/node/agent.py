@@ -20,7 +20,7 @@ from pathlib import Path
 import aiohttp
 import msgspec
 
-from ftrain_launcher import leadership
+from ftrain_launcher import leadership, names
 from ftrain_launcher.errors import SecretRefused
 from ftrain_launcher.jobs import Endpoint, JobFolder
 from ftrain_launcher.line import LINE_ERRORS, OPENING_SECONDS_MAX, Socket, open_line
@@ -151,7 +151,9 @@ class Agent:
         job = self._runner.job
         known, patience = self._folder.endpoint(), PATIENCE_SHARE * job.controller_grace_seconds
         assert known is not None
-        search = Search(leadership.endpoints(job.config.candidates), known, patience)
+        candidates = leadership.endpoints(job.config.candidates)
+        names.prepare(candidate.host for candidate in candidates)
+        search = Search(candidates, known, patience)
         lost, paused = time.monotonic(), False
         while (away := time.monotonic() - lost) < job.controller_grace_seconds + job.config.host_wait_seconds:
             if away > job.controller_grace_seconds and not paused:

@@ -309,6 +309,9 @@ class NodeRunner:
 
     async def form(self, message: Form) -> None:
         """Take this generation's ranks, if the node has stopped for it."""
+        if message.position < 0:
+            await self._give_to_others(message)
+            return
         if message.generation != self._stopped or message.generation <= self.generation:
             return
         self._form = self.accepted = message
@@ -326,6 +329,15 @@ class NodeRunner:
             self._tell(trouble, ("trouble",))
         self._write_down()
         self._tell(await self.heartbeat(with_inventory=False))
+
+    async def _give_to_others(self, message: Form) -> None:
+        """No ranks are here: what the daemon holds is read by those who have some."""
+        if self._form is not None:
+            return
+        try:
+            await self._configure_daemon(message)
+        except DaemonFailed as error:
+            self._tell(Trouble(self.node, message.generation, "form_failed", str(error)))
 
     async def halt(self, message: Hold | HaltAfter | GoOn) -> None:
         """Have the ranks stop after one and the same step, or go on after all."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import signal
 import time
@@ -18,6 +19,7 @@ from pathlib import Path
 import psutil
 
 from ftrain import link
+from ftrain_launcher.errors import NotBound, SpawnFailed
 from ftrain_launcher.job.causes import NOT_CERTIFIED
 from ftrain_launcher.jobs import JobRecord
 from ftrain_launcher.messages import (
@@ -40,6 +42,7 @@ from ftrain_launcher.node.state import WorkerRecord
 from ftrain_launcher.node.staying import Seen, Waiting, WaitingRoom, can_stay
 from ftrain_launcher.node.warm_standbys import Standbys
 from ftrain_launcher.node.worker_output import WorkerOutput
+from ftrain_launcher.processes import numa
 from ftrain_launcher.processes.environment import interface_of, worker_environment
 from ftrain_launcher.processes.linux import has_ended
 from ftrain_launcher.processes.spawning import Exited, Spawn
@@ -208,8 +211,18 @@ class NodeWorkers:
             cwd=self._job.config.work.folder,
             stdout_path=out,
             stderr_path=err,
+            processors=self._processors(form, lane),
             start=work.start,
         )
+
+    def _processors(self, form: Form, lane: int) -> tuple[int, ...]:
+        """Those near its GPU, if it is to be bound to these."""
+        if not (mode := form.work.numa_binding):
+            return ()
+        try:
+            return numa.near(numa.look({**os.environ, **form.work.environment}), mode, lane)
+        except NotBound as error:
+            raise SpawnFailed(f"g{form.generation}-lane{lane}", f"--numa-binding {mode}: {error}") from error
 
     def adopt(self, generation: int, records: tuple[WorkerRecord, ...]) -> None:
         """Take over the workers that an agent before this one started."""
@@ -300,10 +313,10 @@ class NodeWorkers:
         if worker.pid is None:
             return
         worker.pid, worker.state = None, "exited"
-        self._report_end(worker, exited.code, exited.signal)
+        self._report_end(worker, exited.code, exited.signal, with_zygote=exited.with_zygote)
         self._output.finish(self.generation, worker.record.rank)
 
-    def _report_end(self, worker: _Worker, code: int | None, number: int | None) -> None:
+    def _report_end(self, worker: _Worker, code: int | None, number: int | None, *, with_zygote: bool = False) -> None:
         rank = worker.record.rank
         message = WorkerExit(
             node=self._node,
@@ -312,6 +325,7 @@ class NodeWorkers:
             pid=worker.record.pid,
             code=code,
             signal=number,
+            with_zygote=with_zygote,
             finished=worker.finished,
             failure=worker.failure,
             step=self._step(worker.record.local_rank),
@@ -329,9 +343,9 @@ class NodeWorkers:
             return
         rank, generation = hello.rank, hello.generation
         match message:
-            case link.Restored(version, moment):
+            case link.Restored(version, moment, read, kept):
                 worker.state = "restored"
-                self._tell(RankRestored(self._node, generation, rank, version, moment), ("restored", rank))
+                self._tell(RankRestored(self._node, generation, rank, version, moment, read, kept), ("restored", rank))
             case link.FirstStep(step, moment):
                 worker.state = "running"
                 self._tell(RankStepped(self._node, generation, rank, step, moment), ("stepped", rank))
@@ -380,6 +394,7 @@ class NodeWorkers:
             communication=message.communication,
             not_finite=message.not_finite,
             newest_version=message.newest_version,
+            misfit=message.misfit,
         )
         self._report_end(worker, None, None)
 

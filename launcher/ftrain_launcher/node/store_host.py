@@ -17,6 +17,8 @@ from ftrain_launcher.processes.spawning import Exited, Spawn
 from ftrain_launcher.processes.workers import WorkerHost
 
 _TIMEOUT_SECONDS = 8.0
+_RESOLVER = {"RES_OPTIONS": "timeout:1 attempts:1"}
+"""torch asks for the name of each of its sockets, for a log: ten seconds where the name server is lost, too."""
 _AHEAD = "-store-ahead"
 _logger = logging.getLogger(__name__)
 
@@ -122,6 +124,7 @@ class StoreHost:
                 "FTRAIN_NODE_DIR": str(self._node_folder),
                 "FTRAIN_GENERATION": str(generation),
                 "FTRAIN_STORE_PORT": str(self._job.config.work.store_port),
+                **_RESOLVER,
             },
             cwd="/",
             stdout_path=log,

@@ -2,8 +2,8 @@
 
 First what an ``exec`` would have given it: a session, default signals, files for its output, a folder, the
 environment. Then either a real ``exec``, or the script itself in this interpreter, whose imports are already
-there. At the end it does what the interpreter does at its own end (threads joined, exit functions, output
-flushed) but leaves by ``os._exit``: C++ destructors that abort after a finished run are no training fault
+there. At the end it does what the interpreter does at its own end (threads joined, exit functions, files and
+output flushed) but leaves by ``os._exit``: C++ destructors that abort after a finished run are no training fault
 (FACTS 10), and the zygote's frames are never returned to.
 """
 
@@ -14,6 +14,7 @@ import contextlib
 import gc
 import importlib.abc
 import importlib.machinery
+import io
 import os
 import runpy
 import signal
@@ -31,6 +32,8 @@ from ftrain_launcher.processes.spawning import Spawn
 
 CANNOT_START = 127
 """Exit code when the program cannot be executed, as a shell's."""
+_INTERRUPTED = -signal.SIGINT
+"""Of a script that KeyboardInterrupt ended."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +77,8 @@ def redirect_log(path: str) -> None:
 
 
 def reset_signals() -> None:
-    """Take back the zygote's signal handling."""
-    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
+    """Take back the signal handling of the zygote, or of the launcher."""
+    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -99,6 +102,8 @@ def _enter(role: WorkerRole) -> None:
     os.setsid()
     linux.die_with_parent(role.parent_pid)
     _redirect(os.open(os.devnull, os.O_RDONLY), role.stdout, role.stderr)
+    if role.spawn.processors:
+        os.sched_setaffinity(0, role.spawn.processors)
     os.environ.update(role.spawn.env)
     os.chdir(role.spawn.cwd)
 
@@ -145,11 +150,38 @@ def _run(spawn: Spawn, later: tuple[str, ...]) -> int:
             step()
         except BaseException as error:  # the outermost frame of the program: whatever it is, say it
             _report(error)
+    _write_out_files()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     linux.flush_c_output()
+    if code == _INTERRUPTED:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)  # so that the exit shows the signal, as the interpreter does it
     return code
+
+
+def _write_out_files() -> None:
+    """Write out the files that the program left open, as the interpreter does when it takes its objects down.
+
+    Text first, since it may lie on a compressor, and that on a plain file. Only closing brings a compressor's end.
+    """
+    files = [one for one in gc.get_objects() if io.IOBase.__base__ in type(one).__mro__]
+    plain = (io.BufferedWriter, io.BufferedRandom, io.BufferedRWPair)
+    silent = (io.RawIOBase, io.BufferedReader, io.BytesIO, io.StringIO, *plain)
+    texts = [one for one in files if isinstance(one, io.TextIOWrapper)]
+    others = [one for one in files if not isinstance(one, (io.TextIOWrapper, *silent))]
+    for finish in (
+        *(one.flush for one in texts),
+        *(one.close for one in others),
+        *(one.flush for one in files if isinstance(one, plain)),
+    ):
+        try:
+            finish()
+        except ValueError:  # it is closed, or not for writing
+            pass
+        except Exception as error:  # a file of any kind that cannot be written out: the interpreter says it, too
+            _report(error)
 
 
 def _is_worker(spawn: Spawn) -> bool:
@@ -221,8 +253,7 @@ def _guarded(spawn: Spawn) -> int:
         return _exit_code(stop)
     except KeyboardInterrupt as error:
         _report(error)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        signal.raise_signal(signal.SIGINT)  # so that the exit shows the signal, as the interpreter does it
+        return _INTERRUPTED
     except BaseException as error:  # the outermost frame of the program: whatever it is, say it
         _report(error)
         return 1

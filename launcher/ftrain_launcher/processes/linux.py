@@ -84,6 +84,14 @@ def has_ended(pid: int) -> bool:
     return fields[0] in "ZX" or bool(int(fields[6]) & _PF_EXITING)
 
 
+def is_stopped(pid: int) -> bool:
+    """Did a signal stop this process (SIGSTOP)?"""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T"
+    except OSError:
+        return False
+
+
 def send_signal(pid: int, number: int) -> None:
     """Signal a process that may be gone already, or may have become another user's."""
     with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -34,6 +34,8 @@ class Spawn(msgspec.Struct, frozen=True, kw_only=True, tag="spawn"):
     """Opened for appending; folders are made."""
     stderr_path: str
     """May be the same file as ``stdout_path``."""
+    processors: tuple[int, ...] = ()
+    """The only ones that it may use; empty: all of the zygote's."""
     start: Literal["fork", "exec"] = "fork"
     """``exec`` starts a new interpreter; ``kind="exec"`` is always started so."""
 
@@ -98,6 +100,8 @@ class Exited(msgspec.Struct, frozen=True, tag="exited"):
     code: int | None
     """Exit code, or None after a signal."""
     signal: int | None
+    with_zygote: bool = False
+    """It was killed since its zygote had ended."""
 
 
 class Children(msgspec.Struct, frozen=True, tag="children"):

@@ -22,6 +22,7 @@ import msgspec
 
 from ftrain_launcher.errors import SpawnFailed, WorkersWillNotDie, ZygoteFailed
 from ftrain_launcher.processes import spawning
+from ftrain_launcher.processes.linux import is_stopped
 from ftrain_launcher.processes.pidfds import PidHandle
 from ftrain_launcher.processes.spawning import Acknowledge, Children, Exited, Kill, Ready, Spawn, Spawned
 from ftrain_launcher.processes.zygote_line import ZygoteLine, exec_zygote, fork_zygote
@@ -32,6 +33,9 @@ REQUEST_TIMEOUT_SECONDS = 10.0
 FORK_TIMEOUT_SECONDS = 30.0
 """While a job begins the zygote still imports, and forks between two imports: half a second of an idle processor."""
 KILL_TIMEOUT_SECONDS = 10.0
+STOPPED_TIMEOUT_SECONDS = 0.2
+"""For a zygote that somebody stopped: it will not do what it is told."""
+STOPPED_LOOK_SECONDS = 0.5
 _T = TypeVar("_T")
 _logger = logging.getLogger(__name__)
 
@@ -183,7 +187,7 @@ class WorkerHost:
         for id, worker in list(self._workers.items()):
             if worker.handle is not None and not await worker.handle.wait_ended(deadline - time.monotonic()):
                 _logger.error("event=worker_will_not_die id=%s pid=%d", id, worker.pid)
-            self._bury(Exited(id, worker.pid, None, int(signal.SIGKILL)))
+            self._bury(Exited(id, worker.pid, None, int(signal.SIGKILL), with_zygote=True))
 
     async def _bury_zygote(self) -> None:
         zygote, self._zygote = self._zygote, None
@@ -220,11 +224,18 @@ class WorkerHost:
         return await self._answer(answer, REQUEST_TIMEOUT_SECONDS)
 
     async def _answer(self, answer: asyncio.Future[_T], timeout_seconds: float) -> _T:
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                return await answer
-        except TimeoutError as error:
-            raise ZygoteFailed(f"the zygote at {self.config.socket_path} does not answer") from error
+        """Of a zygote that was stopped none is waited for, and it is killed: the next call gets another one."""
+        deadline = time.monotonic() + timeout_seconds
+        while not answer.done():
+            await asyncio.wait([answer], timeout=min(STOPPED_LOOK_SECONDS, max(0.0, deadline - time.monotonic())))
+            stopped = not answer.done() and self._zygote is not None and is_stopped(self._zygote.pid)
+            if stopped and self._zygote is not None:
+                self._zygote.send_signal(signal.SIGKILL)
+            if not answer.done() and (stopped or time.monotonic() >= deadline):
+                answer.cancel()
+                how = "was stopped" if stopped else "does not answer"
+                raise ZygoteFailed(f"the zygote at {self.config.socket_path} {how}")
+        return answer.result()
 
     def send_signal(self, ids: Iterable[str], number: int) -> None:
         """Signal processes by id (SIGKILL: with their groups), without waiting."""
@@ -243,7 +254,8 @@ class WorkerHost:
         """
         workers = self._select(ids)
         self.send_signal(workers, signal.SIGKILL)
-        if await self._wait_gone(workers, KILL_TIMEOUT_SECONDS / 2):
+        stopped = self._zygote is not None and is_stopped(self._zygote.pid)
+        if await self._wait_gone(workers, STOPPED_TIMEOUT_SECONDS if stopped else KILL_TIMEOUT_SECONDS / 2):
             return
         # The zygote hangs: without it the kernel kills its workers, and the lost line buries them.
         if self._zygote is not None:
@@ -284,7 +296,8 @@ class WorkerHost:
             try:
                 await self.stop_all(number, grace_seconds)
             finally:
-                self._line.send(spawning.Shutdown(0.0))
+                if self._line is not None:  # else the zygote was stopped, and has been killed on the way
+                    self._line.send(spawning.Shutdown(0.0))
                 await asyncio.wait({self._reader}, timeout=KILL_TIMEOUT_SECONDS)  # the closed line is the answer
         await self._end_reader()
         await self._bury_zygote()

@@ -12,7 +12,8 @@ steps, with a reduction of its own. So at last, if all steps on record repeat th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 from ftrain_launcher.detect.records import Call, Departure
 
@@ -25,6 +26,10 @@ STEPS_SKIPPED = 2
 """The first ones on record may have been others: buckets are laid out anew."""
 PERIODS_MIN = 3
 """So often must courses have come in turn."""
+
+SIZES_NEW_MIN = 3
+"""So many courses of sizes that an operation never took before, in the newer half of the steps on record: its size says
+nothing."""
 
 Key = Callable[[Call], Hashable]
 
@@ -39,7 +44,7 @@ def departure(steps: Sequence[Sequence[Call]]) -> Departure | None:
     *complete, present = steps
     if len(complete) < STEPS_MIN:
         return None
-    for key in (_kind, _whole):
+    for key in (_kind, _with_size(complete)):
         for place in range(max(STEPS_MIN, len(complete) - STEPS_LOOKED_AT), len(complete)):
             like, common = _nearest(complete[:place], complete[place], key)
             if common < max(len(like), len(complete[place])):
@@ -95,5 +100,19 @@ def _kind(call: Call) -> Hashable:
     return call.kind
 
 
-def _whole(call: Call) -> Hashable:
-    return call
+def _with_size(steps: Sequence[Sequence[Call]]) -> Key:
+    """Calls with their sizes, but for those whose sizes are other ones all the time: tokens that go to experts."""
+    half = len(steps) // 2
+    older = {sizes for step in steps[:half] for sizes in _sizes(step)}
+    newer = {sizes for step in steps[half:] for sizes in _sizes(step)}
+    known, new = {kind for kind, _ in older}, Counter(kind for kind, _ in newer - older)
+    changing = {kind for kind in known if new[kind] >= SIZES_NEW_MIN}
+    return lambda call: call.kind if call.kind in changing else call
+
+
+def _sizes(step: Sequence[Call]) -> Iterable[tuple[Hashable, tuple[int, ...]]]:
+    """Of each kind of call in a step, all sizes in their order."""
+    found: dict[Hashable, list[int]] = defaultdict(list)
+    for call in step:
+        found[call.kind].append(call.bytes)
+    return ((kind, tuple(sizes)) for kind, sizes in found.items())

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ftrain.comm.ring import Group, RingInvalid, ring_path
 from ftrain_launcher.detect.records import Communicator, NodeReport, RankRecord, RankStep
+from ftrain_launcher.processes.linux import is_stopped
 from ftrain_launcher.rings.rank_reader import RankReader
 
 
@@ -47,12 +48,15 @@ class CommReader:
         ranks: list[RankRecord] = []
         steps: list[RankStep] = []
         unrecorded: list[int] = []
+        stopped: list[int] = []
         for worker in self._workers:
             reader = self._readers.get(worker)
             record, done = (None, []) if reader is None else reader.report(time.monotonic_ns(), is_last=is_last)
             steps += done
             if record is None:
                 unrecorded.append(worker[0])
+                if reader is None and is_stopped(worker[2]):
+                    stopped.append(worker[0])
             else:
                 ranks.append(record)
         return NodeReport(
@@ -62,6 +66,7 @@ class CommReader:
             ranks=tuple(ranks),
             steps=tuple(steps),
             unrecorded=tuple(unrecorded),
+            stopped=tuple(stopped),
         )
 
     def read(self, generation: int, workers: Sequence[tuple[int, int, int]], node_folder: Path) -> NodeReport:

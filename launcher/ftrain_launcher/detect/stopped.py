@@ -1,0 +1,51 @@
+"""Pure: ranks that were stopped (SIGSTOP) on their way to a generation's first step.
+
+There no operation tells that others wait: they connect to each other, or ask the store, and no ring shows that. So a
+process that stands still for a while is enough. Later it is not: who keeps nobody waiting may rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ftrain_launcher.detect import wording
+from ftrain_launcher.detect.records import NodeReport
+from ftrain_launcher.detect.verdict import Kind, Verdict
+
+STOPPED_SECONDS = 1.0
+_LETTER = "T"
+
+
+class Stopped:
+    """One generation's; ``nodes`` says on which node each rank is."""
+
+    def __init__(self, generation: int, nodes: Mapping[int, str]) -> None:
+        self._generation, self._nodes = generation, nodes
+        self._since: dict[str, dict[int, float]] = {}
+        """By node: since when ranks have been seen to stand still."""
+        self._told: tuple[int, ...] = ()
+
+    def take(self, report: NodeReport, now: float) -> None:
+        """A node's report has come."""
+        if report.generation != self._generation:
+            return
+        stands = [r.rank for r in report.ranks if r.step < 0 and r.process is not None and r.process.letter == _LETTER]
+        before = self._since.get(report.node, {})
+        self._since[report.node] = {rank: before.get(rank, now) for rank in (*stands, *report.stopped)}
+
+    def verdicts(self, now: float) -> list[Verdict]:
+        """At most one, with all that stand still; told again when these change."""
+        since = {rank: then for ranks in self._since.values() for rank, then in ranks.items()}
+        ranks = tuple(sorted(rank for rank, then in since.items() if now - then >= STOPPED_SECONDS))
+        if ranks == self._told:
+            return []
+        self._told = ranks
+        if not ranks:
+            return []
+        seconds = now - min(since[rank] for rank in ranks)
+        have = "have" if len(ranks) > 1 else "has"
+        who = f"{wording.ranks(ranks, self._nodes)} {have} been stopped (T) for {seconds:.1f} s, before the first step"
+        verdict = Verdict(
+            kind=Kind.HANG, generation=self._generation, ranks=ranks, confidence=0.99, sentence=who, seconds=seconds
+        )
+        return [verdict]

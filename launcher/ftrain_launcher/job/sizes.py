@@ -1,0 +1,38 @@
+"""Pure: how many nodes a job may have: MIN to MAX, but for the numbers that make no device mesh of the script's.
+
+Nobody knows beforehand what a script does with a number of ranks: it may have a mesh for each. So a number is struck off
+where `ctx.mesh` has said in the workers that it does not fit, and with it all others that cannot either. What nodes are
+left over then are spares.
+"""
+
+from __future__ import annotations
+
+from ftrain.link import Misfit
+
+
+class Sizes:
+    """One job's; the workers' words are journaled, so that each controller comes to the same."""
+
+    def __init__(self, least: int, most: int) -> None:
+        self.reason = ""
+        """What strikes off some of them, in words; empty: nothing does."""
+        self._fitting = list(range(least, most + 1))
+
+    @property
+    def least(self) -> int:
+        """With so many nodes the job can go on."""
+        return self._fitting[0]
+
+    def at_most(self, nodes: int) -> int:
+        """How many of so many nodes it can use; 0: they are too few."""
+        return max((size for size in self._fitting if size <= nodes), default=0)
+
+    def strike_off(self, misfit: Misfit, nproc_per_node: int) -> bool:
+        """Numbers of nodes that this does not fit are not formed any more; False: none would be left."""
+        fitting = [nodes for nodes in self._fitting if misfit.is_met_by(nodes * nproc_per_node)]
+        if not fitting:
+            return False
+        if misfit.reason not in self.reason:
+            self.reason += f"; {misfit.reason}" if self.reason else misfit.reason
+        self._fitting = fitting
+        return True
