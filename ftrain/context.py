@@ -130,7 +130,8 @@ class Context:
         """The device mesh for the world as it is now: ``ctx.mesh("dp", "tp", tp=2)``.
 
         At most one dimension has no size: it takes what remains, so that it is the one to give way when nodes are
-        lost. Raises MeshImpossible where the sizes cannot be had from this number of ranks.
+        lost. Raises MeshImpossible where the sizes cannot be had from this number of ranks: a job of MIN to MAX nodes
+        then goes on with fewer of them, if that fits. Where another mesh would do, ask for it by `world_size`.
         """
         from torch.distributed.device_mesh import init_device_mesh
 

@@ -34,6 +34,8 @@ class Elastic(Cluster):
     world: World
     origin: Origin | None = None
     older: Origin | None = None
+    guests: Sequence[Node] = ()
+    """They have no position, and others read what they hold of the origin."""
 
     def begin(self, groups_: Groups = ()) -> None:
         """The first world, from nothing."""
@@ -49,8 +51,10 @@ class Elastic(Cluster):
         parity: int | None = None,
         groups_: Groups = (),
         older: SnapshotId | None = None,
+        guests: Sequence[Node] = (),
     ) -> None:
         """Another world, of these nodes, starts from a snapshot of ``of``; an ``older`` one of it is kept, too."""
+        self.guests = guests
         self.nodes, self.parity = list(nodes), self.parity if parity is None else parity
         self.world = World(nodes, self.parity, groups_)
         self.older = None if older is None else self._origin(older, of)
@@ -74,7 +78,7 @@ class Elastic(Cluster):
 
     def held(self, snapshot: SnapshotId) -> dict[Node, Holding]:
         """Who of the nodes that are there now holds what of it."""
-        found = {node: node.agent.inventory().holdings for node in self.nodes}
+        found = {node: node.agent.inventory().holdings for node in (*self.nodes, *self.guests)}
         return {node: held for node, all_ in found.items() for held in all_ if held.snapshot == snapshot}
 
     def _tell(self, origin: Origin | None, restore: SnapshotId | None = None) -> None:
@@ -82,6 +86,9 @@ class Elastic(Cluster):
         self.origin, self.start = origin, restore
         for position, node in enumerate(self.nodes):
             node.agent.configure(self._membership(position))
+        for guest in self.guests if origin is not None else ():
+            told = self._membership(0)
+            guest.agent.configure(msgspec.structs.replace(told, position=-1, origin=seen_by(origin, guest.name)))
 
     def _membership(self, position: int, *, resumed: bool = False) -> Membership:
         peers = tuple(Peer(i, n.name, "127.0.0.1", n.port) for i, n in enumerate(self.nodes))

@@ -66,6 +66,35 @@ def test_three_nodes_read_all_that_four_had_captured_although_one_is_lost(elasti
         client.units(snapshot)
 
 
+def test_a_node_without_a_position_gives_what_it_holds_and_may_have_one_later(elastic):
+    """Two of four go on, one is lost, and with parity 1 the third one's bytes are needed; its daemon dies, too."""
+    cluster = elastic(4)
+    snapshot = first_snapshot(cluster)
+    old = cluster.world
+    lost, first, second, guest = cluster.nodes
+    lost.lose()
+    cluster.nodes = [first, second, guest]
+    for killed in (False, True):
+        if killed:
+            guest.kill_daemon()
+            guest.start(guest.port)
+            guest.ready()
+        cluster.reform([first, second], snapshot, old, guests=[guest])
+        assert cluster.check_origin(first, SIZE) > 4 * SIZE * 0.99
+        assert cluster.check_origin(second, SIZE) > 4 * SIZE * 0.99
+    cluster.reserve(2 * SIZE)
+    newer = cluster.snapshot(6, 2 * SIZE)
+    cluster.wait_protected(6)
+    pair = cluster.world
+    cluster.reform([first, second, guest], newer, pair)
+    assert cluster.check_origin(guest, 2 * SIZE) > 4 * SIZE * 0.99
+    cluster.reserve(SIZE)
+    cluster.snapshot(7, SIZE)
+    cluster.wait_protected(7)
+    cluster.wait_let_go(newer)
+    assert guest.agent.status().generation == cluster.generation
+
+
 def newcomer(cluster: Elastic) -> Node:
     node = cluster._node().ready()
     cluster.everybody.append(node)

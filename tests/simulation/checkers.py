@@ -44,6 +44,7 @@ from ftrain_launcher.job.ranks import Ranks
 from ftrain_launcher.job.recruiting import Recruiting
 from ftrain_launcher.job.roster import Roster
 from ftrain_launcher.job.running import Running
+from ftrain_launcher.job.sizes import Sizes
 from ftrain_launcher.job.worlds import Worlds
 from ftrain_launcher.messages import ReapNode, StartNode
 from ftrain_snapshot.errors import PlacementImpossible
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
     from simulation.cluster import Cluster
 
 
-_NODES = (Candidates, Fence, Roster, Recruiting, Growth, Ending, Flushing, Preflight, Quarantine)
+_NODES = (Candidates, Fence, Roster, Sizes, Recruiting, Growth, Ending, Flushing, Preflight, Quarantine)
 _WORK = (Generation, Ranks, Running, Forming, Worlds, Halting, DurableTier, History, IncidentLog, Complaints)
 
 

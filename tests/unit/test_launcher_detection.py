@@ -126,10 +126,11 @@ def test_nothing_is_asked_for_where_detection_is_off() -> None:
     assert asyncio.run(watch(running(Detect.OFF), Agents(answer=True), reports(1))) == []
 
 
-def stuck(rank: int, step: int) -> NodeReport:
+def stuck(rank: int, step: int, *, seq: int = 10, age: float = 2.0) -> NodeReport:
     """Of a node whose rank is in its tenth all-reduce, like all the others."""
-    operation = Operation(10, Op.ALL_REDUCE, 4096, 6, 1024, -1, 2.0, 0.01, 0.02)
-    record = RankRecord(rank, step, 2.0, (Collectives(0, 10, 9, (operation,), operation),), (), ProcessState("S", 1.0))
+    operation = Operation(seq, Op.ALL_REDUCE, 4096, 6, 1024, -1, age, 0.01, 0.02)
+    place = Collectives(0, seq, seq - 1, (operation,), operation)
+    record = RankRecord(rank, step, 2.0, (place,), (), ProcessState("S", 1.0))
     return NodeReport(node=f"node-{rank}", generation=1, communicators=(WORLD,), ranks=(record,))
 
 
@@ -159,6 +160,14 @@ def test_what_went_on_while_links_were_probed_was_no_hang() -> None:
     assert asyncio.run(watch(running(), Agents(answer=True), STUCK, WENT_ON)) == []
     (found,) = asyncio.run(watch(running(), Agents(answer=True, links={(0, 2): LOSSY}), STUCK, WENT_ON))
     assert (found.verdict.kind, found.verdict.links) == (Kind.COMMUNICATION_SLOW, (Link(0, 2),))
+
+
+def test_nor_was_what_went_on_in_the_same_step() -> None:
+    """On a crowded machine steps are longer than probes."""
+    further = [stuck(rank, 3, seq=11, age=0.1) for rank in range(3)]
+    assert asyncio.run(watch(running(), Agents(answer=True), STUCK, further)) == []
+    (found,) = asyncio.run(watch(running(), Agents(answer=True), STUCK, further[1:]))
+    assert found.verdict.kind == Kind.COMMUNICATION_HANG, "rank 0 is in it still"
 
 
 def slow_rank(rank: int) -> Verdict:

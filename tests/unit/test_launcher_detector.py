@@ -164,6 +164,19 @@ def test_who_waits_for_a_processor_is_not_late_before_it_has_had_its_time() -> N
     assert verdict.ranks == (3,)
 
 
+def test_since_its_report_it_is_taken_to_be_starved_as_it_was_before() -> None:
+    """Others' newer reports tell that it has not come, and not why. One that loops wants a processor all the time."""
+    for letter, starved, named in (("S", 0.0, True), ("S", 0.3, True), ("S", 0.5, False), ("R", 0.5, True)):
+        detector = Detector(1, {number: f"node-{number}" for number in range(4)})
+        late = rank(3, beyond(called(7, 0.8)), letter=letter, idle=0.8)
+        late = msgspec.structs.replace(late, starved_seconds=starved)
+        for record, now in ((late, 100.0), *((other, 100.45) for other in waiting(0, 1, 2))):
+            detector.take(
+                NodeReport(node=f"node-{record.rank}", generation=1, communicators=(WORLD,), ranks=(record,)), now
+            )
+        assert bool(detector.verdicts(100.45)) == named, (letter, starved)
+
+
 def test_rank_0_may_have_ended_before_the_others_have_read_its_last_word() -> None:
     """They were given no processor meanwhile, say."""
     others = [committing(number, 3.0) for number in (1, 2, 3)]
@@ -299,6 +312,13 @@ def test_when_all_have_entered_and_none_leaves_communication_hangs() -> None:
     )
 
 
+def test_but_not_while_a_member_that_has_its_part_to_do_waits_for_a_processor() -> None:
+    """Seen on a crowded machine: a rank within a reduce-scatter was given a twentieth of a processor."""
+    for starved, told_of in ((LONG - 0.2, False), (0.2, True)):
+        crowded = msgspec.structs.replace(rank(3, inside(called(8, LONG)), letter="R"), starved_seconds=starved)
+        assert bool(told(*waiting(0, 1, 2), crowded)) == told_of
+
+
 def channel(peer: int, sent: int, received: int, *pending: Operation) -> Channel:
     receiving = sum(operation.op == Op.RECEIVE for operation in pending)
     return Channel(0, peer, sent, sent, received, received - receiving, pending)
@@ -323,6 +343,19 @@ def test_what_was_sent_and_does_not_come_is_a_hang_of_communication() -> None:
         rank(2, channels=(channel(3, 5, 5),)), rank(3, channels=(channel(2, 5, 5, receive(5)),)), communicators=(PAIR,)
     )
     assert (verdict.kind, set(verdict.nodes)) == (Kind.COMMUNICATION_HANG, {"node-2", "node-3"})
+
+
+def test_nor_while_one_of_the_two_waits_for_a_processor() -> None:
+    for starved in ((LONG, 0.0), (0.0, LONG)):
+        sender, receiver = (
+            msgspec.structs.replace(one, starved_seconds=seconds)
+            for seconds, one in zip(
+                starved,
+                (rank(2, channels=(channel(3, 5, 5),)), rank(3, channels=(channel(2, 5, 5, receive(5)),))),
+                strict=True,
+            )
+        )
+        assert told(sender, receiver, communicators=(PAIR,)) == []
 
 
 def test_of_ranks_in_a_circle_the_one_that_computes_is_named() -> None:

@@ -71,6 +71,7 @@ def hang(**more: Any) -> dict[str, Any]:
         "decision": "restart: the first hang of this rank",
         "harmless": False,
         "over": None,
+        "job_state": "running",
         "certificate": None,
         **more,
     }
@@ -109,6 +110,15 @@ def test_the_timeline_counts_from_the_first_moment_and_measures_each_phase() -> 
         ("restored", "1.200 s  (0.300 s)"),
         ("first step", "1.250 s  (0.050 s)"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("job_state", "said"),
+    [("stopping", "open"), ("failed", "the job has failed"), ("finished", "the job has finished")],
+)
+def test_an_incident_that_a_job_ended_with_is_not_called_open(job_state: str, said: str) -> None:
+    lines = tell({**hang(), "seconds": None, "state": "open", "job_state": job_state})
+    assert lines[1] == f"it ended generation 2; {said}"
 
 
 def test_moments_that_were_not_reached_are_left_out() -> None:

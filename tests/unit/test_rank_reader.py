@@ -10,7 +10,8 @@ import pytest
 from ftrain.comm.ring import HOLDS, PYTHON, WAITS, Group, Identity, ring_path
 from ftrain.comm.writer import Call, RingWriter
 from ftrain_launcher.detect import records
-from ftrain_launcher.detect.records import Departure, Op, RankRecord
+from ftrain_launcher.detect.records import Departure, Op, ProcessState, RankRecord
+from ftrain_launcher.rings.helpers import Helpers
 from ftrain_launcher.rings.rank_reader import RankReader
 from ftrain_launcher.rings.starvation import Waited
 
@@ -184,3 +185,33 @@ def test_waits_for_a_processor_are_told_as_of_when_it_last_entered_or_left_anyth
     assert [round(ring.report(after_ms=ms)[0].starved_seconds, 2) for ms in (100, 500)] == [0.1, 0.5]
     ring.call("s")
     assert ring.report(after_ms=50)[0].starved_seconds == pytest.approx(0.05)
+
+
+class Sleeping:
+    """The process is asleep."""
+
+    def read(self) -> ProcessState:
+        return ProcessState("S", 1.0, "S")
+
+    def close(self) -> None: ...
+
+
+def test_a_rank_that_sleeps_while_the_thread_that_copies_for_it_is_starved_is_starved(ring: Ring) -> None:
+    """Before the optimizer may write, the snapshot has been copied. Seen on a crowded machine: a hang that was none."""
+    ring.reader._process.close()
+    ring.reader._process = Sleeping()  # type: ignore[assignment]
+    ring.reader._helpers = Helpers(lambda: {"copier": (ring.now_ns - 500 * MS) * 1e-9})
+    ring.steps(2)
+    ring.report()
+
+    def looked(times: int) -> float:
+        for _ in range(times):
+            ring.now_ns += 100 * MS
+            ring.reader.look(ring.now_ns)
+        record, _ = ring.report()
+        return record.starved_seconds
+
+    assert looked(2) == pytest.approx(0.0, abs=0.05)
+    assert looked(7) == pytest.approx(0.9, abs=0.05)
+    ring.call("s", ends=False)
+    assert looked(7) == pytest.approx(0.0, abs=0.05), "it is inside, and waits for others"

@@ -8,8 +8,10 @@ import torch
 from ftrain.context import Context
 from ftrain.environment import WorkerEnvironment
 from ftrain.errors import MeshImpossible
+from ftrain.link import Misfit
 from ftrain.logical.errors import LayoutInvalid
 from ftrain.mesh import mesh_sizes
+from ftrain.outcome import describe_failure
 
 
 @pytest.mark.parametrize(
@@ -60,3 +62,14 @@ def test_layouts_are_read_at_once_and_before_anything_is_tracked() -> None:
     with pytest.raises(ValueError, match=r"call ctx\.layout before ctx\.track"):
         ctx.layout({"*.weight": "replicate"})
     assert ctx.snapshot_reader() is None
+
+
+def test_the_controller_is_told_how_many_ranks_would_fit() -> None:
+    with pytest.raises(MeshImpossible) as raised:
+        mesh_sizes(["dp", "tp"], {"tp": 2}, 3)
+    assert describe_failure(raised.value, None).misfit == Misfit(2, True, "a mesh of tp=2 needs a multiple of 2 ranks")
+    with pytest.raises(MeshImpossible) as raised:
+        mesh_sizes(["dp", "tp"], {"dp": 2, "tp": 2}, 3)
+    misfit = describe_failure(raised.value, None).misfit
+    assert misfit is not None
+    assert [ranks for ranks in range(1, 9) if misfit.is_met_by(ranks)] == [4]

@@ -168,7 +168,7 @@ class Detection:
         that loses segments, TCP rests for seconds."""
         step = watched.slowest_step
         found = await self._suspect_link(verdict.generation, self._links.names(), hangs=True)
-        if watched.slowest_step > step:
+        if watched.slowest_step > step or watched.detector.has_passed(verdict):
             watched.detector.forget(verdict.kind)
             if found is not None:
                 self._submit(Diagnosed(msgspec.structs.replace(found, kind=Kind.COMMUNICATION_SLOW)))

@@ -21,6 +21,8 @@ MOMENTS = {
 }
 """Of a timeline, in order, and what people call them."""
 _INDENT = "  "
+_ENDED = frozenset(("finished", "failed"))
+"""Of a job: what is open then stays so."""
 
 
 def phases(timeline: dict[str, float | None]) -> dict[str, float]:
@@ -44,7 +46,10 @@ def _beginning(incident: dict[str, Any]) -> Iterator[str]:
     if incident["harmless"]:
         yield f"it stopped nobody in generation {generation}"
     else:
-        how = incident["state"] if seconds is None else f"training again after {seconds:.2f} s"
+        job_state = incident["job_state"]
+        how = f"the job has {job_state}" if job_state in _ENDED else incident["state"]
+        if seconds is not None:
+            how = f"training again after {seconds:.2f} s"
         yield f"it ended generation {generation}; {how}"
 
 

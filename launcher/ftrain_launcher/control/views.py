@@ -303,6 +303,7 @@ def incident(coordinator: Coordinator, number: int) -> dict[str, Any]:
             "refused_certificate": None if found.refused is None else msgspec.structs.asdict(found.refused),
             "harmless": found.harmless,
             "over": found.over or None,
+            "job_state": _job_state(coordinator),
         },
     }
 

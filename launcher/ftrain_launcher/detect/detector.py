@@ -110,6 +110,23 @@ class Detector:
         """What was told of this kind is over: if it is found again, that is new."""
         self._told.pop(kind, None)
 
+    def has_passed(self, verdict: Verdict) -> bool:
+        """Whether all have left by now what a verdict says that all had entered and not left."""
+        held = {(wait.waiter, wait.communicator, wait.seq) for wait in verdict.waits if not wait.waited_for}
+        return bool(held) and not any(self._is_inside(*one) for one in held)
+
+    def _is_inside(self, rank: int, communicator: str, seq: int) -> bool:
+        """Also if nothing is known of it any more."""
+        standing = self._standings.get(rank)
+        if standing is None:
+            return True
+        record, names = standing.record, [communicator.name for communicator in standing.communicators]
+        places = [(place.communicator, place.pending) for place in record.collectives]
+        places += [(channel.communicator, channel.pending) for channel in record.channels]
+        return any(
+            names[number] == communicator and any(one.seq == seq for one in pending) for number, pending in places
+        )
+
     def explain(self, now: float) -> Verdict | None:
         """What differs among the newest reports, also if nothing is pending any more; None: nothing.
 

@@ -137,8 +137,9 @@ class Judge:
         # nobody has seen is not known: it may have come, and the report that says so is on its way.
         later = max(self.graph.standings[rank].taken for rank, _ in _sample(gate)) - standing.taken
         known = max(0.0, min(REPORT_SECONDS, later)) if gate.roots == 1 else 0.0
-        starved = min(standing.record.starved_seconds, STARVED_SECONDS_MAX)
-        idle = standing.idle_seconds - starved + known
+        share = starved_share(standing)
+        # What has passed since its report is taken to be as what had passed before; not if it runs: it may loop.
+        idle = standing.idle_seconds * (1.0 - share) + known * (1.0 if standing.runs else 1.0 - share)
         # Cheap questions first: this is asked of every rank that computes while others wait.
         if min(waited, waited - unseen + known, idle) < allowed:
             return False
@@ -183,7 +184,9 @@ class Judge:
             for seq, waiters in group.under_way.items():
                 if not group.holds(seq) or any(member in self.graph.unknown for member in group.members):
                     continue
-                seconds = self._since_last(group, waiters)
+                # Nobody leaves what a member that waits for a processor has to do its part in.
+                share = max(starved_share(self.graph.standings[rank]) for rank, _ in waiters)
+                seconds = self._since_last(group, waiters) * (1.0 - share)
                 if seconds >= median_high(allowed_seconds(operation) for _, operation in waiters):
                     inside = tuple(sorted(rank for rank, _ in waiters))
                     yield Stuck(group.communicator, waiters[0][1], group.members, inside, seconds)
@@ -204,9 +207,16 @@ class Judge:
             peer, taken = standings[transfer.peer], standings[transfer.rank].taken
             # The peer entered its side when it last entered anything, or before.
             seconds = min(transfer.operation.age_seconds, taken - peer.taken + peer.idle_seconds)
+            seconds *= 1.0 - max(starved_share(peer), starved_share(standings[transfer.rank]))
             if seconds >= allowed_seconds(transfer.operation):
                 members = (transfer.peer, transfer.rank)
                 yield Stuck(transfer.communicator, transfer.operation, members, (transfer.rank,), seconds)
+
+
+def starved_share(standing: Standing) -> float:
+    """Of the time since a rank last moved, in which share it may have waited for a processor."""
+    starved = min(standing.record.starved_seconds, STARVED_SECONDS_MAX)
+    return min(1.0, starved / standing.idle_seconds) if starved and standing.idle_seconds else 0.0
 
 
 def _sample(gate: Gate) -> list[tuple[int, Operation]]:

@@ -161,7 +161,8 @@ class RankRecord(msgspec.Struct, frozen=True, array_like=True):
     ended: bool = False
     """Its process has ended in good order, or is about to."""
     starved_seconds: float = 0.0
-    """How long of ``idle_seconds`` it may have waited for a processor that others used."""
+    """How long of ``idle_seconds`` it may have waited for a processor that others used, or for a thread or process
+    of its own which did."""
 
 
 class CollectivesStep(msgspec.Struct, frozen=True, array_like=True):

@@ -133,7 +133,10 @@ class Forming:
 
         It begins once nobody is missing.
         """
-        if self._roster.waited_for or not self._fence.allows({n.name for n in self._stopped()}, formed):
+        stopped = self._stopped()
+        if self._roster.waited_for or any(node.state is NodeState.AWAY for node in stopped):
+            return None
+        if not self._fence.allows({node.name for node in stopped}, formed):
             return None
         first = self._roster.members()[0] if not self._roster.vacant else None
         in_memory = self._start_in_memory(formed)
@@ -182,7 +185,7 @@ class Forming:
             self._shrink_at = None
             return False
         if self._shrink_at is None:
-            self._shrink_at = now + self._config.shrink_after_seconds
+            self._shrink_at = now + self._config.shrink_after_seconds * bool(roster.vacant)
         if now < self._shrink_at:
             return False
         self._shrink_at = None

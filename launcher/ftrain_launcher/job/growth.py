@@ -48,4 +48,4 @@ class Growth:
         if self.deadline is not None and now < self.deadline:
             return None
         self.deadline = None
-        return Sign(kind=GROWN, node=names[0], time=now, reason=f"with {len(names)} more" if names[1:] else "")
+        return Sign(kind=GROWN, node=names[0], time=now, reason=f"with {len(names) - 1} more" if names[1:] else "")

@@ -112,9 +112,14 @@ class Roster:
         return [self.nodes[name] for name in self.positions if name is not None]
 
     def left_over(self) -> list[Node]:
-        """Nodes that have stopped and been given no position, since so many were no mesh: what they hold is known."""
-        idle = (*self._by_state[NodeState.IDLE].values(), *self._by_state[NodeState.CORDONED].values())
-        return sorted((node for node in idle if node.inventory is not None), key=lambda node: node.number)
+        """Nodes that have stopped and been given no position, since so many were no mesh: what they hold is known.
+
+        Some may be away for a moment.
+        """
+        states = (NodeState.IDLE, NodeState.CORDONED, NodeState.AWAY)
+        nodes = (node for state in states for node in self._by_state[state].values())
+        found = [node for node in nodes if node.position is None and node.inventory is not None]
+        return sorted(found, key=lambda node: node.number)
 
     def leave_over(self, size: int) -> None:
         """Of the members, who have all stopped, only so many keep positions: cordoned ones go first, then the last."""
@@ -267,9 +272,9 @@ class Roster:
         """A node's agent is away; it may come back until then. No generation is formed without its answer."""
         if node.position is not None:
             self.waited_for.add(node.position)
+            node.inventory = node.store_port = None
         node.connection = None
         node.away_since = now if node.away_since is None else node.away_since
-        node.inventory = node.store_port = None
         self.move(node, NodeState.AWAY)
         self.wait(node, until)
 

@@ -9,6 +9,7 @@ class (`op_history`), sums to the step at hand (`step_log`). What was pending th
 from __future__ import annotations
 
 import bisect
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from operator import itemgetter
@@ -30,6 +31,7 @@ from ftrain_launcher.detect.records import (
     RankRecord,
     RankStep,
 )
+from ftrain_launcher.rings.helpers import Helpers, waits_of
 from ftrain_launcher.rings.op_history import DIRECT, OpHistory, class_of
 from ftrain_launcher.rings.process_state import ProcessWatch
 from ftrain_launcher.rings.program_order import departure
@@ -65,6 +67,7 @@ class RankReader:
         """Not yet told with a step."""
         self._starved_outside_seconds, self._noted_ns = 0.0, now_ns
         """Waited for a processor since it last moved, as of when that was noted."""
+        self._helpers = Helpers(functools.partial(waits_of, pid))
         self._history = OpHistory()
         self._steps = StepLog(rank)
         self._seen = 0
@@ -106,13 +109,17 @@ class RankReader:
             self._catch_up(live)
         if live != self._live:
             self._live, self._late_at_ns = live, None
+            self._helpers.moved(now_ns)
             return False
         self._process_state = self._process.read()
         if self._process_state.letter not in _HEALTHY:
             return True
         if self._late_at_ns is None:
             self._late_at_ns = now_ns + late_in_seconds(self._record(live, now_ns)) * 1e9
-        return now_ns >= self._late_at_ns
+        is_late = now_ns >= self._late_at_ns
+        if is_late or not live.inside:
+            self._helpers.look(now_ns, self._process_state.letter)
+        return is_late
 
     def report(self, now_ns: int, *, is_last: bool = False) -> tuple[RankRecord | None, list[RankStep]]:
         """How it stands, and the steps that were completed since the last report; with its recent operations, and where
@@ -142,7 +149,7 @@ class RankReader:
         if self._recent_told == place:
             record = replace(record, departure=self._departure)
         done = self._tell_steps(now_ns)
-        record = replace(record, starved_seconds=self._starved_outside_seconds)
+        record = replace(record, starved_seconds=self._starved(live, record, now_ns))
         return None if self._is_unseen(live, record) else record, done
 
     def _tell_steps(self, now_ns: int) -> list[RankStep]:
@@ -170,6 +177,13 @@ class RankReader:
         self._noted_ns = now_ns
         # Of the time since the last report some may have been before it moved: rather too much than too little.
         self._starved_outside_seconds = max(0.0, min(before + more_seconds, (now_ns - moved) * 1e-9))
+
+    def _starved(self, live: Live, record: RankRecord, now_ns: int) -> float:
+        """How long it, or somebody whom it may wait for in its sleep, waited for a processor since it last moved."""
+        if live != self._live or record.idle_seconds is None:
+            return self._starved_outside_seconds
+        idle = min(record.idle_seconds, record.step_age_seconds)
+        return min(idle, self._starved_outside_seconds + self._helpers.starved_seconds(now_ns, idle))
 
     # ---- where it is
 
