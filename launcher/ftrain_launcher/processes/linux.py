@@ -70,15 +70,20 @@ def children_of(pid: int) -> set[int]:
 
 def _parent_of(pid: str) -> int:
     with contextlib.suppress(OSError):
-        # The command in parentheses may hold anything, so count fields from its end.
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        return int(_stat_of(pid)[1])
     return -1
+
+
+def _stat_of(pid: int | str) -> list[str]:
+    """The fields of /proc/PID/stat from the state on (proc(5)). Raises OSError."""
+    # The command in parentheses may hold anything, so count fields from its end.
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def has_ended(pid: int) -> bool:
     """Is this process gone, a zombie, or on its way out? (Flag PF_EXITING: its sockets close after it is set.)"""
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        fields = _stat_of(pid)
     except OSError:
         return True
     return fields[0] in "ZX" or bool(int(fields[6]) & _PF_EXITING)
@@ -87,7 +92,7 @@ def has_ended(pid: int) -> bool:
 def is_stopped(pid: int) -> bool:
     """Did a signal stop this process (SIGSTOP)?"""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T"
+        return _stat_of(pid)[0] == "T"
     except OSError:
         return False
 
