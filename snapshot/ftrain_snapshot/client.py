@@ -69,9 +69,10 @@ class DaemonClient:
         """Serve this generation. Returns at once; what must be rebuilt is rebuilt in the daemon meanwhile."""
         _expect(self._ask(m.Configure(membership)), m.Done)
 
-    def inventory(self) -> m.Inventory:
-        """What this node holds, from the headers as they are now; exact once its workers are dead."""
-        return _expect(self._ask(m.GetInventory()), m.InventoryReply).inventory
+    def inventory(self, *, urgent: bool = False) -> m.Inventory:
+        """What this node holds, from the headers as they are now; exact once its workers are dead. ``urgent``: the job
+        waits for it."""
+        return _expect(self._ask(m.GetInventory(urgent)), m.InventoryReply).inventory
 
     def status(self) -> m.DaemonStatus:
         """The daemon's report; of the job's levels only the gate's daemon knows."""

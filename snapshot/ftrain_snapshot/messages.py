@@ -218,6 +218,9 @@ class DaemonStatus(msgspec.Struct, frozen=True):
 class GetInventory(msgspec.Struct, frozen=True, tag="get_inventory"):
     """What do you hold? Answered by an ``Inventory``."""
 
+    urgent: bool
+    """A generation has ended, and the next one cannot begin without the answer."""
+
 
 class GetStatus(msgspec.Struct, frozen=True, tag="get_status"):
     """How are you? Answered by a ``DaemonStatus``."""

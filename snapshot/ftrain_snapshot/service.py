@@ -159,8 +159,9 @@ class Service:
                 self._count_agents()
             case m.Configure(membership):
                 client.answer(self._configure(membership))
-            case m.GetInventory():
-                self.lines.hurry()  # asked when a generation has ended, so that the next one can begin
+            case m.GetInventory(urgent):
+                if urgent:
+                    self.lines.hurry()
                 client.answer(m.InventoryReply(m.Inventory(self._holdings())))
             case m.GetStatus():
                 client.answer(m.StatusReply(self._status()))

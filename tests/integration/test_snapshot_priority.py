@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from snapshot_nodes import Cluster, cluster_root
 
 from ftrain_snapshot.priority import NICENESS
 
@@ -62,3 +63,18 @@ def test_a_process_takes_it_back_and_gives_way_again() -> None:
     for (done, nice, session), behind in zip(json.loads(shown.stdout), (True, False, True), strict=True):
         assert (done, nice) == (True, usual + NICENESS * behind)
         assert session.split()[1:] == ["nice", str(NICENESS * behind)]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may take a nice value back")
+def test_a_daemon_takes_it_back_for_what_the_job_waits_for_and_for_no_question_beside_training() -> None:
+    usual = os.getpriority(os.PRIO_PROCESS, 0)
+    for root in cluster_root():
+        cluster = Cluster(root, 1)
+        (node,) = cluster.nodes
+        for _ in range(3):  # as with an agent's heartbeats
+            node.agent.status()
+            node.agent.inventory()
+            assert os.getpriority(os.PRIO_PROCESS, node.process.pid) == usual + NICENESS
+        node.agent.inventory(urgent=True)
+        assert os.getpriority(os.PRIO_PROCESS, node.process.pid) == usual
+        cluster.stop()

@@ -301,7 +301,7 @@ class NodeRunner:
     async def _take_inventory(self) -> Inventory | None:
         """What the daemon holds now; None if it does not say."""
         try:
-            self._inventory = await self._daemon.call(lambda client: client.inventory())
+            self._inventory = await self._daemon.call(lambda client: client.inventory(urgent=True))
         except DaemonFailed as error:
             _logger.error("event=no_inventory node=%s reason=%r", self.node, str(error))
             return None
