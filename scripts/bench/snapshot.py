@@ -7,7 +7,8 @@ The unit is one ``copy_`` into warm shared memory of as many bytes as the rank h
   in the wait before the optimizer's step; for the rivals the time in the call. The rivals save the same 500 MB per rank
   to tmpfs. The same under DDP, where both ranks have the same state and ftrain has each copy its half.
 - *step time*: with a snapshot after every step, protected across two nodes, over without; one rank computing and the
-  other core left to the daemons, and two ranks computing.
+  other core left to the daemons, and two ranks computing. For the first also what the step takes, without snapshots,
+  while somebody else does plain copies on the other core: cores of one machine share memory and more.
 - *frozen*: what a snapshot copies, codes and sends of a state of which one hundredth is trained.
 - *python*: the training thread's time in a commit of 2,000 small tensors.
 - *restore*: from this node's memory into new objects.
@@ -104,6 +105,10 @@ def add_stall(made: Report, title: str, rows: Rows) -> None:
 def add_steps(made: Report, title: str, rows: Rows, limit: float) -> None:
     made.add(f"{title}: step without snapshots", of(rows, "without"), "s")
     made.add(f"{title}: step time with over without", median([r["with"] / r["without"] for r in rows]), "ratio", limit)
+    made.add(f"{title}: skipped, of the snapshots asked for", of(rows, "skipped"), "share")
+    if "beside" in rows[0]:
+        beside = median([r["beside"] / r["without"] for r in rows])
+        made.add(f"{title}: beside copy_ on the other core, without snapshots, over without", beside, "ratio")
 
 
 class Bench:
@@ -158,7 +163,7 @@ def main() -> None:
     options = parser("What snapshots cost training: ftrain and its rivals, in copies of the same bytes.")
     options.add_argument("--mib", type=int, help="state of each rank; default 480 (about 500 MB), quick 96")
     options.add_argument("--rounds", type=int, help="default 7, quick 2")
-    options.add_argument("--batch", type=int, help="samples of a step; default 96, quick 128: about 0.5 s")
+    options.add_argument("--batch", type=int, help="samples of a step; default 160, quick 128: about 0.5 s")
     options.add_argument("--device", choices=PARTS, default="cpu")
     options.add_argument("--only", choices=PARTS["cpu"], help="one part")
     args = options.parse_args()
@@ -166,7 +171,7 @@ def main() -> None:
         print("no CUDA device here: the rows of --device cuda are skipped")
         return
     mib, rounds = args.mib or (96 if args.quick else 480), args.rounds or (2 if args.quick else 7)
-    batch = args.batch or (128 if args.quick else 96)
+    batch = args.batch or (128 if args.quick else 160)
     mark, before = mark_session(), shared_memory_entries()
     os.environ["OMP_NUM_THREADS"] = "1"
     state = f"{mib * 2**20 / 1e6:.0f} MB of state per rank"

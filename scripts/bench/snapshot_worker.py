@@ -6,7 +6,8 @@
   longer than the copy, and an optimizer's step. With --replicated the ranks' state is equal, under DDP, and the unit
   is one rank's part. With --rivals each saves the same state afterwards, to tmpfs. After its step the rank waits for
   FOLDER/go-ROUND, which the benchmark writes when the daemons are done.
-- *steps*: blocks of steps with a commit after each and blocks without, in turn. With --idle only rank 0 computes.
+- *steps*: blocks of steps with a commit after each and blocks without, in turn. With --idle only rank 0 computes; then
+  there are blocks without, too, in which the other rank copies all the time: what any work beside it costs the step.
 - *frozen*: a model of which 1 % is trained; what a snapshot copies, codes and sends.
 - *python*: what a commit costs the training thread when the state is 2,000 small tensors.
 - *restore*: what it takes to get the state back from this node's memory, in new objects; one copy is the unit.
@@ -23,6 +24,7 @@ import json
 import mmap
 import os
 import shutil
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -234,10 +236,29 @@ def stall(ctx: ftrain.Context, args: argparse.Namespace) -> list[Row]:
     return rows
 
 
+@contextlib.contextmanager
+def copying(unit: Unit | None) -> Iterator[None]:
+    """Meanwhile a thread copies over and over; None: nobody does."""
+    over = threading.Event()
+
+    def copy() -> None:
+        while unit is not None and not over.is_set():
+            unit.copy()
+
+    thread = threading.Thread(target=copy)
+    thread.start()
+    yield
+    over.set()
+    thread.join()
+
+
 def steps(ctx: ftrain.Context, args: argparse.Namespace) -> list[Row]:
     training = Training(ctx, args)
     ctx.track(model=training.model, optimizer=training.optimizer)
+    assert ctx._session is not None
+    daemon = ctx._session._arena.client
     computes = ctx.rank == 0 or not args.idle
+    unit = None if computes else Unit(training.state_bytes, args.folder, training.device)
 
     def step() -> None:
         if computes:
@@ -248,19 +269,22 @@ def steps(ctx: ftrain.Context, args: argparse.Namespace) -> list[Row]:
     committed = 0
     for block in range(args.rounds + 1):
         row = {}
-        for name in ("with", "without"):
+        skipped = daemon.status().skipped
+        for name in ("with", "without", "beside") if args.idle else ("with", "without"):
             dist.barrier()
-            start = time.perf_counter()
-            for _ in range(BLOCK_STEPS):
-                step()
-                if name == "with":
-                    ctx.commit(committed)
-                    committed += 1
-                dist.barrier()
-            training.capturer.wait_copied()
-            row[name] = (time.perf_counter() - start) / BLOCK_STEPS
+            with copying(unit if name == "beside" else None):
+                start = time.perf_counter()
+                for _ in range(BLOCK_STEPS):
+                    step()
+                    if name == "with":
+                        ctx.commit(committed)
+                        committed += 1
+                    dist.barrier()
+                training.capturer.wait_copied()
+                row[name] = (time.perf_counter() - start) / BLOCK_STEPS
             training.capturer.finish()
             time.sleep(args.rest)  # the daemons end what they are at, and count for the block it belongs to no more
+        row["skipped"] = (daemon.status().skipped - skipped) / BLOCK_STEPS
         if block:
             rows.append(row)
     return rows
