@@ -27,6 +27,8 @@ RESTORE_TIMEOUT_SECONDS = 600.0
 RESERVE_TIMEOUT_SECONDS = 60.0
 """Longest wait for a daemon that is being restarted."""
 RETRY_SECONDS = 0.05
+LATE_SECONDS = 2.0
+"""What is reserved ``late`` begins after so long, though nobody has asked for it yet: a first step may take minutes."""
 NICENESS = 13
 """Of what happens beside the training."""
 GROWTH = 1.25
@@ -58,13 +60,19 @@ class Arena:
         self.client.wait_restored(generation, RESTORE_TIMEOUT_SECONDS)
         return self.lane.regions[snapshot.slot]
 
-    def reserve(self, unit_bytes: int) -> None:
+    def reserve(self, unit_bytes: int, *, late: bool = False) -> None:
         """Begin to have the lane allocated, mapped and touched for such units; `ready` says when it may be used.
 
-        No capture may be under way, or begin before that.
+        ``late``: not before somebody asks that or says `hurry`, or `LATE_SECONDS` are over. No capture may be under
+        way, or begin before it may be used.
         """
         deadline = time.monotonic() + RESERVE_TIMEOUT_SECONDS
-        self._begin(unit_bytes, lambda: time.monotonic() < deadline)
+        self._begin(unit_bytes, lambda: time.monotonic() < deadline, LATE_SECONDS if late else 0.0)
+
+    def hurry(self) -> None:
+        """What was reserved ``late`` begins now."""
+        if self._reserving is not None:
+            self._reserving.hurry()
 
     def grow(self, unit_bytes: int) -> None:
         """The same for a state that no longer fits.
@@ -90,11 +98,11 @@ class Arena:
             self._mapped = None
         self.client.close()
 
-    def _begin(self, unit_bytes: int, again: Callable[[], bool]) -> None:
+    def _begin(self, unit_bytes: int, again: Callable[[], bool], late_seconds: float = 0.0) -> None:
         if self._reserving is not None:
             self._reserving.stop()
         ask = partial(_reserve, self._node_dir, self._lane, unit_bytes, again)
-        self._reserving = _Reserving(ask, self._refresh)
+        self._reserving = _Reserving(ask, self._refresh, late_seconds)
 
     def _refresh(self) -> list[tuple[Mapping, int]]:
         """Map what there is now: new mappings, each with what of it was touched before."""
@@ -110,8 +118,11 @@ class _Reserving:
     Nobody need wait for it: it may outlive its session, and then does nothing any more.
     """
 
-    def __init__(self, ask: Callable[[], None], refresh: Callable[[], list[tuple[Mapping, int]]]) -> None:
-        self._ask, self._refresh = ask, refresh
+    def __init__(
+        self, ask: Callable[[], None], refresh: Callable[[], list[tuple[Mapping, int]]], late_seconds: float
+    ) -> None:
+        self._ask, self._refresh, self._late_seconds = ask, refresh, late_seconds
+        self._wanted = threading.Event()
         self._mapped: Future[None] = Future()
         self._stopped = False
         self._lock = threading.Lock()
@@ -120,21 +131,29 @@ class _Reserving:
 
     def is_mapped(self, patience_seconds: float | None) -> bool:
         """As `Arena.ready`."""
+        self.hurry()
         if not wait([self._mapped], patience_seconds).done:
             return False
         self._mapped.result()
         return True
 
+    def hurry(self) -> None:
+        """As `Arena.hurry`."""
+        self._wanted.set()
+
     def stop(self) -> None:
         """The lane is not touched any more when this returns; the copies pay for what is left."""
         with self._lock:
             self._stopped = True
+        self.hurry()
 
     def _work(self) -> None:
         with suppress(OSError):  # of this thread alone, on Linux
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         try:
-            self._ask()
+            self._wanted.wait(self._late_seconds)
+            if not self._stopped:
+                self._ask()
             with self._lock:
                 fresh = [] if self._stopped else self._refresh()
         except BaseException as error:  # for whoever waits

@@ -241,8 +241,8 @@ class Capturer:
         region = lane.regions[reference.snapshot.slot] if reference is not None else None
         flight = Flight(plan, mark, changed, lane, header, region, self._copier, self._samples, self._line)
         flight.depart(list(zip(content.tail, content.tail_rows, strict=True)), manifest)
+        self._crew.take(flight)  # first: what has been taken is sealed, even if a signal ends the generation here
         self._flight = flight
-        self._crew.take(flight)
 
     def wait_copied(self) -> None:
         """Return when what optimizers own may be changed."""
@@ -252,10 +252,11 @@ class Capturer:
 
     def finish(self) -> None:
         """Return when the last capture is sealed, or dropped: then a warning says why."""
-        flight, self._flight = self._flight, None
+        flight = self._flight
         if flight is None:
             return
         flight.wait_over()
+        self._flight = None
         if flight.sealed:
             self.newest = flight.header.snapshot
             self._references[flight.header.snapshot.slot] = _Reference(flight.header.snapshot, flight.plan, flight.mark)
@@ -271,12 +272,12 @@ class Capturer:
         if plan is None or reference is None or versions is None:
             return None
         changed = self._marks.changed(self._marks.read(versions, self._steps.take()), reference.mark)
-        misshapen, specs = plan.misshapen(), plan.layout.specs
+        specs = plan.layout.specs
         tensors = {
             index: plan.tensors[index]
             for index in np.flatnonzero(~changed).tolist()
             # What is not trained had no gradients, in whose place the next model could be made beside it.
-            if specs[index].kind.volatile and len(plan.views[index]) and index not in misshapen
+            if specs[index].kind.volatile and len(plan.views[index])
         }
         if not tensors:
             return None
@@ -322,9 +323,6 @@ class Capturer:
             plan.distrust(flight.caught)
             self._distrusted.update(names)
             self._samples = Samples(plan)
-        elif flight.misshapen:
-            self._plan = None
-            text = "was dropped: tensors have taken other shapes in place; the next is captured whole"
         else:
             self._references.clear()
             text = "was dropped: memory of an earlier one is damaged; the next is captured whole"

@@ -86,10 +86,10 @@ class Context:
     def start_step(self) -> int:
         """The first step that is still to be done.
 
-        Read it where a loop of your own begins: there, at its first reading, the generators of a resumed run are
-        put back once more, so that it does not matter what was drawn since `track`.
+        Read it where a loop of your own begins: there, at its first reading after `track`, the generators of a resumed
+        run are put back once more, so that it does not matter what was drawn since then.
         """
-        if self._session is not None and not self._start_read:
+        if self._session is not None and self._tracked and not self._start_read:
             self._start_read = True
             self._session.rewind_generators()
         return self._next_step

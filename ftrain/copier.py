@@ -52,20 +52,27 @@ class Copier:
     def begin(self, homes: list[Mapping]) -> None:
         """A capture begins, into these homes."""
         self.homes = [address_of(home) for home in homes]
+        self._whole: tuple[Tensor, Tensor] | None = None
 
     def copy(self, plan: Plan, rows: Iterable[Row], home: int) -> None:
         """Copy pieces of tensors to their places in a home."""
         base = self.homes[home]
         for row in rows:
             if plan.flats[row.tensor] is None:
-                self.put(materialized_bytes(plan.tensors[row.tensor])[row.start :], row, base)
+                self.put(self._materialized(plan.tensors[row.tensor])[row.start :], row, base)
             else:
                 move(base + row.offset, plan.addresses[row.tensor] + row.start, row.length)
 
     def copy_tail(self, tensor: Tensor, row: Row, home: int) -> None:
         """The same for a tensor that is in no plan."""
         flat = flat_bytes(tensor)
-        self.put((materialized_bytes(tensor) if flat is None else flat)[row.start :], row, self.homes[home])
+        self.put((self._materialized(tensor) if flat is None else flat)[row.start :], row, self.homes[home])
+
+    def _materialized(self, tensor: Tensor) -> Tensor:
+        """Once for all pieces of a tensor, which are copied one after the other."""
+        if self._whole is None or self._whole[0] is not tensor:
+            self._whole = tensor, materialized_bytes(tensor)
+        return self._whole[1]
 
     def put(self, source: Tensor, row: Row, base: int) -> None:
         """Copy from any flat tensor of bytes."""
@@ -84,6 +91,7 @@ class Copier:
 
     def end_eager(self) -> None:
         """What has been copied so far may be changed by the caller from here on."""
+        self._whole = None
 
     def queued(self) -> Any:
         """A token for all copies so far, for `wait`."""
@@ -127,7 +135,7 @@ class DeviceCopier(Copier):
         with torch.cuda.stream(self._stream):
             for row in rows:
                 flat = plan.flats[row.tensor]
-                flat = materialized_bytes(plan.tensors[row.tensor]) if flat is None else flat
+                flat = self._materialized(plan.tensors[row.tensor]) if flat is None else flat
                 self.put(flat[row.start :], row, base)
 
     def copy_tail(self, tensor: Tensor, row: Row, home: int) -> None:
@@ -175,6 +183,7 @@ class DeviceCopier(Copier):
 
     def end_eager(self) -> None:
         """See `Copier`."""
+        super().end_eager()
         torch.cuda.current_stream(self._device).wait_event(self.queued())
 
     def queued(self) -> torch.cuda.Event:

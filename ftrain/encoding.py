@@ -201,7 +201,12 @@ def _unpack_leaf(tag: int, items: list[Any]) -> Any:
     if tag == DEVICE:
         return torch.device(items[0])
     if tag == SCALAR:
-        return np.frombuffer(items[1], np.dtype(items[0]))[0]
+        return _array(items[0], [1], items[1])[0]
     if tag == ARRAY:
-        return np.frombuffer(items[2], np.dtype(items[0])).reshape(items[1]).copy()
+        return _array(*items)
     raise ValueError(f"unknown tag {tag} in a snapshot's values")
+
+
+def _array(dtype: str, shape: list[int], data: bytes) -> Any:
+    kind = np.dtype(dtype)
+    return np.frombuffer(data, kind).reshape(shape).copy() if kind.itemsize else np.zeros(shape, kind)  # empty texts

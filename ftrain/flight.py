@@ -82,8 +82,6 @@ class Flight:
         """Tensors whose marks did not tell the truth."""
         self.damaged = False
         """The reference's own bytes are not what was recorded."""
-        self.misshapen = False
-        """The plan is not that of these tensors any more."""
         self.error: Exception | None = None
         self._lane, self._reference, self._copier = lane, reference, copier
         self._samples, self._line = samples, line
@@ -102,6 +100,8 @@ class Flight:
         self._left = chunks
         self._lock = threading.Lock()
         self._processed = threading.Event()
+        self._is_left = False
+        """The training thread was interrupted while it copied a chunk; the other one makes it again."""
         self._compared = False
         self._queued = threading.Event()
         self._tokens: dict[int, Any] = {}
@@ -124,7 +124,7 @@ class Flight:
     @property
     def good(self) -> bool:
         """Nothing speaks against it so far."""
-        return self.error is None and not (self.caught or self.misshapen or self.damaged)
+        return self.error is None and not (self.caught or self.damaged)
 
     def depart(self, tail: list[tuple[Tensor, list[Row]]], manifest: bytes) -> None:
         """Copy all that the caller may change when this returns."""
@@ -166,8 +166,14 @@ class Flight:
             self._compare_versions(last=True)
             self._copier.order_training()
             return
-        while self._process_next():
-            pass
+        if not self._is_left:
+            try:
+                while self._process_next():
+                    pass
+            except BaseException:  # a signal's: the generation is over, or the process is to end
+                self._is_left = True
+                self._processed.set()
+                raise
         _wait(self._copied)
 
     def wait_over(self) -> None:
@@ -207,12 +213,22 @@ class Flight:
         while self._process_next():
             self._publish()
         _wait(self._processed)
+        for chunk in [chunk for chunk, done in enumerate(self._done) if not done]:
+            self._process(chunk)
         self._publish()
 
     def _process_next(self) -> bool:
         chunk = next(self._next)
         if chunk >= len(self._done):
             return False
+        self._process(chunk)
+        with self._lock:
+            self._left -= 1
+            if not self._left:
+                self._processed.set()
+        return True
+
+    def _process(self, chunk: int) -> None:
         try:
             if self.error is None:
                 if self._fresh[chunk]:
@@ -222,11 +238,6 @@ class Flight:
         except Exception as error:  # as in run
             self.error = error
         self._done[chunk] = 1
-        with self._lock:
-            self._left -= 1
-            if not self._left:
-                self._processed.set()
-        return True
 
     def _copy_rows(self, chunk: int) -> None:
         plan, home = self.plan, self._place(chunk)
@@ -290,7 +301,6 @@ class Flight:
     def _judge(self) -> None:
         homes = np.fromiter(map(self._region.home, range(len(self.plan.rows))), np.int64, len(self.plan.rows))
         self.caught |= self._samples.differing(self._copier.homes, homes)
-        self.misshapen = bool(self.plan.misshapen())
         if self._copier.is_queued:
             self._compare_versions()
             self.caught |= self._copier.strayed()

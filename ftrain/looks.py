@@ -8,7 +8,7 @@ The GIL is kept meanwhile, so nobody changes anything.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from itertools import chain
 from operator import attrgetter, is_
@@ -23,6 +23,9 @@ from ftrain.comm import library
 Numbers = np.ndarray[tuple[int], np.dtype[np.int64]]
 _VERSION = torch._C.TensorBase._version.__get__  # type: ignore[attr-defined]
 """The property's own getter: half the price of asking for the attribute."""
+_FORM: tuple[Callable[[Tensor], Any], ...] = (
+    Tensor.size, Tensor.stride, attrgetter("dtype"), Tensor.is_conj, Tensor.is_neg,
+)  # fmt: skip
 _GRAD = attrgetter("grad")
 _LOCAL = attrgetter("_local_tensor")
 _POINTER, _COUNT = ctypes.c_void_p, ctypes.c_int64
@@ -38,7 +41,8 @@ def _native() -> ctypes.PyDLL | None:
     try:
         functions = ctypes.PyDLL(str(library.cached()))
         functions.ftrain_tensors_known.argtypes = [_POINTER, _COUNT, _COUNT, _POINTER]
-        functions.ftrain_tensors_look.argtypes = [_POINTER, _COUNT, _COUNT, _POINTER, _POINTER]
+        functions.ftrain_tensors_forms.argtypes = [_POINTER, _COUNT, _COUNT, _POINTER]
+        functions.ftrain_tensors_look.argtypes = [_POINTER, _COUNT, _COUNT, _POINTER, _POINTER, _POINTER]
         functions.ftrain_tensors_with_gradient.argtypes = [_POINTER, _COUNT, _COUNT]
         functions.ftrain_tensors_with_gradient.restype = _COUNT
         functions.ftrain_containers_same.argtypes = [_POINTER, _POINTER, _POINTER, _COUNT, _POINTER]
@@ -57,6 +61,11 @@ def _tensor_offset() -> int:
     words = (ctypes.c_uint64 * (type(tensor).__basicsize__ // 8)).from_address(id(tensor))
     places = [8 * place for place, word in enumerate(words) if word == tensor._cdata]
     return places[0] if len(places) == 1 else -1
+
+
+def _forms(tensors: Iterable[Tensor]) -> list[list[Any]]:
+    """How the bytes of each are read."""
+    return [list(map(ask, tensors)) for ask in _FORM]
 
 
 def _slot_offset(tensors: Sequence[Any]) -> int:
@@ -102,22 +111,29 @@ class Tensors:
 
 
 class Placed(Tensors):
-    """Tensors that have memory of their own, and where it lay when this was made."""
+    """Tensors that have memory of their own; where it lay when this was made, and how it was read: the same bytes are
+    another matrix after ``t_()``, or when ``.data`` is given a view of them."""
 
     def __init__(self, tensors: Iterable[Tensor]) -> None:
         super().__init__(tensors)
         self._addresses = np.array(list(map(Tensor.data_ptr, self.all)), np.uint64)
         self._versions: Numbers = np.empty(len(self.all), np.int64)
-        self._places = (self._addresses.ctypes.data, self._versions.ctypes.data)
+        self._forms = _forms(self.all)
+        self._packed_forms = np.empty(len(self.all), np.uint64)
+        if self._native is not None and self._native.ftrain_tensors_forms(*self._asked, self._packed_forms.ctypes.data):
+            self._native = None
+        self._places = tuple(array.ctypes.data for array in (self._addresses, self._packed_forms, self._versions))
 
     def look(self) -> tuple[bool, Numbers]:
-        """(all lie there still, how often torch has counted a change in place of each; 0 where it does not count)."""
+        """(all lie there still, and are read as they were; how often torch has counted a change in place of each, 0
+        where it does not count)."""
         if self._native is not None:
             found = self._native.ftrain_tensors_look(*self._asked, *self._places)
             if found in (_IN_PLACE, _MOVED):
                 return found == _IN_PLACE, self._versions.copy()
             self._native = None
         in_place = list(map(Tensor.data_ptr, self.all)) == self._addresses.tolist()
+        in_place = in_place and _forms(self.all) == self._forms
         return in_place, np.array([0 if one.is_inference() else _VERSION(one) for one in self.all], np.int64)
 
 

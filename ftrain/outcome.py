@@ -83,7 +83,7 @@ def await_fate(failed: Failed, wait_asked: Callable[[float], bool] | None = None
         return False
     if wait_asked is not None:
         return wait_asked(FATE_TIMEOUT_SECONDS)
-    time.sleep(FATE_TIMEOUT_SECONDS)
+    time.sleep(FATE_TIMEOUT_SECONDS)  # most often this process is killed meanwhile: there is nothing else to wait for
     return False
 
 

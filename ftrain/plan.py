@@ -19,9 +19,10 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 import torch
+import xxhash
 from torch import Tensor, nn
 
-from ftrain.layout import Kind, flat_bytes, lay_out
+from ftrain.layout import Kind, Layout, flat_bytes, lay_out
 from ftrain.looks import Faces, Numbers, Placed
 from ftrain.sharded import is_sharded, local_of
 from ftrain.sources import Source
@@ -119,10 +120,9 @@ class Plan:
         self.encoded_layout = msgspec.msgpack.encode(self.layout)
         self.logical = b""
         """What the tensors are, whatever the world, encoded; the capturer's to say."""
-        self.digest = self.layout.digest
+        self.digest = _digest(self.layout, owned)
         self.data_bytes = self.layout.region_bytes(rank)
 
-        self.shapes = list(map(Tensor.size, self.tensors))
         flats = [flat_bytes(tensor) for tensor in self.tensors]
         self.flats = flats
         """Each tensor's bytes; None: it has gaps, and is copied by way of a contiguous copy. They keep the memory
@@ -170,16 +170,13 @@ class Plan:
     def look(self) -> Numbers | None:
         """What torch has counted of changes in place, tensor by tensor; None: the plan is void.
 
-        That is where a tensor lies elsewhere, or one that is copied now has another shape in its old place.
+        That is where a tensor lies elsewhere, or is another one in its old place: of another shape, or transposed.
 
         Of fused steps the count says nothing (FACTS 7).
         """
         in_place, versions = self._placed.look()
         self._faces.add_versions(versions)
-        in_place = in_place and self._faces.are_same()
-        if not in_place or any(self.tensors[index].size() != self.shapes[index] for index in self._at_commit):
-            return None
-        return versions[: len(self.tensors)]
+        return versions[: len(self.tensors)] if in_place and self._faces.are_same() else None
 
     def versions(self) -> Numbers:
         """The same count, wherever the tensors lie."""
@@ -197,17 +194,6 @@ class Plan:
         moving[[place for mover in stepped if (place := self._movers.get(mover)) is not None]] = True
         found: np.ndarray[tuple[int], np.dtype[np.intp]] = self._moved[moving[self._moving]]
         return found
-
-    def misshapen(self) -> set[int]:
-        """The tensors whose shapes are not those of the plan any more, though they lie where they did.
-
-        Not those that were copied at commit: what becomes of them later does not matter.
-        """
-        shapes = list(map(Tensor.size, self.tensors))
-        if shapes == self.shapes:
-            return set()
-        changed = {index for index, shape in enumerate(shapes) if shape != self.shapes[index]}
-        return changed.difference(self._at_commit)
 
     def chunks_of(self, marked: Flags) -> Flags:
         """The chunks that hold any of the marked tensors; the same ones are marked at most captures."""
@@ -227,10 +213,18 @@ class Plan:
     def _divide(self) -> None:
         self.lazy_rows = [[row for row in rows if self.lazy[row.tensor]] for rows in self.rows]
         self.eager_rows = [[row for row in rows if not self.lazy[row.tensor]] for rows in self.rows]
-        self._at_commit: list[int] = np.flatnonzero(self.fickle).tolist()
         self.has_eager = np.array([bool(rows) for rows in self.eager_rows], bool)
 
     @property
     def device(self) -> torch.device:
         """Where the state is: the first GPU that holds any of it, or the CPU."""
         return next((tensor.device for tensor in self.tensors if tensor.is_cuda), torch.device("cpu"))
+
+
+def _digest(layout: Layout, owned: list[Owned]) -> int:
+    """Equal on two ranks only if they divide the same replicated spaces; an optimizer that was given its parameters in
+    another order has equal shapes in them perhaps, and the state of other parameters."""
+    names = {id(face): one.name for one in owned for face in (one.tensor, *one.faces)}
+    shared = (one for one, spec in zip(owned, layout.specs, strict=True) if spec.kind.replicated)
+    movers = [sorted(names[mover] for mover in one.movers if mover in names) for one in shared]
+    return xxhash.xxh3_64_intdigest(msgspec.msgpack.encode((layout.digest, movers)))

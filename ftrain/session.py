@@ -104,7 +104,9 @@ class Session:
         content, manifest = self._collect(-1)
         foreseen = foreseen_bytes(self._optimizers(), self._replicated_parameters(), self._world_size)
         self._wanted_bytes = unit_bytes(content.data_bytes, len(manifest)) + foreseen
-        self._arena.reserve(self._wanted_bytes)
+        # Fresh memory costs more processor time than the first step of a world that another one captured, and that
+        # world's snapshot is kept meanwhile: it may wait until that step is done.
+        self._arena.reserve(self._wanted_bytes, late=self._job.origin is not None)
 
     def rewind_generators(self) -> None:
         """Right before the first step: whatever the script drew since `track`, the generators start as captured."""
@@ -161,6 +163,7 @@ class Session:
         if not self._stepped:
             self._stepped = True
             self._link.send(FirstStep(step, time.time()))
+            self._arena.hurry()
         if halts:
             self._capturer.finish()
             newest = self._capturer.newest
@@ -193,6 +196,8 @@ class Session:
     def _snapshot(self, step: int, settled: bool, sound: bool, wanted: bool, last: bool) -> None:
         self._capturer.finish()
         patience = MEMORY_PATIENCE_SECONDS if self._job.origin is not None and not last else None
+        if patience is not None and not self._stepped:
+            patience = 0.0  # its memory is reserved after it
         possible = settled and sound and wanted and (self._rank != 0 or self._has_memory(patience))
         slot = self._slots.choose(step, possible=possible, patience_seconds=LAST_PATIENCE_SECONDS if last else 0.0)
         if slot is None:

@@ -3,9 +3,8 @@
 A *source* stands for one tracked object. It lists the tensors that are the object's own (parameters, buffers,
 optimizer state), and packs the rest of its state. What it looked like when it was read is its *fingerprint*: the
 very objects in its lists and dictionaries, compared in one call (looks.py). While they are the same, and the tensors'
-memory lies where it did (that is for the plan to say, of all sources at once), the packed state of a module or an
-optimizer is used again as it is (FACTS 7: a plan can be cached). Their shapes, which change under an equal address in
-odd cases only, are compared in the background (flight.py).
+memory lies where it did and is read as it was (that is for the plan to say, of all sources at once), the packed state
+of a module or an optimizer is used again as it is (FACTS 7: a plan can be cached).
 
 An object that makes its state in a way of its own (a ``state_dict`` overridden, hooks, any class of the user's) is
 asked each time. Tensors that it hands out and that nobody else lists are copied each time, before commit returns.

@@ -7,6 +7,7 @@ out (``persistent=False``): they are state all the same. A DTensor's bytes are t
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,13 +20,14 @@ from ftrain.errors import NotTrackable, StateMismatch
 from ftrain.sharded import Gathering, is_sharded, joined, spec_of
 from ftrain.shards import Part
 
-TensorKey = tuple[int, torch.dtype, torch.Size, tuple[int, ...], torch.device]
+TensorKey = tuple[int, torch.dtype, torch.Size, tuple[int, ...], torch.device, bool, bool]
 """Tells whether two tensors are the same memory, seen the same way."""
 
 
 def tensor_key(tensor: torch.Tensor) -> TensorKey:
-    """The tensor's address, type, shape, strides and device."""
-    return (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device)
+    """The tensor's address, type, shape, strides and device, and whether it is conjugated or negated lazily."""
+    form = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device)
+    return (*form, tensor.is_conj(), tensor.is_neg())
 
 
 @dataclass
@@ -83,15 +85,23 @@ def own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     """
     own: dict[str, torch.Tensor] = {}
     for prefix, part in module.named_modules():
-        kind = type(part)
-        if kind.load_state_dict is not nn.Module.load_state_dict or not (
-            kind._load_from_state_dict is nn.Module._load_from_state_dict or kind.__module__.startswith("torch.nn.")
-        ):
+        if not _loads_plainly(part):
             return {}
         for leaf, tensor in (*part._parameters.items(), *part._buffers.items()):
             if tensor is not None:
                 own[f"{prefix}.{leaf}".removeprefix(".")] = tensor
     return own
+
+
+def _loads_plainly(module: nn.Module) -> bool:
+    """Nobody has a say in what ``load_state_dict`` copies into which tensor of this one module."""
+    kind, hooks = type(module), module._load_state_dict_pre_hooks.values()
+    return (
+        kind.load_state_dict is nn.Module.load_state_dict
+        and (kind._load_from_state_dict is nn.Module._load_from_state_dict or kind.__module__.startswith("torch.nn."))
+        # torch's own hooks rename what older versions have saved.
+        and all(str(getattr(hook, "__module__", "")).startswith("torch.") for hook in hooks)
+    )
 
 
 @torch.no_grad()
@@ -112,7 +122,7 @@ def load_state(name: str, tracked: Any, state: dict[str, Any], others: Iterable[
     if isinstance(tracked, nn.Module):
         _load_buffers(name, tracked, state["buffers"])
     if isinstance(tracked, torch.optim.Optimizer):
-        _keep_dtypes(tracked, state["state"])
+        _keep_kinds(tracked, state["state"])
 
 
 def unique_parameters(objects: Mapping[str, Any]) -> list[nn.Parameter]:
@@ -226,12 +236,27 @@ def _beside_parameters(optimizer: torch.optim.Optimizer, state: Any) -> Iterator
                 yield f"state.{index}.{key}", saved, parameter
 
 
-def _keep_dtypes(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """``load_state_dict`` casts state to the parameter's dtype, which would round float32 state of bf16 weights."""
+def _keep_kinds(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """``load_state_dict`` casts state to the parameter's dtype, which would round float32 state of bf16 weights, and
+    makes containers inside it anew, without the bound of a deque or the factory of a dictionary."""
     groups = zip(optimizer.param_groups, state["param_groups"], strict=True)
     pairs = [pair for group, saved in groups for pair in zip(group["params"], saved["params"], strict=True)]
     for parameter, index in pairs:
+        entry = optimizer.state.get(parameter)
         for key, saved in state["state"].get(index, {}).items():
-            loaded = optimizer.state[parameter].get(key)
-            if isinstance(saved, torch.Tensor) and isinstance(loaded, torch.Tensor) and loaded.dtype != saved.dtype:
-                optimizer.state[parameter][key] = saved.to(loaded.device)
+            if isinstance(entry, dict) and key in entry:
+                entry[key] = _as_saved(saved, entry[key])
+
+
+def _as_saved(saved: Any, loaded: Any) -> Any:
+    """What was loaded, in the kinds that were saved; ``saved`` is used up."""
+    if isinstance(saved, torch.Tensor) and isinstance(loaded, torch.Tensor):
+        return loaded if loaded.dtype == saved.dtype else saved.to(loaded.device)
+    if isinstance(saved, dict) and isinstance(loaded, dict) and saved.keys() == loaded.keys():
+        for key in saved:
+            saved[key] = _as_saved(saved[key], loaded[key])
+        return saved
+    if isinstance(saved, list | tuple | deque) and isinstance(loaded, type(saved)) and len(saved) == len(loaded):
+        items = [_as_saved(mine, its) for mine, its in zip(saved, loaded, strict=True)]
+        return deque(items, saved.maxlen) if isinstance(saved, deque) else type(saved)(items)
+    return saved if isinstance(saved, str) else loaded  # a text has become that of the generator that was to copy it

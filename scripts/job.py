@@ -25,6 +25,8 @@ COMMAND_TIMEOUT_SECONDS = 30.0
 STOP_TIMEOUT_SECONDS = 30.0
 GONE_TIMEOUT_SECONDS = 5.0
 POLL_SECONDS = 0.05
+_PF_EXITING = 0x4
+"""In the kernel's flags of a process (proc(5)): it runs no more of its own code."""
 
 Json = dict[str, Any]
 
@@ -80,8 +82,8 @@ class Job:
     def lose_node(self, node: Json) -> float:
         """Kill the node of this status entry, agent, daemon, workers and memory; when it happened, in Unix seconds.
 
-        That is when the first of its processes is gone, asked each millisecond: the time that the injecting command
-        takes to start is none of the fault's.
+        That is when the first of its processes begins to end, asked each millisecond: the time that the injecting
+        command takes to start is none of the fault's. It is gone only when its gigabytes are free.
 
         Raises:
             JobFailed: some of its processes live on.
@@ -89,11 +91,11 @@ class Job:
         pids = node_pids(node)
         with ThreadPoolExecutor(1) as pool:
             injected = pool.submit(self.inject, "kill-node", "--node", node["name"])
-            while all(map(is_running, pids)) and not injected.done():
+            while not any(map(is_ending, pids)) and not injected.done():
                 time.sleep(0.001)
             killed_at = time.time()
             injected.result()
-        if left := wait_gone(pids, GONE_TIMEOUT_SECONDS):
+        if left := [pid for pid in wait_gone(pids, GONE_TIMEOUT_SECONDS) if not is_ending(pid)]:
             raise JobFailed(f"{node['name']} was to be lost, but {left} of its processes {pids} live")
         return killed_at
 
@@ -184,6 +186,16 @@ def is_running(pid: int) -> bool:
     except OSError:
         return False
     return stat.rsplit(")", 1)[1].split()[0] not in "ZX"
+
+
+def is_ending(pid: int) -> bool:
+    """Whether the process was killed, be it still there."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return True
+    fields = stat.rsplit(")", 1)[1].split()
+    return fields[0] in "ZX" or bool(int(fields[6]) & _PF_EXITING)
 
 
 def wait_gone(pids: Sequence[int], timeout_seconds: float) -> list[int]:

@@ -132,12 +132,13 @@ class Job(Outcome):
             time.sleep(_POLL_SECONDS)
         raise AssertionError(f"not within {timeout_seconds} s: {what}\n{self.status()}\n{self.tail()}")
 
-    def wait_step(self, step: int) -> dict[str, Any]:
-        """Wait until every rank has committed a step, and return the status."""
+    def wait_step(self, step: int, ranks: int | None = None) -> dict[str, Any]:
+        """Wait until every rank, and so many of them, has committed a step, and return the status."""
 
         def reached(status: dict[str, Any]) -> dict[str, Any] | None:
-            ranks = ranks_of(status)
-            done = ranks and all(r["step"] is not None and r["step"] >= step and r["pid"] for r in ranks.values())
+            found = ranks_of(status).values()
+            are_there = bool(found) and ranks in (None, len(found))
+            done = are_there and all(r["step"] is not None and r["step"] >= step and r["pid"] for r in found)
             return status if done else None
 
         return self.wait_for(reached, f"step {step}")
@@ -145,15 +146,6 @@ class Job(Outcome):
     def wait_shown(self, *words: str) -> None:
         """Wait until the terminal has shown each of these: after the status does."""
         self.wait_for(lambda _: all(each in self.log.read_text() for each in words), f"the terminal shows {words}")
-
-    def wait_before(self, step: int, ranks: int) -> None:
-        """Wait until so many ranks wait before a step (``--hold``)."""
-
-        def wait(status: dict[str, Any]) -> bool:
-            found = ranks_of(status).values()
-            return len(found) == ranks and all(rank["step"] == step - 1 and rank["pid"] for rank in found)
-
-        self.wait_for(wait, f"rest before step {step}")
 
     def node(self, name: str) -> NodeFolder:
         """A look into an emulated node."""
@@ -212,7 +204,7 @@ class Job(Outcome):
     def capture(self, *steps: int, ranks: int) -> None:
         """Let ranks that ``--hold`` each of these steps make it, with a snapshot of it."""
         for step in steps:
-            self.wait_before(step, ranks)
+            self.wait_step(step - 1, ranks)
             self.node("node-0").wait_rest()  # with the gate, as long as it is not lost
             self.go(step)
 
@@ -252,6 +244,12 @@ def processes_of(nodes: list[dict[str, Any]]) -> list[int]:
     """Agents, daemons and workers of nodes of a status."""
     pids = [pid for n in nodes for pid in (n["agent_pid"], n["daemon_pid"], *(r["pid"] for r in n["ranks"]))]
     return [pid for pid in pids if pid is not None]
+
+
+def assert_same(job: Job, ends: list[str]) -> None:
+    """The job ends well, and all ranks hold what they would without a fault."""
+    assert job.wait() == 0, job.tail()
+    assert job.ends() == ends
 
 
 def holding(*steps: int) -> tuple[str, ...]:

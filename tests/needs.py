@@ -1,6 +1,6 @@
 """What some tests need of the machine; each call skips the test, visibly and with the reason, where that is missing.
 
-A CI job that must not skip sets FTRAIN_REQUIRE to the names it must have (``FTRAIN_REQUIRE=root,netns``), or
+A CI job that must not skip sets FTRAIN_REQUIRE to the names it must have (``FTRAIN_REQUIRE=root,lab``), or
 FTRAIN_REQUIRE_NAME=1 for one of them: then the test fails instead.
 """
 
@@ -17,16 +17,6 @@ import pytest
 def require_root() -> None:
     """Running as root."""
     _require("root", None if os.geteuid() == 0 else "needs root")
-
-
-def require_netns() -> None:
-    """May make network namespaces."""
-    unshare = shutil.which("unshare")
-    if unshare is None:
-        _require("netns", "needs unshare (util-linux)")
-    else:
-        done = subprocess.run([unshare, "--net", "true"], capture_output=True, text=True, timeout=10, check=False)
-        _require("netns", None if done.returncode == 0 else f"no network namespaces: {done.stderr.strip()}")
 
 
 def require_lab() -> None:

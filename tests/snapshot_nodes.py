@@ -41,6 +41,15 @@ def wait_until(
         time.sleep(every_seconds)
 
 
+def flip(path: Path, offset: int) -> None:
+    """One bit of a file."""
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 0x40]))
+
+
 class Node:
     """One emulated node: a folder, a daemon, its agent's client."""
 

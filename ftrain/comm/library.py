@@ -119,7 +119,7 @@ def _locked(path: Path, deadline: float) -> Iterator[None]:
             except BlockingIOError:
                 if time.monotonic() >= deadline:
                     raise Unavailable(f"another process builds it, for more than {BUILD_SECONDS_MAX:.0f} s") from None
-                time.sleep(_LOCK_POLL_SECONDS)
+                time.sleep(_LOCK_POLL_SECONDS)  # flock itself waits without a time limit
         yield
 
 

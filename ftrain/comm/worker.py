@@ -1,4 +1,4 @@
-"""What `ftrain run` does to a script's communication: one timeout for its groups (timeout.py), and the recorder.
+"""What `ftrain run` does to a script: one timeout for its groups (timeout.py), a recorder, a tracker that outlives it.
 
 `start` is called before the script's first line, in a fork of the zygote or by ``startup/sitecustomize.py``. Whatever
 needs torch waits until the script imports it; in a fork of a zygote with torch that is at once. The library is
@@ -22,6 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
+from ftrain.caretakers import let_tracker_outlive_its_group
 from ftrain.comm import library
 from ftrain.comm.native import NativeRecorder, load_native
 from ftrain.comm.ring import HOLDS, NATIVE, WAITS, Identity, ring_path
@@ -63,6 +64,7 @@ def start(*, build: bool = False) -> None:
         job = environment.job
         if job is None:
             return
+        when_imported("multiprocessing.resource_tracker", let_tracker_outlive_its_group)
         when_imported("torch.distributed", lambda: _guarded(lambda: _begin(environment, job, build)))
         if job.recorder:
             when_imported("torch.optim.optimizer", lambda: _guarded(_mark_optimizer_steps))

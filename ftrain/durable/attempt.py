@@ -208,7 +208,7 @@ class Attempt:
             if len(found) < job.positions - 1:
                 if self._clock() > self._started + job.timeout_seconds:
                     raise OthersMissing(f"no part of positions {', '.join(map(str, self._missing(found)))} in time")
-                time.sleep(pause)
+                time.sleep(pause)  # storage tells nobody of what others have written
                 pause = min(POLL_SECONDS_MAX, 1.3 * pause)
         self.doing = "writing the metadata"
         return list(found.values())

@@ -128,8 +128,8 @@ class Exact:
         sums = torch.zeros(self._shares.count, dtype=torch.float64, device=device)
         for number, loss in self._losses.items():
             sums[number] = loss.double()
-        if self._shares.world_size > 1:
-            dist.all_reduce(sums, group=models.group)  # each entry is one rank's: nothing is rounded
+        for group in models.groups if self._shares.world_size > 1 else ():
+            dist.all_reduce(sums, group=group)  # each entry is one rank's: nothing is rounded
         return math.fsum(sums.tolist()) / self._global_batch
 
     def clip_grad_norm(self, max_norm: float) -> float:

@@ -33,11 +33,18 @@ class Models:
 
     @property
     def group(self) -> dist.ProcessGroup | None:
-        """The ranks that gradients are summed over; None: all of the job."""
+        """The ranks that gradients are summed over, or cut over first; None: all of the job."""
+        return self.groups[0]
+
+    @property
+    def groups(self) -> tuple[dist.ProcessGroup | None, ...]:
+        """Summed over one after the other, these are all ranks that gradients are summed over: HSDP's are two."""
         if self.sharded:
-            mesh: Any = self.sharded[0]._get_fsdp_state()._fsdp_param_groups[0].mesh_info
-            return mesh.shard_process_group  # type: ignore[no-any-return]
-        return self.ddps[0].process_group if self.ddps else None
+            group: Any = self.sharded[0]._get_fsdp_state()._fsdp_param_groups[0]
+            mesh = group.mesh_info
+            replicas = (mesh.replicate_process_group,) if group._is_hsdp else ()
+            return (mesh.shard_process_group, *replicas)
+        return (self.ddps[0].process_group if self.ddps else None,)
 
     @property
     def world_size(self) -> int:

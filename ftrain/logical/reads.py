@@ -87,11 +87,6 @@ class Plan:
     terms: Mapping[int, int]
     """Of tensors to be averaged, by index: how many values. Those from 1 on go to scratch memory like the tensor's."""
 
-    @property
-    def bytes_read(self) -> int:
-        """Gaps included."""
-        return sum(read.stop - read.start for read in self.reads)
-
 
 class _Part(NamedTuple):
     """What the holders of one part keep of it: between two ``edges``, those ranks, with the base of each."""

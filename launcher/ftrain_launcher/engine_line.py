@@ -12,10 +12,10 @@ import aiohttp
 import msgspec
 
 from ftrain_launcher import leadership, names
+from ftrain_launcher.engine_messages import EngineHello, FromEngine, ToEngine
 from ftrain_launcher.errors import SecretRefused
 from ftrain_launcher.jobs import Endpoint, JobFolder
 from ftrain_launcher.line import LINE_ERRORS, Socket, open_line
-from ftrain_launcher.messages import EngineHello, FromEngine, ToEngine
 
 _RECONNECT_SECONDS = 0.05
 

@@ -67,6 +67,11 @@ class JobRecord(msgspec.Struct, frozen=True, kw_only=True):
     candidate: int | None = None
     """Which of ``config.candidates`` this machine is; None: none."""
 
+    @property
+    def owner_grace_seconds(self) -> float:
+        """How long a node's daemon and zygote wait for an agent that is away before they end by themselves."""
+        return self.controller_grace_seconds + self.config.agent_grace_seconds
+
     def is_here(self) -> bool:
         """Was this written on this host? Else its pids say nothing here."""
         return self.hostname in ("", socket.gethostname())

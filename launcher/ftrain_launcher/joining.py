@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import aiohttp
 import msgspec
 
+from ftrain_launcher.engine_messages import JobEnded, Knock, Offer, ToEngine, Welcome
 from ftrain_launcher.errors import JoinRefused, SecretRefused
 from ftrain_launcher.handshake import Challenge
 from ftrain_launcher.jobs import Endpoint, JobRecord, job_secret, line_key
 from ftrain_launcher.line import LINE_ERRORS, Socket, open_line
-from ftrain_launcher.messages import JobEnded, Knock, Offer, ToEngine, Welcome
 from ftrain_launcher.terminal import announce
 
 _RETRY_SECONDS = 0.1

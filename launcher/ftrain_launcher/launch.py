@@ -18,11 +18,7 @@ from pathlib import Path
 
 from ftrain.comm import library
 from ftrain_launcher.engine_line import EngineLine
-from ftrain_launcher.engines.base import Engine
-from ftrain_launcher.errors import ZygoteFailed
-from ftrain_launcher.job.policy import EXIT_NOT_FLUSHED
-from ftrain_launcher.jobs import JobFolder, Result
-from ftrain_launcher.messages import (
+from ftrain_launcher.engine_messages import (
     FlushJob,
     FromEngine,
     HostLeaves,
@@ -33,6 +29,10 @@ from ftrain_launcher.messages import (
     StopJob,
     ToEngine,
 )
+from ftrain_launcher.engines.base import Engine
+from ftrain_launcher.errors import ZygoteFailed
+from ftrain_launcher.job.policy import EXIT_NOT_FLUSHED
+from ftrain_launcher.jobs import JobFolder, Result
 from ftrain_launcher.processes import linux, nursery
 from ftrain_launcher.processes.pidfds import Child
 from ftrain_launcher.processes.spawning import Shutdown

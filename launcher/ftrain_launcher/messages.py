@@ -1,20 +1,20 @@
-"""Typed messages between controller, agents and the engine that provides nodes.
+"""Typed messages between controller and agents.
 
 msgspec structs, tagged and bounded: no pickle crosses a socket. Each carries the generation that it speaks of;
-a message of an older generation is dropped by whoever gets it (fencing).
+a message of an older generation is dropped by whoever gets it (fencing). What launchers and the controller say to each
+other is in `engine_messages.py`. One protocol, one file: both ends need all of it.
 """
 
 from __future__ import annotations
 
 import signal
-from typing import Literal
 
 import msgspec
 
 from ftrain.link import Certified, Misfit, ReplicaDigest
 from ftrain_launcher.detect.records import NodeReport
-from ftrain_launcher.processes.streams import Streams
 from ftrain_launcher.questions import Question, Reply
+from ftrain_launcher.work import Work
 from ftrain_snapshot.messages import DaemonStatus, Inventory, Origin, Peer, SnapshotId
 from ftrain_snapshot.storage import DurableId
 
@@ -23,84 +23,12 @@ MESSAGE_BYTES_MAX = 16 * 2**20
 """Longest message that either side takes."""
 
 
-class Durable(msgspec.Struct, frozen=True, kw_only=True):
-    """Where checkpoints go that outlive the nodes' memory, and when."""
-
-    url: str
-    """Anything that fsspec opens, the same on every node; paths are absolute."""
-    every: int
-    """One is due at every so many steps."""
-    keep: int = 2
-    """So many complete ones stay."""
-    write_timeout_seconds: float = 3600.0
-    """How long the writing of one may take."""
-
-
 class DurableSearch(msgspec.Struct, frozen=True):
     """What a look at the storage brought."""
 
     newest: DurableId | None = None
     failure: str = ""
     """Why it could not be looked at; empty: it was."""
-
-
-class Work(msgspec.Struct, frozen=True, kw_only=True):
-    """What the workers run: the same on every node and in every generation, but that few nodes have less parity."""
-
-    job: str
-    argv: tuple[str, ...]
-    """The script (or module name) and its arguments."""
-    kind: Literal["script", "module", "exec"] = "script"
-    """A script, a module (``-m``), or a program that is not Python."""
-    folder: str
-    """Working directory."""
-    log_folder: str
-    nproc_per_node: int
-    snapshot_every: int
-    """Steps between snapshots; 0: as often as costs little (`ftrain.cadence`)."""
-    parity: int
-    codec: str = "auto"
-    """Which engine computes parity: ``auto``, ``numpy``, ``isal`` or ``zfec``."""
-    protect_bytes_per_second: int = 0
-    """What a node may send at most for parity; 0: no cap."""
-    max_restarts: int
-    restarts_chosen: bool = False
-    """The user said how many; failures of scripts that tell no steps are then counted, not compared."""
-    demote_after_nan: bool = True
-    """After losses that are not finite, go on from a snapshot before the newest."""
-    check_replicas: int = 100
-    """Steps between comparisons of what must be equal on several ranks; 0: never."""
-    collective_timeout_seconds: float | None = None
-    """How long an operation of a process group may take, where the script does not say; None: torch's default."""
-    deterministic_reduction: bool = False
-    """Gradients are summed in an order that no world changes (docs/exactness.md)."""
-    durable: Durable | None = None
-    """None: snapshots are kept in memory alone."""
-    zygote: bool = True
-    """Fork the workers from a process that has torch imported."""
-    in_process: bool = False
-    """Workers that can go on in the next generation in the same processes (docs/recovery.md)."""
-    standby: int = 0
-    """Processes on each node that wait for a rank to be lost."""
-    abort_grace_seconds: float = 2.0
-    """How long a worker may take to leave its generation before it is killed."""
-    environment: dict[str, str] = {}
-    """Variables set for every worker, over the agent's own environment."""
-    role: str = "default"
-    """What workers are told that they are: torchrun's word."""
-    streams: Streams = Streams()
-    """What the terminal shows of them."""
-    virtual_local_rank: bool = False
-    """Each worker sees one GPU, its own, and LOCAL_RANK is 0."""
-    numa_binding: str = ""
-    """How workers are bound to the processors near their GPUs (`numa.MODES`); empty: they are not."""
-    store_port: int = 0
-    """Where each generation's store listens; 0: on any free port."""
-
-    @property
-    def start(self) -> Literal["fork", "exec"]:
-        """How its processes are started."""
-        return "fork" if self.zygote else "exec"
 
 
 class RankState(msgspec.Struct, frozen=True):
@@ -155,6 +83,8 @@ class Join(msgspec.Struct, frozen=True, tag="join", kw_only=True):
     """The newest controller's that it has promised to obey (`fencing.py`); 0: the job has one candidate alone."""
     accepted: int = 0
     """The newest generation whose ranks it took, though perhaps not all of them run yet, or any more."""
+    forming: bool = False
+    """It is taking those ranks right now, and will say how that went: that none of them runs yet means nothing."""
 
 
 class Heartbeat(msgspec.Struct, frozen=True, tag="heartbeat", kw_only=True):
@@ -401,6 +331,10 @@ class Form(msgspec.Struct, frozen=True, tag="form", kw_only=True):
     """How many there were."""
     work: Work
 
+    def rank_of(self, lane: int) -> int:
+        """The rank that runs in this lane of the node."""
+        return self.position * self.work.nproc_per_node + lane
+
 
 class Hold(msgspec.Struct, frozen=True, tag="hold"):
     """Let the ranks wait at their next commit, and say how far they had come. For a moment: `HaltAfter` follows."""
@@ -474,101 +408,3 @@ ToAgent = (
     | Inject
     | Question
 )
-
-# ---- launcher (its engine) <-> controller
-
-
-class Offer(msgspec.Struct, frozen=True, kw_only=True):
-    """A host that would take part, and what its user asked for: it must be the same on all hosts."""
-
-    launcher: str
-    """Tells launchers apart; made anew by each."""
-    hostname: str
-    job: str = ""
-    """The name that the user gave; empty: none."""
-    kind: str
-    argv: tuple[str, ...]
-    nodes: int
-    nodes_min: int | None = None
-    """None: as many as ``nodes``, always."""
-    nproc_per_node: int
-    parity: int
-    node_rank: int | None = None
-    """The position that this host is meant for."""
-    protocol: int = PROTOCOL_VERSION
-
-
-class StartNode(msgspec.Struct, frozen=True, tag="start_node"):
-    """Provide one more node."""
-
-    node: str
-
-
-class ReapNode(msgspec.Struct, frozen=True, tag="reap_node"):
-    """The job has given this node up: nothing of it may go on running."""
-
-    node: str
-
-
-class JobEnded(msgspec.Struct, frozen=True, tag="job_ended"):
-    """The controller is done, or does not want this host; this is what the launcher returns."""
-
-    exit_code: int
-    message: str
-
-
-class Welcome(msgspec.Struct, frozen=True, tag="welcome"):
-    """Answer to Knock: the job's record, in JSON."""
-
-    record: bytes
-
-
-ToEngine = StartNode | ReapNode | JobEnded | Welcome
-
-
-class Knock(msgspec.Struct, frozen=True, tag="knock"):
-    """A new host asks what the job is, and whether it is wanted; the line is closed after the answer."""
-
-    offer: Offer
-
-
-class EngineHello(msgspec.Struct, frozen=True, tag="engine"):
-    """First on every connection of the engine, and whenever its last node is gone: the nodes that it knows to run."""
-
-    nodes: tuple[str, ...]
-    offer: Offer | None = None
-    """The host that has room for a node; None: nodes are emulated, as many as are wanted."""
-
-
-class NodeGone(msgspec.Struct, frozen=True, tag="node_gone"):
-    """A node's processes are gone: there is no use in waiting for its agent."""
-
-    node: str
-    reason: str
-
-
-class StopJob(msgspec.Struct, frozen=True, tag="stop_job"):
-    """The user wants the job to end."""
-
-    reason: str
-    exit_code: int
-    signal: int = signal.SIGTERM
-    """What said so, and is handed on to the workers."""
-
-
-class FlushJob(msgspec.Struct, frozen=True, tag="flush_job"):
-    """The job is to end at the end of a step, with its state on storage (`flushing.py`)."""
-
-    reason: str
-    seconds: float
-    """Within so many, the end of all processes included."""
-
-
-class HostLeaves(msgspec.Struct, frozen=True, tag="host_leaves"):
-    """A host is to be switched off: its node's ranks go to another at the end of a step, and it is let go then."""
-
-    node: str
-    reason: str
-
-
-FromEngine = Knock | EngineHello | NodeGone | StopJob | FlushJob | HostLeaves

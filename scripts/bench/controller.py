@@ -39,10 +39,10 @@ from ftrain_launcher.messages import (
     Stop,
     Stopped,
     ToAgent,
-    Work,
     WorkerExit,
 )
 from ftrain_launcher.packing import decode
+from ftrain_launcher.work import Work
 from ftrain_snapshot.messages import Inventory
 
 HEARTBEAT_SECONDS = 0.5

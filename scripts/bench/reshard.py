@@ -5,12 +5,12 @@
 
 *recovery*: FSDP2 on four nodes (reshard_worker.py), ``--local-nodes 3:4``, no spare; one node is lost with its memory,
 and the job goes on with three. torchrun: four agents, ``--nnodes 3:4`` with the tightest settings that work (FACTS 5),
-a DCP checkpoint on tmpfs at each step, and as much state. From the kill to the first step that nobody had done. On both
-sides layers take turns: a step goes through four of them, for one through all of them (``--dense``) gathers all
-parameters twice, through gloo and two cores, which takes longer than all else and is the same for both. What
-reading the state took is noted by the ranks themselves, beside one copy of the same bytes into warm memory, and one
-into fresh memory, all ranks at once; torchrun's ranks do so for ``dcp.load``. Processor time is the ranks' own: that of
-the daemons, which fetch and decode, is not in it.
+a DCP checkpoint on tmpfs at each step, and as much state. From the kill to the first step of all ranks, and to one
+that nobody had done. On both sides layers take turns: a step goes through four of them, for one through all of them
+(``--dense``) gathers all parameters twice, through gloo and two cores, which takes longer than all else and is the same
+for both. What reading the state took is noted by the ranks themselves, beside one copy of the same bytes into warm
+memory, and one into fresh memory, all ranks at once; torchrun's ranks do so for ``dcp.load``. Processor time is the
+ranks' own: that of the daemons, which fetch and decode, is not in it.
 
 *curve*: 4 -> 3 -> 4 nodes against a job that is left alone, same seed: losses step by step, in both modes of summing.
 
@@ -21,7 +21,6 @@ out and one that joins; no step may be done twice, or not at all.
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -30,17 +29,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import psutil
 from common import CLEAN_TIMEOUT_SECONDS, ROOT, Report, median, parser
 from job import FTRAIN, MARK, STOP_TIMEOUT_SECONDS, Job, JobFailed, Json, mark_session, ranks
 from leftovers import SHARED_MEMORY, marked_processes, shared_memory_entries, wait_until_clean
+from reshard_notes import Again, again, generations_of, lines_of, losses, reads_of, samples_of
 
 WORKER = ROOT / "scripts" / "bench" / "reshard_worker.py"
 NODES = 4
@@ -57,31 +56,6 @@ DRAIN_STEPS = 200
 TIGHTEST = "last_call_timeout=1,keep_alive_interval=1,keep_alive_max_attempt=3"
 
 
-class Line(NamedTuple):
-    """A rank's note of a finished step."""
-
-    step: int
-    time: float
-    pid: int
-    loss: float
-
-
-def lines_of(folder: Path) -> list[Line]:
-    """All ranks' notes."""
-    found = []
-    for path in folder.glob("rank-*"):
-        text = path.read_text()
-        for line in text[: text.rfind("\n") + 1].splitlines():
-            step, when, pid, loss = line.split()
-            found.append(Line(int(step), float(when), int(pid), float.fromhex(loss)))
-    return found
-
-
-def losses(folder: Path) -> dict[int, float]:
-    """The loss of each step, the last time that it was done."""
-    return {line.step: line.loss for line in sorted(lines_of(folder), key=lambda line: line.time)}
-
-
 def wait_until(what: str, alive: Callable[[], bool], condition: Callable[[], bool]) -> None:
     """Raises RuntimeError if it does not come to be."""
     deadline = time.monotonic() + TIMEOUT_SECONDS
@@ -91,26 +65,17 @@ def wait_until(what: str, alive: Callable[[], bool], condition: Callable[[], boo
         time.sleep(0.05)
 
 
-def seconds_to_new_step(folder: Path, killed_at: float, world: int, alive: Callable[[], bool]) -> float:
-    """From the fault until so many processes that were not there before have done a step that nobody had done."""
-    before = [line for line in lines_of(folder) if line.time <= killed_at]
-    old, done = {line.pid for line in before}, max(line.step for line in before)
-    firsts: dict[int, float] = {}
+def wait_again(folder: Path, killed_at: float, world: int, alive: Callable[[], bool]) -> Again:
+    """Until so many new processes train, and have noted what reading their state took."""
+    found: list[Again] = []
 
     def all_there() -> bool:
-        for line in lines_of(folder):
-            if line.pid not in old and line.step > done:
-                firsts[line.pid] = min(line.time, firsts.get(line.pid, line.time))
-        return len(firsts) >= world
+        found[:] = [each for each in (again(lines_of(folder), killed_at, world),) if each is not None]
+        return bool(found)
 
     wait_until("going again", alive, all_there)
-    return sorted(firsts.values())[world - 1] - killed_at
-
-
-def reads_of(folder: Path, world: int) -> list[dict[str, Any]]:
-    """What each rank of a world of that size noted of reading its state."""
-    entries = [json.loads(line) for path in folder.glob("read-*") for line in path.read_text().splitlines()]
-    return [entry for entry in entries if entry["world"] == world]
+    wait_until("noting its reads", alive, lambda: len(reads_of(folder, world)) >= world)
+    return found[0]
 
 
 class Started:
@@ -178,11 +143,14 @@ def recovery(report: Report, folder: Path, mib: int, dense: bool, chance: random
         status = ours.wait_world(NODES, WARM_STEPS)
         ours.job.wait_for("protected", lambda s: s["snapshots"]["protected"] is not None, TIMEOUT_SECONDS)
         killed_at = ours.lose(status, chance)
-        seconds = seconds_to_new_step(ours.folder, killed_at, NODES - 1, ours.alive)
+        own = wait_again(ours.folder, killed_at, NODES - 1, ours.alive)
     theirs = rival_recovery(folder / "theirs", mib, layers)
-    report.add("node lost, ftrain: to the first step on 3 nodes", seconds, "s")
-    report.add("the same, torchrun --nnodes 3:4, tightest settings", theirs, "s")
-    report.add("ftrain over torchrun", seconds / theirs, "ratio", 0.2)
+    report.add("node lost, ftrain: to the first step on 3 nodes", own.any_step, "s")
+    report.add("the same, torchrun --nnodes 3:4, tightest settings", theirs.any_step, "s")
+    report.add("ftrain over torchrun", own.any_step / theirs.any_step, "ratio", 0.2)
+    report.add("node lost, ftrain: to the first step that nobody had done", own.new_step, "s")
+    report.add("the same, torchrun", theirs.new_step, "s")
+    report.add("ftrain over torchrun", own.new_step / theirs.new_step, "ratio")
     mine, dcp = reads_of(ours.folder, NODES - 1), reads_of(folder / "theirs", NODES - 1)
     for side, entries in (("ftrain", mine), ("torchrun", dcp)):
         report.add(f"the first step itself, {side}", max(entry["step_seconds"] for entry in entries), "s")
@@ -202,7 +170,7 @@ def recovery(report: Report, folder: Path, mib: int, dense: bool, chance: random
         report.add(f"extra memory while reading, share of a rank's state, {side}", peak, "ratio", limit)
 
 
-def rival_recovery(folder: Path, mib: int, layers: Sequence[str]) -> float:
+def rival_recovery(folder: Path, mib: int, layers: Sequence[str]) -> Again:
     """Four torchrun agents; one that does not host the rendezvous is killed with its worker."""
     folder.mkdir()
     with socket.socket() as free:
@@ -245,7 +213,7 @@ def rival_recovery(folder: Path, mib: int, layers: Sequence[str]) -> float:
         lost = psutil.Process(agents[-1].pid)
         for process in [lost, *lost.children(recursive=True)]:
             process.kill()
-        return seconds_to_new_step(folder, time.time(), NODES - 1, alive)
+        return wait_again(folder, time.time(), NODES - 1, alive)
     finally:
         for agent in agents:
             if agent.poll() is None:
@@ -342,33 +310,6 @@ def drain(report: Report, folder: Path, chance: random.Random) -> None:
     report.add("planned changes", len(set().union(*generations.values())) - 1, "count")
     report.add("steps done twice by them", again, "count", 0)
     report.add("steps not done at all", DRAIN_STEPS - len(generations), "count", 0)
-
-
-def generations_of(folder: Path) -> dict[int, set[int]]:
-    """In which generations each step was done."""
-    found: dict[int, set[int]] = defaultdict(set)
-    for step, generation, _ in notes_of(folder):
-        found[step].add(generation)
-    return found
-
-
-def notes_of(folder: Path) -> Iterator[tuple[int, int, list[int]]]:
-    """Of all ranks: a step, the generation in which it was done, and its samples."""
-    for path in folder.glob("samples-*"):
-        text = path.read_text()
-        for line in text[: text.rfind("\n") + 1].splitlines():
-            step, generation, *samples = map(int, line.split())
-            yield step, generation, samples
-
-
-def samples_of(folder: Path) -> dict[int, list[int]]:
-    """What each step trained on, the last time that it was done, by all ranks."""
-    newest = {step: max(generations) for step, generations in generations_of(folder).items()}
-    found: dict[int, list[int]] = defaultdict(list)
-    for step, generation, samples in notes_of(folder):
-        if generation == newest[step]:
-            found[step] += samples
-    return found
 
 
 def main() -> None:

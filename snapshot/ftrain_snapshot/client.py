@@ -30,6 +30,8 @@ READS_AHEAD = 4
 """Requests for bytes that are under way at once."""
 TOUCH_BYTES_PER_SECOND = 100e6
 """A slow machine's rate of touching fresh memory: what ``reserve`` adds to its timeout."""
+_AWAY_SECONDS = 0.05
+"""Between tries while a daemon is being restarted: nothing tells when it listens again."""
 _REPLY: msgspec.msgpack.Decoder[m.Reply] = msgspec.msgpack.Decoder(m.Reply)
 
 
@@ -119,7 +121,7 @@ class DaemonClient:
                 reply = self._ask(m.WaitRestored(generation), left)
                 break
             except DaemonLost:  # being restarted: it takes the rebuilding up again
-                time.sleep(min(0.05, left))
+                time.sleep(min(_AWAY_SECONDS, left))
         if isinstance(reply, m.Incomplete):
             raise SnapshotIncomplete(reply.reason)
         _expect(reply, m.Done)
@@ -188,7 +190,7 @@ class DaemonClient:
                     deadline = time.monotonic() + patience_seconds
                 if time.monotonic() >= deadline:
                     raise
-                time.sleep(0.05)
+                time.sleep(_AWAY_SECONDS)
 
     def _read(self, left: dict[int, PlannedRead]) -> None:
         """Have all that is ``left`` answered; what is done is taken out."""

@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"ready {service.port}", flush=True)
     import_module("ftrain_snapshot.codec").choose()  # numpy and ISA-L, while nobody waits
     priority = Priority(service.loop, Turns().set)
-    service.lines.hurry = priority.hurry
+    service.lines.hurry, service.lines.begin_snapshot = priority.hurry, priority.begin_snapshot
     priority.give_way()  # from here on: until it is there, training may be waiting for it
     service.run()
     for end in signals:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 
 from ftrain_snapshot.messages import Holding, SnapshotId
-from ftrain_snapshot.placement import Group, Groups, groups, is_complete
+from ftrain_snapshot.placement import Group, Groups, formed_groups, is_complete
 
 
 def newest_complete(
@@ -43,7 +43,7 @@ def explain(
         snapshot = max(whole or seen)
     data, stored = _having(holdings, snapshot)
     name = f"Snapshot {snapshot.version} (generation {snapshot.generation})"
-    formed = _formed(grouping, parity)
+    formed = formed_groups(grouping, parity)
     missing = sorted({p for members in formed for p in members} - data)
     if is_complete(data, stored, formed, parity):
         if damaged := _fatal_damage(holdings, snapshot, formed, parity):
@@ -70,10 +70,6 @@ def _having(holdings: Mapping[int, Sequence[Holding]], snapshot: SnapshotId) -> 
     return {h.position for h in mine if h.data}, {h.position for h in mine if h.parity}
 
 
-def _formed(grouping: Groups | int, parity: int) -> Groups:
-    return groups(grouping, parity) if isinstance(grouping, int) else grouping
-
-
 def _fatal_damage(
     holdings: Mapping[int, Sequence[Holding]], snapshot: SnapshotId, grouping: Groups | int, parity: int
 ) -> list[int]:
@@ -85,7 +81,7 @@ def _fatal_damage(
     if not damage:
         return []
     data, stored = _having(holdings, snapshot)
-    for group in [Group(members, parity) for members in _formed(grouping, parity)]:
+    for group in [Group(members, parity) for members in formed_groups(grouping, parity)]:
         for _, at in damage:  # most overlap where one of them begins
             held = data.intersection(group.data_members(at.rotation % len(group.members)))
             held |= stored.intersection(group.parity_members(at.rotation % len(group.members)))

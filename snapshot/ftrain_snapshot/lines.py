@@ -31,6 +31,8 @@ class Lines:
         self.usage = Usage()
         self.hurry: Callable[[], None] = lambda: None
         """Said whenever something is done that the job waits for (priority.py)."""
+        self.begin_snapshot: Callable[[int], None] = lambda _version: None
+        """Said when one is being captured on this node."""
         self._loop = loop
         self._pace = Pace(CHUNK_BYTES)
         self._urgent: set[Wake] = set()

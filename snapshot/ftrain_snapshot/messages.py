@@ -4,6 +4,8 @@ Every message is a tagged, bounded msgspec struct: no pickle crosses a socket, a
 it is written next. A *lane* is one local rank; a *position* is a node's place in the job (its GROUP_RANK), stable
 across generations: a spare takes over the position of the node it replaces, so that parity written for a position
 stays valid.
+
+Words and requests stand in one file, though it is long: whoever speaks on a node's socket needs both.
 """
 
 from __future__ import annotations

@@ -32,6 +32,8 @@ class Node:
     """Lost if the gate is not connected."""
     hurry: Callable[[], None] = lambda: None
     """Somebody waits for what is done now (priority.py)."""
+    begin_snapshot: Callable[[int], None] = lambda _version: None
+    """One of this version is being captured here (priority.py)."""
 
     @property
     def position(self) -> int:

@@ -70,12 +70,12 @@ def check_groups(formed: Groups, nodes: int, parity: int) -> None:
 
 def group_of(position: int, grouping: Groups | int, parity: int) -> Group:
     """The group in which ``position`` is coded; ``grouping``: what ``groups`` gave, or a number of unlabelled nodes."""
-    return next(Group(members, parity) for members in _grouping(grouping, parity) if position in members)
+    return next(Group(members, parity) for members in formed_groups(grouping, parity) if position in members)
 
 
 def is_complete(have_data: set[int], have_parity: set[int], grouping: Groups | int, parity: int) -> bool:
     """Whether every stripe of every group has k of its chunks, so that all data can be read or decoded."""
-    for members in _grouping(grouping, parity):
+    for members in formed_groups(grouping, parity):
         group = Group(members, parity)
         for rotation in range(len(members)):
             data = have_data.intersection(group.data_members(rotation))
@@ -153,7 +153,8 @@ def _rotations(members: tuple[int, ...], parity: int, position: int) -> tuple[tu
     return tuple(r for r in every if r not in held), held
 
 
-def _grouping(grouping: Groups | int, parity: int) -> Groups:
+def formed_groups(grouping: Groups | int, parity: int) -> Groups:
+    """These groups; of a number of nodes, those that they have without labels."""
     return groups(grouping, parity) if isinstance(grouping, int) else grouping
 
 

@@ -103,6 +103,7 @@ class Session:
             links=self.links,
             tell_gate=self._tell_gate,
             hurry=lines.hurry,
+            begin_snapshot=lines.begin_snapshot,
         )
         self.fetches = Fetches(node)
         self.protect = Protect(node, self.fetches)

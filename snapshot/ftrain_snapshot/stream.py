@@ -63,7 +63,7 @@ class Streams:
         self._newest_taken = -1
         self._loop, self._store, self._group, self._links = node.loop, node.store, node.group, node.links
         self._generation, self._lanes = node.membership.generation, node.membership.lanes
-        self._is_open, self._described = is_open, described
+        self._is_open, self._described, self._begin_snapshot = is_open, described, node.begin_snapshot
         rotations = self._group.data_rotations(node.position)
         self._ways = [(rotation, self._group.parity_members(rotation)) for rotation in rotations]
         """For chunks in turn: their rotation, and who holds its parity."""
@@ -122,6 +122,7 @@ class Streams:
         if snapshot.version > self._newest_taken:
             self._newest_taken = snapshot.version
             self.taken += 1
+            self._begin_snapshot(snapshot.version)
         known_reference = header.reference.slot != snapshot.slot and self._store.sealed(lane, header.reference)
         reference = self._store.region(header.reference.slot, lane) if known_reference else None
         stream = self._streams[lane] = Stream(lane, header, region, reference)

@@ -55,7 +55,7 @@ def _context(protocol: int, certificate: Path, key: Path, authority: Path) -> ss
 
 
 class TlsStream:
-    """One connection under TLS, a ``transport.Stream``. The handshake happens in the first calls."""
+    """One connection under TLS, a ``socket_streams.Stream``. The handshake happens in the first calls."""
 
     def __init__(self, sock: ssl.SSLSocket) -> None:
         self._sock = sock

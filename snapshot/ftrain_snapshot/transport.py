@@ -1,12 +1,10 @@
 """Bulk bytes and small messages between two daemons, over one TCP connection.
 
 First each side proves that it knows the job's secret (handshake.py); nothing is parsed, and nothing allocated, before.
-Then frames: a prefix, head (msgpack), body, padded to 64 bytes so that bodies lie aligned in the receive buffer and
-are checksummed and combined there, while they are in cache. The prefix has the lengths of head and body, what it is
-for, and checksums of these and of the head; of the body there is one in the head, made where the bytes were made. Who
-goes first is in lines.py. Bulk waits in its queue as views of shared memory, never as copies, so that a connection
-holds its receive buffer and few small messages, however much is queued. Lengths are bounded; whatever is not as it
-was sent, or does not decode, closes this connection only.
+Then frames (peer_frames.py), whose bodies are checksummed and combined in the receive buffer, while they are in
+cache. Who goes first is in lines.py. Bulk waits in its queue as views of shared memory, never as copies, so that a
+connection holds its receive buffer and few small messages, however much is queued. Whatever is not as it was sent, or
+does not decode, closes this connection only.
 
 Tried instead, and within the noise of these (FACTS 4: the kernel's copies are the bound): a receive buffer of several
 frames, larger socket buffers, and receiving bodies straight into their place, which saves 0.01 of 0.2 processor
@@ -18,28 +16,30 @@ from __future__ import annotations
 import mmap
 import os
 import socket
-import struct
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
-
-import msgspec
 
 from ftrain_snapshot.errors import ProtocolError
-from ftrain_snapshot.frames import decode
 from ftrain_snapshot.handshake import Handshake
 from ftrain_snapshot.lines import Lines
 from ftrain_snapshot.loop import Loop, Timer
-from ftrain_snapshot.manifest import CHUNK_BYTES, checksum
-from ftrain_snapshot.placement import ALIGNMENT_BYTES, round_up
+from ftrain_snapshot.manifest import CHUNK_BYTES
+from ftrain_snapshot.peer_frames import (
+    HEAD_BYTES_MAX,
+    PREFIX_BYTES,
+    encode_message,
+    padding,
+    read_message,
+    read_prefix,
+)
+from ftrain_snapshot.placement import round_up
+from ftrain_snapshot.socket_streams import PlainStream, Stream
 from ftrain_snapshot.tcp_counts import Segments, segments
 from ftrain_snapshot.tls import TlsStream
 from ftrain_snapshot.usage import Traffic
 from ftrain_snapshot.wire import PeerMessage
 
-HEAD_BYTES_MAX = 4 << 20
-"""Longest message: a description of some 500 GB of state."""
 HANDSHAKE_TIMEOUT_SECONDS = 5.0
 SILENCE_TIMEOUT_SECONDS = 15.0
 """A peer that acknowledges nothing for so long counts as lost (TCP_USER_TIMEOUT and keep-alive)."""
@@ -57,53 +57,9 @@ _VIEWS_MAX = 16
 _VIEWS_FEW = 5
 """With fewer views at hand the next chunk, of up to three, is taken as well. Python finds its caches emptied after each
 system call that moves bulk: framing three chunks there costs little more than framing one."""
-_LENGTHS = struct.Struct("<III")
-_SUMS = struct.Struct("<IQ")
-_PREFIX_BYTES = _LENGTHS.size + _SUMS.size
-_TRAFFICS = len(Traffic)
-_PADDING = bytes(ALIGNMENT_BYTES)
 _NOTHING = memoryview(b"")
-_ENCODER = msgspec.msgpack.Encoder()
-_DECODER: msgspec.msgpack.Decoder[PeerMessage] = msgspec.msgpack.Decoder(PeerMessage)
 
 _Bulk = tuple[PeerMessage, memoryview, Callable[[], None] | None]
-
-
-class Stream(Protocol):
-    """Bytes over a connected, non-blocking socket; implemented plainly and by ``tls.TlsStream``."""
-
-    send_needs_read: bool
-    receive_needs_write: bool
-
-    def send(self, views: Sequence[memoryview]) -> int:
-        """Send some of ``views``. Raises BlockingIOError if nothing could be."""
-
-    def receive(self, view: memoryview) -> int:
-        """Fill ``view``; fewer bytes than fit mean that nothing more has come. Raises BlockingIOError if none has."""
-
-    def pending(self) -> bool:
-        """Whether there is more to receive of which epoll knows nothing."""
-
-
-class PlainStream:
-    """TCP as it is: no copies between arena and socket."""
-
-    send_needs_read = receive_needs_write = False
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-
-    def send(self, views: Sequence[memoryview]) -> int:
-        """One ``sendmsg``."""
-        return self._sock.sendmsg(views)
-
-    def receive(self, view: memoryview) -> int:
-        """One ``recv``."""
-        return self._sock.recv_into(view)
-
-    def pending(self) -> bool:
-        """Never: epoll knows."""
-        return False
 
 
 class Connection:
@@ -153,7 +109,7 @@ class Connection:
         traffic = Traffic.PROBE if body else Traffic.MESSAGE
         frame = encode_message(message, len(body), traffic)
         self._unread_bytes += len(frame) + len(body)
-        self._out += [view for view in (frame, body, _padding(len(body))) if view]
+        self._out += [view for view in (frame, body, padding(len(body))) if view]
         self._lines.usage.sent_bytes[traffic] += len(body)
         if not self._waits_to_write:
             self._flush()
@@ -301,7 +257,7 @@ class Connection:
             (message, body, self._on_sent), traffic = self._bulk.popleft(), Traffic.PROTECT
         else:
             return False
-        self._out += [view for view in (encode_message(message, len(body), traffic), body, _padding(len(body))) if view]
+        self._out += [view for view in (encode_message(message, len(body), traffic), body, padding(len(body))) if view]
         self._lines.usage.sent_bytes[traffic] += len(body)
         return True
 
@@ -361,25 +317,16 @@ class Connection:
     def _parse(self) -> None:
         """Hand out all whole frames, and move what is left to the front."""
         start = self._frame_bytes = 0
-        while self._filled - start >= _PREFIX_BYTES and not self.closed:
-            head, body, traffic = _LENGTHS.unpack_from(self._view, start)
-            lengths_sum, head_sum = _SUMS.unpack_from(self._view, start + _LENGTHS.size)
-            if head > HEAD_BYTES_MAX or body > CHUNK_BYTES or traffic >= _TRAFFICS:
-                raise ProtocolError(f"a frame announces {head} and {body} bytes of kind {traffic}")
-            if lengths_sum != _lengths_sum(self._view[start : start + _LENGTHS.size]):
-                raise ProtocolError("the lengths of a frame are not those that were sent")
-            body_start = start + round_up(_PREFIX_BYTES + head, ALIGNMENT_BYTES)
-            end = body_start + round_up(body, ALIGNMENT_BYTES)
-            if end > self._filled:
-                self._frame_bytes = end - start
+        while self._filled - start >= PREFIX_BYTES and not self.closed:
+            frame = self._view[start : self._filled]
+            prefix = read_prefix(frame)
+            if prefix.frame_bytes > len(frame):
+                self._frame_bytes = prefix.frame_bytes
                 break
-            encoded = self._view[start + _PREFIX_BYTES : start + _PREFIX_BYTES + head]
-            if checksum(encoded) != head_sum:
-                raise ProtocolError("a message is not the one that was sent")
-            message = decode(_DECODER, encoded)
-            self._lines.usage.received_bytes[traffic] += body
-            self.on_message(self, message, self._view[body_start : body_start + body])
-            start = end
+            message = read_message(prefix, frame)
+            self._lines.usage.received_bytes[prefix.traffic] += prefix.body_bytes
+            self.on_message(self, message, frame[prefix.body_start : prefix.body_start + prefix.body_bytes])
+            start += prefix.frame_bytes
         if start and not self.closed:
             left = self._filled - start
             self._view[:left] = self._view[start : self._filled]
@@ -392,30 +339,6 @@ class Connection:
             view = memoryview(larger)
             view[: self._filled] = self._view[: self._filled]
             self._buffer, self._view = larger, view
-
-
-def encode_message(message: PeerMessage, body_bytes: int, traffic: Traffic) -> memoryview:
-    """A frame up to its body, padded. Raises ProtocolError if the message is too long."""
-    head = _ENCODER.encode(message)
-    if len(head) > HEAD_BYTES_MAX:
-        raise ProtocolError(f"a message of {len(head)} bytes is longer than {HEAD_BYTES_MAX}")
-    frame = encode_prefix(head, body_bytes, traffic) + head
-    return memoryview(frame + _padding(len(frame)))
-
-
-def encode_prefix(head: bytes, body_bytes: int, traffic: Traffic) -> bytes:
-    """What precedes a head."""
-    lengths = _LENGTHS.pack(len(head), body_bytes, traffic)
-    return lengths + _SUMS.pack(_lengths_sum(lengths), checksum(head))
-
-
-def _lengths_sum(lengths: bytes | memoryview) -> int:
-    """Checked before anything else: a wrong length would have us wait for bytes that never come."""
-    return checksum(lengths) & 0xFFFFFFFF
-
-
-def _padding(length: int) -> memoryview:
-    return memoryview(_PADDING)[: -length % ALIGNMENT_BYTES]
 
 
 def _tune(sock: socket.socket) -> None:

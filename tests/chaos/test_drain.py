@@ -40,7 +40,7 @@ def test_a_drain_costs_no_step_however_rare_snapshots_are(
 ) -> None:
     job = Job(tmp_path / "job", *FLAGS, arguments=(*ARGUMENTS, *holding(BEFORE)))
     try:
-        job.wait_before(BEFORE, NODES)
+        job.wait_step(BEFORE - 1, NODES)
         drained = job.drain("node-1")
         job.go(BEFORE)
         said, _ = drained.communicate(timeout=TIMEOUT_SECONDS)
@@ -70,7 +70,7 @@ def test_a_worker_killed_while_others_stand_halted_costs_what_a_fault_costs(
     drained = None
     try:
         job.capture(CAPTURED, ranks=NODES)
-        job.wait_before(BEFORE, NODES)
+        job.wait_step(BEFORE - 1, NODES)
         drained = job.drain("node-1")
         wait_until(lambda: all(map(is_to_halt, job.arena.glob("node-[0-2]"))), TIMEOUT_SECONDS, "an agreed step")
         job.go(BEFORE)

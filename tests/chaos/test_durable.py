@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 from heavy_jobs import EmulatedJob
-from jobs import ARGUMENTS, PROGRAMS, TIMEOUT_SECONDS, Job, Outcome, exists, holding, pids_of, ranks_of
+from jobs import ARGUMENTS, PROGRAMS, TIMEOUT_SECONDS, Job, Outcome, assert_same, exists, holding, pids_of, ranks_of
 from stages import stop
 
 from ftrain_launcher import cli
@@ -121,11 +121,6 @@ def hold_a_writer(job: EmulatedJob, url: str, position: int, held: Iterator[int]
             if not parts or b'"file":"_' not in parts[-1].read_bytes():
                 return writer
             writer.resume()
-
-
-def assert_same(job: Job, ends: list[str]) -> None:
-    assert job.wait() == 0, job.tail()
-    assert job.ends() == ends
 
 
 def test_what_a_job_writes_is_read_by_plain_dcp_and_is_what_it_trained(

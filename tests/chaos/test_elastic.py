@@ -56,7 +56,7 @@ def assert_each_sample_is_seen_once(steps: dict[int, list[dict[str, Any]]]) -> N
 def wait_at_rest(job: Job) -> None:
     """Until all four wait for what comes, with the step before protected and older ones in memory."""
     job.capture(*CAPTURED, ranks=4)
-    job.wait_before(BEFORE, 4)
+    job.wait_step(BEFORE - 1, 4)
     job.node("node-0").wait_protected(BEFORE - 1)
 
 
@@ -207,7 +207,7 @@ def test_a_host_that_crashed_is_done_without_until_it_comes_back(
     job = HostJob(lab, tmp_path / "job", "--nnodes", "2:3", EXACT, *TIMEOUTS, program="elastic.py", arguments=arguments)
     try:
         job.start_all(1, 2, 3, nodes=3)
-        job.wait_before(BEFORE, 3)
+        job.wait_step(BEFORE - 1, 3)
         lab.crash(3)
         lab.run(3, ["sh", "-c", "rm -r /dev/shm/ftrain-*"])  # its memory
         job.go(BEFORE)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import psutil
 import pytest
-from jobs import TIMEOUT_SECONDS, Job, exists, holding, ranks_of
+from jobs import TIMEOUT_SECONDS, Job, assert_same, exists, holding, ranks_of
 
 RANKS = 3
 STEPS = ("--steps", "30")
@@ -92,11 +92,6 @@ def standby_of(job: Job) -> int | None:
             if ours and psutil.Process(int(process.name)).net_connections("unix"):
                 return int(process.name)
     return None
-
-
-def assert_same(job: Job, quiet: list[str]) -> None:
-    assert job.wait() == 0, job.tail()
-    assert job.ends() == quiet
 
 
 def pids(job: Job, rank: int) -> set[int]:

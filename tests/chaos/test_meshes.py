@@ -37,10 +37,10 @@ def trained_alone() -> dict[str, Tensor]:
 
 def test_what_is_no_mesh_gives_up_data_parallel_ranks_and_takes_them_in_again(job: Job) -> None:
     job.capture(*CAPTURED, ranks=4)
-    job.wait_before(BEFORE, 4)
+    job.wait_step(BEFORE - 1, 4)
     job.node("node-0").wait_protected(BEFORE - 1)
     job.kill_nodes("node-1")
-    job.wait_before(BEFORE, 2)
+    job.wait_step(BEFORE - 1, 2)
     left_over = job.wait_for(lambda s: [n["name"] for n in s["nodes"] if n["state"] == "idle"], "a spare")
     job.go(BEFORE)
     job.wait_for(lambda s: len(ranks_of(s)) == 4, "four nodes")

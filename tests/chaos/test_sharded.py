@@ -38,7 +38,7 @@ def test_sharded_state_survives_a_worker_and_a_node(undisturbed: Job, broken: Jo
     faults = (lambda: broken.kill_rank(2), lambda: broken.kill_nodes("node-1"))
     for generation, (captured, step, break_it) in enumerate(zip(CAPTURED, BROKEN, faults, strict=True), start=2):
         broken.capture(captured, ranks=RANKS)
-        broken.wait_before(step, RANKS)
+        broken.wait_step(step - 1, RANKS)
         broken.node("node-0").wait_protected(captured)
         break_it()
         broken.wait_for(lambda s, g=generation: s["generation"] == g and s["state"] == "running", "a recovery")

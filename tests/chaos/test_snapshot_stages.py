@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from heavy_jobs import EVERY, EmulatedJob
-from jobs import Job, ranks_of
+from jobs import Job, assert_same, ranks_of
 from needs import require_root
 from snapshot_nodes import wait_until
 from stages import WAIT_SECONDS, NodeFolder, held_back, stop
@@ -47,12 +47,6 @@ def kill_daemon_before(node: NodeFolder, words: str, too_late: str) -> None:
 
 def pids_of(job: Job) -> dict[int, int]:
     return {rank: entry["pid"] for rank, entry in ranks_of(job.wait_for(lambda s: s, "a status")).items()}
-
-
-def assert_same(job: Job, ends: list[str]) -> None:
-    """The job ends well, and all ranks hold what they would without a fault."""
-    assert job.wait() == 0, job.tail()
-    assert job.ends() == ends
 
 
 @pytest.mark.alone  # a reservation must be seen within its milliseconds

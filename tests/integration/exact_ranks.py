@@ -66,7 +66,8 @@ def wrap(kind: str, dropout: float = 0.1) -> nn.Module:
         return DDP(net)
     half = torch.bfloat16
     policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=half) if kind == "fsdp-bfloat16" else None
-    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    dims = {"replicas": dist.get_world_size(), "shards": 1} if kind == "hsdp" else {"shards": dist.get_world_size()}
+    mesh = init_device_mesh("cpu", tuple(dims.values()), mesh_dim_names=tuple(dims))
     for part in (net.up, net.down, net):
         fully_shard(part, mesh=mesh, mp_policy=policy or MixedPrecisionPolicy())
     return net
@@ -114,9 +115,9 @@ def train(kind: str, start: int, stop: int, source: Path | None, target: Path) -
 
 
 def gradients(target: Path) -> None:
-    """The ordinary mode: gradients of one global batch, with more and with fewer micro-batches than ranks."""
-    found = {}
-    for kind in ("ddp", "fsdp"):
+    """The ordinary mode: gradients and loss of one global batch, with more and with fewer micro-batches than ranks."""
+    found: dict[str, Any] = {}
+    for kind in ("ddp", "fsdp", "hsdp"):
         for global_batch in (11, 4):
             model = wrap(kind, dropout=0.0)
             sampler = ElasticSampler(len(DATA), global_batch=global_batch, micro_batch=2)
@@ -124,6 +125,7 @@ def gradients(target: Path) -> None:
             for micro in exact.microbatches(DataLoader(DATA, batch_sampler=sampler)):
                 exact.scale_loss(loss_of(model, micro.data), micro.samples, 0).backward()
             found[f"{kind} {global_batch}"] = whole_gradients(model)
+            found[f"loss of {kind} {global_batch}"] = exact.global_loss()
     found["scaled"], found["refused"] = scaled()
     if dist.get_rank() == 0:
         torch.save(found, target)

@@ -54,15 +54,18 @@ def test_ddp_and_fsdp_end_alike(result: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("way", "batch"), [(f"{kind} {n}", n) for kind in ("ddp", "fsdp") for n in (11, 4)] + [("scaled", 11)]
+    ("way", "batch"), [(f"{kind} {n}", n) for kind in ("ddp", "fsdp", "hsdp") for n in (11, 4)] + [("scaled", 11)]
 )
 def test_gradients_are_the_mean_over_the_global_batch(result: Any, way: str, batch: int) -> None:
     torch.manual_seed(0)
     net = Net(dropout=0.0)
     sampler = ElasticSampler(len(DATA), global_batch=batch, rank=0, world_size=1)
-    loss_of(net, DATA[sampler.batch(0)]).backward()
+    loss = loss_of(net, DATA[sampler.batch(0)])
+    loss.backward()
     for got, parameter in zip(result["gradients"][way], net.parameters(), strict=True):
         torch.testing.assert_close(got, parameter.grad, rtol=1e-5, atol=1e-7)
+    if way != "scaled":
+        assert result["gradients"][f"loss of {way}"] == pytest.approx(loss.item(), rel=1e-6)
 
 
 def test_summing_twice_in_a_step_is_refused(result: Any) -> None:

@@ -19,11 +19,6 @@ TLS_ALERT = 21
 """The first byte of the one thing that a TLS server says to who does not speak TLS."""
 
 
-@pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    return make_certificates(tmp_path_factory.mktemp("certificates"))
-
-
 def refused(capsys: pytest.CaptureFixture[str], *flags: str) -> str:
     with pytest.raises(SystemExit) as ended:
         cli.main(["run", *flags, __file__])

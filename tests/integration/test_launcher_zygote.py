@@ -216,6 +216,39 @@ def test_a_dead_workers_children_die_with_it(tmp_path: Path) -> None:
     run(test())
 
 
+SHARING = """
+import pathlib, time
+from multiprocessing.shared_memory import SharedMemory
+from ftrain.caretakers import let_tracker_outlive_its_group
+let_tracker_outlive_its_group()  # as each worker of a job does
+shared = SharedMemory(create=True, size=4096)
+path = pathlib.Path("shared")
+path.with_suffix(".tmp").write_text(shared.name)
+path.with_suffix(".tmp").rename(path)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("way", ["it crashes", "it is stopped", "its zygote ends"])
+def test_shared_memory_of_a_killed_worker_is_given_back(tmp_path: Path, way: str) -> None:
+    async def test() -> None:
+        async with hosting(zygote_config(tmp_path)) as (host, exits):
+            pid = await host.spawn(spawn(tmp_path, "s", script(tmp_path, SHARING)))
+            await eventually((tmp_path / "shared").exists)
+            shared = Path("/dev/shm") / (tmp_path / "shared").read_text()
+            assert shared.exists()
+            if way == "it crashes":
+                os.kill(pid, signal.SIGKILL)
+                await exits.of("s")
+            elif way == "it is stopped":
+                await host.kill("s")
+            else:
+                await host.shutdown(0.0)
+            await eventually(lambda: not shared.exists())
+
+    run(test())
+
+
 def test_a_killed_zygote_takes_its_workers_along(tmp_path: Path) -> None:
     async def test() -> None:
         async with hosting(zygote_config(tmp_path)) as (host, exits):

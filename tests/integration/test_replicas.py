@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
 from integration.worker_node import Forker, Node
 from jobs import PROGRAMS
 
@@ -16,13 +14,6 @@ from ftrain_launcher.detect.verdict import Verdict
 RANKS = 3
 STEPS = 10
 EVERY = 4
-
-
-@pytest.fixture(scope="module")
-def forker() -> Iterator[Forker]:
-    forker = Forker()
-    yield forker
-    forker.close()
 
 
 def told(forker: Forker, folder: Path, *arguments: object) -> list[list[Replicas]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,13 +16,6 @@ from ftrain_snapshot.messages import SnapshotId
 RANKS = Path(__file__).with_name("reshard_ranks.py")
 WORLDS = (1, 2, 3, 4)
 SNAPSHOT = SnapshotId(5, 1, 0)
-
-
-@pytest.fixture(scope="module")
-def forker() -> Iterator[Forker]:
-    forker = Forker()
-    yield forker
-    forker.close()
 
 
 def run(forker: Forker, folder: Path, action: str, world: int) -> None:

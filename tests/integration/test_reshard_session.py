@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
-import pytest
 import torch
 from integration.worker_node import Daemon, Forker, Node
 from integration.worker_states import assert_same
@@ -21,13 +19,6 @@ from ftrain_snapshot.lane import Lane
 
 TRAIN = Path(__file__).with_name("reshard_train.py")
 LANES, STEPS = 2, 12
-
-
-@pytest.fixture(scope="module")
-def forker() -> Iterator[Forker]:
-    forker = Forker()
-    yield forker
-    forker.close()
 
 
 class OldWorldDaemon(Daemon):

@@ -22,8 +22,8 @@ from jobs import Job, holding, ranks_of
 from ftrain_launcher.jobs import JobFolder
 from ftrain_snapshot.handshake import PREFIX, Handshake
 from ftrain_snapshot.manifest import CHUNK_BYTES
+from ftrain_snapshot.peer_frames import HEAD_BYTES_MAX, encode_message, encode_prefix
 from ftrain_snapshot.strangers import UNPROVED_MAX
-from ftrain_snapshot.transport import HEAD_BYTES_MAX, encode_message, encode_prefix
 from ftrain_snapshot.usage import Traffic
 from ftrain_snapshot.wire import PeerHello
 

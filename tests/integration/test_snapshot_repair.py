@@ -13,7 +13,7 @@ from random import Random
 
 import pytest
 from flipping_proxy import flipping
-from snapshot_nodes import Cluster, Node, cluster_root, wait_until
+from snapshot_nodes import Cluster, Node, cluster_root, flip, wait_until
 
 from ftrain_snapshot import arena
 from ftrain_snapshot.errors import SnapshotError, SnapshotIncomplete
@@ -93,14 +93,6 @@ def cluster(root, request):
     nodes = Nodes(root, *request.param)
     yield nodes
     nodes.stop()
-
-
-def flip(path: Path, offset: int) -> None:
-    with open(path, "r+b") as file:
-        file.seek(offset)
-        byte = file.read(1)[0]
-        file.seek(offset)
-        file.write(bytes([byte ^ 0x40]))
 
 
 def home_of(cluster: Cluster, position: int, snapshot: SnapshotId, chunk: int, lane: int = 0) -> Path:

@@ -28,8 +28,9 @@ from ftrain_snapshot.frames import connect_unix, encode_frame
 from ftrain_snapshot.handshake import PREFIX, Handshake
 from ftrain_snapshot.manifest import CHUNK_BYTES
 from ftrain_snapshot.messages import Membership, Peer
+from ftrain_snapshot.peer_frames import HEAD_BYTES_MAX, encode_message, encode_prefix
 from ftrain_snapshot.strangers import UNPROVED_MAX
-from ftrain_snapshot.transport import HANDSHAKE_TIMEOUT_SECONDS, HEAD_BYTES_MAX, encode_message, encode_prefix
+from ftrain_snapshot.transport import HANDSHAKE_TIMEOUT_SECONDS
 from ftrain_snapshot.usage import Traffic
 from ftrain_snapshot.wire import PeerHello
 

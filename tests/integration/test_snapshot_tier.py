@@ -9,7 +9,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from snapshot_nodes import Cluster, Node, capture, cluster_root, content, edited, read, wait_until
+from snapshot_nodes import Cluster, Node, capture, cluster_root, content, edited, flip, read, wait_until
 
 from ftrain_snapshot import arena
 from ftrain_snapshot.client import DaemonClient
@@ -46,14 +46,6 @@ def cluster(nodes):
     nodes.wait_restored()
     nodes.reserve(SIZE)
     return nodes
-
-
-def flip(path: Path, offset: int) -> None:
-    with open(path, "r+b") as file:
-        file.seek(offset)
-        byte = file.read(1)[0]
-        file.seek(offset)
-        file.write(bytes([byte ^ 0x40]))
 
 
 def flip_data(cluster: Cluster, position: int, lane: int, snapshot: SnapshotId, offset: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from torch.nn.utils import parametrizations
 
 from ftrain import flight, plan, restore, samples
 from ftrain.capture import SnapshotDropped
+from ftrain.errors import GenerationEnded
 from ftrain.state import state_of
 from ftrain_snapshot import arena, lane, manifest
 
@@ -598,4 +600,39 @@ def test_a_write_between_commit_and_copy_drops_the_snapshot_and_is_told(tmp_path
         assert [snapshot.version for snapshot in rank.line.seals] == [0, 2]
         objects = {"model": (fresh := nn.Linear(512, 512)), "optimizer": torch.optim.AdamW(fresh.parameters())}
         rank.read(rank.line.seals[-1], objects)
+        assert_same(state, copied(objects), "")
+
+
+@pytest.mark.parametrize("error", [GenerationEnded, SystemExit])
+def test_a_signal_while_the_training_thread_copies_loses_no_chunk(tmp_path: Path, error: type[BaseException]) -> None:
+    """Given a signal that ends the generation while the optimizer waits for the copy, when the capture is finished,
+    then it is sealed, and at once."""
+    model = nn.Linear(1024, 2048)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with Rank(tmp_path, {"model": model, "optimizer": optimizer}) as rank:
+        rank.capturer._crew.take = lambda flight: None  # type: ignore[method-assign]
+        snapshot = rank.commit(0)
+        del rank.capturer._crew.take
+        under_way = rank.capturer._flight
+        assert under_way is not None
+        copy_chunk, copied_by_training = under_way._copy, []
+
+        def interrupted(chunk: int) -> None:
+            if threading.current_thread() is threading.main_thread():
+                copied_by_training.append(chunk)
+                if chunk == 3:
+                    raise error
+            copy_chunk(chunk)
+
+        under_way._copy = interrupted  # type: ignore[method-assign]
+        model(torch.randn(2, 1024)).sum().backward()
+        with pytest.raises(error):
+            optimizer.step()
+        assert copied_by_training == [0, 1, 2, 3]
+        rank.capturer._crew.take(under_way)
+        rank.finish()
+        assert rank.line.seals == [snapshot]
+        state = copied(rank.objects)
+        objects = {"model": (fresh := nn.Linear(1024, 2048)), "optimizer": torch.optim.SGD(fresh.parameters(), lr=0.1)}
+        rank.read(snapshot, objects)
         assert_same(state, copied(objects), "")

@@ -16,13 +16,6 @@ from ftrain.link import Failed, Finished, FirstStep, Hello, OutOfMemory, Restore
 ENDS = Path(__file__).with_name("worker_ends.py")
 
 
-@pytest.fixture(scope="module")
-def forker() -> Iterator[Forker]:
-    forker = Forker()
-    yield forker
-    forker.close()
-
-
 @pytest.fixture
 def node(forker: Forker, tmp_path: Path) -> Iterator[Node]:
     with Node(forker, tmp_path / "node", 1) as node:

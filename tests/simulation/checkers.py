@@ -14,6 +14,7 @@ import pytest
 from simulation.machines import Machine, Worker
 from simulation.training import decodable
 
+from ftrain_launcher.engine_messages import ReapNode, StartNode
 from ftrain_launcher.job.candidates import Candidates
 from ftrain_launcher.job.complaints import Complaints
 from ftrain_launcher.job.coordinator import Coordinator
@@ -46,7 +47,6 @@ from ftrain_launcher.job.roster import Roster
 from ftrain_launcher.job.running import Running
 from ftrain_launcher.job.sizes import Sizes
 from ftrain_launcher.job.worlds import Worlds
-from ftrain_launcher.messages import ReapNode, StartNode
 from ftrain_snapshot.errors import PlacementImpossible
 from ftrain_snapshot.messages import SnapshotId
 from ftrain_snapshot.placement import Groups, groups

@@ -18,6 +18,7 @@ from simulation.training import Training
 from simulation.world import World
 
 from ftrain_launcher.control.journal import Entry, decode, encode, rebuild
+from ftrain_launcher.engine_messages import NodeGone, ReapNode, StartNode
 from ftrain_launcher.job.coordinator import Coordinator
 from ftrain_launcher.job.events import (
     Announce,
@@ -36,7 +37,7 @@ from ftrain_launcher.job.events import (
     Tick,
 )
 from ftrain_launcher.job.membership import NodeState
-from ftrain_launcher.messages import Form, FromAgent, Join, NodeGone, ReapNode, StartNode, ToAgent, WriteDurable
+from ftrain_launcher.messages import Form, FromAgent, Join, ToAgent, WriteDurable
 from ftrain_snapshot.messages import SnapshotId
 
 

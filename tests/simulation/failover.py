@@ -14,6 +14,7 @@ from simulation.world import World
 from ftrain_launcher.control.copies import Copies
 from ftrain_launcher.control.journal import Entry, decode, encode, rebuild
 from ftrain_launcher.control.writing import STANDSTILL_SECONDS
+from ftrain_launcher.engine_messages import StartNode
 from ftrain_launcher.job.coordinator import Coordinator
 from ftrain_launcher.job.events import (
     Command,
@@ -43,12 +44,11 @@ from ftrain_launcher.messages import (
     Recalled,
     Shutdown,
     Stand,
-    StartNode,
     Stop,
     Stopped,
     ToAgent,
-    Work,
 )
+from ftrain_launcher.work import Work
 from ftrain_snapshot.messages import Inventory
 
 PATIENCE_SECONDS = 2.0

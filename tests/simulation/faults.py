@@ -14,8 +14,10 @@ import msgspec
 from simulation.machines import Machine, Worker
 
 from ftrain_launcher.detect.verdict import Kind, Link, Verdict
+from ftrain_launcher.engine_messages import FlushJob, HostLeaves
 from ftrain_launcher.job.events import CordonNode, Diagnosed, JobConfig, Leave, UncordonNode
-from ftrain_launcher.messages import Durable, FlushJob, Form, HostLeaves, Stop, ToAgent, Trouble, Work
+from ftrain_launcher.messages import Form, Stop, ToAgent, Trouble
+from ftrain_launcher.work import Durable, Work
 
 if TYPE_CHECKING:
     from simulation.cluster import Cluster

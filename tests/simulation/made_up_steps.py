@@ -94,6 +94,11 @@ class Noise:
     """There are fewer processors than ranks: each rank waits for one in each step, for about so many seconds."""
     told: bool = True
     """The kernel tells of it."""
+    asleep: float = 0.0
+    """Of each computation, the share that needs no processor: a GPU's, or what waits for a disk."""
+    sharing: float = 0.0
+    """One rank after the other shares its core or its memory's width with a neighbour, for a second or more: it
+    computes for longer, by a share of up to so much, and the kernel tells nobody."""
 
 
 @dataclass
@@ -111,6 +116,8 @@ class Faults:
 
 
 TRANSFER_SECONDS = 0.002
+SHARING_CHANCE, SHARING_STEPS = 0.02, 40
+"""Of a step to be the first that is shared, and how many are on average."""
 QUOTA_PERIOD_SECONDS = 0.1
 STEPS_A_REPORT = 10
 """Over so many it is spread what a rank was starved."""
@@ -207,9 +214,13 @@ class Player:
         self._ranks = [_Rank() for _ in shape.programs]
         self._moves = 0
         self._quotas: dict[int, float] = {}
+        self._slow: dict[int, float] = {}
+        """As of this step, by rank."""
         self._busy: dict[str, int] = {}
         self._starving, self._starving_steps = 0, 0
         """Which rank, and for how many more steps."""
+        self._sharing, self._sharing_steps, self._shared_by = 0, 0, 1.0
+        """The same, and how much longer it takes."""
         self._entries: dict[tuple[str, int], dict[int, float]] = defaultdict(dict)
         self._ends: dict[tuple[str, int], float] = {}
         self._free: dict[str, float] = defaultdict(float)
@@ -242,7 +253,9 @@ class Player:
         for rank in self._ranks:
             rank.at, rank.begun, rank.intervals, rank.waited, rank.kept = 0, rank.clock, [], 0.0, 0.0
         factors = self._factors(number)
-        self._quotas = self.faults.quota if self.faults.slow_from <= number < self.faults.slow_until else {}
+        is_faulty = self.faults.slow_from <= number < self.faults.slow_until
+        self._quotas = self.faults.quota if is_faulty else {}
+        self._slow = self.faults.slow if is_faulty else {}
         done: dict[int, RankStep] = {}
         waiting = list(range(len(self._ranks)))
         while waiting:
@@ -258,7 +271,7 @@ class Player:
 
     def _factors(self, number: int) -> list[float]:
         """How much longer each rank computes in this step."""
-        noise, dice, faults = self.noise, self._dice, self.faults
+        noise, dice = self.noise, self._dice
         common = 1 + noise.drift * abs((number % 4000) / 2000 - 1)
         factors = []
         for node in dict.fromkeys(self.shape.nodes.values()):
@@ -271,18 +284,31 @@ class Player:
                 factor += dice.expovariate(2.0)
             if self._busy[node]:
                 factor *= 1.4
-            if faults.slow_from <= number < faults.slow_until:
-                factor *= faults.slow.get(rank, 1.0)
             factors.append(factor)
             if dice.random() < noise.stall:
                 self._ranks[rank].clock += 0.05
                 self._ranks[rank].kept += 0.05
+        if noise.sharing:
+            self._share()
+            factors[self._sharing] *= self._shared_by
         if noise.starving:
             self._starve()
         if noise.crowded:
             for state in self._ranks:
                 self._keep_waiting(state, dice.expovariate(1 / noise.crowded))
         return factors
+
+    def _share(self) -> None:
+        dice = self._dice
+        self._sharing_steps -= 1
+        if self._sharing_steps < 0:
+            self._shared_by = 1.0
+            if dice.random() < SHARING_CHANCE:
+                self._sharing, self._shared_by = (
+                    dice.randrange(len(self._ranks)),
+                    1 + dice.uniform(0, self.noise.sharing),
+                )
+                self._sharing_steps = int(dice.expovariate(1 / SHARING_STEPS))
 
     def _starve(self) -> None:
         if self._starving_steps == 0:
@@ -303,7 +329,9 @@ class Player:
             item = program[state.at]
             match item:
                 case Compute(seconds):
-                    self._compute(rank, seconds * factor * self._dice.lognormvariate(0.0, self.noise.spread))
+                    usual = seconds * factor * self._dice.lognormvariate(0.0, self.noise.spread)
+                    state.kept += self.noise.asleep * usual
+                    self._compute(rank, usual * self._slow.get(rank, 1.0))
                 case Reduce(group, size):
                     if not self._collective(rank, group, size):
                         return False

@@ -13,7 +13,7 @@ from simulation.cluster import Cluster
 from simulation.faults import DURABLE, Fault, Plan
 
 from ftrain_launcher.job.policy import EXIT_LOST, EXIT_NODES
-from ftrain_launcher.messages import Durable
+from ftrain_launcher.work import Durable
 
 SCHEDULES = 2000
 STORAGE_SCHEDULES = 200

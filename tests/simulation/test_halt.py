@@ -125,7 +125,9 @@ class Worker(Session):
         self._slots = SlotChooser(job.store, job if rank == 0 else None)
         self._halt = Halt(self._control, self._lane, self._say, clock=job.stage.clock, pause=job.stage.pause)
         self._capturer: Any = self
-        self._arena: Any = SimpleNamespace(fits=lambda size: True, ready=lambda _: True, lane=None, client=self)
+        self._arena: Any = SimpleNamespace(
+            fits=lambda size: True, ready=lambda _: True, hurry=lambda: None, lane=None, client=self
+        )
         self._link: Any = SimpleNamespace(send=lambda message: None)
         self._replicas: Any = SimpleNamespace(due=lambda step: False)
         self._buckets, self._begun, self._stepped = {}, True, False

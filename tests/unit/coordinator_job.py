@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ftrain_launcher import messages
 from ftrain_launcher.control.journal import Entry, decode, encode, rebuild
+from ftrain_launcher.engine_messages import NodeGone, ReapNode, StartNode
 from ftrain_launcher.job.coordinator import Coordinator
 from ftrain_launcher.job.events import (
     Announce,
@@ -25,18 +26,15 @@ from ftrain_launcher.messages import (
     Form,
     Hold,
     Join,
-    NodeGone,
     RankHalted,
     RankRestored,
     RankState,
     RankStepped,
-    ReapNode,
-    StartNode,
     Stopped,
     ToAgent,
-    Work,
     WorkerExit,
 )
+from ftrain_launcher.work import Work
 from ftrain_snapshot.messages import Holding, Inventory, SnapshotId
 
 
@@ -134,6 +132,7 @@ class Job:
         stopped: int = 0,
         ranks: tuple[int, ...] | None = None,
         domain: str = "",
+        forming: bool = False,
     ) -> int:
         """Its agent connects; ``ranks``: those it runs, all of its own by default."""
         self._connections += 1
@@ -150,6 +149,8 @@ class Job:
             generation=generation,
             stopped=stopped,
             ranks=tuple(RankState(n, 0, 1000 + n, "running") for n in ranks),
+            accepted=stopped if forming else 0,
+            forming=forming,
         )
         self.tell(Joined(join, self._connections))
         return self._connections

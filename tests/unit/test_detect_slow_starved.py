@@ -18,7 +18,7 @@ from ftrain_launcher.detect.records import (
 )
 from ftrain_launcher.detect.slow import STEPS_SKIPPED
 from ftrain_launcher.detect.verdict import Verdict
-from ftrain_launcher.rings.step_log import spread, spread_throttled
+from ftrain_launcher.rings.step_log import spread, spread_helpers, spread_throttled
 
 WORLD = Communicator("world", (0, 1, 2, 3))
 STEP_SECONDS = 0.02
@@ -95,6 +95,12 @@ def test_what_a_report_tells_is_spread_over_the_steps_that_were_on_no_processor(
     assert spread([], 1.0) == []
 
 
+def test_what_a_starved_helper_may_have_kept_it_waiting_is_of_what_it_neither_ran_nor_was_starved() -> None:
+    steps = [RankStep(0, number, 0.1, 0.08, (), 0.02, starved) for number, starved in enumerate((0.0, 0.04, 0.07))]
+    assert [step.helpers_starved_seconds for step in spread_helpers(steps, 0.5)] == pytest.approx([0.03, 0.01, 0.0])
+    assert spread_helpers(steps, 0.0) == steps
+
+
 def test_a_quota_held_back_the_longest_steps_the_most() -> None:
     steps = [RankStep(0, number, 0.1, own) for number, own in enumerate((0.02, 0.03, 0.07))]
     told = {
@@ -119,7 +125,7 @@ def levelled(*throttled: float, steps: int = 60) -> list[float]:
             rank: RankStep(rank, number, 0.1, 0.02 + burst, throttled_seconds=burst)
             for rank, burst in enumerate(bursts)
         }
-        found = quotas.level(taken)
+        found, _ = quotas.level(taken)
     return list(found.values())
 
 

@@ -6,31 +6,15 @@ import pytest
 from simulation.checkers import state_of
 from unit.coordinator_job import DATA, WHOLE, Job, config, raised, snapshot
 
+from ftrain_launcher.engine_messages import StartNode, StopJob
 from ftrain_launcher.job.events import ControllerRestarted, EndJob, HostCame, Left, Progress, StoodStill, Tick
 from ftrain_launcher.job.membership import NodeState, Phase
 from ftrain_launcher.job.policy import EXIT_LOST, EXIT_NO_PROGRESS, EXIT_NODES, EXIT_PROGRAM, EXIT_USAGE
-from ftrain_launcher.messages import (
-    ArenaShort,
-    Form,
-    RankRestored,
-    Shutdown,
-    StartNode,
-    Stop,
-    StopJob,
-    Stopped,
-    Trouble,
-)
+from ftrain_launcher.messages import ArenaShort, Form, RankRestored, Shutdown, Stop, Stopped, Trouble
 from ftrain_snapshot.messages import Inventory
 
 BOTH = {snapshot(4): WHOLE, snapshot(5, slot=1): DATA}
 """What each node holds when step 4 is protected and step 5 is sealed."""
-
-
-@pytest.fixture
-def job() -> Job:
-    job = Job()
-    job.run()
-    return job
 
 
 # ---- the beginning
@@ -170,6 +154,13 @@ def test_an_agent_that_is_back_without_its_workers_is_a_fault(job: Job) -> None:
     assert job.to("node-1", Stop)
 
 
+def test_an_agent_whose_line_broke_while_it_took_its_ranks_is_no_fault(job: Job) -> None:
+    job.leave("node-1")
+    job.join("node-1", stopped=1, forming=True)
+    assert job.sent == []
+    assert job.coordinator.incidents == []
+
+
 def test_an_agent_that_is_back_without_one_of_its_workers_is_a_fault() -> None:
     job = Job(config(nproc=2))
     job.run()
@@ -257,6 +248,23 @@ def test_the_same_exception_twice_at_the_same_step_ends_the_job(job: Job) -> Non
     assert job.end.exit_code == EXIT_PROGRAM
     assert "rank 1 on node-1 raised ValueError: boom after step 5" in job.end.message
     assert job.news.count("Traceback of ValueError: boom") == 1
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_who_ends_without_an_error_in_the_middle_is_named_and_not_who_misses_it(job: Job, first: int) -> None:
+    accounts = [
+        lambda: job.exit(1, code=0, step=5),
+        lambda: job.exit(2, failure=raised("RuntimeError: gloo", communication=True), step=5),
+    ]
+    for again in (False, True):
+        accounts[first]()
+        accounts[1 - first]()
+        job.stop_all(BOTH)
+        assert job.coordinator.phase is (Phase.ENDING if again else Phase.RUNNING)
+    for incident in job.coordinator.incidents:
+        assert incident.cause is not None
+        assert [suspect.rank for suspect in incident.cause.suspects] == [1]
+    assert job.coordinator.exit_code == EXIT_PROGRAM
 
 
 def test_a_lost_node_between_two_equal_exceptions_does_not_hide_them(job: Job) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from simulation.checkers import state_of
 from unit.coordinator_job import DATA, WHOLE, Job, snapshot
 
@@ -21,13 +20,6 @@ def not_finite(version: int | None, step: int = 7) -> Failure:
 
 def sign(failure: Failure | None, rank: int = 0) -> Sign:
     return Sign(kind="worker_exit", node=f"node-{rank}", time=0.0, rank=rank, failure=failure)
-
-
-@pytest.fixture
-def job() -> Job:
-    job = Job()
-    job.run()
-    return job
 
 
 def test_what_is_demoted_is_the_newest_version_that_all_ranks_have() -> None:

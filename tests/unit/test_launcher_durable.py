@@ -12,7 +12,8 @@ from ftrain_launcher.job.durable import SETTLE_SECONDS, WRITER_END_SECONDS
 from ftrain_launcher.job.events import ControllerRestarted, Progress, Tick
 from ftrain_launcher.job.membership import Phase
 from ftrain_launcher.job.policy import EXIT_LOST
-from ftrain_launcher.messages import Durable, DurableEnded, DurableSearch, Stop, Trouble, Unpin, WriteDurable
+from ftrain_launcher.messages import DurableEnded, DurableSearch, Stop, Trouble, Unpin, WriteDurable
+from ftrain_launcher.work import Durable
 from ftrain_snapshot.messages import Holding, Inventory, SnapshotId
 from ftrain_snapshot.storage import DurableId
 

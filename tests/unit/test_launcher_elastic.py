@@ -15,7 +15,6 @@ from ftrain_launcher.job.policy import EXIT_LOST, EXIT_PROGRAM, EXIT_USAGE
 from ftrain_launcher.job.worlds import Worlds, is_same, place
 from ftrain_launcher.messages import (
     ArenaShort,
-    Durable,
     DurableSearch,
     Failure,
     Form,
@@ -27,6 +26,7 @@ from ftrain_launcher.messages import (
     Stopped,
     Trouble,
 )
+from ftrain_launcher.work import Durable
 from ftrain_snapshot.errors import PlacementImpossible
 from ftrain_snapshot.messages import Holding, Inventory
 from ftrain_snapshot.storage import DurableId

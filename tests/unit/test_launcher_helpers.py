@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from ftrain_launcher.rings.helpers import Helpers, share_waited, waits_of
+from ftrain_launcher.rings.helpers import Helpers, StarvedHelpers, Waits, share_waited, waits_of
 
 MS = 1_000_000
 
@@ -73,3 +73,33 @@ def test_all_threads_but_the_main_one_are_counted() -> None:
         done.set()
         helper.join()
     assert waits_of(1 << 30) == {}
+
+
+def shares(*starved_seconds: float) -> list[float]:
+    """Told at reports half a second apart, of a process whose loader waits for a processor for two fifths of the time
+    and whose main thread does for so long; at last, how often they were counted."""
+    reads = 0
+    now_ns = 0
+
+    def read() -> Waits:
+        nonlocal reads
+        reads += 1
+        return {"loader": now_ns * 1e-9 * 0.4, "other": 3.0}
+
+    helpers, told = StarvedHelpers(read), []
+    for seconds in starved_seconds:
+        now_ns += 500 * MS
+        told.append(round(helpers.share(now_ns, seconds), 3))
+    return [*told, float(reads)]
+
+
+def test_where_a_main_thread_is_starved_its_helpers_are_counted_once_a_second() -> None:
+    assert shares(0.1, 0.1, 0.1, 0.1, 0.1) == [0.0, 0.0, 0.0, 0.4, 0.4, 2]
+
+
+def test_on_a_machine_that_has_processors_for_all_nobody_counts_them() -> None:
+    assert shares(0.0, 0.01, 0.02, 0.0) == [0.0, 0.0, 0.0, 0.0, 0]
+
+
+def test_what_they_waited_before_it_was_starved_is_not_known() -> None:
+    assert shares(0.0, 0.1, 0.1, 0.1, 0.0, 0.1, 0.1) == [0.0, 0.0, 0.0, 0.4, 0.0, 0.0, 0.0, 3]

@@ -39,6 +39,23 @@ def test_all_lost_nodes_and_all_killed_workers_are_suspects() -> None:
     assert [s.rank for s in classify([exited(3, 3.0, signal=9), KILLED, RAISED]).suspects] == [1, 3]
 
 
+def test_who_ended_in_good_order_is_the_cause_only_where_others_miss_it_and_nothing_else_is() -> None:
+    ended = exited(0, 0.1, code=0)
+    for signs in permutations([ended, GLOO]):
+        cause = classify(signs)
+        assert [s.rank for s in cause.suspects] == [0]
+        assert cause.reason == "rank 0 on node-0 exited with code 0 after step 5, before the others"
+        assert cause.signature == "step 5: code 0"
+    for other in BY_WEIGHT[:-1]:
+        assert classify([ended, GLOO, other]).kind == other.kind
+        assert classify([ended, GLOO, other]).suspects[0].rank == other.rank
+
+
+def test_of_a_script_whose_steps_are_unknown_nobody_says_that_it_always_ends_too_soon() -> None:
+    ended = Sign(kind="worker_exit", node="node-0", rank=0, time=0.1, code=0)
+    assert classify([ended, GLOO]).signature == ""
+
+
 def test_what_a_library_said_before_it_aborted_is_quoted() -> None:
     aborted = exited(3, signal=signal.SIGABRT, last_lines=("terminate called", "what(): 24 vs 16"))
     assert describe(aborted) == "rank 3 on node-3 was killed by SIGABRT after step 5: what(): 24 vs 16"

@@ -15,7 +15,7 @@ from ftrain_launcher.control.journal import Entry, Journal, encode
 from ftrain_launcher.control.journal_copy import JournalCopy
 from ftrain_launcher.job.coordinator import Coordinator
 from ftrain_launcher.job.events import ControllerRestarted, Event, HostCame, JobConfig, JobStarted
-from ftrain_launcher.messages import Work
+from ftrain_launcher.work import Work
 
 WORK = Work(
     job="j", argv=("t.py",), folder="/", log_folder="/", nproc_per_node=1, snapshot_every=1, parity=1, max_restarts=1

@@ -9,7 +9,7 @@ import pytest
 from unit.coordinator_job import config
 
 from ftrain_launcher.control.launchers import Launchers, refusal
-from ftrain_launcher.messages import JobEnded, Offer, ReapNode, StartNode
+from ftrain_launcher.engine_messages import JobEnded, Offer, ReapNode, StartNode
 
 _PLAIN = config(nodes=4, nproc=2)
 JOB = msgspec.structs.replace(_PLAIN, work=msgspec.structs.replace(_PLAIN.work, job="one", argv=("/t.py", "-x", "1")))

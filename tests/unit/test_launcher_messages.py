@@ -12,7 +12,7 @@ from unit.test_health_judge import SOUND
 
 from ftrain.health.words import CheckNode, Failed, Hosting, HostPair, JoinPair, PairFigures, RunPair
 from ftrain.link import Certified, ReplicaDigest
-from ftrain_launcher import messages, questions
+from ftrain_launcher import engine_messages, messages, questions
 from ftrain_launcher.detect.records import (
     Channel,
     Collectives,
@@ -26,6 +26,7 @@ from ftrain_launcher.detect.records import (
 )
 from ftrain_launcher.job import events
 from ftrain_launcher.trace.records import NodeTrace, RankTrace, StepMark, TraceRecord
+from ftrain_launcher.work import Durable
 from ftrain_snapshot.messages import DaemonStatus, Damage, Holding, Inventory, LaneReport, Levels, LinkFigure, Peer
 from ftrain_snapshot.storage import DurableId
 
@@ -102,7 +103,7 @@ FORM = messages.Form(
     store_port=1,
     restore=snapshot(5),
     durable_start=CHECKPOINT,
-    work=msgspec.structs.replace(config().work, durable=messages.Durable(url="s3://b/x", every=10)),
+    work=msgspec.structs.replace(config().work, durable=Durable(url="s3://b/x", every=10)),
 )
 FROM_AGENT.append(messages.Recalled("n", FORM))
 TO_AGENT: list[messages.ToAgent] = [
@@ -126,21 +127,21 @@ TO_AGENT: list[messages.ToAgent] = [
     questions.Probe(request=7, peers=(Peer(0, "n", "h", 1),), burst_bytes=1 << 20),
     *(questions.CheckHealth(8, task) for task in (CheckNode(), HostPair("h"), RunPair(), JoinPair("h", 7))),
 ]
-OFFER = messages.Offer(
+OFFER = engine_messages.Offer(
     launcher="0f", hostname="h1", kind="script", argv=("t.py",), nodes=2, nproc_per_node=1, parity=1, node_rank=0
 )
-ENGINE: list[messages.ToEngine | messages.FromEngine] = [
-    messages.StartNode("n"),
-    messages.ReapNode("n"),
-    messages.JobEnded(3, "lost"),
-    messages.EngineHello(("n",)),
-    messages.EngineHello((), OFFER),
-    messages.Knock(OFFER),
-    messages.Welcome(b"{}"),
-    messages.NodeGone("n", "killed"),
-    messages.StopJob("SIGINT", 130),
-    messages.FlushJob("SIGTERM", 60.0),
-    messages.HostLeaves("n", "its host is to be switched off"),
+ENGINE: list[engine_messages.ToEngine | engine_messages.FromEngine] = [
+    engine_messages.StartNode("n"),
+    engine_messages.ReapNode("n"),
+    engine_messages.JobEnded(3, "lost"),
+    engine_messages.EngineHello(("n",)),
+    engine_messages.EngineHello((), OFFER),
+    engine_messages.Knock(OFFER),
+    engine_messages.Welcome(b"{}"),
+    engine_messages.NodeGone("n", "killed"),
+    engine_messages.StopJob("SIGINT", 130),
+    engine_messages.FlushJob("SIGTERM", 60.0),
+    engine_messages.HostLeaves("n", "its host is to be switched off"),
 ]
 EVENTS: list[events.Event] = [
     events.JobStarted(config()),
@@ -163,7 +164,7 @@ EVENTS: list[events.Event] = [
     [
         *((m, messages.FromAgent) for m in FROM_AGENT),
         *((m, messages.ToAgent) for m in TO_AGENT),
-        *((m, messages.ToEngine | messages.FromEngine) for m in ENGINE),
+        *((m, engine_messages.ToEngine | engine_messages.FromEngine) for m in ENGINE),
         *((e, events.Event) for e in EVENTS),
     ],
     ids=lambda value: type(value).__name__,
@@ -173,7 +174,9 @@ def test_it_comes_back_as_it_was(said: Any, union: Any) -> None:
     assert msgspec.json.decode(msgspec.json.encode(said), type=union) == said
 
 
-@pytest.mark.parametrize("union", [messages.FromAgent, messages.ToAgent, messages.ToEngine, messages.FromEngine])
+@pytest.mark.parametrize(
+    "union", [messages.FromAgent, messages.ToAgent, engine_messages.ToEngine, engine_messages.FromEngine]
+)
 def test_each_message_of_a_line_is_tried_here(union: Any) -> None:
     tried = {type(m) for m in [*FROM_AGENT, *TO_AGENT, *ENGINE]}
     assert set(typing.get_args(union)) <= tried

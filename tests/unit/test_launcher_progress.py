@@ -5,7 +5,7 @@ from __future__ import annotations
 from ftrain_launcher.job.durable import DurableTier
 from ftrain_launcher.job.events import Progress
 from ftrain_launcher.job.progress import ProgressFilter
-from ftrain_launcher.messages import Durable
+from ftrain_launcher.work import Durable
 from ftrain_snapshot.messages import DaemonStatus, Levels, SnapshotId
 
 MEMORY_ALONE = DurableTier(None)

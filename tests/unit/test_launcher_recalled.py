@@ -8,11 +8,12 @@ from simulation.checkers import state_of
 from unit.coordinator_job import WHOLE, Job, config, snapshot
 
 from ftrain_launcher.control.journal import Entry, decode, encode, rebuild
+from ftrain_launcher.engine_messages import NodeGone
 from ftrain_launcher.job.candidates import LOOK_SECONDS
 from ftrain_launcher.job.coordinator import Coordinator
 from ftrain_launcher.job.events import Command, ControllerRestarted, CordonNode, Event, JobStarted, Joined, Send, Tick
 from ftrain_launcher.job.membership import NodeState, Phase
-from ftrain_launcher.messages import Cordoned, Form, Join, NodeGone, RankState, Stop, Stopped, ToAgent
+from ftrain_launcher.messages import Cordoned, Form, Join, RankState, Stop, Stopped, ToAgent
 from ftrain_snapshot.messages import Holding, Inventory, Peer, SnapshotId
 
 NODES = ("node-0", "node-3", "node-2")

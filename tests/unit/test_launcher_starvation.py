@@ -45,3 +45,19 @@ def test_what_came_to_a_process_that_has_ended_is_not_known(monkeypatch: pytest.
     monkeypatch.setattr(starvation, "_read", lambda fd: b"")
     assert own.more() is None
     own.close()
+
+
+def test_a_thread_is_held_back_for_no_longer_than_it_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel counts what each processor kept from the cgroup: a group of four threads waits four times as long."""
+    waited, throttled = 1.0, 2.0
+    own = Starvation(os.getpid())
+    monkeypatch.setattr(starvation, "_read", lambda fd: b"5 %d 7" % (waited * 1e9) if fd == own._schedule else b"")
+    monkeypatch.setattr(own, "_read_throttled", lambda: throttled)
+    own.more()
+    waited = 1.5
+    own.more()  # it is in other cgroups than it was
+    waited, throttled = 2.0, 4.0
+    assert own.more() == (0.0, 0.5)
+    waited, throttled = 2.5, 4.25
+    assert own.more() == (0.25, 0.25)
+    own.close()

@@ -125,13 +125,6 @@ def test_moments_that_were_not_reached_are_left_out() -> None:
     assert phases({"detected": 1.0, "named": None, "decided": 1.5, "formed": None}) == {"decided": 0.5}
 
 
-@pytest.fixture
-def job() -> Job:
-    job = Job()
-    job.run()
-    return job
-
-
 def story(job: Job, number: int = 1) -> list[str]:
     return tell(views.incident(job.coordinator, number)["incident"])
 

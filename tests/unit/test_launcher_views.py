@@ -8,18 +8,12 @@ from unit.coordinator_job import DATA, WHOLE, Job, snapshot
 
 from ftrain_launcher.control import views
 from ftrain_launcher.control.views import Observation
+from ftrain_launcher.engine_messages import StopJob
 from ftrain_launcher.job.events import Progress
-from ftrain_launcher.messages import RankState, StopJob, Trouble
+from ftrain_launcher.messages import RankState, Trouble
 from ftrain_snapshot.messages import DaemonStatus, Holding, Inventory, Levels, Volume
 
 BOTH = {snapshot(4): WHOLE, snapshot(5, slot=1): DATA}
-
-
-@pytest.fixture
-def job() -> Job:
-    job = Job()
-    job.run()
-    return job
 
 
 def seen(rank: int, *, generation: int = 1, gate: bool = False, sealed: int | None = None) -> Observation:

@@ -5,22 +5,39 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from msgspec.structs import replace
+
+from ftrain_launcher.messages import Form
 from ftrain_launcher.node.node_workers import restore_trouble
 from ftrain_launcher.processes.environment import worker_environment
 from ftrain_launcher.processes.zygote_start import zygote_environment
+from ftrain_launcher.work import Work
 from ftrain_snapshot.errors import SnapshotIncomplete
 from ftrain_snapshot.messages import Origin, Peer, SnapshotId
 from ftrain_snapshot.storage import DurableId, StorageError
 
-WORKER: dict[str, Any] = dict(
-    job="j", node="node-1", node_dir=Path("/dev/shm/ftrain-j/node-1"), generation=3, rank=3, local_rank=1,
-    world_size=4, nproc_per_node=2, position=1, nodes=2, master_addr="127.0.0.1", master_port=29, snapshot_every=5,
+WORK = Work(
+    job="j", argv=("train.py",), folder="/", log_folder="/logs", nproc_per_node=2, snapshot_every=5, parity=1,
     max_restarts=7,
+)  # fmt: skip
+FORM = Form(
+    generation=3, position=1, peers=(Peer(0, "node-0", "h", 1), Peer(1, "node-1", "h", 2)), store_host="127.0.0.1",
+    store_port=29, restore=None, work=WORK,
 )  # fmt: skip
 
 
+def variables(form: Form = FORM, interface: str = "") -> dict[str, str]:
+    """Of rank 3."""
+    return worker_environment(form, 1, node="node-1", node_folder=Path("/dev/shm/ftrain-j/node-1"), interface=interface)
+
+
+def working(**changes: Any) -> Form:
+    """The same generation, of other work."""
+    return replace(FORM, work=replace(WORK, **changes))
+
+
 def test_a_worker_gets_torchruns_variables() -> None:
-    got = worker_environment(**WORKER)
+    got = variables()
     wanted = dict(
         RANK="3", LOCAL_RANK="1", WORLD_SIZE="4", LOCAL_WORLD_SIZE="2", GROUP_RANK="1", GROUP_WORLD_SIZE="2",
         ROLE_RANK="3", ROLE_WORLD_SIZE="4", ROLE_NAME="default", MASTER_ADDR="127.0.0.1", MASTER_PORT="29",
@@ -31,7 +48,7 @@ def test_a_worker_gets_torchruns_variables() -> None:
 
 
 def test_a_worker_gets_ftrains_variables() -> None:
-    got = worker_environment(**WORKER, restore=SnapshotId(17, 2, 1))
+    got = variables(replace(FORM, restore=SnapshotId(17, 2, 1)))
     assert {name: value for name, value in got.items() if name.startswith("FTRAIN_")} == dict(
         FTRAIN_JOB="j", FTRAIN_NODE="node-1", FTRAIN_NODE_DIR="/dev/shm/ftrain-j/node-1", FTRAIN_GENERATION="3",
         FTRAIN_RESTORE="17:2:1", FTRAIN_ORIGIN="", FTRAIN_DURABLE="", FTRAIN_SNAPSHOT_EVERY="5",
@@ -39,26 +56,26 @@ def test_a_worker_gets_ftrains_variables() -> None:
         FTRAIN_CHECK_REPLICAS="100", FTRAIN_COLLECTIVE_TIMEOUT_SECONDS="", FTRAIN_RECORDER="1",
         FTRAIN_DETERMINISTIC_REDUCTION="0",
     )  # fmt: skip
-    assert worker_environment(**WORKER)["FTRAIN_RESTORE"] == ""
-    assert worker_environment(**WORKER, demote_after_nan=False)["FTRAIN_DEMOTE_AFTER_NAN"] == "0"
+    assert variables()["FTRAIN_RESTORE"] == ""
+    assert variables(working(demote_after_nan=False))["FTRAIN_DEMOTE_AFTER_NAN"] == "0"
 
 
 def test_the_middle_floor_reads_what_the_launcher_writes() -> None:
     from ftrain.environment import read_environment
 
-    assert read_environment(worker_environment(**WORKER, deterministic_reduction=True)).deterministic_reduction
-    read = read_environment(worker_environment(**WORKER, restore=SnapshotId(17, 2, 1)))
+    assert read_environment(variables(working(deterministic_reduction=True))).deterministic_reduction
+    read = read_environment(variables(replace(FORM, restore=SnapshotId(17, 2, 1))))
     assert (read.rank, read.local_rank, read.world_size, read.local_world_size) == (3, 1, 4, 2)
     assert read.job is not None
     assert (read.job.generation, read.job.restore, read.job.snapshot_every) == (3, SnapshotId(17, 2, 1), 5)
     assert (read.job.durable, read.job.start) == (None, 17)
     found = DurableId(9, "s3://bucket/x/step-00000009")
-    read = read_environment(worker_environment(**WORKER, durable_start=found))
+    read = read_environment(variables(replace(FORM, durable_start=found)))
     assert read.job is not None
     assert (read.job.restore, read.job.durable, read.job.start) == (None, found, 9)
     peers = (Peer(0, "node-0", "h", 1), Peer(3, "node-3", "h", 2))
     origin = Origin(SnapshotId(41, 2, 0), 4, 1, ((0, 1, 2, 3),), "auto", peers, position=3)
-    read = read_environment(worker_environment(**WORKER, origin=origin))
+    read = read_environment(variables(replace(FORM, origin=origin)))
     assert read.job is not None
     assert (read.job.restore, read.job.origin, read.job.start) == (None, origin, 41)
 
@@ -68,19 +85,19 @@ def test_a_worker_with_a_gpu_of_its_own_keeps_its_lane() -> None:
 
     for visible, gpu in ((None, "1"), ("4, 6", "6")):
         user = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
-        got = worker_environment(**WORKER, user=user, virtual_local_rank=True)
+        got = variables(working(environment=user, virtual_local_rank=True))
         assert (got["LOCAL_RANK"], got["CUDA_VISIBLE_DEVICES"]) == ("0", gpu)
         read = read_environment(got)
         assert (read.local_rank, read.device_index, read.own_gpu) == (1, 0, True)
-    plain = read_environment(worker_environment(**WORKER))
+    plain = read_environment(variables())
     assert (plain.device_index, plain.own_gpu) == (1, False)
 
 
 def test_emulated_nodes_talk_over_loopback_unless_the_user_says_otherwise() -> None:
-    assert "GLOO_SOCKET_IFNAME" not in worker_environment(**WORKER)
-    assert worker_environment(**WORKER, interface="lo")["GLOO_SOCKET_IFNAME"] == "lo"
+    assert "GLOO_SOCKET_IFNAME" not in variables()
+    assert variables(interface="lo")["GLOO_SOCKET_IFNAME"] == "lo"
     user = {"GLOO_SOCKET_IFNAME": "eth7", "RANK": "99"}
-    got = worker_environment(**WORKER, interface="lo", user=user)
+    got = variables(working(environment=user), interface="lo")
     assert (got["GLOO_SOCKET_IFNAME"], got["RANK"]) == ("eth7", "3")
 
 

@@ -34,7 +34,8 @@ from ftrain_snapshot.manifest import (
     write_header,
     write_state,
 )
-from ftrain_snapshot.transport import HEAD_BYTES_MAX, Connection, encode_message, encode_prefix
+from ftrain_snapshot.peer_frames import HEAD_BYTES_MAX, encode_message, encode_prefix
+from ftrain_snapshot.transport import Connection
 from ftrain_snapshot.usage import Traffic
 
 few = settings(max_examples=20, deadline=None, derandomize=True, database=None)

@@ -57,6 +57,7 @@ class Node:
         for _ in self.store.reserve(0, SIZE):
             pass
         self.told: list[object] = []
+        self.begun: list[int] = []
         self.links: dict[int, Link] = {p: Link() for p in range(nodes) if p != position}
         self.codec = codec_for(parity, "numpy")
         member = Member(
@@ -67,6 +68,7 @@ class Node:
             codec=self.codec,
             links=self.links,
             tell_gate=self.told.append,
+            begin_snapshot=self.begun.append,
         )
         self.fetches = Fetches(member)
         self.protect = Protect(member, self.fetches)
@@ -163,6 +165,13 @@ def test_parity_is_that_of_the_data_however_much_of_it_changes(tmp_path, nodes, 
         snapshot = world.take()
         assert all(world.stored(snapshot))
         world.check(snapshot)
+
+
+def test_each_snapshot_is_said_to_begin_once(tmp_path):
+    world = World(tmp_path, 2, 1)
+    newest = [world.take() for _ in range(3)][-1]
+    world.nodes[0].protect.progress(0, newest)
+    assert [node.begun for node in world.nodes] == [[0, 1, 2]] * 2
 
 
 def test_what_did_not_change_is_not_sent_again(tmp_path):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -49,6 +50,20 @@ def test_the_decorator_may_be_called() -> None:
 
     assert train.__doc__ == "Trains."
     assert run(train) == 0
+
+
+def test_generators_are_put_back_where_the_start_is_read_first_after_track() -> None:
+    """Given a script that asks how far the run is before it tracks, when its loop begins, then they are put back."""
+    said: list[str] = []
+    session: Any = SimpleNamespace(
+        track=lambda objects: said.append("track"), rewind_generators=lambda: said.append("back")
+    )
+    environment: Any = SimpleNamespace(job=None, deterministic_reduction=False)
+    ctx = ftrain.Context(environment, torch.device("cpu"), session)
+    assert ctx.start_step == 0
+    ctx.track(model=nn.Linear(2, 2))
+    assert [ctx.start_step, ctx.start_step] == [0, 0]
+    assert said == ["track", "back"]
 
 
 def test_steps_are_committed_once_each_in_order() -> None:

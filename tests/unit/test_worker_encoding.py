@@ -71,6 +71,8 @@ def test_values_come_back_equal_and_of_the_same_type(value: Any) -> None:
         np.int64(7),
         np.bool_(True),
         np.datetime64("2024-01-01"),
+        np.str_(""),
+        np.bytes_(b""),
     ],
     ids=lambda value: type(value).__name__,
 )

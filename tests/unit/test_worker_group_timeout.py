@@ -15,7 +15,10 @@ from ftrain.environment import read_environment
 from ftrain.errors import EnvironmentInvalid
 from ftrain_launcher.commands import checks
 from ftrain_launcher.errors import UsageError
+from ftrain_launcher.messages import Form
 from ftrain_launcher.processes.environment import worker_environment
+from ftrain_launcher.work import Work
+from ftrain_snapshot.messages import Peer
 
 TORCH = timedelta(minutes=30)
 Begin = Callable[..., None]
@@ -86,23 +89,20 @@ def test_a_torch_without_the_function_is_left_alone(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("wish", [None, 1.0, 77.5, 86400.0])
 def test_the_wish_reaches_the_worker(wish: float | None, tmp_path: Path):
-    variables = worker_environment(
+    work = Work(
         job="j",
-        node="node0",
-        node_dir=tmp_path,
-        generation=1,
-        rank=0,
-        local_rank=0,
-        world_size=1,
+        argv=("train.py",),
+        folder="/",
+        log_folder="/logs",
         nproc_per_node=1,
-        position=0,
-        nodes=1,
-        master_addr="127.0.0.1",
-        master_port=1,
         snapshot_every=1,
+        parity=0,
         max_restarts=0,
         collective_timeout_seconds=checks.collective_timeout(wish),
     )
+    peers = (Peer(0, "node0", "127.0.0.1", 2),)
+    form = Form(generation=1, position=0, peers=peers, store_host="127.0.0.1", store_port=1, restore=None, work=work)
+    variables = worker_environment(form, 0, node="node0", node_folder=tmp_path)
     job = read_environment(variables).job
     assert job is not None
     assert job.collective_timeout_seconds == wish

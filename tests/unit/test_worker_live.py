@@ -211,7 +211,6 @@ class Group:
         self.place = threading.local()
         self.sent: dict[int, Tensor] = {}
         self.gathers: list[int] = []
-        self.broadcasts = 0
 
     def get_rank(self) -> int:
         return int(self.place.rank)
@@ -235,7 +234,6 @@ class Group:
         self._turn(tensor)
         if self.get_rank() != src:
             tensor.copy_(self.sent[src])
-        self.broadcasts += self.get_rank() == src
         self.barrier.wait()
 
     def _turn(self, tensor: Tensor) -> None:

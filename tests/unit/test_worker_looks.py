@@ -38,6 +38,25 @@ def test_places_and_versions_are_those_of_torch() -> None:
     assert placed.look()[0]
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensor: tensor.t_(),
+        lambda tensor: setattr(tensor, "data", tensor.data.t()),
+        lambda tensor: setattr(tensor, "data", tensor.data.view(9, 1)),
+        lambda tensor: setattr(tensor, "data", tensor.data.conj()),
+        lambda tensor: setattr(tensor, "data", tensor.data.view(torch.int64)),
+    ],
+    ids=["transposed", "transposed by data", "another shape", "conjugated", "another dtype"],
+)
+def test_a_tensor_whose_bytes_are_read_in_another_way_is_not_the_same(change: Any) -> None:
+    tensors = [torch.zeros(3, 3, dtype=torch.complex64) for _ in range(60)]
+    placed = Placed(tensors)
+    assert placed.look()[0]
+    change(tensors[41])
+    assert not placed.look()[0]
+
+
 def test_a_tensor_that_was_swapped_for_another_has_moved() -> None:
     tensors = [torch.zeros(100) for _ in range(10)]
     placed = Placed(tensors)

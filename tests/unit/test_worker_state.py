@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections import defaultdict, deque
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from ftrain.errors import NotTrackable, StateMismatch
 from ftrain.gradients import live_gradients, load_gradients, watch_optimizer
 from ftrain.looks import Tensors
 from ftrain.restore import read_state
-from ftrain.state import check_trackable, collect, load_state, state_of, unique_parameters
+from ftrain.state import check_trackable, collect, load_state, state_of, tensor_key, unique_parameters
 from ftrain_snapshot.arena import SLOTS, extend, home_bytes, home_path, table_bytes, table_path
 from ftrain_snapshot.lane import Lane
 from ftrain_snapshot.manifest import unit_bytes
@@ -38,8 +39,11 @@ SNAPSHOT = SnapshotId(5, 1, 0)
 RoundTrip = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def captured(folder: Path, tree: dict[str, Any], rank: int = 0, world: int = 1) -> Lane:
+def captured(
+    folder: Path, tree: dict[str, Any], rank: int = 0, world: int = 1, tracked: Mapping[str, Any] | None = None
+) -> Lane:
     capturer = Capturer(rank, world, set, rank, Line())
+    capturer.track(tracked or {})
     content = capturer.collect(lambda _: tree)
     manifest = capturer.manifest(SNAPSHOT.version, content)
     size = home_bytes(unit_bytes(content.data_bytes, len(manifest)))
@@ -182,6 +186,24 @@ def test_the_plan_is_kept_while_nothing_moves() -> None:
     capturer.close()
 
 
+def test_ranks_whose_optimizers_have_another_order_divide_other_states() -> None:
+    """Of equal shapes as well: else each would keep a part of other parameters' state."""
+    digests = []
+    for order in ("01", "01", "10"):
+        net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+        optimizer = torch.optim.SGD([net[int(at)].weight for at in order], lr=0.1, momentum=0.9)
+        net(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        tensors = [*net.parameters(), *(state["momentum_buffer"] for state in optimizer.state.values())]
+        shared = {tensor_key(tensor) for tensor in tensors}
+        capturer = Capturer(0, 2, lambda shared=shared: shared, 0, Line())
+        capturer.track({"net": net, "optimizer": optimizer})
+        digests.append(capturer.collect(lambda _: {}).plan.digest)
+        capturer.close()
+    same, one, other = digests
+    assert one == same != other
+
+
 def test_a_snapshot_of_another_world_is_refused(tmp_path: Path) -> None:
     lane = captured(tmp_path, {"t": torch.zeros(1)})
     with pytest.raises(StateMismatch, match="rank 0 of 1"):
@@ -252,6 +274,51 @@ def test_expanded_tensors_are_loaded_and_stay_expanded(round_trip: RoundTrip) ->
     for name in ("weight", "mask", "hidden"):
         assert torch.equal(getattr(new, name), getattr(old, name)), name
         assert getattr(new, name).stride() == getattr(old, name).stride(), name
+
+
+def test_a_tensor_and_its_conjugate_are_two(round_trip: RoundTrip) -> None:
+    """Given views of one piece of memory that are not read in the same way, when restored, then each is what it was."""
+    z = torch.randn(4, dtype=torch.complex64)
+    state = {"z": z, "conj": z.conj(), "imag": z.imag, "negative": z.conj().imag}
+    back = round_trip(state)
+    assert all(torch.equal(back[name], value) for name, value in state.items())
+
+
+class Exchanged(nn.Module):
+    """Its hooks save each of two parameters under the other one's name, transposed, and load them so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(3, 3)), nn.Parameter(torch.randn(3, 3))
+        self.register_state_dict_post_hook(lambda module, state, prefix, metadata: exchange(state, prefix))
+        self.register_load_state_dict_pre_hook(lambda module, state, prefix, *more: exchange(state, prefix))
+
+
+def exchange(state: dict[str, torch.Tensor], prefix: str) -> None:
+    state[prefix + "a"], state[prefix + "b"] = state[prefix + "b"].t(), state[prefix + "a"].t()
+
+
+def test_a_module_whose_hooks_load_in_a_way_of_their_own_is_not_filled_in_place(tmp_path: Path) -> None:
+    old, new = Exchanged(), Exchanged()
+    lane = captured(tmp_path, {}, tracked={"model": old})
+    state = read_state(lane.regions[SNAPSHOT.slot], lane.homes, SNAPSHOT, 0, 1, {"model": new}).tree["objects"]
+    load_state("model", new, state["model"])
+    assert torch.equal(new.a, old.a)
+    assert torch.equal(new.b, old.b)
+
+
+def test_what_an_optimizer_keeps_inside_containers_comes_back_as_it_was(round_trip: RoundTrip) -> None:
+    """Given what torch's ``load_state_dict`` casts or makes anew, when restored, then types and bounds are kept."""
+    old, new = (torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1) for _ in range(2))
+    pair = (torch.ones(2, dtype=torch.float64), {"mask": torch.tensor([True, False])})
+    kept = {"pair": pair, "recent": deque([1.0, 2.0], maxlen=2), "counts": defaultdict(list, {"a": [1]}), "name": "ns"}
+    old.state[old.param_groups[0]["params"][0]] = kept
+    load_state("optimizer", new, round_trip({"optimizer": state_of(old)})["optimizer"])
+    back = new.state[new.param_groups[0]["params"][0]]
+    assert [t.dtype for t in (back["pair"][0], back["pair"][1]["mask"])] == [torch.float64, torch.bool]
+    assert back["recent"].maxlen == 2
+    assert back["counts"].default_factory is list
+    assert {key: back[key] for key in kept if key != "pair"} == {key: kept[key] for key in kept if key != "pair"}
 
 
 def test_a_buffer_registered_while_training_stays_out_of_the_state_dict(round_trip: RoundTrip) -> None:

@@ -1,6 +1,7 @@
 // What the copy plan asks of thousands of tensors and containers at each commit, without a call from Python for each
 // (ftrain/looks.py). Whoever calls keeps all of them alive, and the GIL.
 #include <ATen/core/TensorBody.h>
+#include <c10/core/ScalarTypeToTypeMeta.h>
 #include <c10/core/TensorImpl.h>
 
 #include <cstdint>
@@ -23,6 +24,16 @@ static void fetch(const void* place, size_t bytes) {
 // A tensor's Python object says at this offset where the tensor is; torch.utils.swap_tensors changes that.
 static const c10::TensorImpl* tensor_of(const char* object, int64_t offset) {
   return *reinterpret_cast<const c10::TensorImpl* const*>(object + offset);
+}
+
+// How a tensor's bytes are read, as one number: equal bytes can be another matrix (t_(), or `.data` given a view).
+static uint64_t form_of(const c10::TensorImpl* tensor) {
+  uint64_t form = static_cast<uint64_t>(c10::typeMetaToScalarType(tensor->dtype()));
+  auto add = [&form](uint64_t number) { form = (form ^ number) * 0x9E3779B97F4A7C15u + (form >> 29); };
+  add(2 * tensor->is_conj() + tensor->is_neg());
+  for (int64_t size : tensor->sizes()) add(static_cast<uint64_t>(size));
+  for (int64_t stride : tensor->strides()) add(static_cast<uint64_t>(stride));
+  return form;
 }
 
 // Kinds of containers, as looks.py has them.
@@ -55,10 +66,21 @@ int ftrain_tensors_known(
   return 1;
 }
 
+// The form of each tensor. Returns 0, or 2 if one of the tensors has none.
+int ftrain_tensors_forms(const char* const* objects, int64_t count, int64_t offset, uint64_t* forms) noexcept {
+  try {
+    for (int64_t i = 0; i < count; i++) forms[i] = form_of(tensor_of(objects[i], offset));
+    return 0;
+  } catch (...) {
+    return 2;
+  }
+}
+
 // Of each tensor how often torch counted a change in place (0 where it does not count). Returns 0 if all bytes lie at
-// these addresses, 1 if some do not, 2 if one of the tensors has no memory.
+// these addresses and have these forms, 1 if some do not, 2 if one of the tensors has no memory.
 int ftrain_tensors_look(
-    const char* const* objects, int64_t count, int64_t offset, const uint64_t* addresses, int64_t* versions) noexcept {
+    const char* const* objects, int64_t count, int64_t offset, const uint64_t* addresses, const uint64_t* forms,
+    int64_t* versions) noexcept {
   try {
     uint64_t moved = 0;
     for (int64_t i = 0; i < count; i++) {
@@ -68,7 +90,7 @@ int ftrain_tensors_look(
         fetch(tensor_of(objects[i + AHEAD / 2], offset)->unsafe_storage().unsafeGetStorageImpl(), 128);
       const c10::TensorImpl* tensor = tensor_of(objects[i], offset);
       const c10::VariableVersion& counter = tensor->version_counter();
-      moved |= addresses[i] ^ reinterpret_cast<uint64_t>(tensor->data());
+      moved |= (addresses[i] ^ reinterpret_cast<uint64_t>(tensor->data())) | (forms[i] ^ form_of(tensor));
       versions[i] = counter.enabled() ? counter.current_version() : 0;
     }
     return moved != 0;

@@ -11,7 +11,7 @@ from ftrain_launcher.commands import checks
 from ftrain_launcher.errors import UsageError
 
 if TYPE_CHECKING:
-    from ftrain_launcher.messages import Durable
+    from ftrain_launcher.work import Durable
 
 _EVERY = 100
 _KEEP = 2
@@ -26,8 +26,8 @@ def add_options(add: Callable[..., object]) -> None:
 
 def durable(chosen: argparse.Namespace) -> Durable | None:
     """What was asked for; None: nothing. Raises UsageError, also where the storage does not take a file."""
-    from ftrain_launcher.messages import Durable
     from ftrain_launcher.node.durable_search import search
+    from ftrain_launcher.work import Durable
 
     for flag, value in (("--durable-every", chosen.durable_every), ("--durable-keep", chosen.durable_keep)):
         if value is not None:

@@ -18,8 +18,8 @@ from ftrain_launcher.commands.options import Commands, add_command
 from ftrain_launcher.errors import UsageError
 
 if TYPE_CHECKING:
+    from ftrain_launcher.engine_messages import Offer
     from ftrain_launcher.job.events import JobConfig
-    from ftrain_launcher.messages import Offer
 
 _RESTARTS = 20
 """Where the user says nothing."""
@@ -162,7 +162,7 @@ def _run_with(
 
 def _config(chosen: argparse.Namespace, least: int, nodes: int, *, hosts: bool) -> JobConfig:
     from ftrain_launcher.job.events import LAST_CALL_SECONDS, Detect, JobConfig
-    from ftrain_launcher.messages import Work
+    from ftrain_launcher.work import Work
 
     workers = devices.workers(chosen.nproc_per_node)
     last_call, restarts = chosen.last_call_seconds, chosen.max_restarts
@@ -233,7 +233,7 @@ def _new_name(stem: str) -> str:
 
 
 def _offer(config: JobConfig, name: str | None, node_rank: int | None) -> Offer:
-    from ftrain_launcher.messages import Offer
+    from ftrain_launcher.engine_messages import Offer
 
     return Offer(
         launcher=secrets.token_hex(8),

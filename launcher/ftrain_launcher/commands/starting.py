@@ -18,9 +18,9 @@ from ftrain_launcher.errors import ZygoteFailed
 from ftrain_launcher.processes import zygote_start
 
 if TYPE_CHECKING:
+    from ftrain_launcher.engine_messages import Offer
     from ftrain_launcher.job.events import JobConfig
     from ftrain_launcher.jobs import JobFolder, JobRecord, Result
-    from ftrain_launcher.messages import Offer
 
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 """What would end the launcher on the spot until its loop handles them: what it began is cleared away first."""
@@ -38,7 +38,6 @@ def lead(
     import msgspec
 
     from ftrain_launcher.jobs import JobFolder, JobRecord, job_secret, state_home
-    from ftrain_launcher.terminal import announce
 
     reached = own_address.outward() if place[0] == own_address.EVERYWHERE else place[0]
     work = config.work
@@ -72,15 +71,23 @@ def lead(
         from ftrain_launcher.job.fencing import FIRST_TERM
 
         leadership.write(folder, leadership.Leadership(FIRST_TERM, leads=True))
+    _announce(chosen, record, f"{reached}:{place[1]}")
+    return _run(chosen, folder, record, None if chosen.engine == "none" else offer)
+
+
+def _announce(chosen: argparse.Namespace, record: JobRecord, endpoint: str) -> None:
+    """What job begins, where it is seen, and what of it is less than the user may think."""
+    from ftrain_launcher.terminal import announce
+
+    config, work = record.config, record.config.work
     shape = f"{config.size} nodes x {work.nproc_per_node} workers, {config.spares} spares, parity {work.parity}"
-    announce(f"job {work.job}: {shape}; logs in {logs}")
+    announce(f"job {work.job}: {shape}; logs in {work.log_folder}")
     if chosen.parity is not None and chosen.parity >= config.least:
         announce(f"warning: --parity {chosen.parity} needs {chosen.parity + 1} nodes: with fewer it is less")
     if config.hosts:
-        announce(f"the controller listens at {reached}:{place[1]}; the other hosts join it there")
+        announce(f"the controller listens at {endpoint}; the other hosts join it there")
     if record.open:
         announce("warning: no --secret-file: whoever reaches that port can join this job, and learns its secret")
-    return _run(chosen, folder, record, None if chosen.engine == "none" else offer)
 
 
 def join(

@@ -13,13 +13,14 @@ from aiohttp import web
 from ftrain_launcher.control import verification, views
 from ftrain_launcher.control.outbox import Outbox
 from ftrain_launcher.control.requests import Requests
+from ftrain_launcher.engine_messages import FlushJob
 from ftrain_launcher.errors import UsageError
 from ftrain_launcher.health.round import HealthRounds
 from ftrain_launcher.health.shown import shown
 from ftrain_launcher.job.coordinator import Coordinator
 from ftrain_launcher.job.events import CordonNode, Event, Leave, UncordonNode
 from ftrain_launcher.job.membership import Node, NodeState, Phase
-from ftrain_launcher.messages import FlushJob, Inject
+from ftrain_launcher.messages import Inject
 from ftrain_launcher.trace.records import STEPS_MAX, JobTrace
 from ftrain_launcher.trace.tracing import Tracing
 

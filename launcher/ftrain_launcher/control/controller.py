@@ -32,6 +32,7 @@ from ftrain_launcher.control.launcher_lines import LauncherLines
 from ftrain_launcher.control.launchers import Launchers
 from ftrain_launcher.control.standby import Standby
 from ftrain_launcher.control.writing import STANDSTILL_SECONDS, Writing
+from ftrain_launcher.engine_messages import JobEnded, ReapNode, StartNode, StopJob
 from ftrain_launcher.job.coordinator import Coordinator
 from ftrain_launcher.job.events import (
     Announce,
@@ -49,14 +50,8 @@ from ftrain_launcher.job.fencing import Elected
 from ftrain_launcher.job.policy import EXIT_USAGE
 from ftrain_launcher.jobs import Endpoint, JobFolder, Result
 from ftrain_launcher.leadership import Leadership, Seen
-from ftrain_launcher.messages import (
-    MESSAGE_BYTES_MAX,
-    JobEnded,
-    ReapNode,
-    StartNode,
-    StopJob,
-)
-from ftrain_launcher.processes.pidfds import PidHandle
+from ftrain_launcher.messages import MESSAGE_BYTES_MAX
+from ftrain_launcher.processes.pidfds import wait_gone
 from ftrain_launcher.terminal import announce
 
 _STATUS_WRITE_SECONDS = 0.5
@@ -277,12 +272,7 @@ class Controller:
 
     async def _watch_launcher(self) -> None:
         """The job ends with its launcher: nobody would see to it any more."""
-        with contextlib.suppress(ProcessLookupError):
-            launcher = PidHandle(self.record.launcher_pid)
-            try:
-                await launcher.wait_ended(None)
-            finally:
-                launcher.close()
+        await wait_gone(self.record.launcher_pid)
         if self.record.candidate is not None:  # This host is lost to the job, which goes on.
             self._gives_way = True
             self._ended.set()

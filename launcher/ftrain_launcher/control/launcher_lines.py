@@ -11,11 +11,7 @@ from aiohttp import WSMsgType, web
 from ftrain_launcher import handshake
 from ftrain_launcher.control.launchers import Launchers, refusal
 from ftrain_launcher.control.outbox import Outbox
-from ftrain_launcher.job.coordinator import Coordinator
-from ftrain_launcher.job.events import Command, Event, HostCame
-from ftrain_launcher.job.policy import EXIT_USAGE
-from ftrain_launcher.jobs import JobFolder, JobRecord
-from ftrain_launcher.messages import (
+from ftrain_launcher.engine_messages import (
     EngineHello,
     FromEngine,
     JobEnded,
@@ -25,6 +21,10 @@ from ftrain_launcher.messages import (
     StartNode,
     Welcome,
 )
+from ftrain_launcher.job.coordinator import Coordinator
+from ftrain_launcher.job.events import Command, Event, HostCame
+from ftrain_launcher.job.policy import EXIT_USAGE
+from ftrain_launcher.jobs import JobFolder, JobRecord
 from ftrain_launcher.terminal import announce
 
 _decode = msgspec.msgpack.Decoder(FromEngine).decode

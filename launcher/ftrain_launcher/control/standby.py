@@ -27,7 +27,7 @@ from ftrain_launcher.jobs import JobFolder
 from ftrain_launcher.leadership import LOOK_EVERY_SECONDS, Leadership, Seen
 from ftrain_launcher.line import LINE_ERRORS, open_line
 from ftrain_launcher.messages import MESSAGE_BYTES_MAX, Elect, FromAgent, Join, Recall, Recalled, Stand
-from ftrain_launcher.processes.pidfds import PidHandle
+from ftrain_launcher.processes.pidfds import wait_gone
 from ftrain_launcher.terminal import announce
 
 _from_agent = msgspec.msgpack.Decoder(FromAgent).decode
@@ -83,12 +83,7 @@ class Standby:
             await runner.cleanup()
 
     async def _watch_launcher(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            launcher = PidHandle(self.record.launcher_pid)
-            try:
-                await launcher.wait_ended(None)
-            finally:
-                launcher.close()
+        await wait_gone(self.record.launcher_pid)
         if not self._elected.done():
             self._elected.set_result(None)
 

@@ -138,8 +138,9 @@ class Judge:
         later = max(self.graph.standings[rank].taken for rank, _ in _sample(gate)) - standing.taken
         known = max(0.0, min(REPORT_SECONDS, later)) if gate.roots == 1 else 0.0
         share = starved_share(standing)
-        # What has passed since its report is taken to be as what had passed before; not if it runs: it may loop.
-        idle = standing.idle_seconds * (1.0 - share) + known * (1.0 if standing.runs else 1.0 - share)
+        # What has passed since its report is taken to be as what had passed before, also if it runs: it may loop, but
+        # who merely waits its turn on a crowded machine runs just so.
+        idle = (standing.idle_seconds + known) * (1.0 - share)
         # Cheap questions first: this is asked of every rank that computes while others wait.
         if min(waited, waited - unseen + known, idle) < allowed:
             return False

@@ -13,6 +13,7 @@ somebody, 0.8 one in which earlier steps do, else 0.6; 0.4 where the difference 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -296,7 +297,11 @@ def _counts(record: RankRecord, communicators: tuple[Communicator, ...]) -> tupl
 
 
 def _position(rank: int, communicator: Communicator) -> int:
-    return communicator.members.index(rank) if rank in communicator.members else -1
+    members = communicator.members
+    near = bisect_left(members, rank)  # they are nearly always in order, and tens of thousands
+    if near < len(members) and members[near] == rank:
+        return near
+    return members.index(rank) if rank in members else -1
 
 
 def _sums(channels: tuple[Channel, ...]) -> tuple[int, int]:

@@ -193,6 +193,9 @@ class RankStep(msgspec.Struct, frozen=True, array_like=True):
     report to report, spread over its steps."""
     throttled_seconds: float = 0.0
     """In the same way, how long a quota may have held it back."""
+    helpers_starved_seconds: float = 0.0
+    """Of what is left of ``own_seconds``, how long it may have waited for a thread or process of its own which waited
+    for a processor; told only where it is starved itself."""
 
 
 class NodeReport(msgspec.Struct, frozen=True, tag="comm", kw_only=True):

@@ -13,10 +13,12 @@ as they are, so that nobody looks slow beside a starved rank. That count is of t
 machine is crowded that thread waits for others, too, which wait for a processor (helpers, loaders, the kernel's). So
 there what a rank is behind, and has neither computed nor been held back by a quota, must last.
 
-The ratios' excess is summed up (Page's CUSUM): each step adds what exceeds the allowance, clipped, so that no single
-step counts much, and subtracts what falls short. At the limit the rank is named, if the median of its last ratios
-exceeds the allowance and stands out of their spread (MAD); at zero it is quiet again. C4 (arXiv 2406.04594)
-for the idea that the one who waits least is the slow one.
+The excess is summed up (`cusum`). Of three sums one that is full names a rank, and it is quiet again once the first is
+empty. That of what it is behind needs no reason, and is noisy: sleepers wake late, processors are waited for. Those of
+how much longer than its peers it computed, and of what its quota kept from it, are the reasons; nobody else has a part
+in them, so that a fifth more work shows on a crowded machine, too. They are taken of the peers' own time without what
+that waited for processors, and count only if the rank is behind at all. C4 (arXiv 2406.04594) for the idea that the one
+who waits least is the slow one.
 """
 
 from __future__ import annotations
@@ -30,34 +32,21 @@ from typing import NamedTuple
 import msgspec
 
 from ftrain_launcher.detect.aligned import Step
+from ftrain_launcher.detect.cusum import WINDOW_STEPS, Cusum
 from ftrain_launcher.detect.quotas import Quotas
-from ftrain_launcher.detect.records import Communicator, NodeReport
+from ftrain_launcher.detect.records import Communicator, NodeReport, RankStep
 from ftrain_launcher.detect.roles import Roles
 from ftrain_launcher.detect.verdict import Kind, Verdict
 
-ALLOWANCE = 0.1
-"""Excess that is nobody's fault."""
-ALLOWED_JITTER = 0.6
-"""Of what the ratio changes from step to step: on a noisy machine more is nobody's fault."""
-JITTER_CALM = 0.2
-"""Of a machine whose ranks change more from step to step, neighbours also slow one down for some steps: it takes
-longer to name a rank there."""
-JITTER_STEPS = 64
-JITTER_MAX = 0.5
-CLIP = 0.15
-"""What one step adds at most."""
-LIMIT = 1.8
-"""Excess of 0.5 in each step: 12 steps; of 0.2: 18, and 25 with noise of a tenth."""
+PROVED_BEHIND_MIN = 0.06
+"""So much must a rank be behind in the median, whatever it has computed longer."""
+UNSTARVED_MIN = 0.5
+"""Of peers' own time, what they are taken to need at least where nobody keeps processors from them."""
 QUOTA_LEAK = 0.02
 """The share of the sum that each step of a rank under a quota takes away: one that binds now and then, for hardly more
 than is allowed, does not add up over hundreds of steps."""
-RATIO_MIN = 1.12
-"""The median of the window, of a rank that is named."""
-SPREADS_MIN = 3.5
-"""It exceeds 1 by so many of its standard errors."""
 QUIET = 0.05
 """The excess below which a named rank recovers."""
-WINDOW_STEPS = 20
 STEPS_SKIPPED = 3
 """At the beginning: compilation, first touches, caches."""
 CROWDED = 0.1
@@ -74,8 +63,6 @@ BASE_STEPS = 30
 """A rank without peers is compared with the median of its first ones."""
 _BASE_DRIFT = 0.0005
 """So much a step its own earlier time follows it."""
-_ERROR_OF_MEDIAN = 1.2533 * 1.4826 / WINDOW_STEPS**0.5
-"""Standard error of the window's median, in units of its MAD."""
 
 
 class Change(msgspec.Struct, frozen=True):
@@ -94,15 +81,19 @@ class _Ratio(NamedTuple):
     own: float
     reference: float
     """The own time of its peers; of a rank without any, its own earlier one."""
+    unstarved: float
+    """The same, had they not waited for processors."""
     peers: int
     starved: float
     """How long it waited for a processor, beyond its peers."""
     computed: float
     """How much longer than its peers it was on a processor; 0: nothing is known of it."""
+    held_back: float = 0.0
+    """For how long its quota kept it from one."""
 
     def without_starvation(self) -> _Ratio:
-        """Without what waiting for a processor explains of its excess."""
-        own = max(self.own - self.starved, min(self.own, self.reference))
+        """Without what waiting for a processor explains of its excess: not that in which it had one."""
+        own = max(self.own - self.starved, min(self.own, self.reference + max(0.0, self.computed, self.held_back)))
         return self._replace(ratio=own / self.reference, own=own)
 
 
@@ -115,45 +106,60 @@ class _Seen(NamedTuple):
     """How much longer than its peers it was on a processor."""
 
 
+def _excess() -> Cusum:
+    # Excess of 0.5 in each step: 12 steps; of 0.2: 18, and 25 with noise of a tenth.
+    # With an allowance of 0.08 neighbours that share a core for seconds, and take a tenth of it, had ranks named.
+    return Cusum(allowance=0.1, limit_calm=1.8, least=0.12, clip=0.15)
+
+
+def _held_back() -> Cusum:
+    # What neighbours do is not in it.
+    return Cusum(allowance=0.08, limit_calm=2.0, least=0.1, clip=0.2)
+
+
 @dataclass(slots=True)
 class _Rank:
-    jitter: float = 0.0
-    """How much its ratio changes from step to step."""
-    ratios: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW_STEPS))
+    behind: Cusum = field(default_factory=_excess)
+    """By how much its own time exceeds its peers', as a share of theirs."""
+    computed: Cusum = field(default_factory=_excess)
+    """How much longer it had a processor."""
+    held_back: Cusum = field(default_factory=_held_back)
+    """How much longer its quota kept it from one."""
     seen: deque[_Seen] = field(default_factory=lambda: deque(maxlen=WINDOW_STEPS))
-    sum: float = 0.0
-    since: int = 0
-    seconds: float = 0.0
-    """Since ``since``, the step after which the sum was zero last."""
     named: bool = False
     base: float | None = None
-    firsts: list[float] = field(default_factory=list)
-    steps: int = 0
+    base_processor: float = 0.0
+    firsts: list[tuple[float, float]] = field(default_factory=list)
 
-    @property
-    def limit(self) -> float:
-        """Of the sum, at which it is named."""
-        return LIMIT * max(1.0, self.jitter / JITTER_CALM)
-
-    def take(self, found: _Ratio, inside: float, least: float, leak: float) -> _Ratio:
-        """Add a step to the sum, and tell it without starvation. ``least``: less seconds are no excess."""
-        if self.ratios:
-            self.steps = min(self.steps + 1, JITTER_STEPS)
-            self.jitter += (min(JITTER_MAX, abs(found.ratio - self.ratios[-1])) - self.jitter) / self.steps
+    def take(self, found: _Ratio, step: int, share: RankStep, least: float, leak: float) -> None:
+        """Add a step. ``least``: less seconds are no excess."""
+        self.behind.notice(found.ratio - 1)
         found = found.without_starvation()
-        self.ratios.append(found.ratio)
-        self.seen.append(_Seen(found.own, found.reference, inside, found.computed))
-        excess = found.ratio - 1 if found.own - found.reference >= least else min(0.0, found.ratio - 1)
-        excess -= QUIET if self.named else max(ALLOWANCE, ALLOWED_JITTER * self.jitter)
-        kept = self.sum if self.named else (1 - leak) * self.sum
-        self.sum = min(self.limit, max(0.0, kept + min(CLIP, max(-CLIP, excess))))
-        return found
+        self.seen.append(_Seen(found.own, found.reference, share.seconds - share.own_seconds, found.computed))
+        is_behind = found.own - found.reference >= least
+        excess = found.ratio - 1 if is_behind else min(0.0, found.ratio - 1)
+        if self.named:
+            self.behind.add(excess, step, share.seconds, allowance=QUIET)
+        else:
+            self.behind.add(excess, step, share.seconds, leak=leak)
+        proofs = [(self.computed, found.computed)]
+        if leak:
+            proofs.append((self.held_back, found.held_back))
+        for proof, more in proofs:
+            proof.notice(more / found.unstarved)
+            proof.add(more / found.unstarved, step, share.seconds, leak=leak)
 
     @property
     def computes_longer(self) -> bool:
         """Whether it was on a processor for half of what it takes longer, or more."""
         behind = median(seen.own for seen in self.seen) - median(seen.reference for seen in self.seen)
         return 2 * median(seen.computed for seen in self.seen) >= behind
+
+    @property
+    def proof(self) -> Cusum | None:
+        """What shows why it is behind."""
+        found = next((proof for proof in (self.computed, self.held_back) if proof.stands_out), None)
+        return found if found is not None and median(self.behind.window) >= PROVED_BEHIND_MIN else None
 
 
 class SlowRanks:
@@ -184,26 +190,31 @@ class SlowRanks:
             return Change()
         named: list[Verdict] = []
         gone: list[int] = []
-        own = self._quotas.level({rank: share.step for rank, share in step.shares.items()})
-        typical = median(share.step.seconds for share in step.shares.values())
+        shares = {rank: share.step for rank, share in step.shares.items()}
+        typical = median(share.seconds for share in shares.values())
         least = max(EXCESS_SECONDS_MIN, EXCESS_OF_STEP_MIN * typical)
         self._follow_crowd(step, typical)
+        own, held_back = self._quotas.level(shares)
         for found in self._ratios(own, step):
+            found = found._replace(held_back=held_back.get(found.rank, 0.0))
             state = self._ranks[found.rank]
-            share = step.shares[found.rank].step
-            if state.sum == 0.0:
-                state.since, state.seconds = step.number, 0.0
-            state.seconds += share.seconds
             leak = QUOTA_LEAK if self._quotas.holds(found.rank) else 0.0
-            found = state.take(found, share.seconds - share.own_seconds, least, leak)
+            state.take(found, step.number, shares[found.rank], least, leak)
             if state.named:
-                if state.sum == 0.0:
+                if state.behind.sum == 0.0:
                     state.named = False
                     gone.append(found.rank)
-            elif state.sum >= state.limit and _stands_out(state.ratios) and self._lasts(found.rank, state):
+            elif by := self._slow_by(found.rank, state):
                 state.named = True
-                named.append(self._verdict(found, state, step.number))
+                named.append(self._verdict(found, state, by, step.number))
+                state.behind.sum = state.behind.limit
         return Change(tuple(named), tuple(gone))
+
+    def _slow_by(self, rank: int, state: _Rank) -> Cusum | None:
+        """What shows that a rank is slow; None: it is not."""
+        if (proof := state.proof) is not None:
+            return proof
+        return state.behind if state.behind.stands_out and self._lasts(rank, state) else None
 
     def _follow_crowd(self, step: Step, seconds: float) -> None:
         own = sum(share.step.own_seconds for share in step.shares.values())
@@ -215,42 +226,58 @@ class SlowRanks:
     def _lasts(self, rank: int, state: _Rank) -> bool:
         """Whether what a rank is behind is more than a moment of a crowded machine."""
         shown = self._crowd < CROWDED or state.computes_longer or self._quotas.holds(rank)
-        return shown or state.seconds >= BLOCKED_SECONDS_MIN
+        return shown or state.behind.seconds >= BLOCKED_SECONDS_MIN
 
-    def _ratios(self, own: dict[int, float], step: Step) -> Iterator[_Ratio]:
+    def _ratios(self, own: Mapping[int, float], step: Step) -> Iterator[_Ratio]:
         """Each rank of the step, over its reference; none for those of which nothing can be said."""
+        used = {rank: share.step.processor_seconds for rank, share in step.shares.items()}
         grouped: set[int] = set()
         for group in self._roles.groups():
             grouped.update(group)
             ranks = [rank for rank in group if rank in own]
             if len(ranks) > 1:
-                yield from self._among(ranks, own, step)
+                yield from self._among(ranks, own, used, step)
         alone: dict[int, float] = {}
+        more: dict[int, float] = {}
         for rank, seconds in own.items():
             state = self._state(rank)
-            if rank not in grouped and (base := _follow(state, seconds)) is not None:
+            if rank not in grouped and (base := _follow(state, seconds, used[rank])) is not None:
                 alone[rank] = seconds / base
+                more[rank] = used[rank] / state.base_processor if state.base_processor else 1.0
         if len(alone) > 1:
-            for found in self._among(list(alone), alone, step):
-                rank, base = found.rank, self._ranks[found.rank].base or 0.0
-                yield found._replace(own=own[rank], reference=base * found.reference, peers=0, computed=0.0)
+            for found in self._among(list(alone), alone, more, step):
+                state = self._ranks[found.rank]
+                reference = (state.base or 0.0) * found.reference
+                yield found._replace(
+                    own=own[found.rank],
+                    reference=reference,
+                    unstarved=reference,
+                    peers=0,
+                    computed=state.base_processor * found.computed,
+                )
 
-    def _among(self, ranks: list[int], values: dict[int, float], step: Step) -> Iterator[_Ratio]:
-        others = _Others(sorted(values[rank] for rank in ranks))
-        shares = [step.shares[rank].step for rank in ranks]
-        others_starved = _Others(sorted(share.starved_seconds for share in shares))
-        others_used = _Others(sorted(share.processor_seconds for share in shares))
-        for rank in ranks:
+    def _among(
+        self, ranks: list[int], values: Mapping[int, float], used: Mapping[int, float], step: Step
+    ) -> Iterator[_Ratio]:
+        others = _Others([values[rank] for rank in ranks])
+        others_used = _Others([used[rank] for rank in ranks])
+        shares = {rank: step.shares[rank].step for rank in ranks}
+        others_ran = _Others([share.processor_seconds for share in shares.values()])
+        starved = {rank: share.starved_seconds + share.helpers_starved_seconds for rank, share in shares.items()}
+        others_starved = _Others(list(starved.values()))
+        others_rest = _Others([share.own_seconds - share.starved_seconds for share in shares.values()])
+        for rank, share in shares.items():
             value = values[rank]
             reference = others.median(value)
             if reference > 0.0:
                 self._state(rank)
-                share = step.shares[rank].step
-                used = others_used.median(share.processor_seconds)
-                more = max(1.0, share.processor_seconds / used) if used > 0.0 else 1.0
-                beyond = max(0.0, share.starved_seconds - more * others_starved.median(share.starved_seconds))
-                computed = share.processor_seconds - used
-                yield _Ratio(rank, value / reference, value, reference, len(ranks) - 1, beyond, computed)
+                ran = others_ran.median(share.processor_seconds)
+                more = max(1.0, share.processor_seconds / ran) if ran > 0.0 else 1.0
+                beyond = max(0.0, starved[rank] - more * others_starved.median(starved[rank]))
+                rest = others_rest.median(share.own_seconds - share.starved_seconds)
+                unstarved = max(rest, UNSTARVED_MIN * reference)
+                computed = used[rank] - others_used.median(used[rank])
+                yield _Ratio(rank, value / reference, value, reference, unstarved, len(ranks) - 1, beyond, computed)
 
     def _state(self, rank: int) -> _Rank:
         state = self._ranks.get(rank)
@@ -258,8 +285,8 @@ class SlowRanks:
             state = self._ranks[rank] = _Rank()
         return state
 
-    def _verdict(self, found: _Ratio, state: _Rank, step: int) -> Verdict:
-        ratio = median(state.ratios)
+    def _verdict(self, found: _Ratio, state: _Rank, by: Cusum, step: int) -> Verdict:
+        ratio = 1 + median(state.behind.window)
         own, theirs, inside, _ = (median(values) for values in zip(*state.seen, strict=True))
         node = self._nodes.get(found.rank, "")
         peers = f"its {found.peers} peers'" if found.peers > 1 else "its peer's"
@@ -270,8 +297,8 @@ class SlowRanks:
             ranks=(found.rank,),
             confidence=(0.95 if ratio >= 1.3 else 0.8) - (0.0 if found.peers else 0.15),
             sentence=f"rank {found.rank} on {node} is slow: it takes {ratio:.2f} times {than}, {_ms(own)} ms "
-            f"a step and not {_ms(theirs)}, since step {state.since}; it waits for others for {_ms(inside)} ms a step",
-            seconds=state.seconds,
+            f"a step and not {_ms(theirs)}, since step {by.since}; it waits for others for {_ms(inside)} ms a step",
+            seconds=by.seconds,
             step=step,
             details={
                 "node": node,
@@ -280,7 +307,7 @@ class SlowRanks:
                 "reference_seconds": f"{theirs:.6f}",
                 "communication_seconds": f"{inside:.6f}",
                 "peers": str(found.peers),
-                "since_step": str(state.since),
+                "since_step": str(by.since),
             },
         )
 
@@ -288,8 +315,8 @@ class SlowRanks:
 class _Others:
     """The median of all values of a group but one."""
 
-    def __init__(self, ordered: list[float]) -> None:
-        self._ordered, self._middle = ordered, len(ordered) // 2
+    def __init__(self, values: list[float]) -> None:
+        self._ordered, self._middle = sorted(values), len(values) // 2
 
     def median(self, but: float) -> float:
         ordered, middle = self._ordered, self._middle
@@ -302,22 +329,17 @@ class _Others:
         return (ordered[middle - 1] + ordered[middle + 1]) / 2
 
 
-def _follow(state: _Rank, own: float) -> float | None:
+def _follow(state: _Rank, own: float, used: float) -> float | None:
     """The earlier time of a rank without peers, which follows slow drifts; None: not yet known, or nothing."""
     if state.base is None:
-        state.firsts.append(own)
+        state.firsts.append((own, used))
         if len(state.firsts) == BASE_STEPS:
-            state.base = median(state.firsts)
+            state.base, state.base_processor = (median(values) for values in zip(*state.firsts, strict=True))
         return None
     if not state.named:
         state.base *= 1 + (_BASE_DRIFT if own > state.base else -_BASE_DRIFT)
+        state.base_processor *= 1 + (_BASE_DRIFT if used > state.base_processor else -_BASE_DRIFT)
     return state.base or None
-
-
-def _stands_out(ratios: deque[float]) -> bool:
-    middle = median(ratios)
-    spread = median(abs(ratio - middle) for ratio in ratios)
-    return bool(middle >= max(RATIO_MIN, 1 + SPREADS_MIN * _ERROR_OF_MEDIAN * spread))
 
 
 def _ms(seconds: float) -> str:

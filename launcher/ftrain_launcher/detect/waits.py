@@ -78,11 +78,6 @@ class Standing:
         return used >= BUSY_SHARE and _runs(process)
 
     @property
-    def runs(self) -> bool:
-        """Its main thread has a processor, or waits for one."""
-        return _runs(self.record.process)
-
-    @property
     def computes(self) -> bool:
         """Its process has used a processor since it last entered or left an operation."""
         process = self.record.process

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import psutil
 
+from ftrain_launcher.engine_messages import EngineHello, FromEngine, NodeGone
 from ftrain_launcher.jobs import JobFolder
-from ftrain_launcher.messages import EngineHello, FromEngine, NodeGone
 from ftrain_launcher.node.state import NodeFile, NodeRecord, kill_trees
 from ftrain_launcher.processes import nursery
 from ftrain_launcher.processes.pidfds import Child, PidHandle

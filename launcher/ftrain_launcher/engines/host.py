@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ftrain_launcher.engine_messages import EngineHello, FromEngine, Offer
 from ftrain_launcher.engines.base import Engine
 from ftrain_launcher.jobs import JobFolder
-from ftrain_launcher.messages import EngineHello, FromEngine, Offer
 
 
 class HostEngine(Engine):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ftrain_launcher.engine_messages import EngineHello
 from ftrain_launcher.engines.base import Engine
-from ftrain_launcher.messages import EngineHello
 
 
 class LocalEngine(Engine):

@@ -4,8 +4,9 @@ One fault shows in many places: a killed worker makes its neighbours raise, a lo
 signs are gathered until the generation has stopped, and then the likely cause is named by rank of explanation: a
 lost node explains everything; then a worker that was killed; then a store or a restore that failed; then an
 exception of the user's own code; then what the detector says, a mismatch before a hang; then an abort, with which
-libraries end a process whose peer is gone; and last the communication errors that all of these leave behind. What
-was only meant to happen, like moving ranks to another node, explains nothing.
+libraries end a process whose peer is gone; and last the communication errors that all of these leave behind, or who
+ended without an error before the others, if nothing else explains these. What was only meant to happen, like moving
+ranks to another node, explains nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from enum import IntEnum, StrEnum
 import msgspec
 
 from ftrain_launcher.detect.verdict import Kind, Verdict
+from ftrain_launcher.job.last_words import last_words
 from ftrain_launcher.messages import Failure, WorkerExit
 
 HARMLESS = ("daemon_exit", "chunks_damaged")
@@ -31,7 +33,6 @@ MISFIT = "misfit"
 NOT_CERTIFIED = "not_certified"
 """The kind of a `Trouble`: a state that was stored or re-sharded is doubtful. Of the sign, ``step`` says which."""
 HANGS = (Kind.HANG, Kind.COMMUNICATION_HANG)
-_LAST_WORDS_MAX = 200
 _IN_COMMUNICATION = (Kind.COMMUNICATION_HANG, Kind.COMMUNICATION_SLOW)
 _VERDICTS = frozenset(Kind) - {Kind.CRASH}
 
@@ -172,6 +173,8 @@ class _Weight(IntEnum):
     ABORT = 6
     CONSEQUENCE = 7
     PLANNED = 8
+    ENDED = 9
+    """In good order, as it seemed: it matters only where others miss it."""
 
 
 _FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
@@ -185,6 +188,8 @@ def classify(signs: Sequence[Sign]) -> Cause:
     named = min((s.time for s in signs if s.verdict is not None), default=math.inf)
     weights = [_weight(s, named) for s in signs]
     weight = min(weights)
+    if weight is _Weight.CONSEQUENCE and _Weight.ENDED in weights:
+        weight = _Weight.ENDED
     found = (s for s, of in zip(signs, weights, strict=True) if of is weight)
     causes = sorted(found, key=lambda s: (s.time, s.node, s.rank or 0))
     if weight >= _Weight.PROGRAM:
@@ -220,11 +225,11 @@ def _weight(sign: Sign, named: float = math.inf) -> _Weight:
         return _Weight.CONSEQUENCE if sign.failure.communication or sign.time > named else _Weight.PROGRAM
     number = _signal_of(sign)
     if number is None:
-        return _Weight.PROGRAM
+        return _Weight.ENDED if sign.code == 0 else _Weight.PROGRAM
     return _Weight.ABORT if number == signal.SIGABRT else _Weight.KILLED
 
 
-_OF_THE_PROGRAM = (_Weight.KILLED, _Weight.PROGRAM, _Weight.MISMATCH, _Weight.ABORT)
+_OF_THE_PROGRAM = (_Weight.KILLED, _Weight.PROGRAM, _Weight.MISMATCH, _Weight.ABORT, _Weight.ENDED)
 """These may be the program's own fault."""
 
 
@@ -260,7 +265,9 @@ def _signature(sign: Sign) -> str:
         step = sign.step if sign.failure.step is None else sign.failure.step
         return f"step {step}: {sign.failure.error.split(':')[0]}"
     if number is None:
-        return "" if sign.code is None else f"step {sign.step}: code {sign.code}"
+        # Of a script whose steps are not known nobody can say that it ended too early.
+        unknown = sign.code is None or (sign.code == 0 and sign.step is None)
+        return "" if unknown else f"step {sign.step}: code {sign.code}"
     return "" if number in _FROM_OUTSIDE else f"step {sign.step}: signal {number}"
 
 
@@ -287,7 +294,7 @@ def describe(sign: Sign) -> str:
         number = _signal_of(sign)
         if sign.failure is not None:
             return f"{where} raised {sign.failure.error} {after}"
-        last = sign.last_lines[-1][:_LAST_WORDS_MAX].strip() if sign.last_lines else ""
+        last = last_words(sign.last_lines)
         if sign.with_zygote:
             return f"{where} died with its node's zygote {after}"
         if number is not None:
@@ -295,7 +302,8 @@ def describe(sign: Sign) -> str:
             why = f": {last}" if last and number == signal.SIGABRT else ""
             return f"{where} was killed by {_signal_name(number)} {after}{why}"
         how = "is gone" if sign.code is None else f"exited with code {sign.code}"
-        return f"{where} {how} {after}" + (f": {last}" if last and sign.code else "")
+        too_soon = ", before the others" if sign.code == 0 else ""
+        return f"{where} {how} {after}{too_soon}" + (f": {last}" if last and sign.code else "")
     if sign.verdict is not None:
         return sign.reason
     text = _WORDS.get(sign.kind, f"{sign.kind} on {{node}}").format(node=sign.node)

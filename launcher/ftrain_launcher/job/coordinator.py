@@ -24,6 +24,7 @@ from typing import assert_never
 import msgspec
 
 from ftrain_launcher import messages as m
+from ftrain_launcher.engine_messages import FlushJob, HostLeaves, NodeGone, StopJob
 from ftrain_launcher.job.causes import GROWN, HARMLESS, MISFIT, NOT_CERTIFIED, Sign, describe
 from ftrain_launcher.job.events import (
     Command,
@@ -91,7 +92,7 @@ class Coordinator(JobState):
                 self._join(join, connection, now)
             case Left(name, connection):
                 self._leave(name, connection, now)
-            case m.NodeGone(name, reason):
+            case NodeGone(name, reason):
                 node = self.nodes.get(name)
                 if node is not None and not node.gone:
                     self._lose(node, reason, now)
@@ -107,14 +108,14 @@ class Coordinator(JobState):
                 self._fill_positions(now)
             case NodeChecked():
                 self._node_checked(event, now)
-            case m.StopJob(reason, exit_code, number):
+            case StopJob(reason, exit_code, number):
                 self._ending.signal = number
                 self._end(Action(False, reason, exit_code), now)
-            case m.FlushJob():
+            case FlushJob():
                 self.flushing.take(event, now)
                 if self.phase is Phase.GATHERING:
                     self._end(Action(False, f"{event.reason}: ended before the first step"), now)
-            case m.HostLeaves(name, reason):
+            case HostLeaves(name, reason):
                 self.quarantine.let_leave(name, reason, now)
                 self._fill_positions(now)
             case ControllerRestarted():
@@ -311,6 +312,8 @@ class Coordinator(JobState):
         else:
             self._recruiting.succeeded()
             self._begin_again(sign, now, planned=sign.kind == MISFIT)
+            if sign.failure is not None and sign.failure.communication:
+                self._history.recall(self._formed.ended)
 
     def _begin_again(self, sign: Sign, now: float, *, planned: bool = False) -> None:
         self._history.take(sign, self.formed, again=not planned)
@@ -368,22 +371,11 @@ class Coordinator(JobState):
         self.fence.begin(generation.form.quorums)
         self._formed = generation
         self._recruiting.succeeded()
-        for node in self._roster.members():
-            node.formed = generation.number
-        for node in self._roster.left_over():
-            if not generation.needs(node.name):
-                node.inventory = None
+        self._forming.begun(generation)
 
     def _begin(self, generation: Generation) -> None:
-        """Tell the members of a generation that it is formed."""
         self._enter(generation)
-        for node in self._roster.members():
-            assert node.position is not None
-            self._orders.send(node, generation.form_for(node.position))
-        for node in self._roster.left_over():
-            if (form := generation.form_without_ranks(node.name)) is not None:
-                self._orders.send(node, form)
-        self._orders.announce(generation.news)
+        self._forming.tell(generation)
 
     # ---- the end
 

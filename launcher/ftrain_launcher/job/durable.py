@@ -15,7 +15,8 @@ import msgspec
 
 from ftrain_launcher.job.events import Progress
 from ftrain_launcher.job.formation import Start
-from ftrain_launcher.messages import Durable, DurableEnded, DurableSearch, Unpin, WriteDurable
+from ftrain_launcher.messages import DurableEnded, DurableSearch, Unpin, WriteDurable
+from ftrain_launcher.work import Durable
 from ftrain_snapshot.messages import Levels, SnapshotId
 
 SEARCH_SECONDS_MAX = 30.0

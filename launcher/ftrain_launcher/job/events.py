@@ -11,28 +11,23 @@ from enum import StrEnum
 import msgspec
 
 from ftrain_launcher.detect.verdict import Verdict
+from ftrain_launcher.engine_messages import FlushJob, HostLeaves, NodeGone, ReapNode, StartNode, StopJob
 from ftrain_launcher.messages import (
     ArenaShort,
     DurableEnded,
-    FlushJob,
     Form,
     Held,
-    HostLeaves,
     Join,
-    NodeGone,
     RankHalted,
     RankRestored,
     RankStepped,
-    ReapNode,
-    StartNode,
     StateCertified,
-    StopJob,
     Stopped,
     ToAgent,
     Trouble,
-    Work,
     WorkerExit,
 )
+from ftrain_launcher.work import Work
 from ftrain_snapshot.messages import SnapshotId
 
 LAST_CALL_SECONDS = 30.0

@@ -9,6 +9,7 @@ the job ends with what was reached, which is said: the workers, too, need a whil
 
 from __future__ import annotations
 
+from ftrain_launcher.engine_messages import FlushJob
 from ftrain_launcher.job.durable import DurableTier
 from ftrain_launcher.job.events import JobConfig
 from ftrain_launcher.job.generation import Generation
@@ -16,7 +17,7 @@ from ftrain_launcher.job.halting import Halting
 from ftrain_launcher.job.orders import Orders
 from ftrain_launcher.job.policy import EXIT_NOT_FLUSHED, Action
 from ftrain_launcher.job.roster import Roster
-from ftrain_launcher.messages import FlushJob, PinDurable
+from ftrain_launcher.messages import PinDurable
 
 ENDING_SECONDS = 1.0
 """What agents and daemons need to end, once the workers have."""

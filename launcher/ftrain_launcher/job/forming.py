@@ -204,6 +204,24 @@ class Forming:
         self.fill(now)
         return bool(left)
 
+    def begun(self, generation: Generation) -> None:
+        """Its members are noted; what other nodes hold is of no use any more, unless somebody reads it."""
+        for node in self._roster.members():
+            node.formed = generation.number
+        for node in self._roster.left_over():
+            if not generation.needs(node.name):
+                node.inventory = None
+
+    def tell(self, generation: Generation) -> None:
+        """Its members that it is formed, and nodes without ranks whose bytes others read."""
+        for node in self._roster.members():
+            assert node.position is not None
+            self._orders.send(node, generation.form_for(node.position))
+        for node in self._roster.left_over():
+            if (form := generation.form_without_ranks(node.name)) is not None:
+                self._orders.send(node, form)
+        self._orders.announce(generation.news)
+
     def adopt(self, form: Form) -> None:
         """A generation was formed by another controller: its nodes have told of it, the journal does not."""
         self.number, self._shrink_at = max(self.number, form.generation), None

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from ftrain_launcher.job.causes import Sign
 from ftrain_launcher.job.demotion import Demotion
 from ftrain_launcher.job.formation import Past, Start, choose_start
 from ftrain_launcher.job.membership import Node
@@ -45,6 +46,8 @@ class Generation:
         """The nodes of the generation that was formed before it, in order of position."""
         self.number = form.generation if form else 0
         self.ranks = Ranks([peer.node for peer in form.peers], form.work.nproc_per_node) if form else Ranks()
+        self.ended: list[Sign] = []
+        """Of ranks that ended without an error. Where others break off for want of them, they were too soon."""
         self.unprotected_since: float | None = None
         """While nothing is protected: when the first snapshot was sealed; infinite: people have been told."""
         origins = (form.origin, form.older) if form else ()
@@ -90,6 +93,8 @@ class Generation:
 
     def lacks(self, position: int, join: Join) -> list[int]:
         """The ranks that the node at a position should run, and does not, as its agent says that came back."""
+        if join.forming and join.accepted == self.number:
+            return []
         here = {r.rank for r in join.ranks} if join.generation == self.number else set()
         return [r.rank for r in self.ranks.of(position) if not r.finished and r.rank not in here]
 

@@ -6,6 +6,8 @@ hold, and that changes cause and start.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import msgspec
 
 from ftrain.link import Certified
@@ -46,6 +48,11 @@ class History:
         """Something broke in ``generation``; ``again``: what follows is a new generation, not the one being formed."""
         self.log.take(sign, generation)
         self._faults_without_progress += again
+
+    def recall(self, ended: Iterable[Sign]) -> None:
+        """Who had ended before something broke, which had seemed in order until then."""
+        if self.log.forming is not None:
+            self.log.forming.signs.extend(ended)
 
     def judge(self, start: Start, now: float) -> Judgement:
         """Everybody who is left has said what he holds and what broke: go on from ``start``, or end."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from ftrain_launcher.engine_messages import ReapNode, StartNode
 from ftrain_launcher.job.events import Announce, CheckNodes, Command, EndJob, Send
 from ftrain_launcher.job.membership import Node
-from ftrain_launcher.messages import ReapNode, StartNode, ToAgent
+from ftrain_launcher.messages import ToAgent
 
 
 class Orders:

@@ -179,8 +179,11 @@ class Running:
             return None
         if not event.finished and (event.code != 0 or event.failure is not None):
             return self._misfit(event, now) or sign_of_exit(event, now)
+        ended = sign_of_exit(event, now)
         if stopping:
-            return None
+            # What others raised, whom it left alone, may have been heard before.
+            return None if event.finished else ended
+        generation.ended.append(ended)
         if ranks.finish(rank):
             self._settle(generation, now)
         if ranks.all_finished and not self._durable.finish(now):

@@ -44,7 +44,7 @@ from ftrain_launcher.messages import (
 )
 from ftrain_launcher.node.node import NodeRunner
 from ftrain_launcher.packing import decode
-from ftrain_launcher.processes.pidfds import PidHandle
+from ftrain_launcher.processes.pidfds import wait_gone
 from ftrain_launcher.questions import Question
 from ftrain_launcher.search import PATIENCE_SHARE, Search
 
@@ -216,12 +216,7 @@ class Agent:
         """A host's node ends with its launcher. For emulated nodes the controller sees to that, orderly."""
         if not self._runner.job.config.hosts:
             await asyncio.get_running_loop().create_future()
-        with contextlib.suppress(ProcessLookupError):
-            launcher = PidHandle(self._runner.job.launcher_pid)
-            try:
-                await launcher.wait_ended(None)
-            finally:
-                launcher.close()
+        await wait_gone(self._runner.job.launcher_pid)
         logging.getLogger(__name__).warning("event=launcher_gone node=%s", self._runner.node)
 
     async def _talk(self, socket: Socket) -> None:

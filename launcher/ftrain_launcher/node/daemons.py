@@ -14,11 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from ftrain_launcher.jobs import TlsFiles
+from ftrain_launcher.jobs import JobRecord, TlsFiles
+from ftrain_launcher.messages import Form
 from ftrain_launcher.processes import nursery
 from ftrain_launcher.processes.pidfds import PidHandle
 from ftrain_snapshot.client import DaemonClient
 from ftrain_snapshot.errors import DaemonLost, SnapshotError
+from ftrain_snapshot.messages import Membership
 
 _CALL_TIMEOUT_SECONDS = 10.0
 _DEATH_SEEN_SECONDS = 2.0
@@ -34,23 +36,12 @@ class DaemonKeeper:
     """One node's daemon; ``on_death`` is called in the event loop whenever it ends unasked."""
 
     def __init__(
-        self,
-        *,
-        node: str,
-        node_folder: Path,
-        host: str,
-        secret: Path,
-        tls: TlsFiles | None,
-        log: Path,
-        grace_seconds: float,
-        on_death: Callable[[], None],
+        self, job: JobRecord, node: str, node_folder: Path, secret: Path, on_death: Callable[[], None]
     ) -> None:
         self.pid: int | None = None
         self.port = 0
-        self._node, self._folder, self._host, self._secret = node, node_folder, host, secret
-        self._tls = () if tls is None else _arguments(tls)
-        self._log = log
-        self._grace_seconds = grace_seconds
+        self._job, self._node, self._folder, self._secret = job, node, node_folder, secret
+        self._log = Path(job.config.work.log_folder) / f"daemon-{node}.log"
         self._on_death = on_death
         self._client: DaemonClient | None = None
         self._lock = asyncio.Lock()
@@ -85,11 +76,11 @@ class DaemonKeeper:
         arguments = (
             *("--node", self._node),
             *("--node-dir", str(self._folder)),
-            *("--host", self._host),
+            *("--host", self._job.host),
             *("--port", str(port)),
             *("--secret-file", str(self._secret)),
-            *("--grace-seconds", str(self._grace_seconds)),
-            *self._tls,
+            *("--grace-seconds", str(self._job.owner_grace_seconds)),
+            *_arguments(self._job.tls),
         )
         reader, writer = os.pipe()
         with os.fdopen(reader, "rb") as said:
@@ -155,6 +146,26 @@ class DaemonKeeper:
                 raise DaemonFailed(f"the snapshot daemon of {self._node}: {error}") from error
         raise DaemonFailed(f"the snapshot daemon of {self._node} does not answer: {last}") from last
 
+    async def configure(self, form: Form, *, resumed: bool = False) -> None:
+        """Have it serve this generation; ``resumed``: whose workers run already. Raises DaemonFailed."""
+        membership = Membership(
+            generation=form.generation,
+            position=form.position,
+            lanes=form.work.nproc_per_node,
+            parity=form.work.parity,
+            peers=form.peers,
+            restore=form.restore,
+            origin=form.origin,
+            older=form.older,
+            resumed=resumed,
+            groups=form.groups,
+            codec=form.work.codec,
+            protect_bytes_per_second=form.work.protect_bytes_per_second,
+            durable_every=form.work.durable.every if form.work.durable is not None else 0,
+            durable_newest=form.durable_newest,
+        )
+        await self.call(lambda client: client.configure(membership))
+
     async def stop(self, grace_seconds: float) -> None:
         """Ask it to end and to give its memory back; kill it if it does not."""
         self._unwatch()
@@ -191,5 +202,5 @@ def _bury(pid: int) -> None:
         os.waitpid(pid, 0)
 
 
-def _arguments(tls: TlsFiles) -> tuple[str, ...]:
-    return ("--tls-cert", tls.certificate, "--tls-key", tls.key, "--tls-ca", tls.authority)
+def _arguments(tls: TlsFiles | None) -> tuple[str, ...]:
+    return () if tls is None else ("--tls-cert", tls.certificate, "--tls-key", tls.key, "--tls-ca", tls.authority)

@@ -4,6 +4,9 @@ A node is always in one of these states towards the job: it has *stopped* for ge
 runs), or it has *formed* g (its workers of g run). `Stop` and `Form` move it on; what is older than where it
 stands is ignored (fencing). Everything that the controller must hear goes through ``tell``; what it said of the
 present generation is kept, so that it can be said again to a controller that was away.
+
+What each of its parts does is theirs (daemon, workers, store, writers, halts). That there is much left here is since
+every word of the controller's is judged by the same few numbers: what was stopped, what is formed, who is obeyed.
 """
 
 from __future__ import annotations
@@ -49,16 +52,15 @@ from ftrain_launcher.node.durable_writers import DurableWriters
 from ftrain_launcher.node.halt import NodeHalt
 from ftrain_launcher.node.links import LinkServer
 from ftrain_launcher.node.node_workers import NodeWorkers
-from ftrain_launcher.node.state import NodeFile, NodeRecord, kill_trees
+from ftrain_launcher.node.state import NodeFile, NodeRecord, kill_node
 from ftrain_launcher.node.store_host import StoreHost
 from ftrain_launcher.processes.spawning import PRELOAD, Exited
 from ftrain_launcher.processes.workers import WorkerHost
+from ftrain_launcher.processes.zygote_line import wait_for_root
 from ftrain_launcher.processes.zygote_start import ZygoteConfig
 from ftrain_launcher.rings.watch import CommWatch
-from ftrain_snapshot.messages import Inventory, Membership
+from ftrain_snapshot.messages import Inventory
 
-_ROOT_ZYGOTE_TIMEOUT_SECONDS = 180.0
-_ROOT_ZYGOTE_POLL_SECONDS = 0.005
 _PROTECTED_POLL_SECONDS = 0.02
 _logger = logging.getLogger(__name__)
 
@@ -112,23 +114,13 @@ class NodeRunner:
         self.node_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         logs = Path(self.job.config.work.log_folder)
         self._links = LinkServer(self.node_folder, self._hear_worker)
-        grace = self.job.controller_grace_seconds + self.job.config.agent_grace_seconds
-        self._daemon = DaemonKeeper(
-            node=self.node,
-            node_folder=self.node_folder,
-            host=self.job.host,
-            secret=self._secret,
-            tls=self.job.tls,
-            log=logs / f"daemon-{self.node}.log",
-            grace_seconds=grace,
-            on_death=self._daemon_died,
-        )
+        self._daemon = DaemonKeeper(self.job, self.node, self.node_folder, self._secret, self._daemon_died)
         zygote = ZygoteConfig(
             socket_path=self.node_folder / "zygote.sock",
             log_path=logs / f"zygote-{self.node}.log",
             root_socket=Path(self.job.root_zygote) if self.job.root_zygote else None,
             preload=PRELOAD if self.job.config.work.zygote else "",
-            owner_grace_seconds=grace,
+            owner_grace_seconds=self.job.owner_grace_seconds,
         )
         self._host = WorkerHost(zygote, self._exited)
         self._store = StoreHost(self.job, self.node, self.node_folder, self._host)
@@ -155,25 +147,19 @@ class NodeRunner:
             self._daemon.port = before.daemon_port
         await self._daemon.start()
         if before is not None and before.form is not None:
-            await self._configure_daemon(before.form, resumed=True)
+            await self._daemon.configure(before.form, resumed=True)
 
     async def _adopt_workers(self, before: NodeRecord | None) -> None:
         if before is not None and before.form is not None:
             self._stopped, self._form, self._store.id = before.stopped, before.form, before.store_id
             self._all_started = True
             self._workers.adopt(before.form.generation, before.workers)
-        await self._wait_for_root_zygote()
+        if self.job.root_zygote:
+            await wait_for_root(Path(self.job.root_zygote))
         await self._host.start()
         await asyncio.sleep(0)  # what the zygote told while it was being asked comes first
         self._workers.bury_missing()
         self._store.clear_away()
-
-    async def _wait_for_root_zygote(self) -> None:
-        """Emulated nodes start while the one import that they share is going on: its socket appears at its end."""
-        deadline = time.monotonic() + _ROOT_ZYGOTE_TIMEOUT_SECONDS
-        root = self.job.root_zygote
-        while root and not Path(root).exists() and time.monotonic() < deadline:
-            await asyncio.sleep(_ROOT_ZYGOTE_POLL_SECONDS)
 
     async def close(self, grace_seconds: float, number: int) -> None:
         """End the node: workers, which signal ``number`` asks, zygote, daemon, and all its memory."""
@@ -213,6 +199,7 @@ class NodeRunner:
             ranks=self._workers.states(),
             term=self.term,
             accepted=self.accepted.generation if self.accepted else 0,
+            forming=self._form is not None and not self._all_started,
         )
 
     def promise(self, term: int) -> None:
@@ -319,10 +306,10 @@ class NodeRunner:
             self._write_down()
         try:
             if message.restore is None:  # Workers ask the daemon for their lanes, and do not wait for its generation.
-                await self._configure_daemon(message)
+                await self._daemon.configure(message)
                 await self._workers.start(message)
             else:  # They first wait for their snapshot in this generation.
-                await asyncio.gather(self._workers.start(message), self._configure_daemon(message))
+                await asyncio.gather(self._workers.start(message), self._daemon.configure(message))
             self._all_started = True
         except (DaemonFailed, SpawnFailed, ZygoteFailed) as error:
             trouble = Trouble(self.node, message.generation, "form_failed", str(error))
@@ -335,7 +322,7 @@ class NodeRunner:
         if self._form is not None:
             return
         try:
-            await self._configure_daemon(message)
+            await self._daemon.configure(message)
         except DaemonFailed as error:
             self._tell(Trouble(self.node, message.generation, "form_failed", str(error)))
 
@@ -397,11 +384,7 @@ class NodeRunner:
             case "kill-agent":
                 os.kill(os.getpid(), signal.SIGKILL)
             case "kill-node":
-                record = self._file.read()
-                others = [p for p in (record.pids() if record else []) if p != os.getpid()]
-                kill_trees([*others, *self._host.running.values()])
-                shutil.rmtree(self.node_folder, ignore_errors=True)
-                os.kill(os.getpid(), signal.SIGKILL)
+                kill_node(self.node_folder, self._host.running.values())
 
     # ---- what the node hears from below
 
@@ -451,7 +434,7 @@ class NodeRunner:
         try:
             await self._daemon.start()
             if self._form is not None:
-                await self._configure_daemon(self._form, resumed=True)
+                await self._daemon.configure(self._form, resumed=True)
         except DaemonFailed as error:
             self._tell(Trouble(self.node, self.generation, "form_failed", str(error)), ("trouble",))
             return
@@ -463,27 +446,6 @@ class NodeRunner:
         reason = f"restarted in {time.monotonic() - began:.2f} s, as pid {self._daemon.pid}"
         self._tell(Trouble(self.node, self.generation, "daemon_exit", reason), ("daemon_exit", began))
         self._tell(await self.heartbeat(with_inventory=False))
-
-    # ---- small things
-
-    async def _configure_daemon(self, form: Form, *, resumed: bool = False) -> None:
-        membership = Membership(
-            generation=form.generation,
-            position=form.position,
-            lanes=form.work.nproc_per_node,
-            parity=form.work.parity,
-            peers=form.peers,
-            restore=form.restore,
-            origin=form.origin,
-            older=form.older,
-            resumed=resumed,
-            groups=form.groups,
-            codec=form.work.codec,
-            protect_bytes_per_second=form.work.protect_bytes_per_second,
-            durable_every=form.work.durable.every if form.work.durable is not None else 0,
-            durable_newest=form.durable_newest,
-        )
-        await self._daemon.call(lambda client: client.configure(membership))
 
     def _write_down(self) -> None:
         ready = self._host.ready

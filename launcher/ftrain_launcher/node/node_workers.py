@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import re
 import signal
 import time
 from collections.abc import Callable, Collection
@@ -19,7 +17,6 @@ from pathlib import Path
 import psutil
 
 from ftrain import link
-from ftrain_launcher.errors import NotBound, SpawnFailed
 from ftrain_launcher.job.causes import NOT_CERTIFIED
 from ftrain_launcher.jobs import JobRecord
 from ftrain_launcher.messages import (
@@ -42,16 +39,13 @@ from ftrain_launcher.node.state import WorkerRecord
 from ftrain_launcher.node.staying import Seen, Waiting, WaitingRoom, can_stay
 from ftrain_launcher.node.warm_standbys import Standbys
 from ftrain_launcher.node.worker_output import WorkerOutput
-from ftrain_launcher.processes import numa
-from ftrain_launcher.processes.environment import interface_of, worker_environment
+from ftrain_launcher.node.worker_spawn import worker_spawn
 from ftrain_launcher.processes.linux import has_ended
 from ftrain_launcher.processes.spawning import Exited, Spawn
 from ftrain_launcher.processes.workers import WorkerHost
 from ftrain_launcher.rings.process_state import ProcessWatch
 from ftrain_snapshot.control import ControlPage
 
-_LOCAL_RANK = re.compile(r"\$(local_rank\b|\{local_rank\})")
-"""In a script's arguments, as torchrun has it."""
 _RESTORE_TROUBLES = {
     **dict.fromkeys(("SnapshotIncomplete", "ChecksumMismatch", "StorageError"), "restore_failed"),
     **dict.fromkeys(("NotCertified", "StateUncovered", "StateInconsistent"), NOT_CERTIFIED),
@@ -139,7 +133,7 @@ class NodeWorkers:
         missing: list[tuple[int, Spawn]] = []
         for lane in range(form.work.nproc_per_node):
             spawn = self._spawn(form, lane)
-            self._output.forget_error(form.generation, form.position * form.work.nproc_per_node + lane)
+            self._output.forget_error(form.generation, form.rank_of(lane))
             if (taken := self._assign(spawn, lane)) is not None:
                 self._add(form, lane, spawn, *taken)
             else:
@@ -148,7 +142,7 @@ class NodeWorkers:
             self._add(form, lane, spawn, spawn.id, await self._host.spawn(spawn))
 
     def _add(self, form: Form, lane: int, spawn: Spawn, id: str, pid: int) -> None:
-        rank = form.position * form.work.nproc_per_node + lane
+        rank = form.rank_of(lane)
         self._workers[id] = _Worker(WorkerRecord(id, rank, lane, pid, time.time()), spawn.argv)
         self._output.show(self.generation, rank, lane)
 
@@ -172,57 +166,7 @@ class NodeWorkers:
             await self._standbys.provide(self._spawn(form, 0))
 
     def _spawn(self, form: Form, lane: int) -> Spawn:
-        work, nodes = form.work, len(form.peers)
-        rank = form.position * work.nproc_per_node + lane
-        out, err = (str(path) for path in self._output.files(form.generation, rank))
-        return Spawn(
-            id=f"g{form.generation}-rank{rank}",
-            argv=tuple(_LOCAL_RANK.sub(str(lane), word) for word in work.argv),
-            kind=work.kind,
-            env=worker_environment(
-                job=work.job,
-                node=self._node,
-                node_dir=self._folder,
-                generation=form.generation,
-                rank=rank,
-                local_rank=lane,
-                world_size=nodes * work.nproc_per_node,
-                nproc_per_node=work.nproc_per_node,
-                position=form.position,
-                nodes=nodes,
-                master_addr=form.store_host,
-                master_port=form.store_port,
-                snapshot_every=work.snapshot_every,
-                max_restarts=work.max_restarts,
-                demote_after_nan=work.demote_after_nan,
-                check_replicas=work.check_replicas,
-                collective_timeout_seconds=work.collective_timeout_seconds,
-                deterministic_reduction=work.deterministic_reduction,
-                in_process=work.in_process,
-                restore=form.restore,
-                origin=form.origin,
-                durable_start=form.durable_start,
-                interface=interface_of(self._job.host),
-                user=work.environment,
-                role=work.role,
-                error_file=self._output.error_file(form.generation, rank),
-                virtual_local_rank=work.virtual_local_rank,
-            ),
-            cwd=self._job.config.work.folder,
-            stdout_path=out,
-            stderr_path=err,
-            processors=self._processors(form, lane),
-            start=work.start,
-        )
-
-    def _processors(self, form: Form, lane: int) -> tuple[int, ...]:
-        """Those near its GPU, if it is to be bound to these."""
-        if not (mode := form.work.numa_binding):
-            return ()
-        try:
-            return numa.near(numa.look({**os.environ, **form.work.environment}), mode, lane)
-        except NotBound as error:
-            raise SpawnFailed(f"g{form.generation}-lane{lane}", f"--numa-binding {mode}: {error}") from error
+        return worker_spawn(self._job, self._node, self._output, form, lane)
 
     def adopt(self, generation: int, records: tuple[WorkerRecord, ...]) -> None:
         """Take over the workers that an agent before this one started."""

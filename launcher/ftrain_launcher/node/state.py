@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import shutil
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -83,6 +86,15 @@ class NodeFile:
                 write_atomically(self._path, data)
             except OSError:
                 _logger.error("event=not_written_down file=%s reason=%r", self._path, str(error))
+
+
+def kill_node(node_folder: Path, pids: Iterable[int]) -> None:
+    """End a node as if its machine were gone: all that is written down, these, its memory, and this process last."""
+    record = NodeFile(node_folder).read()
+    others = [pid for pid in (record.pids() if record else []) if pid != os.getpid()]
+    kill_trees([*others, *pids])
+    shutil.rmtree(node_folder, ignore_errors=True)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def kill_trees(pids: list[int]) -> None:

@@ -14,89 +14,63 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from ftrain_snapshot.messages import Origin, SnapshotId
-from ftrain_snapshot.storage import DurableId
+from ftrain_launcher.messages import Form
 
 
 def worker_environment(
-    *,
-    job: str,
-    node: str,
-    node_dir: Path,
-    generation: int,
-    rank: int,
-    local_rank: int,
-    world_size: int,
-    nproc_per_node: int,
-    position: int,
-    nodes: int,
-    master_addr: str,
-    master_port: int,
-    snapshot_every: int,
-    max_restarts: int,
-    demote_after_nan: bool = True,
-    check_replicas: int = 100,
-    collective_timeout_seconds: float | None = None,
-    deterministic_reduction: bool = False,
-    in_process: bool = False,
-    restore: SnapshotId | None = None,
-    origin: Origin | None = None,
-    durable_start: DurableId | None = None,
-    interface: str = "",
-    user: Mapping[str, str] | None = None,
-    role: str = "default",
-    error_file: Path | None = None,
-    virtual_local_rank: bool = False,
+    form: Form, lane: int, *, node: str, node_folder: Path, interface: str = "", error_file: Path | None = None
 ) -> dict[str, str]:
     """The variables that one worker gets on top of its agent's own environment.
 
     Args:
-        position: the node's place in the job, torchrun's group rank.
-        nodes: how many nodes the job has, torchrun's group world size.
-        restore: the snapshot that the generation starts from.
-        origin: the same, where another number of nodes captured it.
-        durable_start: the checkpoint that it starts from, if there is no snapshot.
         interface: the one that leads to the other nodes ("lo" where all are emulated); empty: let torch find it.
-        user: variables that the user set for all workers; they may replace the interface, not the ranks.
         error_file: where torch's ``record`` puts the exception that ends the script.
-        virtual_local_rank: it sees its own GPU alone, as number 0.
     """
-    snapshot = "" if restore is None else f"{restore.version}:{restore.generation}:{restore.slot}"
+    work, user = form.work, form.work.environment  # which may replace the interface, not the ranks
+    rank, world_size = form.rank_of(lane), len(form.peers) * work.nproc_per_node
     return {
         **_interface_variables(interface, os.environ),
-        **(user or {}),
+        **user,
         "RANK": str(rank),
-        "LOCAL_RANK": "0" if virtual_local_rank else str(local_rank),
+        "LOCAL_RANK": "0" if work.virtual_local_rank else str(lane),
         "WORLD_SIZE": str(world_size),
-        "LOCAL_WORLD_SIZE": str(nproc_per_node),
-        "GROUP_RANK": str(position),
-        "GROUP_WORLD_SIZE": str(nodes),
+        "LOCAL_WORLD_SIZE": str(work.nproc_per_node),
+        "GROUP_RANK": str(form.position),
+        "GROUP_WORLD_SIZE": str(len(form.peers)),
         "ROLE_RANK": str(rank),
         "ROLE_WORLD_SIZE": str(world_size),
-        "ROLE_NAME": role,
-        "MASTER_ADDR": master_addr,
-        "MASTER_PORT": str(master_port),
-        "TORCHELASTIC_RESTART_COUNT": str(generation - 1),
-        "TORCHELASTIC_MAX_RESTARTS": str(max_restarts),
-        "TORCHELASTIC_RUN_ID": job,
+        "ROLE_NAME": work.role,
+        "MASTER_ADDR": form.store_host,
+        "MASTER_PORT": str(form.store_port),
+        "TORCHELASTIC_RESTART_COUNT": str(form.generation - 1),
+        "TORCHELASTIC_MAX_RESTARTS": str(work.max_restarts),
+        "TORCHELASTIC_RUN_ID": work.job,
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_ERROR_FILE": "" if error_file is None else str(error_file),
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": os.environ.get("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1"),
-        "FTRAIN_JOB": job,
+        "FTRAIN_JOB": work.job,
         "FTRAIN_NODE": node,
-        "FTRAIN_NODE_DIR": str(node_dir),
-        "FTRAIN_GENERATION": str(generation),
-        "FTRAIN_RESTORE": snapshot,
+        "FTRAIN_NODE_DIR": str(node_folder),
+        "FTRAIN_GENERATION": str(form.generation),
+        **_start_variables(form),
+        "FTRAIN_SNAPSHOT_EVERY": str(work.snapshot_every),
+        "FTRAIN_DEMOTE_AFTER_NAN": str(int(work.demote_after_nan)),
+        "FTRAIN_CHECK_REPLICAS": str(work.check_replicas),
+        "FTRAIN_COLLECTIVE_TIMEOUT_SECONDS": str(work.collective_timeout_seconds or ""),
+        "FTRAIN_DETERMINISTIC_REDUCTION": str(int(work.deterministic_reduction)),
+        **({"FTRAIN_IN_PROCESS": "1"} if work.in_process else {}),
+        "FTRAIN_RECORDER": {**os.environ, **user}.get("FTRAIN_RECORDER", "1"),
+        **(_own_gpu(lane, {**os.environ, **user}) if work.virtual_local_rank else {}),
+    }
+
+
+def _start_variables(form: Form) -> dict[str, str]:
+    """What the generation starts from; all empty: from the beginning."""
+    restore, origin, durable = form.restore, form.origin, form.durable_start
+    return {
+        "FTRAIN_RESTORE": "" if restore is None else f"{restore.version}:{restore.generation}:{restore.slot}",
         "FTRAIN_ORIGIN": "" if origin is None else msgspec.json.encode(origin).decode(),
-        "FTRAIN_DURABLE": "" if durable_start is None else f"{durable_start.step}:{durable_start.path}",
-        "FTRAIN_SNAPSHOT_EVERY": str(snapshot_every),
-        "FTRAIN_DEMOTE_AFTER_NAN": str(int(demote_after_nan)),
-        "FTRAIN_CHECK_REPLICAS": str(check_replicas),
-        "FTRAIN_COLLECTIVE_TIMEOUT_SECONDS": str(collective_timeout_seconds or ""),
-        "FTRAIN_DETERMINISTIC_REDUCTION": str(int(deterministic_reduction)),
-        **({"FTRAIN_IN_PROCESS": "1"} if in_process else {}),
-        "FTRAIN_RECORDER": {**os.environ, **(user or {})}.get("FTRAIN_RECORDER", "1"),
-        **(_own_gpu(local_rank, {**os.environ, **(user or {})}) if virtual_local_rank else {}),
+        "FTRAIN_DURABLE": "" if durable is None else f"{durable.step}:{durable.path}",
     }
 
 

@@ -45,6 +45,16 @@ class PidHandle:
         os.close(self._fd)
 
 
+async def wait_gone(pid: int) -> None:
+    """Wait until this process has ended, however long that takes; at once, if there is none."""
+    with contextlib.suppress(ProcessLookupError):
+        process = PidHandle(pid)
+        try:
+            await process.wait_ended(None)
+        finally:
+            process.close()
+
+
 class Child:
     """A child of this process, buried in the event loop as soon as it ends."""
 

@@ -29,6 +29,7 @@ from pathlib import Path
 
 import msgspec
 
+from ftrain.caretakers import is_caretaker
 from ftrain_launcher.processes import child, linux, spawning
 from ftrain_launcher.processes.spawning import Children, Exited, Forked, ForkZygote, Ready, Spawn, Spawned
 from ftrain_launcher.processes.zygote_clients import Client, Clients
@@ -258,9 +259,10 @@ class Zygote:
         if self._owner is not None:
             self._clients.send(self._owner, exited)
 
-    def _kill_orphans(self) -> None:
+    def _kill_orphans(self, *, caretakers: bool = False) -> None:
         for pid in linux.children_of(self._pid) - self._zygotes - set(self._running.values()):
-            linux.send_signal(pid, signal.SIGKILL)
+            if caretakers or not is_caretaker(pid):
+                linux.send_signal(pid, signal.SIGKILL)
 
     def _begin_shutdown(self, grace_seconds: float) -> None:
         self._terminated = False
@@ -280,6 +282,7 @@ class Zygote:
             self._kill_orphans()
             self._clients.wait(0.01)  # a death wakes it; an orphan's own children appear only after that
             self._reap()
+        self._kill_orphans(caretakers=True)
         self._clients.close()
 
 

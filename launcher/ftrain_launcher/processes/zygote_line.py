@@ -16,8 +16,10 @@ from ftrain_launcher.processes.spawning import Forked, ForkZygote, Ready
 from ftrain_launcher.processes.zygote_start import Started, ZygoteConfig, start_zygote
 from ftrain_snapshot import frames
 
+ROOT_TIMEOUT_SECONDS = 180.0
+"""For the imports of the zygote that emulated nodes share."""
 _CONNECT_POLL_SECONDS = 0.005
-"""Between tries while a zygote starts: nothing tells when its socket appears, and this is once per start."""
+"""Between looks while a zygote starts: nothing tells when its socket appears, and this is once per start."""
 
 
 class ZygoteLine:
@@ -92,6 +94,16 @@ async def fork_zygote(config: ZygoteConfig, root_socket: Path, timeout_seconds: 
     if not isinstance(answer, Forked) or answer.error:
         raise ZygoteFailed(f"the root zygote at {root_socket}: {answer}")
     return await _connect_when_ready(config.socket_path, timeout_seconds, failure=str)
+
+
+async def wait_for_root(socket: Path) -> None:
+    """Emulated nodes start while the one import that they share is going on: its socket appears at its end.
+
+    If it does not, nothing is lost: a node then imports by itself.
+    """
+    deadline = time.monotonic() + ROOT_TIMEOUT_SECONDS
+    while not socket.exists() and time.monotonic() < deadline:
+        await asyncio.sleep(_CONNECT_POLL_SECONDS)
 
 
 async def exec_zygote(config: ZygoteConfig) -> ZygoteLine:

@@ -4,7 +4,8 @@ A main thread that sleeps waits for no processor by itself. It may wait for some
 its snapshot before the optimizer may write, whoever holds the interpreter's lock, a worker of a data loader, a thread
 of gloo. On a crowded machine that takes a second, and is no hang. A process has tens of threads, so they are counted
 only while it stands still, outside of all operations or in one that is late: once when it has done so for a moment,
-and again whenever it is reported.
+and again whenever it is reported. What makes its steps longer is looked for in the same way, where the main thread is
+starved, too: on a machine that has processors for all nobody counts.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ _LATE_SECONDS = 0.4
 _WINDOW_SECONDS = 0.1
 """Of a shorter time nothing is known."""
 _ASLEEP = "SD"
+COUNT_SECONDS = 1.0
+"""Between two counts for the sake of steps: tens of threads, of which each costs some microseconds."""
+STARVED_SHARE_MIN = 0.05
+"""A main thread that waits for a processor for a smaller share of the time has helpers that hardly do."""
 
 Waits = Mapping[str, float]
 """How long each thread or process has waited for a processor so far, in seconds."""
@@ -55,6 +60,34 @@ class Helpers:
             # Its agent, which comes this late, was starved itself.
             return idle_seconds if idle_seconds - window_seconds >= _LATE_SECONDS else 0.0
         return idle_seconds * share_waited(before, self._read(), window_seconds)
+
+
+class StarvedHelpers:
+    """One process's, while its main thread is starved. ``read`` is asked for its helpers' waits."""
+
+    def __init__(self, read: Callable[[], Waits]) -> None:
+        self._read = read
+        self._reported_ns: int | None = None
+        self._counted: tuple[int, Waits] | None = None
+        """When they were counted last while the main thread was starved, and what they had waited."""
+        self._share = 0.0
+
+    def share(self, now_ns: int, starved_seconds: float) -> float:
+        """In which share of the time one of them was starved lately; 0: it is not known.
+
+        Args:
+            starved_seconds: how long the main thread was, since this was asked last.
+        """
+        last_ns, self._reported_ns = self._reported_ns, now_ns
+        if last_ns is None or starved_seconds < STARVED_SHARE_MIN * (now_ns - last_ns) * 1e-9:
+            self._counted, self._share = None, 0.0
+        elif self._counted is None:
+            self._counted = now_ns, self._read()
+        elif now_ns - self._counted[0] >= COUNT_SECONDS * 1e9:
+            since_ns, before = self._counted
+            self._counted = now_ns, self._read()
+            self._share = share_waited(before, self._counted[1], (now_ns - since_ns) * 1e-9)
+        return self._share
 
 
 def share_waited(before: Waits, after: Waits, window_seconds: float) -> float:

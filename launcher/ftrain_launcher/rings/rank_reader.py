@@ -31,12 +31,12 @@ from ftrain_launcher.detect.records import (
     RankRecord,
     RankStep,
 )
-from ftrain_launcher.rings.helpers import Helpers, waits_of
+from ftrain_launcher.rings.helpers import Helpers, StarvedHelpers, waits_of
 from ftrain_launcher.rings.op_history import DIRECT, OpHistory, class_of
 from ftrain_launcher.rings.process_state import ProcessWatch
 from ftrain_launcher.rings.program_order import departure
 from ftrain_launcher.rings.starvation import Starvation
-from ftrain_launcher.rings.step_log import StepLog, spread, spread_throttled
+from ftrain_launcher.rings.step_log import StepLog, spread, spread_helpers, spread_throttled
 from ftrain_launcher.rings.view import FAILED, PENDING, ChannelCounts, Record, RingView
 
 _CATCH_UP_RECORDS = RECORDS_MAX // 4
@@ -68,6 +68,7 @@ class RankReader:
         self._starved_outside_seconds, self._noted_ns = 0.0, now_ns
         """Waited for a processor since it last moved, as of when that was noted."""
         self._helpers = Helpers(functools.partial(waits_of, pid))
+        self._starved_helpers = StarvedHelpers(functools.partial(waits_of, pid))
         self._history = OpHistory()
         self._steps = StepLog(rank)
         self._seen = 0
@@ -162,6 +163,7 @@ class RankReader:
         self._note_starved_outside(waited.starved, now_ns)
         self._starved_seconds += waited.starved
         self._throttled_seconds += waited.throttled
+        helpers_share = self._starved_helpers.share(now_ns, waited.starved)
         if not done:
             return []
         told = spread_throttled(spread(done, self._starved_seconds), self._throttled_seconds)
@@ -169,7 +171,7 @@ class RankReader:
         rest = self._starved_seconds - sum(step.starved_seconds for step in told)
         self._done, self._throttled_seconds = [], 0.0
         self._starved_seconds = max(0.0, min(rest, (now_ns - self._step_ns) * 1e-9))
-        return told
+        return spread_helpers(told, helpers_share)
 
     def _note_starved_outside(self, more_seconds: float, now_ns: int) -> None:
         moved = self._moved_ns or 0

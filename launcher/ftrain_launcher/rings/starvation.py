@@ -49,7 +49,8 @@ class Starvation:
             return Waited()
         moved = self._look_up_groups()
         throttled = self._read_throttled()
-        held_back = max(0.0, throttled - self._throttled)
+        # The kernel adds up what all processors kept from a cgroup: one thread waits no longer than it waits.
+        held_back = max(0.0, min(throttled - self._throttled, waited - self._waited))
         more = Waited(max(0.0, waited - self._waited - held_back), held_back)
         self._waited, self._throttled = waited, throttled
         return Waited() if moved else more

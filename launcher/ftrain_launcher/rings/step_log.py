@@ -35,6 +35,14 @@ def spread_throttled(steps: list[RankStep], throttled_seconds: float) -> list[Ra
     return [replace(step, throttled_seconds=seconds) for step, seconds in zip(steps, held_back, strict=True)]
 
 
+def spread_helpers(steps: list[RankStep], share: float) -> list[RankStep]:
+    """These steps, in which one of their rank's helpers was starved for such a share of the time."""
+    if share == 0.0:
+        return steps
+    rest = (max(0.0, step.own_seconds - step.processor_seconds - step.starved_seconds) for step in steps)
+    return [replace(step, helpers_starved_seconds=share * idle) for step, idle in zip(steps, rest, strict=True)]
+
+
 class _Sum:
     """The collectives of one communicator in the step at hand."""
 
