@@ -52,7 +52,7 @@ def describe_failure(error: BaseException, step: int | None) -> Failed:
     """The report of an exception."""
     kind = type(error)
     name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.").removeprefix("__main__.")
-    first_line = (str(error).strip().splitlines() or [""])[0]
+    first_line = (_text_of(error).strip().splitlines() or [""])[0]
     text = "".join(traceback.format_exception(error))
     return Failed(
         step=step,
@@ -63,6 +63,13 @@ def describe_failure(error: BaseException, step: int | None) -> Failed:
         newest_version=error.version if isinstance(error, LossNotFinite) else None,
         misfit=Misfit(error.fixed, error.is_free, error.needs) if isinstance(error, MeshImpossible) else None,
     )
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # the user's own class may fail in any way, and its report must not be lost for that
+        return ""
 
 
 def exit_code_of(stop: SystemExit) -> int:

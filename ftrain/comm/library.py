@@ -41,7 +41,7 @@ def cached() -> Path:
     """The library's file. Raises Unavailable if it has not been built."""
     path = library_path()
     if not path.exists():
-        raise Unavailable(f"{path} has not been built")
+        raise Unavailable(_failure(path) or f"{path} has not been built")
     return path
 
 

@@ -43,6 +43,8 @@ from ftrain_snapshot.wire import PeerMessage
 HANDSHAKE_TIMEOUT_SECONDS = 5.0
 SILENCE_TIMEOUT_SECONDS = 15.0
 """A peer that acknowledges nothing for so long counts as lost (TCP_USER_TIMEOUT and keep-alive)."""
+HEAR_OUT_SECONDS = 1.0
+"""For so long, at most, a peer that is gone is read from."""
 UNREAD_BYTES_MAX = 8 * HEAD_BYTES_MAX
 """Small messages that may wait for a peer that does not read; then the connection is closed."""
 QUEUED_MAX = 1 << 20
@@ -93,6 +95,8 @@ class Connection:
         self._frame_bytes = 0
         self._wake = self._flush  # one bound method: by it, lines know this connection
         _tune(sock)
+        self._gone: str | None = None
+        """How it was found that the peer is gone, though not all is read yet that it sent."""
         self._failure: str | None = None
         """Why sending has failed, until that is told."""
         self._deadline: Timer | None = loop.later(HANDSHAKE_TIMEOUT_SECONDS, self._too_slow)
@@ -103,7 +107,7 @@ class Connection:
 
     def send(self, message: PeerMessage, body: memoryview = _NOTHING) -> None:
         """A small message, to a proved peer; it overtakes bulk. ``body``: of a probe, which is small, too."""
-        if self.closed:
+        if self.closed or self._gone:
             return
         assert self.proved, "nothing is said to who may be a stranger"
         traffic = Traffic.PROBE if body else Traffic.MESSAGE
@@ -128,7 +132,7 @@ class Connection:
 
         ``on_sent`` is called when they are not needed any more; never, if they are dropped.
         """
-        if self.closed:
+        if self.closed or self._gone:
             return
         if len(self._urgent) + len(self._bulk) >= QUEUED_MAX:
             self._fail("it asks for more than it takes")
@@ -158,7 +162,7 @@ class Connection:
             self._tell_failure()
             return
         self._shut()
-        self.on_closed(self, reason)
+        self.on_closed(self, self._gone or reason)
 
     def _fail(self, reason: str) -> None:
         """Close it while something is sent; ``on_closed`` is called a little later: who tells all members something
@@ -168,6 +172,17 @@ class Connection:
         self._shut()
         self._failure = reason
         self._loop.later(0.0, self._tell_failure)
+
+    def _hear_out(self, reason: str) -> None:
+        """Nothing can be sent any more: the peer is gone. What it had sent before has come: a lost node's last chunks.
+        The end of that closes it."""
+        if self._gone is None:
+            self._gone = reason
+            self._waits_to_write = False
+            self._loop.want_write(self._sock, False)
+            self._out.clear()
+            self.drop_bulk(lambda _: False)
+            self._loop.later(HEAR_OUT_SECONDS, lambda: self.close(reason))
 
     def _tell_failure(self) -> None:
         if self._failure is not None:
@@ -217,7 +232,7 @@ class Connection:
 
     def _flush(self) -> None:
         stream, budget = self._stream, _TURN_BYTES
-        if stream is None or self.closed:
+        if stream is None or self.closed or self._gone:
             return
         try:
             while budget > 0 and (self._out or self._next_chunks()):
@@ -230,7 +245,7 @@ class Connection:
         except BlockingIOError:
             pass
         except OSError as error:
-            self._fail(f"{type(error).__name__}: {error}")
+            self._hear_out(f"{type(error).__name__}: {error}")
             return
         waits = bool(self._out or self._next_chunks()) and not stream.send_needs_read
         waits = waits or stream.receive_needs_write

@@ -116,6 +116,21 @@ def test_who_plays_back_what_it_hears_is_turned_away(line: Bench):
     assert "mirror" in (victim.reason or "")
 
 
+def test_what_a_peer_sent_before_it_was_lost_is_heard_though_it_is_found_out_by_sending(line: Bench):
+    dialler, acceptor = line.pair()
+    line.until(lambda: proved(dialler, acceptor))
+    for number in range(5):
+        acceptor.connection.send(note(number))
+    acceptor.connection.send_bulk(note(5), memoryview(b"x" * 1000))
+    acceptor.connection.close("killed")
+    dialler.connection.send_bulk(note(6), memoryview(b"y" * 1000), urgent=True)
+    dialler.connection.send(note(7))
+    assert not dialler.connection.closed
+    line.until(lambda: dialler.reason is not None)
+    assert [number for number, _ in dialler.heard] == [*range(6)]
+    assert line.now == 0.0
+
+
 def test_who_dribbles_bytes_runs_out_of_time(line: Bench):
     drip, sock = line.sockets()
     victim = line.end(sock)
@@ -278,8 +293,8 @@ def test_who_sends_to_one_that_is_gone_hears_of_it_afterwards(line: Bench):
         left.connection.send(note(number))
         left.connection.send_bulk(note(number), memoryview(b"bytes"))
         assert left.reason is None, "not while something is being told to all"
-    assert left.connection.closed
     line.turns(1)
+    assert left.connection.closed
     assert left.reason is not None
     assert "BrokenPipe" in left.reason
 
