@@ -13,6 +13,21 @@ from ftrain_launcher.rings.reader import CommReader
 READ_SECONDS = 0.1
 REPORT_SECONDS = 0.5
 """Between reports while nothing is late."""
+AWAY_SECONDS = 0.5
+"""A pause so much longer than it was meant to be: this process stood still."""
+
+
+class Standstill:
+    """Pure. Where a whole node stands still (a suspended machine, a stopped session), agent and workers wake one
+    after the other: whoever wakes first must not take the others for stopped."""
+
+    def __init__(self) -> None:
+        self._was_away = False
+
+    def ends(self, paused_seconds: float) -> bool:
+        """Whether to wait a moment before the next look. Not twice in a row: in a crowd each pause is long."""
+        self._was_away = not self._was_away and paused_seconds >= READ_SECONDS + AWAY_SECONDS
+        return self._was_away
 
 
 class CommWatch:
@@ -31,10 +46,13 @@ class CommWatch:
     async def run(self) -> None:
         """Watch for ever."""
         loop = asyncio.get_running_loop()
-        told, alarmed = loop.time(), False
+        told, alarmed, standstill = loop.time(), False, Standstill()
         try:
             while True:
+                since = loop.time()
                 await asyncio.sleep(READ_SECONDS)
+                if standstill.ends(loop.time() - since):
+                    continue
                 workers = self._workers.running()
                 if not workers:
                     continue
