@@ -47,6 +47,11 @@ class Models:
         return (self.ddps[0].process_group if self.ddps else None,)
 
     @property
+    def is_cut(self) -> bool:
+        """Whether any rank has less than whole gradients: with one shard, HSDP's are only summed."""
+        return bool(self.sharded) and dist.get_world_size(self.groups[0]) > 1
+
+    @property
     def world_size(self) -> int:
         """How many ranks gradients are summed over."""
         if self.sharded:

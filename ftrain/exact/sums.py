@@ -47,8 +47,9 @@ class Sums:
         self._hooks = [_Hook(ddp) for ddp in models.ddps]
         self._count = 1
         for module in models.sharded:
-            # Gloo has no other reduction, and this one divides after the sum; torch 2.13 divides twice for a lone rank.
-            module.set_force_sum_reduction_for_comms(models.world_size > 1)
+            # Gloo has no other reduction, and this one divides after the sum; torch 2.13 divides twice where there is
+            # one shard alone, and then sums over replicas anyway.
+            module.set_force_sum_reduction_for_comms(models.is_cut)
 
     def expect(self, global_count: int) -> None:
         """What comes next is divided by this; a new sum begins."""
