@@ -166,6 +166,14 @@ class Gate:
         sealed, protected = self._newest_sealed(), self._newest_protected()
         return Levels(sealed=sealed.version if sealed else None, protected=protected.version if protected else None)
 
+    def newest_of_positions(self) -> tuple[int, ...]:
+        """Of each position the newest version that it has sealed; -1: none."""
+        newest = [-1] * self._nodes
+        for snapshot, record in self._records.items():
+            for position in record.sealed:
+                newest[position] = max(newest[position], snapshot.version)
+        return tuple(newest)
+
     @property
     def exposed(self) -> bool:
         """Whether one more loss than is covered is under way of being made good: the generation's start, or a snapshot

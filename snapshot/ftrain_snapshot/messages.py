@@ -77,6 +77,8 @@ class Inventory(msgspec.Struct, frozen=True):
     """All that a node holds, read from its memory when asked."""
 
     holdings: Holdings = ()
+    sealed: tuple[int, ...] = ()
+    """Of each position the newest version that it said it has sealed; -1: none. Only the gate's daemon knows."""
 
 
 class Peer(msgspec.Struct, frozen=True):

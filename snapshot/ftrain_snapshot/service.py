@@ -162,7 +162,8 @@ class Service:
             case m.GetInventory(urgent):
                 if urgent:
                     self.lines.hurry()
-                client.answer(m.InventoryReply(m.Inventory(self._holdings())))
+                sealed = self._session.newest_of_positions() if self._session is not None else ()
+                client.answer(m.InventoryReply(m.Inventory(self._holdings(), sealed)))
             case m.GetStatus():
                 client.answer(m.StatusReply(self._status()))
             case m.Shutdown():

@@ -173,6 +173,10 @@ class Session:
         """The job's levels, at the gate."""
         return self._gate.levels() if self._gate is not None else Levels()
 
+    def newest_of_positions(self) -> tuple[int, ...]:
+        """What each position said it has sealed, at the gate."""
+        return self._gate.newest_of_positions() if self._gate is not None else ()
+
     @property
     def pinned(self) -> SnapshotId | None:
         """What is kept for storage, at the gate."""

@@ -14,7 +14,12 @@ def held(position: int) -> list[Holding]:
     return [Holding(snapshot(9), position, data=True, parity=True)]
 
 
-def start(holdings: Holdings, survivors: set[int], groups: tuple[tuple[int, ...], ...] = ((0, 1, 2, 3),)) -> Start:
+def start(
+    holdings: Holdings,
+    survivors: set[int],
+    groups: tuple[tuple[int, ...], ...] = ((0, 1, 2, 3),),
+    sealed: tuple[int, ...] = (),
+) -> Start:
     nodes = [f"node-{p}" for group in groups for p in group]
     past = Past(
         generation=1,
@@ -23,6 +28,7 @@ def start(holdings: Holdings, survivors: set[int], groups: tuple[tuple[int, ...]
         protected=False,
         nodes=nodes,
         survivors=frozenset(survivors),
+        sealed=sealed,
     )
     return choose_start(past, [Held(World(first=1, nodes=len(nodes), parity=2, groups=groups), holdings)])
 
@@ -42,3 +48,18 @@ def test_a_group_that_had_not_sealed_yet_makes_the_first_snapshot_no_promise() -
     groups = ((0, 1, 2, 3), (4, 5, 6, 7))
     holdings = {p: held(p) if p < 4 else [] for p in range(8)}
     assert start(holdings, set(range(7)), groups).lost == ""
+
+
+@pytest.mark.parametrize(
+    ("sealed", "lost"),
+    [
+        ((10, 10, 10, 10), 1),
+        ((10, 10, 10, 9), 0),  # the lost node had not sealed it yet: it was a step in flight
+        ((), 1),  # the gate was lost: nobody knows
+    ],
+)
+def test_a_step_that_the_lost_node_had_not_sealed_is_not_a_sealed_step(sealed: tuple[int, ...], lost: int) -> None:
+    newer = {p: [*held(p), Holding(snapshot(10), p, data=True, parity=False)] for p in range(3)}
+    found = start(newer, {0, 1, 2}, sealed=sealed)
+    assert found.restore == snapshot(9)
+    assert found.steps_lost == lost

@@ -51,6 +51,15 @@ def test_the_gate_opens_when_all_are_there_and_again_when_the_snapshot_is_protec
     assert gate.levels() == Levels(sealed=0, protected=0)
 
 
+def test_what_a_lost_position_had_sealed_is_remembered():
+    gate = Gate(nodes=2, parity=1, generation=1)
+    word = protect(gate, SnapshotId(0, 1, opened(gate).slot))
+    assert gate.newest_of_positions() == (0, 0)
+    gate.sealed(0, SnapshotId(1, 1, word.slot), (7,))
+    gate.left(1)
+    assert gate.newest_of_positions() == (1, 0)
+
+
 def test_two_complete_snapshots_are_kept():
     gate = Gate(nodes=2, parity=1, generation=1)
     word, slots = opened(gate), []

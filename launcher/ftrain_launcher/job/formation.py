@@ -35,6 +35,8 @@ class Past(msgspec.Struct, frozen=True, kw_only=True):
     """The nodes that ran it, in order of position; empty: none did."""
     survivors: frozenset[int]
     """The positions whose node is still there."""
+    sealed: Sequence[int] = ()
+    """Of each position the newest version that its gate knows to be sealed there; empty: nobody knows."""
     judged: Start | None = None
     """What was found when all of them had answered, before one more was lost."""
     demotions: Sequence[Demotion] = ()
@@ -187,8 +189,9 @@ def _kept_by_survivors(past: Past, holdings: Holdings, groups: Groups, parity: i
 def _count_lost(past: Past, holdings: Holdings, restore: SnapshotId | None) -> int:
     """Sealed versions newer than the start.
 
-    What all survivors have sealed counts as sealed, since of a lost node nobody knows: rather one too many. What is
-    newer than the past generation's own start and older than itself was counted when that one was formed.
+    What all survivors have sealed counts as sealed if the lost had said so, too; where their gate is lost, nobody knows
+    that: rather one too many. What is newer than the past generation's own start and older than itself was counted when
+    that one was formed.
     """
     survivors = [holdings[p] for p in past.survivors if p in holdings]
     if not survivors and past.judged is not None:
@@ -198,6 +201,8 @@ def _count_lost(past: Past, holdings: Holdings, restore: SnapshotId | None) -> i
         sealed = set.intersection(*({h.snapshot for h in held if h.data} for held in survivors))
         if len(survivors) == len(past.nodes):
             sealed = {s for s in sealed if past.is_demoted(s)}
+        gone = [newest for p, newest in enumerate(past.sealed) if p not in past.survivors]
+        sealed = {s for s in sealed if all(newest >= s.version for newest in gone)}
         lost = {s.version for s in sealed if _is_newer(s, restore) and _was_its(past, s)}
     if past.levels.sealed is not None and (restore is None or past.levels.sealed > restore.version):
         lost.add(past.levels.sealed)

@@ -103,6 +103,12 @@ class Generation:
         ran = any(r.restored or r.stepped for r in self.ranks.of(position))
         return join.stopped == self.number > max(join.generation, join.accepted) and not ran
 
+    def _sealed(self, members: Sequence[Node]) -> tuple[int, ...]:
+        """What its gate says, which ran at position 0, if that node is left."""
+        gate = next((n for n in members if self.ranks.nodes[:1] == [n.name] and n.formed == self.number), None)
+        sealed = gate.inventory.sealed if gate is not None and gate.inventory is not None else ()
+        return sealed if len(sealed) == len(self.ranks.nodes) else ()
+
     def next_start(
         self, members: Sequence[Node], worlds: Worlds, *, stays: bool, demotions: Sequence[Demotion], keep: bool = True
     ) -> Start:
@@ -119,6 +125,7 @@ class Generation:
             protected=self.start.protected,
             nodes=self.ranks.nodes,
             survivors=survivors,
+            sealed=self._sealed(members),
             judged=self._judged,
             demotions=demotions,
         )
