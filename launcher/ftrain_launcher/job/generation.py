@@ -105,7 +105,7 @@ class Generation:
 
     def _sealed(self, members: Sequence[Node]) -> tuple[int, ...]:
         """What its gate says, which ran at position 0, if that node is left."""
-        gate = next((n for n in members if self.ranks.nodes[:1] == [n.name] and n.formed == self.number), None)
+        gate = next((n for n in members if self.ranks.nodes[:1] == (n.name,) and n.formed == self.number), None)
         sealed = gate.inventory.sealed if gate is not None and gate.inventory is not None else ()
         return sealed if len(sealed) == len(self.ranks.nodes) else ()
 
