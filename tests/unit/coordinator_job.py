@@ -172,14 +172,20 @@ class Job:
         self.tell(NodeGone(node, "killed"))
 
     def stopped(
-        self, node: str, held: Held | None = None, port: int | None = 7, durable: DurableSearch | None = None
+        self,
+        node: str,
+        held: Held | None = None,
+        port: int | None = 7,
+        durable: DurableSearch | None = None,
+        sealed: tuple[int, ...] = (),
     ) -> None:
-        """It has stopped for the generation that is announced; ``durable``: what it found on storage."""
+        """It has stopped for the generation that is announced; ``durable``: what it found on storage; ``sealed``: what
+        its gate knows."""
         position = self.coordinator.nodes[node].position
         assert position is not None
         holdings = tuple(Holding(s, position, data, parity) for s, (data, parity) in (held or {}).items())
         generation = self.coordinator.generation
-        inventory = Inventory(holdings)
+        inventory = Inventory(holdings, sealed)
         self.tell(Stopped(node=node, generation=generation, inventory=inventory, store_port=port, durable=durable))
 
     def exit(self, rank: int, **how: object) -> None:

@@ -187,6 +187,18 @@ def test_two_lost_nodes_end_the_job_at_once_and_say_what_would_have_helped(job: 
     assert "would be complete with position 1 or 2 back" in job.end.message
 
 
+@pytest.mark.parametrize(("gate", "sealed", "lost"), [("node-0", 4, 0), ("node-0", 5, 1), ("node-2", 4, 1)])
+def test_what_the_gate_never_heard_the_lost_node_seal_is_no_sealed_step(
+    job: Job, gate: str, sealed: int, lost: int
+) -> None:
+    job.lose("node-1")
+    for node in ("node-0", "node-2", "node-3"):
+        knows = (5, sealed, 5) if node == gate else ()
+        job.stopped(node, BOTH if node != "node-3" else None, sealed=knows)
+    assert job.coordinator.restore == snapshot(4)
+    assert job.coordinator.incidents[-1].steps_lost == lost
+
+
 def test_before_anything_was_protected_the_job_begins_anew() -> None:
     job = Job()
     job.run()
