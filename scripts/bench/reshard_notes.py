@@ -31,8 +31,7 @@ def lines_of(folder: Path) -> list[Line]:
     """All ranks' notes."""
     found = []
     for path in folder.glob("rank-*"):
-        text = path.read_text()
-        for line in text[: text.rfind("\n") + 1].splitlines():
+        for line in _whole_lines(path):
             step, when, pid, loss = line.split()
             found.append(Line(int(step), float(when), int(pid), float.fromhex(loss)))
     return found
@@ -61,10 +60,7 @@ def again(lines: list[Line], killed_at: float, world: int) -> Again | None:
 
 def reads_of(folder: Path, world: int) -> list[dict[str, Any]]:
     """What each rank of a world of that size noted of reading its state."""
-    entries = []
-    for path in folder.glob("read-*"):
-        text = path.read_text()
-        entries += [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    entries = [json.loads(line) for path in folder.glob("read-*") for line in _whole_lines(path)]
     return [entry for entry in entries if entry["world"] == world]
 
 
@@ -89,7 +85,12 @@ def samples_of(folder: Path) -> dict[int, list[int]]:
 def _samples(folder: Path) -> Iterator[tuple[int, int, list[int]]]:
     """Of all ranks: a step, the generation in which it was done, and its samples."""
     for path in folder.glob("samples-*"):
-        text = path.read_text()
-        for line in text[: text.rfind("\n") + 1].splitlines():
+        for line in _whole_lines(path):
             step, generation, *samples = map(int, line.split())
             yield step, generation, samples
+
+
+def _whole_lines(path: Path) -> list[str]:
+    """Without one that is being written."""
+    text = path.read_text()
+    return text[: text.rfind("\n") + 1].splitlines()
