@@ -19,25 +19,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import json
-import mmap
 import os
-import shutil
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from snapshot_rivals import Rivals
+from snapshot_unit import Unit, lend, timed
 from torch import Tensor, nn
-from torch.distributed.checkpoint.filesystem import FileSystemWriter
-from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
-from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, AsyncSaveResponse, async_save, save
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 import ftrain
@@ -50,7 +45,6 @@ LAYER_BYTES = WIDTH * WIDTH * 4 * 3  # a weight and AdamW's two moments
 GO_TIMEOUT_SECONDS = 120.0
 BLOCK_STEPS = 5
 SMALL_PARAMETERS = 500  # with AdamW's step, exp_avg and exp_avg_sq, 2,000 tensors
-CPU = torch.device("cpu")
 Row = dict[str, float]
 
 
@@ -67,115 +61,6 @@ class Weights(nn.Module):
         for weight in self.weights:
             x = x @ weight
         return x
-
-
-class Unit:
-    """One ``copy_`` of so many bytes into shared memory whose pages are all there (pinned, where there is a GPU)."""
-
-    def __init__(self, size_bytes: int, folder: Path, device: torch.device) -> None:
-        path = folder / f"unit-{dist.get_rank()}"
-        self.source = torch.ones(size_bytes, dtype=torch.uint8, device=device)
-        self.target = torch.from_file(str(path), shared=True, size=size_bytes, dtype=torch.uint8)
-        path.unlink()
-        if device.type == "cuda":
-            torch.cuda.cudart().cudaHostRegister(self.target.data_ptr(), size_bytes, 0)  # type: ignore[no-untyped-call]
-        for _ in range(2):
-            self.copy()
-
-    def copy(self) -> None:
-        self.target.copy_(self.source)
-
-
-def lend(size_bytes: int) -> None:
-    """Touch so much memory, and give it back at once: the kernel has it at hand then.
-
-    The host of a virtual machine takes freed memory away within seconds (free page reporting of a balloon), and brings
-    it back page by page, for ten times what the kernel's own share of a page fault costs. That is the host's time.
-    """
-    with mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as mapping:
-        with contextlib.suppress(OSError):  # a kernel without huge pages
-            mapping.madvise(mmap.MADV_HUGEPAGE)
-        ctypes.memset(ctypes.addressof(ctypes.c_char.from_buffer(mapping)), 1, size_bytes)
-
-
-def settle(device: torch.device) -> None:
-    """Let the device come to its end: host times mean nothing before."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def timed(action: Callable[[], object], device: torch.device = CPU, *, together: bool = True) -> float:
-    """Seconds of the action, begun by all ranks together."""
-    if together:
-        dist.barrier()
-    settle(device)
-    start = time.perf_counter()
-    action()
-    settle(device)
-    return time.perf_counter() - start
-
-
-class Rivals:
-    """torch.save, DCP and torchsnapshot, each writing the same state of this rank to tmpfs, one after the other.
-
-    What one wrote is cleared away before the next one writes: all at once is more than the memory of a small machine.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder / "rivals"
-        self.stager = DefaultStager(StagingOptions(False, False, False, False))  # kept, it stages into warm memory
-
-    def measure(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Row:
-        """Seconds that each stops training for, and until async_save's checkpoint is complete."""
-        mine = f"rank-{dist.get_rank()}"  # DCP would save a name that ranks share but once
-        state = {mine: {"model": model.state_dict(), "optimizer": optimizer.state_dict()}}
-        row = {}
-        with self._emptied():
-            row["torch_save"] = timed(lambda: torch.save(state, self.folder / f"{mine}.pt"))
-        with self._emptied() as writer:
-            row["dcp_save"] = timed(lambda: save(state, storage_writer=writer))
-        with self._emptied() as writer:
-            stall, complete = timed_async(lambda: async_save(state, storage_writer=writer))
-            row |= {"dcp_async_save": stall, "dcp_async_save_complete": complete}
-        with self._emptied() as writer:
-            row["dcp_async_save_cached"] = timed_async(
-                lambda: async_save(state, storage_writer=writer, async_stager=self.stager)
-            )[0]
-        with self._emptied() as writer:
-            row["dcp_async_save_process"] = timed_async(
-                lambda: async_save(state, storage_writer=writer, async_checkpointer_type=AsyncCheckpointerType.PROCESS)
-            )[0]
-        try:
-            import torchsnapshot
-        except Exception:  # it is not kept up with torch: an old build may fail in any way
-            return row
-        app = {"model": model, "optimizer": optimizer}
-        with self._emptied():
-            start = time.perf_counter()
-            pending = torchsnapshot.Snapshot.async_take(str(self.folder), app)
-            row["torchsnapshot"] = time.perf_counter() - start
-            pending.wait()
-        return row
-
-    @contextlib.contextmanager
-    def _emptied(self) -> Iterator[FileSystemWriter]:
-        """An empty folder for all ranks, and DCP's writer into it; cleared away once every rank has written."""
-        self.folder.mkdir(exist_ok=True)
-        yield FileSystemWriter(self.folder, overwrite=True)
-        dist.barrier()
-        if dist.get_rank() == 0:
-            shutil.rmtree(self.folder)
-        dist.barrier()
-
-
-def timed_async(begin: Callable[[], Future[Any] | AsyncSaveResponse]) -> tuple[float, float]:
-    """Seconds until the call is back, and until what it began is done."""
-    dist.barrier()
-    start = time.perf_counter()
-    future = begin()
-    stall = time.perf_counter() - start
-    (future if isinstance(future, Future) else future.upload_completion).result()
-    return stall, time.perf_counter() - start
 
 
 def wait_go(folder: Path, number: int) -> bool:
