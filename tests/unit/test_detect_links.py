@@ -7,6 +7,7 @@ import pytest
 from link_figures import recorded
 
 from ftrain_launcher.detect.links import best_of, judge_matrix, probe_pairs
+from ftrain_launcher.detect.reached import judge_reach
 from ftrain_launcher.detect.verdict import Kind, Link, Verdict
 from ftrain_snapshot.messages import LinkFigure
 
@@ -242,3 +243,21 @@ def test_a_probe_that_was_late_once_is_no_slow_link() -> None:
     lost = {**figures(), (2, 3): LinkFigure(3, failure="timeout")}
     assert judge(best_of([lost, figures()]), quiet) is None
     assert judge(best_of([lost, lost]), quiet) is not None
+
+
+def test_a_node_that_only_some_still_reach_runs_and_a_link_is_cut() -> None:
+    names = {n: f"node-{n}" for n in range(4)}
+    fine, cut = LinkFigure(2, 1e-3, 1e-3), LinkFigure(2, failure="no answer within 1 s")
+    verdict = judge_reach({(0, 2): cut, (1, 2): fine, (3, 2): fine}, names, 7)
+    assert verdict is not None
+    assert (verdict.kind, verdict.generation, verdict.ranks, verdict.nodes) == (Kind.COMMUNICATION_HANG, 7, (), ())
+    assert verdict.links == (Link(0, 2), Link(2, 0))
+    assert verdict.sentence == (
+        "node-2 runs, and is reached from node-1, node-3, but not from node-0: the link is cut, one way or both"
+    )
+
+
+def test_whom_all_reach_or_nobody_does_has_no_cut_link() -> None:
+    fine, cut = LinkFigure(2, 1e-3, 1e-3), LinkFigure(2, failure="no answer within 1 s")
+    for figures in ({}, {(0, 2): cut}, {(0, 2): cut, (1, 2): cut}, {(0, 2): fine, (1, 2): fine}):
+        assert judge_reach(figures, {}, 1) is None

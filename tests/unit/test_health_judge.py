@@ -174,6 +174,21 @@ def test_who_is_busy_is_not_judged_by_how_soon_it_answers():
     assert list(judged(SOUND, but(cpu_share=0.6), SOUND, links=links(3, n1=SLOW))) == ["node-1"]
 
 
+def test_on_one_host_no_node_is_bad_for_a_rate() -> None:
+    """A crowded machine, with four emulated nodes on it: 34 MB/s and 1.8 GB/s were the same loopback, seconds apart."""
+    host = dict.fromkeys(names(4), "one")
+    late = {("node-1", other): PairFigures(2.0, True) for other in ("node-0", "node-2", "node-3")}
+    sound = {pair: PairFigures(0.01, True) for pair in permutations(("node-0", "node-2", "node-3"), 2)}
+    slow = links(4, n1=SLOW)
+    assert judged(*[SOUND] * 4, links=slow)["node-1"][0] == "BAD"
+    assert judged(*[SOUND] * 4, links=slow, hosts=host)["node-1"][0] == "SUSPICIOUS"
+    assert judged(*[SOUND] * 4, links=links(4, n1=CUT), hosts=host)["node-1"][0] == "BAD"
+    assert judged(*[SOUND] * 4, pairs=late | sound)["node-1"][0] == "BAD"
+    assert judged(*[SOUND] * 4, pairs=late | sound, hosts=host)["node-1"][0] == "SUSPICIOUS"
+    wrong = {pair: PairFigures(0.01, False) for pair in late}
+    assert judged(*[SOUND] * 4, pairs=wrong | sound, hosts=host)["node-1"][0] == "BAD"
+
+
 @pytest.mark.parametrize("count", [3, 4, 5, 16])
 def test_a_sick_pair_is_told_of_at_both(count):
     found = judged(*[SOUND] * count, links=links(count, n0_1=SLOW))

@@ -25,7 +25,7 @@ from ftrain_launcher.detect.records import (
 )
 from ftrain_launcher.detect.slow_links import Slowed
 from ftrain_launcher.detect.verdict import Kind, Link, Verdict
-from ftrain_launcher.job.events import Detect, Diagnosed
+from ftrain_launcher.job.events import Detect, Diagnosed, Tick
 from ftrain_launcher.questions import Finding, Inspect, Inspected, Probe, Probed
 from ftrain_snapshot.messages import LinkFigure
 
@@ -45,6 +45,16 @@ FINE = LinkFigure(0, 3e-4, 3e-4, 1e9, sent_segments=800)
 LOSSY = LinkFigure(0, 3e-4, 3e-4, 1e9, sent_segments=800, lost_segments=40)
 
 
+class Line:
+    """To the agent of one node."""
+
+    def __init__(self, agents: Agents, position: int) -> None:
+        self._agents, self._position = agents, position
+
+    def put(self, wish: Inspect | Probe) -> None:
+        self._agents.take(self._position, wish)
+
+
 class Agents:
     """Outboxes of agents that answer at once, or never. Their daemons find all links fine but those of ``links``."""
 
@@ -53,21 +63,20 @@ class Agents:
         self.rounds = 0
         self.before_probes: Callable[[], None] = lambda: None
         self._links = links or {}
-        outboxes: dict[str, Any] = {f"node-{n}": self for n in range(3)}
+        outboxes: dict[str, Any] = {f"node-{n}": Line(self, n) for n in range(3)}
         self.requests = Requests(outboxes)
         self._answer = answer
 
-    def put(self, wish: Inspect | Probe) -> None:
+    def take(self, source: int, wish: Inspect | Probe) -> None:
         if isinstance(wish, Probe):
-            self._probe(wish)
+            self._probe(source, wish)
             return
         self.asked.append(wish)
         if self._answer:
             found = tuple(Finding(rank, "stopped", "train (train.py:7)") for rank in wish.ranks)
             self.requests.take(Inspected("node-1", wish.request, found))
 
-    def _probe(self, wish: Probe) -> None:
-        (source,) = {0, 1, 2} - {peer.position for peer in wish.peers}
+    def _probe(self, source: int, wish: Probe) -> None:
         self.rounds += source == 0
         self.before_probes()
         figures = [
@@ -200,3 +209,31 @@ def test_a_rank_that_seems_slow_behind_a_bad_link_is_not_accused(
     assert (found.verdict.kind, found.verdict.step) == (kind, 7)
     assert found.verdict.details["stack of rank 1"] == "train (train.py:7)"
     assert found.verdict.sentence.endswith("it is slow")
+
+
+@pytest.mark.parametrize("unreached", [(0,), (0, 1), ()])
+def test_a_node_that_is_not_heard_but_reached_is_lost_for_a_link(unreached: tuple[int, ...]) -> None:
+    job = running()
+    cut = LinkFigure(2, failure="no answer within 1 s")
+    agents = Agents(answer=True, links={(source, 2): cut for source in unreached})
+    submitted: list[Diagnosed] = []
+
+    async def watch_it_go() -> None:
+        watched = Detection(job.coordinator, agents.requests, submitted.append)
+        watched.take(reports(1)[0])
+        runs = asyncio.create_task(watched.run())
+        job.leave("node-2")
+        while not agents.rounds:
+            await asyncio.sleep(0)
+        job.tell(Tick(), after=job.config.agent_grace_seconds)
+        while watched._background.tasks:
+            await asyncio.gather(*watched._background.tasks)
+        runs.cancel()
+        await watched.close()
+
+    asyncio.run(watch_it_go())
+    assert [found.verdict.links for found in submitted] == ([(Link(0, 2), Link(2, 0))] if unreached == (0,) else [])
+    for found in submitted:
+        job.tell(found)
+        incident = job.coordinator.incidents[-1]
+        assert [sign.kind for sign in incident.signs] == ["node_lost", "communication_hang"]

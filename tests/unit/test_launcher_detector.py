@@ -510,3 +510,21 @@ def test_ten_thousand_ranks_in_four_communicators_take_less_than_a_second() -> N
     assert verdict.ranks == (4321,)
     assert len(verdict.waits) <= WAITS_MAX
     assert seconds < 1.0
+
+
+def test_a_rank_whose_last_report_is_from_before_it_could_say_what_it_waits_for_is_not_named() -> None:
+    """The link to its node is cut: rank 0's word does not come, and neither does the report that it waits for it."""
+
+    def told_later(idle: float) -> list[Verdict]:
+        detector = Detector(1, {number: f"node-{number}" for number in range(4)})
+        silent = rank(3, beyond(called(7, idle)), idle=idle)
+        waits = [rank(number, inside(called(8, idle + 0.55)), idle=idle + 0.55) for number in (0, 1, 2)]
+        for now, records in ((100.0, [silent]), (100.6, waits)):
+            for one in records:
+                report = NodeReport(node=f"node-{one.rank}", generation=1, communicators=(WORLD, PAIR), ranks=(one,))
+                detector.take(report, now)
+        return detector.verdicts(100.6)
+
+    assert told_later(0.24) == []
+    (verdict,) = told_later(0.3)
+    assert verdict.ranks == (3,)

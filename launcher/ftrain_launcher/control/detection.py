@@ -21,18 +21,21 @@ from ftrain_launcher.detect.detector import Detector
 from ftrain_launcher.detect.divergence import Divergence
 from ftrain_launcher.detect.links import ALL_PAIRS_MAX, Matrix, best_of, judge_matrix
 from ftrain_launcher.detect.pace import Pace
+from ftrain_launcher.detect.reached import judge_reach
 from ftrain_launcher.detect.records import NodeReport
 from ftrain_launcher.detect.slow_links import Slowed
 from ftrain_launcher.detect.stopped import Stopped
 from ftrain_launcher.detect.verdict import Kind, Verdict
 from ftrain_launcher.job.coordinator import Coordinator
 from ftrain_launcher.job.events import Detect, Diagnosed, QuickAgain
-from ftrain_launcher.job.membership import Phase
+from ftrain_launcher.job.membership import NodeState, Phase
 from ftrain_launcher.messages import ReplicaDigests
 from ftrain_launcher.questions import Finding, Inspect, Inspected
 
 JUDGE_SECONDS = 0.1
 """Between two looks at what has been reported."""
+AWAY_SECONDS = 0.02
+"""Between two looks whether a node that was not heard is given up: what was found is part of that incident."""
 INSPECT_SECONDS = 2.5
 """A look at a worker takes a tenth of a second, on a busy machine more."""
 RANKS_INSPECTED_MAX = 8
@@ -60,6 +63,8 @@ class _Watched:
         self.probe_at = time.monotonic() + FIRST_PROBE_SECONDS
         self.steps: dict[int, int] = {}
         """The newest step of each rank."""
+        self.away: set[int] = set()
+        """Positions of the nodes that are not heard just now."""
         self.explained: tuple[int, ...] = ()
         """The suspects of the mismatch that was told of when all had ended."""
 
@@ -92,6 +97,7 @@ class Detection:
             if watched is None or self._current(watched.generation) is not watched:
                 continue
             self._judge(watched)
+            self._notice_away(watched)
             if time.monotonic() >= watched.probe_at and not self._background.tasks:
                 seconds = QUIET_PROBE_SECONDS if self._links.knows_quiet else NEXT_PROBE_SECONDS
                 watched.probe_at = time.monotonic() + seconds
@@ -198,6 +204,24 @@ class Detection:
         if found is not None:
             sentence = f"{found.sentence}; {slowed[0].sentence}"
             self._submit(Diagnosed(msgspec.structs.replace(found, sentence=sentence, step=slowed[0].step)))
+
+    def _notice_away(self, watched: _Watched) -> None:
+        """Who is not heard any more may be reached by others."""
+        names, nodes = self._links.names(), self._coordinator.nodes
+        away = {position for position, name in names.items() if nodes[name].state is NodeState.AWAY}
+        for position in away - watched.away if self._between_hosts(names) else ():
+            self._background.begin(self._look_for_cut(watched.generation, position))
+        watched.away = away
+
+    async def _look_for_cut(self, generation: int, position: int) -> None:
+        """Whether only a link to a node is cut. It is said once the node has not come back in time, with its loss."""
+        names = self._links.names()
+        node = self._coordinator.nodes[names[position]]
+        found = judge_reach(await self._links.towards(position), names, generation)
+        while found is not None and node.state is NodeState.AWAY:
+            await asyncio.sleep(AWAY_SECONDS)
+        if found is not None and node.gone:
+            self._submit(Diagnosed(found))
 
     def _between_hosts(self, positions: Iterable[int]) -> list[int]:
         """These positions; none if all are on one host: what is slow there are its processors, and no link."""

@@ -11,7 +11,7 @@ from collections import defaultdict, deque
 from collections.abc import Iterable
 
 from ftrain_launcher.control.requests import Requests
-from ftrain_launcher.detect.links import Matrix, Pair, best_of, probe_pairs
+from ftrain_launcher.detect.links import ALL_PAIRS_MAX, Matrix, Pair, best_of, probe_pairs
 from ftrain_launcher.job.coordinator import Coordinator
 from ftrain_launcher.questions import Probe, Probed
 from ftrain_snapshot.messages import LinkFigure, Peer
@@ -61,6 +61,13 @@ class LinkMatrix:
             self._free_at = loop.time() + APART_SECONDS
         return {pair: figure for row in rows for pair, figure in row.items()}
 
+    async def towards(self, position: int) -> dict[Pair, LinkFigure]:
+        """Whether the others reach this node, which may be asked nothing itself: at most so many of them, those next
+        to it and the first, beside which the controller is."""
+        others = sorted(self.names().keys() - {position}, key=lambda other: (other > 0, abs(other - position)))
+        rows = await asyncio.gather(*(self._row(other, [position], burst_bytes=0) for other in others[:ALL_PAIRS_MAX]))
+        return {pair: figure for row in rows for pair, figure in row.items()}
+
     async def remember(self) -> None:
         """Nothing is wrong: measure all links, for comparison."""
         names = self.names()
@@ -70,7 +77,9 @@ class LinkMatrix:
             self._quiet_rounds.clear()
         self._quiet_rounds.append({pair: figure for pair, figure in measured.items() if not figure.failure})
 
-    async def _row(self, source: int, destinations: list[int]) -> dict[Pair, LinkFigure]:
+    async def _row(
+        self, source: int, destinations: list[int], burst_bytes: int = BURST_BYTES
+    ) -> dict[Pair, LinkFigure]:
         names, nodes = self.names(), self._coordinator.nodes
         there = [(position, nodes[names[position]]) for position in destinations if position in names]
         if source not in names or not there:
@@ -82,7 +91,7 @@ class LinkMatrix:
                 request=number,
                 peers=peers,
                 count=ROUND_TRIPS,
-                burst_bytes=BURST_BYTES,
+                burst_bytes=burst_bytes,
                 bursts=BURSTS,
                 timeout_seconds=PROBE_SECONDS,
             ),

@@ -23,6 +23,10 @@ from ftrain_launcher.detect.waits import Gate, Graph, Group, Standing
 
 REPORT_SECONDS = 0.5
 """Between an agent's reports: for so long after one, what was pending is taken to be so still."""
+NOTED_SECONDS = 0.25
+"""After the work that it does between operations: by then a rank's ring says if it waits for something outside of them,
+for rank 0's word or for memory (`ftrain.slots`). A report from before that does not show that it waits for nobody, and
+the one that does may not have come: of a link that is cut its last reports are heard."""
 STARVED_SECONDS_MAX = 10.0
 """So long may a rank be late because it waits for a processor: one that loops on a crowded machine does so, too."""
 SAMPLE = 64
@@ -144,7 +148,8 @@ class Judge:
         # Cheap questions first: this is asked of every rank that computes while others wait.
         if min(waited, waited - unseen + known, idle) < allowed:
             return False
-        return idle >= allowed + 2 * self._gap(gate, standing)
+        gap = self._gap(gate, standing)
+        return idle >= allowed + 2 * gap and standing.idle_seconds >= NOTED_SECONDS + gap
 
     def _gap(self, gate: Gate, late: Standing) -> float:
         """How long the peers had been outside, each its longest time since the late rank entered anything.

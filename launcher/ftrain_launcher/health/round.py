@@ -56,7 +56,8 @@ class HealthRounds:
         ``training``: nodes hold ranks meanwhile.
         """
         async with self._turn:
-            checkup = Checkup(nodes={}, training=training)
+            hosts = {name: self._host(name) for name in self._nodes}
+            checkup = Checkup(nodes={}, training=training, hosts=hosts)
             found, checkup.clocks = await asyncio.gather(self._check_nodes(names), self._read_clocks(names))
             checkup.nodes = {name: found[name] for name in names}
             sound = {name: figures for name, figures in checkup.nodes.items() if not isinstance(figures, str)}
