@@ -32,8 +32,8 @@ def run() -> None:
     begin = time.monotonic() + left
     say(f"{job.name} is flushed in {left:.0f} s, within {chosen.margin_seconds:g} s")
     while (wait := begin - time.monotonic()) > 0:
-        if (status := job.ask("status"))["state"] in ENDED:
-            say(f"{job.name} has ended by itself: {status['message']}")
+        if (ended := end_of(job)) is not None:
+            say(f"{job.name} has ended by itself: {ended}")
             return
         time.sleep(min(wait, LOOK_SECONDS))
     margin = chosen.margin_seconds
@@ -44,11 +44,23 @@ def run() -> None:
     say(f"{job.name}: {answer['message']}")
 
 
+def end_of(job: Job) -> str | None:
+    """How the job has ended; None: it has not, as far as can be seen. Hours may pass until the window ends: that
+    nobody answers just now is no reason not to flush the job then."""
+    try:
+        status = job.ask("status")
+    except Failed as error:
+        if error.code == EXIT_USAGE:
+            raise
+        return None
+    return str(status["message"]) if status["state"] in ENDED else None
+
+
 def moment(word: str, now: datetime) -> float:
     """Seconds from now until then. Raises Failed."""
     try:
         if word.startswith("+"):
-            return float(word[1:])
+            return seconds(word[1:])
         if len(word) <= len("HH:MM"):
             clock = datetime.strptime(word, "%H:%M")
             then = now.replace(hour=clock.hour, minute=clock.minute, second=0, microsecond=0)

@@ -72,7 +72,11 @@ class Job:
         words = ("drain", node["name"], "--reason", reason, "--timeout-seconds", str(timeout_seconds))
         after = self.ask(*words, timeout_seconds=timeout_seconds + COMMAND_SECONDS, may_fail=True)
         if after["position"] is not None and after["state"] not in ("lost", "released"):
-            raise Failed(f"{node['name']} still holds its ranks after {timeout_seconds:g} s; the drain goes on")
+            if not after["cordon"]["leaves"]:
+                raise Failed(f"{node['name']} keeps its ranks: without it too little of the state would be left")
+            why = after["cordon"]["hindrance"]
+            said = f"still holds its ranks after {timeout_seconds:g} s" + (f": {why}" if why else "")
+            raise Failed(f"{node['name']} {said}; the drain goes on")
 
     def wait(self, is_so: Callable[[], bool], what: str, timeout_seconds: float) -> None:
         """Raises Failed if it is not so in time."""

@@ -61,6 +61,8 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 def test_a_program_that_is_not_python_runs_from_the_module(tmp_path: Path) -> None:
     flags = ("--no-python", "--nproc-per-node", "2", "--log-dir", str(tmp_path))
     program = ("sh", "-c", "echo rank $RANK of $WORLD_SIZE, ${local_rank} $local_rank here")
+    (tmp_path / "generation-1").mkdir()
+    (tmp_path / "generation-1" / "rank-0.log").write_text("an older job's\n")
     code, out, err = ended(started(tmp_path, *flags, *program))
     assert code == 0, out + err
     assert sorted(out.splitlines()) == [f"[rank {rank}] rank {rank} of 2, {rank} {rank} here" for rank in range(2)]

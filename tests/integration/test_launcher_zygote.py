@@ -6,7 +6,9 @@ import os
 import random
 import signal
 import socket
+import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from zygotes import Exits, eventually, hosting, is_there, run, script, spawn, zygote_config
@@ -51,10 +53,11 @@ def test_a_dead_workers_children_die_with_it(tmp_path: Path) -> None:
 
 
 SHARING = """
-import pathlib, time
+import pathlib, sys, time
 from multiprocessing.shared_memory import SharedMemory
 from ftrain.caretakers import let_tracker_outlive_its_group
-let_tracker_outlive_its_group()  # as each worker of a job does
+if "program" not in sys.argv:
+    let_tracker_outlive_its_group()  # as each worker of a job does
 shared = SharedMemory(create=True, size=4096)
 path = pathlib.Path("shared")
 path.with_suffix(".tmp").write_text(shared.name)
@@ -63,11 +66,24 @@ time.sleep(60)
 """
 
 
-@pytest.mark.parametrize("way", ["it crashes", "it is stopped", "its zygote ends"])
-def test_shared_memory_of_a_killed_worker_is_given_back(tmp_path: Path, way: str) -> None:
+@pytest.mark.parametrize(
+    ("way", "kind"),
+    [
+        ("it crashes", "script"),
+        ("it is stopped", "script"),
+        ("its zygote ends", "script"),
+        ("it crashes", "exec"),
+        ("it is stopped", "exec"),
+    ],
+)
+def test_shared_memory_of_a_killed_worker_is_given_back(
+    tmp_path: Path, way: str, kind: Literal["script", "exec"]
+) -> None:
     async def test() -> None:
         async with hosting(zygote_config(tmp_path)) as (host, exits):
-            pid = await host.spawn(spawn(tmp_path, "s", script(tmp_path, SHARING)))
+            program = (sys.executable, script(tmp_path, SHARING), "program")
+            argv = program if kind == "exec" else program[1:2]
+            pid = await host.spawn(spawn(tmp_path, "s", *argv, kind=kind))
             await eventually((tmp_path / "shared").exists)
             shared = Path("/dev/shm") / (tmp_path / "shared").read_text()
             assert shared.exists()

@@ -16,7 +16,8 @@ STARTS = pytest.mark.parametrize("start", ["fork", "exec"])
 FRESH = """
 import json, os, random, signal, sys
 print(json.dumps(dict(
-    name=__name__, file=__file__, argv=sys.argv, path=sys.path[0], cwd=os.getcwd(), env=os.environ["EXTRA"],
+    name=__name__, package=__package__, main=sys.modules["__main__"].json is json,
+    file=__file__, argv=sys.argv, path=sys.path[0], cwd=os.getcwd(), env=os.environ["EXTRA"],
     session=os.getsid(0) == os.getpid(), stdin=os.readlink("/proc/self/fd/0"), random=random.random(),
     fds=sorted(int(fd) for fd in os.listdir("/proc/self/fd")),
     mask=[int(s) for s in signal.pthread_sigmask(signal.SIG_BLOCK, ())],
@@ -41,6 +42,8 @@ def test_a_worker_is_like_a_fresh_interpreter(tmp_path: Path, start: str) -> Non
         assert [a[key] for key in ("name", "file", "cwd", "env")] == ["__main__", path, str(tmp_path), "e"]
         assert (Path(a["argv"][0]).name, a["argv"][1:]) == ("script.py", ["--x"])
         assert a["path"] == str(tmp_path / "code")
+        assert a["package"] is None
+        assert a["main"]
         assert a["session"]
         assert a["stdin"] == os.devnull
         assert a["mask"] == []

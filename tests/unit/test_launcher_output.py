@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ftrain_launcher.processes.output import LineCutter, OutputTail, Terminal, last_lines, log_path
+from ftrain_launcher.processes.output import LineCutter, OutputTail, Terminal, last_lines, log_path, size_of
 
 
 def cut(*chunks: bytes, limit: int = 1 << 14) -> bytes:
@@ -53,6 +53,7 @@ def test_the_last_lines_of_a_file(tmp_path: Path) -> None:
     assert last_lines(path, 2) == ["999", "\N{REPLACEMENT CHARACTER} end"]
     assert last_lines(path, 100, bytes_max=8) == ["99", "\N{REPLACEMENT CHARACTER} end"]
     assert last_lines(path, 0) == []
+    assert last_lines(path, 3, since=size_of(path) - 3) == ["end"]
 
 
 def test_where_output_goes() -> None:
@@ -92,7 +93,7 @@ def test_a_follower_from_the_end_skips_what_was_there(tmp_path: Path, pipe: tupl
     path = tmp_path / "log"
     path.write_text("old\n")
     tail = OutputTail()
-    tail.follow(path, "", Terminal(pipe[1]), from_end=True)
+    tail.follow(path, "", Terminal(pipe[1]), since=size_of(path))
     with path.open("a") as file:
         file.write("new\n")
     assert tail.close()

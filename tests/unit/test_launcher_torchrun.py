@@ -174,8 +174,15 @@ def test_signals_that_end_the_job_besides() -> None:
 
 def test_workers_are_told_of_the_signals() -> None:
     name = "TORCHELASTIC_SIGNALS_TO_HANDLE"
-    assert torchrun.signals_variable(parsed()) == {name: "SIGTERM,SIGINT,SIGHUP,SIGQUIT"}
-    assert torchrun.signals_variable(parsed("--signals-to-handle=SIGTERM,SIGUSR2")) == {name: "SIGTERM,SIGUSR2"}
+    assert torchrun.variables(parsed()) == {name: "SIGTERM,SIGINT,SIGHUP,SIGQUIT"}
+    assert torchrun.variables(parsed("--signals-to-handle=SIGTERM,SIGUSR2")) == {name: "SIGTERM,SIGUSR2"}
+
+
+def test_scripts_are_told_the_id_as_it_was_given() -> None:
+    name = "TORCHELASTIC_RUN_ID"
+    assert torchrun.variables(parsed("--rdzv-id=run/7"))[name] == "run/7"
+    assert name not in torchrun.variables(parsed("--rdzv-id=run/7", "--name=other"))
+    assert name not in torchrun.variables(parsed("--rdzv-id=run/7", "--standalone"))
 
 
 def test_which_gpus_there_are(monkeypatch: pytest.MonkeyPatch) -> None:

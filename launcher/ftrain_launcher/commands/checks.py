@@ -25,6 +25,9 @@ _CANDIDATE_PORT = 29400
 """Where candidates listen if nothing is said: torchrun's port for its rendezvous."""
 _SECRET_BYTES_MAX = 64 * 2**10
 _YEAR_SECONDS = 365 * 86400
+_NUMBER_MAX = 10**15
+"""What is said to agents and daemons has 64 bits, and more steps than this nobody trains."""
+_RATE_MAX = 1 << 56
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
@@ -32,6 +35,8 @@ def at_least(flag: str, value: int, least: int) -> int:
     """A number that is large enough."""
     if value < least:
         raise UsageError(f"{flag} must be at least {least}, not {value}")
+    if value > _NUMBER_MAX:
+        raise UsageError(f"{flag} must be at most {_NUMBER_MAX}, not {value}")
     return value
 
 
@@ -99,7 +104,7 @@ def snapshot_every(word: str) -> int:
     """Steps between snapshots; 0: as often as costs little."""
     if word == "auto":
         return 0
-    if not word.lstrip("-").isdecimal():
+    if not word.removeprefix("-").isdecimal():
         raise UsageError(f"--snapshot-every {word}: give a number of steps, or auto")
     return at_least("--snapshot-every", int(word), 1)
 
@@ -141,7 +146,7 @@ def bytes_per_second(flag: str, word: str | None) -> int:
         rate = float(number) * _UNITS[unit]
     except (ValueError, KeyError):
         raise UsageError(f"{flag} {word}: give bytes per second, like 500M or 1.5G") from None
-    if not 0 <= rate < 2**63:
+    if not 0 <= rate <= _RATE_MAX:
         raise UsageError(f"{flag} {word}: give bytes per second, like 500M or 1.5G")
     return int(rate)
 

@@ -47,6 +47,9 @@ def absolute(url: str) -> str:
     """A URL, or a path made absolute, since agents and writers run elsewhere."""
     if not url.strip():
         raise UsageError("--durable: give a folder or a URL like s3://bucket/folder")
-    if "://" in url or "::" in url:
+    protocol, mark, place = url.partition("://")
+    if mark and not (protocol and place.strip("/")):
+        raise UsageError(f"--durable {url}: a URL names a protocol and a place, like s3://bucket/folder")
+    if mark or "::" in url:
         return url.rstrip("/")
     return os.path.abspath(os.path.expanduser(url))

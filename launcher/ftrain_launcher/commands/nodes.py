@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from typing import Any
@@ -13,6 +14,8 @@ from ftrain_launcher.errors import UsageError
 
 DRAIN_SECONDS = 300.0
 _POLL_SECONDS = 0.1
+_PATIENCE_SECONDS = 3.0
+"""A node that is asked for, and the end of a step, are waited for without a word."""
 
 
 def add_to(commands: Commands) -> None:
@@ -95,7 +98,10 @@ def drain(chosen: argparse.Namespace) -> int:
     folder = JobFolder.find(chosen.job)
     deadline = time.monotonic() + not_negative("--timeout-seconds", chosen.timeout_seconds)
     node = ask(folder, "/api/cordon", {"node": chosen.node, "reason": chosen.reason, "leave": "soon"})
+    patience = _Patience()
     while not _is_free(node) and node["cordon"]["leaves"] and time.monotonic() < deadline:
+        if (why := patience.news(node["cordon"]["hindrance"], time.monotonic())) is not None:
+            sys.stderr.write(f"{node['name']}: still holds its ranks: {why}\n")
         time.sleep(_POLL_SECONDS)
         try:
             answer = ask(folder, "/api/nodes")
@@ -113,6 +119,22 @@ def drain(chosen: argparse.Namespace) -> int:
     return 0 if _is_free(node) else 1
 
 
+class _Patience:
+    """Tells what hinders something, once it has for a while: a node that is asked for takes its time to come."""
+
+    def __init__(self) -> None:
+        self._what, self._since = "", 0.0
+
+    def news(self, hindrance: str, now: float) -> str | None:
+        """What it is, if that is to be told now."""
+        if hindrance != self._what:
+            self._what, self._since = hindrance, now
+        if not hindrance or now < self._since + _PATIENCE_SECONDS:
+            return None
+        self._since = math.inf
+        return hindrance
+
+
 def _is_free(node: dict[str, Any]) -> bool:
     return node["position"] is None or node["state"] in ("lost", "released")
 
@@ -121,7 +143,8 @@ def _drained(node: dict[str, Any]) -> str:
     if _is_free(node):
         return "holds no ranks; it may be switched off"
     if node["cordon"]["leaves"]:
-        return "still holds its ranks; they move as soon as another node can take them ('ftrain nodes' shows it)"
+        why = node["cordon"]["hindrance"] or "no step has ended after which they can move"
+        return f"still holds its ranks: {why}; the drain goes on ('ftrain nodes' shows it)"
     return "keeps its ranks until the next fault: without it too little of the state would be left"
 
 

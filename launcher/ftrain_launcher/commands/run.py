@@ -172,7 +172,7 @@ def _config(chosen: argparse.Namespace, least: int, nodes: int, *, hosts: bool) 
         kind=torchrun.kind(chosen),
         role=chosen.role,
         streams=output.streams(chosen),
-        environment=torchrun.signals_variable(chosen),
+        environment=torchrun.variables(chosen),
         numa_binding=chosen.numa_binding,
         virtual_local_rank=devices.virtual_local_rank(chosen.virtual_local_rank, workers),
         store_port=checks.free_port("--master-port", torchrun.store_port(chosen, hosts=hosts)),

@@ -72,8 +72,9 @@ def settle(chosen: argparse.Namespace) -> None:
         raise UsageError(f"--rdzv-backend {chosen.rdzv_backend}: there is a controller instead: --controller HOST:PORT")
     elif chosen.controller is None and _is_of_several(chosen.nnodes) and chosen.local_nodes is None:
         chosen.controller = _controller(chosen)
+    chosen.run_id = ""
     if chosen.name is None and chosen.rdzv_id not in ("", "none"):
-        chosen.name = _name(chosen.rdzv_id)
+        chosen.name, chosen.run_id = _name(chosen.rdzv_id), chosen.rdzv_id
     if chosen.module and chosen.no_python and not chosen.run_path:
         raise UsageError("--no-python and --module: a module is run by python; give one of them")
     if chosen.shutdown_timeout is None:
@@ -94,9 +95,10 @@ def signals(chosen: argparse.Namespace) -> tuple[int, ...]:
     return tuple(getattr(signal, name) for name in _MORE_SIGNALS if name in _names(chosen.signals_to_handle))
 
 
-def signals_variable(chosen: argparse.Namespace) -> dict[str, str]:
-    """What torchrun tells workers of the signals that their launcher handles."""
-    return {"TORCHELASTIC_SIGNALS_TO_HANDLE": chosen.signals_to_handle or ",".join(_SIGNALS)}
+def variables(chosen: argparse.Namespace) -> dict[str, str]:
+    """What torchrun tells workers of its flags: the signals that are handled, and the id as it was given."""
+    told = {"TORCHELASTIC_SIGNALS_TO_HANDLE": chosen.signals_to_handle or ",".join(_SIGNALS)}
+    return {**told, "TORCHELASTIC_RUN_ID": chosen.run_id} if chosen.run_id else told
 
 
 def store_port(chosen: argparse.Namespace, *, hosts: bool) -> int:

@@ -176,6 +176,7 @@ class OperatorApi:
     async def _verify(self, request: web.Request) -> web.Response:
         members = [name for name in self._coordinator.positions if name is not None]
         answers = await verification.verify_all(self._requests, members)
+        self._check_still_there()
         return _json(verification.shown(self._coordinator.config.work.job, answers, self._coordinator.worlds))
 
     async def _check_health(self, request: web.Request) -> web.Response:
@@ -189,7 +190,13 @@ class OperatorApi:
         members = [name for name in job.positions if name is not None]
         training = job.phase is Phase.RUNNING and not set(members).isdisjoint(names)
         checkup, verdicts = await self.health.run(names, training=training)
+        self._check_still_there()
         return _json(shown(job.config.work.job, checkup, verdicts, job.nodes))
+
+    def _check_still_there(self) -> None:
+        """Nodes that are being ended do not answer, and are not ill for that."""
+        if self._coordinator.phase in (Phase.ENDING, Phase.ENDED):
+            raise web.HTTPConflict(text="the job has ended while its nodes were asked")
 
     async def _inject(self, request: web.Request) -> web.Response:
         try:

@@ -10,12 +10,14 @@ output flushed) but leaves by ``os._exit``: C++ destructors that abort after a f
 from __future__ import annotations
 
 import atexit
+import builtins
 import contextlib
 import gc
 import importlib.abc
 import importlib.machinery
 import io
 import os
+import pkgutil
 import runpy
 import signal
 import sys
@@ -248,7 +250,7 @@ def _guarded(spawn: Spawn) -> int:
         if spawn.kind == "module":
             runpy.run_module(spawn.argv[0], run_name="__main__", alter_sys=True)
         else:
-            runpy.run_path(os.path.abspath(spawn.argv[0]), run_name="__main__")
+            _run_script(os.path.abspath(spawn.argv[0]))
     except SystemExit as stop:
         return _exit_code(stop)
     except KeyboardInterrupt as error:
@@ -258,6 +260,22 @@ def _guarded(spawn: Spawn) -> int:
         _report(error)
         return 1
     return 0
+
+
+def _run_script(path: str) -> None:
+    """As the interpreter does it: ``__main__`` is the script and stays it, for threads and exit functions that look
+    there (pickle does), and is of no package. Of `runpy` neither is true."""
+    if pkgutil.get_importer(path) is not None:  # a folder, or a zip file
+        runpy.run_path(path, run_name="__main__")
+        return
+    with io.open_code(path) as file:
+        code = pkgutil.read_code(file)
+        file.seek(0)
+        code = code or compile(file.read(), path, "exec", dont_inherit=True)
+    main = sys.modules["__main__"] = ModuleType("__main__")
+    loader = importlib.machinery.SourceFileLoader("__main__", path)
+    main.__dict__.update(__file__=path, __cached__=None, __builtins__=builtins, __loader__=loader)
+    exec(code, main.__dict__)
 
 
 def _exit_code(stop: SystemExit) -> int:

@@ -44,7 +44,7 @@ def worker_environment(
         "MASTER_PORT": str(form.store_port),
         "TORCHELASTIC_RESTART_COUNT": str(form.generation - 1),
         "TORCHELASTIC_MAX_RESTARTS": str(work.max_restarts),
-        "TORCHELASTIC_RUN_ID": work.job,
+        "TORCHELASTIC_RUN_ID": user.get("TORCHELASTIC_RUN_ID", work.job),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
         "TORCHELASTIC_ERROR_FILE": "" if error_file is None else str(error_file),
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": os.environ.get("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1"),

@@ -11,7 +11,7 @@ import contextlib
 import ctypes
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
@@ -74,6 +74,12 @@ def _parent_of(pid: str) -> int:
     return -1
 
 
+def _group_of(pid: str) -> int:
+    with contextlib.suppress(OSError):
+        return int(_stat_of(pid)[2])
+    return -1
+
+
 def _stat_of(pid: int | str) -> list[str]:
     """The fields of /proc/PID/stat from the state on (proc(5)). Raises OSError."""
     # The command in parentheses may hold anything, so count fields from its end.
@@ -103,8 +109,16 @@ def send_signal(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
-def kill_group(leader: int) -> None:
-    """SIGKILL a process and all of its group. The caller is its parent and has not reaped it yet."""
+def kill_group(leader: int, spare: Callable[[int], bool] | None = None) -> None:
+    """SIGKILL a process and all of its group. The caller is its parent and has not reaped it yet.
+
+    ``spare``: which of its group are to live on; each is looked at then, which takes milliseconds.
+    """
+    if spare is not None:
+        members = {int(entry) for entry in os.listdir("/proc") if entry.isdigit() and _group_of(entry) == leader}
+        for pid in {leader, *(pid for pid in members if not spare(pid))}:
+            send_signal(pid, signal.SIGKILL)
+        return
     try:
         os.killpg(leader, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):  # so young that it has no session yet, and so no group

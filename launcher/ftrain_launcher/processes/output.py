@@ -31,12 +31,23 @@ def log_path(log_folder: Path, generation: int, rank: int) -> Path:
     return log_folder / f"generation-{generation}" / f"rank-{rank}.log"
 
 
-def last_lines(path: Path, count: int, bytes_max: int = 1 << 16) -> list[str]:
-    """The last lines of a file, from at most its last ``bytes_max`` bytes; none if there is no file."""
+def size_of(path: Path) -> int:
+    """How many bytes the file has; 0 too if there is none."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def last_lines(path: Path, count: int, bytes_max: int = 1 << 16, *, since: int = 0) -> list[str]:
+    """The last lines of a file, from at most its last ``bytes_max`` bytes; none if there is no file.
+
+    ``since``: only what was written after so many bytes.
+    """
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - bytes_max))
+            file.seek(max(since, size - bytes_max))
             text = file.read(bytes_max).decode(errors="replace")
     except FileNotFoundError:
         return []
@@ -138,14 +149,10 @@ class OutputTail:
         self._thread = threading.Thread(target=self._run, name="worker output", daemon=True)
         self._thread.start()
 
-    def follow(self, path: Path, prefix: str, *copies: Terminal | Filtered, from_end: bool = False) -> None:
-        """Copy what is written to ``path``, which may not exist yet. ``from_end``: only what comes from now on."""
-        offset = 0
-        if from_end:
-            with contextlib.suppress(FileNotFoundError):
-                offset = path.stat().st_size
+    def follow(self, path: Path, prefix: str, *copies: Terminal | Filtered, since: int = 0) -> None:
+        """Copy what is written to ``path``, which may not exist yet, after so many bytes."""
         with self._lock:
-            self._files[path] = _Followed(LineCutter(prefix), copies, offset)
+            self._files[path] = _Followed(LineCutter(prefix), copies, since)
 
     def finish(self, path: Path) -> None:
         """Its writer has ended: copy the rest, a begun last line included, and forget the file. Does not wait."""

@@ -70,6 +70,8 @@ class Zygote:
         self._pid = os.getpid()
         self._running: dict[str, int] = {}
         self._exits: dict[str, Exited] = {}  # not yet acknowledged
+        self._programs: set[int] = set()
+        """Those of these that are no Python of ours: what clears up after them is in their groups."""
         self._zygotes: set[int] = set()
         self._owner: Client | None = None
         self._terminated = False
@@ -174,9 +176,12 @@ class Zygote:
             return
         for pid in (self._running[id] for id in kill.ids if id in self._running):
             if kill.signal == signal.SIGKILL:
-                linux.kill_group(pid)
+                self._kill_group(pid)
             else:
                 linux.send_signal(pid, kill.signal)
+
+    def _kill_group(self, pid: int) -> None:
+        linux.kill_group(pid, is_caretaker if pid in self._programs else None)
 
     def _spawn(self, client: Client, spawn: Spawn) -> Role | None:
         if spawn.start == "fork" and spawn.kind != "exec" and linux.thread_count() > 1:
@@ -194,6 +199,8 @@ class Zygote:
             self._clients.send(client, Spawned(spawn.id, 0, str(error)))
         else:
             self._running[spawn.id] = pid
+            if spawn.kind == "exec":
+                self._programs.add(pid)
             self._clients.send(client, Spawned(spawn.id, pid, ""))
         for fd in set(output_fds):
             os.close(fd)
@@ -245,7 +252,8 @@ class Zygote:
             reaped = True
             self._zygotes.discard(pid)
             if pid in ids:
-                linux.kill_group(pid)
+                self._kill_group(pid)
+                self._programs.discard(pid)
                 del self._running[ids[pid]]
                 self._note(Exited(ids[pid], pid, code, number))
         # A process that a worker detached may serve other workers too: it ends with the last of them.
@@ -276,7 +284,7 @@ class Zygote:
         """Kill what is left and wait until it is gone."""
         log("zygote_end", socket=self._role.socket_path, killed=len(self._running))
         for pid in self._running.values():
-            linux.kill_group(pid)
+            self._kill_group(pid)
         deadline = time.monotonic() + _END_TIMEOUT_SECONDS
         while linux.children_of(self._pid) - self._zygotes and time.monotonic() < deadline:
             self._kill_orphans()
