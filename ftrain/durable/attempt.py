@@ -130,9 +130,18 @@ class Attempt:
         """Say that this part will not come, and take back what was written of it; as far as that is possible."""
         if self._part is not None:
             failed = msgspec.structs.replace(self._part, expires=0.0, failure=reason, items=(), aliases=(), file="")
-            with suppress(StorageError):  # then its claim ends by itself
-                self._put_record(failed)
+            said = self._say(failed)
+            with suppress(StorageError):
                 self._storage.remove(self._job.step, [data_name(self._job.position, self._part.number)])
+            if not said:  # a full disk has room now; else the claim ends by itself
+                self._say(failed)
+
+    def _say(self, failed: Part) -> bool:
+        """Whether others can read it now."""
+        with suppress(StorageError):
+            self._put_record(failed)
+            return True
+        return False
 
     # This node's part.
 
@@ -266,7 +275,10 @@ class _Items:
 
     def put(self, key: str, path: Path, value: Any) -> None:
         """Serialise as DCP does."""
-        torch.save(value, cast(IO[bytes], self._stream))
+        try:
+            torch.save(value, cast(IO[bytes], self._stream))
+        except RuntimeError as error:  # torch ends its archive all the same, and complains of that instead
+            raise (self._stream.failure or error) from None
         marked = self._stream.mark()
         item = Item(key, path, self.file, marked.offset, marked.length, marked.sum)
         if isinstance(value, torch.Tensor):

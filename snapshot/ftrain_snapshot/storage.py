@@ -136,6 +136,8 @@ class Stream:
 
     def __init__(self, file: Any, url: str) -> None:
         self.length = 0
+        self.failure: StorageError | None = None
+        """Why nothing more can be written."""
         self._file, self._url = file, url
         self._begin()
 
@@ -145,8 +147,12 @@ class Stream:
 
     def write(self, data: bytes | memoryview) -> int:
         """Append. Raises StorageError."""
-        with _said(self._url):
-            self._file.write(data)
+        try:
+            with _said(self._url):
+                self._file.write(data)
+        except StorageError as error:
+            self.failure = error
+            raise
         self._sum.update(data)
         view = memoryview(data).cast("B")
         done = 0
@@ -261,8 +267,13 @@ class Storage:
     def write(self, step: int, name: str, data: bytes) -> None:
         """A small file, whole or not at all, in place of one that was there."""
         draft = f"{_DRAFT}{name.strip('.')}.{os.getpid()}.{time.monotonic_ns()}"
-        with self.stream(step, draft) as stream:
-            stream.write(data)
+        try:
+            with self.stream(step, draft) as stream:
+                stream.write(data)
+        except StorageError:
+            with suppress(StorageError):
+                self.remove(step, [draft])
+            raise
         with _said(self.url):
             self._fs.mv(self._at(step, draft), self._at(step, name))
             if self._local:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import durable_job as job
 import pytest
 import torch.distributed.checkpoint as dcp
 from durable_memory import Memory, Writers, started_writers
+from needs import require_root
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecWriter
 
 from ftrain.durable.reader import Checkpoint, read_state
@@ -100,6 +103,30 @@ def test_it_ends_with_4_when_the_storage_refuses(memory: Memory, writers: Writer
     ((code, _, said),) = writers.run(memory.writer(0, memory.capture(5)))
     assert (code, said.count("\n")) == (4, 1)
     assert said.startswith(f"ftrain durable: --durable {memory.url}: ")
+
+
+def test_a_full_disk_is_left_as_it_was(memory: Memory, writers: Writers) -> None:
+    """What a failed write had used is there for the next one."""
+    require_root()
+    disk = Path(memory.url)
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], check=True, timeout=10)
+    try:
+        others = disk / "of somebody else"
+        with others.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free - (16 << 10))
+        for step in (5, 6):
+            snapshot = memory.capture(step)
+            ends = writers.run(*(memory.writer(p, snapshot) for p in range(2)))
+            assert 4 in {code for code, _, _ in ends} <= {4, 5}, ends  # 5: what the other one took back was enough
+            assert any("No space left" in said for _, _, said in ends)
+            left = os.listdir(disk / f"step-{step:08}")
+            assert not [name for name in left if not name.startswith("ftrain.part")]
+        others.unlink()
+        memory.write(writers, memory.capture(7))
+        assert memory.steps() == [7]
+    finally:
+        subprocess.run(["umount", str(disk)], check=True, timeout=10)
 
 
 def test_it_ends_with_5_when_others_are_missing(memory: Memory, writers: Writers) -> None:
