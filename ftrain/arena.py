@@ -81,6 +81,10 @@ class Arena:
         """
         self._begin(int(unit_bytes * GROWTH), lambda: False)
 
+    def make_do(self) -> None:
+        """There is no more memory: what the lane has may be used, by a state that fits into it."""
+        self._reserving = None
+
     def ready(self, patience_seconds: float | None = None) -> bool:
         """Whether the lane has what was asked for, after waiting so long (None: until it has). Raises ArenaFull."""
         return self._reserving is None or self._reserving.is_mapped(patience_seconds)

@@ -7,12 +7,20 @@ worker never fails because its agent is away. This module never imports torch: t
 
 from __future__ import annotations
 
+import re
 import socket
 from pathlib import Path
 
 import msgspec
 
 from ftrain_snapshot.frames import connect_unix, send_frame
+
+COMMUNICATION = re.compile(
+    r"gloo|nccl|connectFullMesh|Connection (closed|reset|refused)|Broken pipe|Socket Timeout"
+    r"|TCPStore|c10d|rendezvous|Timed out waiting|Application timeout|process ?group",
+    re.IGNORECASE,
+)
+"""What errors of communication say: gloo's are plain RuntimeErrors, so that only the text tells."""
 
 
 class Hello(msgspec.Struct, frozen=True, tag="hello"):
@@ -80,7 +88,7 @@ class OutOfMemory(msgspec.Struct, frozen=True, tag="out_of_memory"):
     needed_bytes: int
     available_bytes: int
     goes_on: bool = False
-    """The rank trains all the same: there is a snapshot of another world to fall back to."""
+    """The rank trains all the same: there is a snapshot to fall back to, of another world or of a smaller state."""
 
 
 class Finished(msgspec.Struct, frozen=True, tag="finished"):
@@ -115,6 +123,10 @@ class Certified(msgspec.Struct, frozen=True, tag="certified", kw_only=True):
     samples: dict[str, int]
     """How many samples were trained on by then; the ranks' next batches together are the next global batch."""
     seconds: float
+
+
+class Unlike(msgspec.Struct, frozen=True, tag="unlike"):
+    """This rank has laid out what all ranks hold the same in another order than rank 0: no snapshot counts."""
 
 
 class Stays(msgspec.Struct, frozen=True, tag="stays"):
@@ -159,6 +171,7 @@ LinkMessage = (
     | Finished
     | Halted
     | Certified
+    | Unlike
     | Stays
     | Waits
     | StoreReady

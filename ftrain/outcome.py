@@ -8,7 +8,6 @@ a script ends with passes through; being asked to stop is no failure.
 
 from __future__ import annotations
 
-import re
 import signal
 import sys
 import threading
@@ -21,19 +20,13 @@ from types import FrameType
 import torch.distributed as dist
 
 from ftrain.errors import LossNotFinite, MeshImpossible, PeerSilent
-from ftrain.link import Failed, Misfit
+from ftrain.link import COMMUNICATION, Failed, Misfit
 
 FATE_TIMEOUT_SECONDS = 10.0
 """How long a rank with a broken connection waits for the agent to end it."""
 TERMINATED = 128 + signal.SIGTERM
 INTERRUPTED = 128 + signal.SIGINT
 TRACEBACK_CHARACTERS_MAX = 200_000
-
-_COMMUNICATION = re.compile(
-    r"gloo|nccl|connectFullMesh|Connection (closed|reset|refused)|Broken pipe|Socket Timeout"
-    r"|TCPStore|c10d|rendezvous|Timed out waiting|Application timeout|process ?group",
-    re.IGNORECASE,
-)
 
 
 def is_communication_error(error: BaseException) -> bool:
@@ -42,7 +35,7 @@ def is_communication_error(error: BaseException) -> bool:
     while seen is not None:
         if isinstance(seen, PeerSilent | dist.DistError):
             return True
-        if type(seen) is RuntimeError and _COMMUNICATION.search(str(seen)):
+        if type(seen) is RuntimeError and COMMUNICATION.search(str(seen)):
             return True
         seen = seen.__cause__
     return False

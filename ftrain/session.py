@@ -25,7 +25,7 @@ from ftrain.errors import ArenaFull, StateMismatch
 from ftrain.gradients import live_gradients, load_gradients, watch_optimizer
 from ftrain.group import connect_store
 from ftrain.halt import Halt
-from ftrain.link import AgentLink, FirstStep, OutOfMemory, Restored
+from ftrain.link import AgentLink, FirstStep, OutOfMemory, Restored, Unlike
 from ftrain.live import Held
 from ftrain.probe import foreseen_bytes
 from ftrain.replicas import ReplicaCheck
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from ftrain.reshard.storage import SnapshotReader
 
 MEMORY_PATIENCE_SECONDS = 0.25
-"""A commit waits so long for memory where the job has a snapshot of another world to fall back to; then it is skipped.
-Where it has none, as long as it takes."""
+"""All commits together wait so long for memory where the job has a snapshot of another world to fall back to; then
+they are skipped until it is there. Where it has none, as long as it takes."""
 LAST_PATIENCE_SECONDS = 30.0
 """The last step's snapshot waits so long for the one before it; protecting takes a few seconds at most."""
 
@@ -87,6 +87,7 @@ class Session:
         self._restored: dict[str, Any] | None = None
         self._announced = self._begun = self._stepped = False
         self._wanted_bytes, self._is_short = 0, False
+        self._patience_seconds = MEMORY_PATIENCE_SECONDS
 
     def track(self, objects: Mapping[str, Any]) -> None:
         """Add objects to the state; put back their part of the snapshot that this generation starts from."""
@@ -122,7 +123,7 @@ class Session:
         if self._begun:
             return
         self._begun = True
-        if self._job.origin is None:  # what is short is better said now than after the first step
+        if self._job.origin is None and self._job.restore is None:  # better said now than after the first step
             self._arena.ready(None if self._job.start is None else 0.0)
         if self._job.start is not None:
             if self._restored is None:
@@ -195,7 +196,7 @@ class Session:
 
     def _snapshot(self, step: int, settled: bool, sound: bool, wanted: bool, last: bool) -> None:
         self._capturer.finish()
-        patience = MEMORY_PATIENCE_SECONDS if self._job.origin is not None and not last else None
+        patience = self._patience_seconds if self._job.origin is not None and not last else None
         if patience is not None and not self._stepped:
             patience = 0.0  # its memory is reserved after it
         possible = settled and sound and wanted and (self._rank != 0 or self._has_memory(patience))
@@ -216,25 +217,33 @@ class Session:
                 self._arena.client.skip(snapshot)
                 return
         self._capturer.begin(snapshot, content, manifest, self._arena.lane)
+        if self._slots.capture(step, content.plan.digest):
+            self._link.send(Unlike())
 
     def _has_memory(self, patience_seconds: float | None) -> bool:
-        """Whether the lane is there, after waiting so long for it. Raises ArenaFull.
+        """Whether the lane is there, after waiting so long for it. Raises ArenaFull if there never was a snapshot.
 
-        Fewer nodes need more memory each. Where there is not so much the job goes on all the same, from the snapshot
-        that the larger world captured, which is kept; and asks again.
+        Fewer nodes need more memory each, and a state may outgrow what it has. Where there is not so much the job goes
+        on all the same, from the snapshot that there is, which is kept; and asks again.
         """
         try:
             if self._arena.ready(0.0):
                 return True
             recorder.note_hold()
-            return self._arena.ready(patience_seconds)
+            is_ready = self._arena.ready(patience_seconds)
+            if patience_seconds:  # each step would wait as long, and the memory be there no sooner
+                self._patience_seconds = 0.0
+            return is_ready
         except ArenaFull as error:
-            if self._job.origin is None:
+            if self._job.origin is None and self._job.restore is None and self._capturer.newest is None:
                 raise
             if not self._is_short:
                 self._is_short = True
                 self._link.send(OutOfMemory(error.needed_bytes, error.available_bytes, goes_on=True))
-            self._arena.reserve(self._wanted_bytes)
+            if self._job.origin is None:
+                self._arena.make_do()
+            else:
+                self._arena.reserve(self._wanted_bytes)
             return False
 
     def _collect(self, step: int) -> tuple[Content, bytes]:

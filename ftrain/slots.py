@@ -7,6 +7,9 @@ ranks so capture the same versions into the same slots.
 
 One key is enough, however far rank 0 runs ahead (ranks that accumulate gradients do not wait for each other): the
 gate gives no new ticket before all ranks have sealed the last one's snapshot, or somebody has given it up.
+
+With it goes how rank 0 has laid out what all ranks hold the same. The gate drops snapshots that the ranks laid out in
+different ways, for their shares are not of one whole; who follows sees why, and says so.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ POLL_SECONDS_MAX = 0.005
 NOTE_SECONDS = 0.2
 """Whoever waits for longer says so."""
 _KEY = "ftrain/snapshot/newest"
+_TOLD = "ftrain/snapshot/unlike"
 
 
 class _Word(NamedTuple):
@@ -32,6 +36,10 @@ class _Word(NamedTuple):
     opened: int
     """The newest that is captured, into ``slot``."""
     slot: int
+    before: int = -1
+    """The one that it captured before that,"""
+    layout: int = 0
+    """and the digest of what it had laid out then."""
 
 
 class Store(Protocol):
@@ -45,6 +53,9 @@ class Store(Protocol):
 
     def check(self, keys: list[str]) -> bool:
         """All these keys are there."""
+
+    def add(self, key: str, amount: int) -> int:
+        """Count, all ranks together; the sum."""
 
 
 class Gate(Protocol):
@@ -76,6 +87,7 @@ class SlotChooser:
         # who close the gate when they are configured anew.
         self._last_ticket = -1
         self._word = _Word(-1, -1, -1)
+        self._captured: tuple[int, int] = (-1, 0)
 
     def choose(self, version: int, *, possible: bool = True, patience_seconds: float = 0.0) -> int | None:
         """The slot for this version; None: skip it. ``possible``: rank 0 can be captured at all.
@@ -87,10 +99,21 @@ class SlotChooser:
             self._follow(version)
         else:
             slot = self._decide(patience_seconds) if possible else None
-            _, opened, last = self._word
-            self._word = _Word(version, opened, last) if slot is None else _Word(version, version, slot)
+            if slot is None:
+                self._word = self._word._replace(decided=version)
+            else:
+                self._word = _Word(version, version, slot, *self._captured)
             self._store.set(_KEY, " ".join(map(str, self._word)))
         return self._word.slot if self._word.opened == version else None
+
+    def capture(self, version: int, layout: int) -> bool:
+        """This rank captures ``version`` now, laid out like this.
+
+        True, once in a generation and on one rank only: its last capture was laid out otherwise than rank 0's.
+        """
+        (before, own), self._captured = self._captured, (version, layout)
+        is_unlike = before >= 0 and self._word.before == before and self._word.layout != own
+        return is_unlike and self._store.add(_TOLD, 1) == 1
 
     def _decide(self, patience_seconds: float) -> int | None:
         assert self._gate is not None

@@ -90,7 +90,7 @@ class ModuleSource(Source):
                     self._paths.setdefault(id(tensor), f"{prefix}.{leaf}".removeprefix("."))
         cells = [vars(module)[key] for module in modules for key in _CELLS]
         self._contents = Containers(members=map(vars, modules), keys=_CELLS, dictionaries=cells)
-        self._listed = _dense(chain.from_iterable(map(dict.values, cells)))
+        self._listed = _dense(chain.from_iterable(cell.values() for cell in cells))
         self.own = list(map(local_of, self._listed))
         self._plain = _is_plain(modules)
         self._packed: msgspec.Raw | None = None

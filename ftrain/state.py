@@ -7,8 +7,10 @@ out (``persistent=False``): they are state all the same. A DTensor's bytes are t
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,10 +115,12 @@ def load_state(name: str, tracked: Any, state: dict[str, Any], others: Iterable[
     """
     _check_shards(name, tracked, state)
     state = joined(state, [tracked, *others])
-    if isinstance(tracked, nn.Module):
-        _fill_expanded(tracked, state["state"])
+    own = own_tensors(tracked) if isinstance(tracked, nn.Module) else {}
+    _fill_expanded(own, state["state"])
+    _warn_of_conversion(name, own, state["state"])
     try:
-        tracked.load_state_dict(state["state"])
+        with _writing(own.values()):
+            tracked.load_state_dict(state["state"])
     except (KeyError, RuntimeError, ValueError) as error:
         raise StateMismatch(f"{name}: the snapshot does not fit this object: {error}") from error
     if isinstance(tracked, nn.Module):
@@ -169,13 +173,26 @@ def _transient_buffers(module: nn.Module) -> Iterator[tuple[str, nn.Module, str]
                 yield f"{prefix}.{name}".removeprefix("."), owner, name
 
 
-def _fill_expanded(module: nn.Module, state: dict[str, Any]) -> None:
+def _fill_expanded(own: Mapping[str, torch.Tensor], state: dict[str, Any]) -> None:
     """Tensors made by ``expand`` repeat their elements, and ``load_state_dict`` refuses to write into these."""
-    for path, tensor in own_tensors(module).items():
+    for path, tensor in own.items():
         saved = state.get(path)
         if _is_expanded(tensor) and isinstance(saved, torch.Tensor) and saved.shape == tensor.shape:
             fill_tensor(tensor, saved)
             state[path] = tensor  # loading finds that it is there already
+
+
+def _warn_of_conversion(name: str, own: Mapping[str, torch.Tensor], state: Mapping[str, Any]) -> None:
+    """Of the first tensor that has another dtype here: torch converts, and rounds, without a word."""
+    for path, tensor in own.items():
+        saved = state.get(path)
+        if isinstance(saved, torch.Tensor) and saved.dtype != tensor.dtype:
+            warnings.warn(
+                f"{name}.{path} was captured as {saved.dtype} and is {tensor.dtype} here: what is restored is "
+                "converted. If that is not meant, give it that dtype again before ctx.track",
+                stacklevel=3,
+            )
+            return
 
 
 def _is_expanded(tensor: torch.Tensor) -> bool:
@@ -187,7 +204,13 @@ def fill_tensor(tensor: torch.Tensor, value: torch.Tensor) -> None:
     for dimension, stride in enumerate(tensor.stride()):
         if stride == 0 and tensor.shape[dimension] > 1:
             tensor, value = tensor.narrow(dimension, 0, 1), value.narrow(dimension, 0, 1)
-    tensor.copy_(value)
+    with _writing([tensor]):
+        tensor.copy_(value)
+
+
+def _writing(tensors: Iterable[torch.Tensor]) -> AbstractContextManager[object]:
+    """Tensors that were made in inference mode (a cache that an evaluation filled) can be written to only there."""
+    return torch.inference_mode() if any(tensor.is_inference() for tensor in tensors) else nullcontext()
 
 
 def _load_buffers(name: str, module: nn.Module, buffers: dict[str, torch.Tensor]) -> None:

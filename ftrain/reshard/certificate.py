@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -100,7 +100,8 @@ def judge(accounts: Sequence[Account], names: Iterable[str], snapshot: Iterable[
     untracked = set(names).difference(*(each.objects for each in accounts))
     wrong = [f"the snapshot holds {name}, which no rank tracks" for name in sorted(untracked)]
     wrong += map(str, findings(states, are_kept=False))
-    return [*wrong, *_left_out(states, snapshot), *_unequal(accounts), *_miscounted(accounts),
+    sums = [(each.state, each.sums) for each in accounts]
+    return [*wrong, *_left_out(states, snapshot), *_unequal(sums, _is_shared), *_miscounted(accounts),
             *_missampled(accounts)]  # fmt: skip
 
 
@@ -129,11 +130,16 @@ def certify(
 def check_layout(live: Live) -> None:
     """A collective, as a job begins: do the parts that ranks hold by a script's rules make up what they are parts of?
 
-    Else nobody could take the state over once a node is lost. Raises LayoutInvalid, on all ranks.
+    And are those equal that are said to be: a part that is cut by hand looks like a replica of the others. Else nobody
+    could take the state over once a node is lost. Raises LayoutInvalid, on all ranks.
     """
-    states = [msgspec.msgpack.decode(each, type=RankState) for each in _gathered(msgspec.msgpack.encode(live.state))]
-    wrong = _shown([str(each) for each in findings(states, are_kept=False)])
-    if verdict := _broadcast("; ".join(wrong)):
+    sums = [
+        _sum(memory) if _is_replica(each) else 0 for each, memory in zip(live.state.tensors, live.tensors, strict=True)
+    ]
+    gathered = _gathered(msgspec.msgpack.encode((live.state, sums)))
+    said = [msgspec.msgpack.decode(each, type=tuple[RankState, tuple[int, ...]]) for each in gathered]
+    wrong = [str(each) for each in findings([state for state, _ in said], are_kept=False)]
+    if verdict := _broadcast("; ".join(_shown([*wrong, *_unequal(said, _is_replica)]))):
         raise LayoutInvalid(f"by ctx.layout the ranks do not hold the state as a whole: {verdict}")
 
 
@@ -167,12 +173,13 @@ def _left_out(states: Iterable[RankState], snapshot: Iterable[RankState]) -> Ite
     return (f"{name}: the snapshot holds it, and no rank has taken it" for name in lost)
 
 
-def _unequal(accounts: Sequence[Account]) -> Iterator[str]:
+def _unequal(said: Iterable[tuple[RankState, Sequence[int]]], counts: Callable[[LogicalTensor], bool]) -> Iterator[str]:
+    """Of the tensors that count, given each rank's checksums."""
     found: dict[tuple[str, object, object], dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for each in accounts:
-        for tensor, hashed in zip(each.state.tensors, each.sums, strict=True):
-            if _is_shared(tensor):
-                found[tensor.name, tensor.axes, tensor.strides][hashed].append(each.state.rank)
+    for state, sums in said:
+        for tensor, hashed in zip(state.tensors, sums, strict=True):
+            if counts(tensor):
+                found[tensor.name, tensor.axes, tensor.strides][hashed].append(state.rank)
     for key, by_sum in found.items():
         if len(by_sum) > 1:
             ranks = " and ".join(str(ranks) for ranks in by_sum.values())
@@ -241,6 +248,11 @@ def sum_of(samples: Iterable[int]) -> int:
 
 def _is_shared(tensor: LogicalTensor) -> bool:
     return tensor.scope is Scope.SAME and tensor.copies != 1
+
+
+def _is_replica(tensor: LogicalTensor) -> bool:
+    """Its layout says so."""
+    return tensor.scope is Scope.SAME and tensor.copies > 1
 
 
 def _sum(tensor: Tensor) -> int:

@@ -38,6 +38,9 @@ from ftrain.state import load_state
 Made = dict[str, dict[str, Tensor]]
 """An optimizer's tensors, by parameter and key."""
 _EXTRA = "_extra_state"
+_KERNELS = ("foreach", "fused")
+"""Of a group's settings: how it is computed, which this world's layout decides (plain tensors beside DTensors want
+neither), not what."""
 _UNSEEN = (*TRANSPARENT, "module")
 
 
@@ -192,7 +195,9 @@ class Restoring:
         for number, group in enumerate(optimizer.param_groups):
             inside = dict(islice(names, len(group["params"])))
             settings = group_settings(name, number, list(inside.values()), kept)
-            groups.append({**self._of(settings, settings.settings if settings else {}), "params": list(inside)})
+            taken = self._of(settings, settings.settings if settings else {})
+            own = {key: group[key] for key in _KERNELS if key in group}
+            groups.append({**taken, **own, "params": list(inside)})
             for index, parameter in inside.items():
                 if values := {**made[parameter], **self._of(kept[parameter], kept[parameter].values)}:
                     states[index] = values

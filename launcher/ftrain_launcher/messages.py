@@ -190,8 +190,8 @@ class Trouble(msgspec.Struct, frozen=True, tag="trouble"):
     node: str
     generation: int
     kind: str
-    """``daemon_exit`` (restarted) and ``chunks_damaged``, with which training goes on; ``store_lost``, ``form_failed``,
-    ``restore_failed``."""
+    """``daemon_exit`` (restarted), ``chunks_damaged``, ``unlike_ranks``: training goes on; ``store_lost``,
+    ``form_failed``, ``restore_failed``."""
     reason: str
 
 
@@ -274,6 +274,11 @@ class Elect(msgspec.Struct, frozen=True, tag="elect"):
 
 class Recall(msgspec.Struct, frozen=True, tag="recall"):
     """Say what was told of the newest generation that the node took ranks of: this candidate does not know it."""
+
+
+STORE_SECONDS_MAX = 40.0
+"""How long a node may take until the store that it hosts listens: while the job begins its zygote forks between two
+imports, and one of them may take many seconds of a machine that is busy."""
 
 
 class Stop(msgspec.Struct, frozen=True, tag="stop"):

@@ -61,7 +61,7 @@ def build(name: str) -> tuple[dict[str, Any], Describer]:
         if "running_mean" in buffer_name:
             buffer.fill_(100.0 + RANK)
     optimizer = stepped(model)
-    optimizer.param_groups[0]["lr"] = 0.125
+    optimizer.param_groups[0] |= {"lr": 0.125, "foreach": True}
     sampler = ElasticSampler(64, global_batch=12, seed=1, rank=RANK, world_size=WORLD)
     sampler._drawn = 6
     describer = Describer(RANK, WORLD)
@@ -165,7 +165,8 @@ def restore(folder: Path, name: str, lost: frozenset[int], *, stored: bool = Fal
     for parameter, state in objects["optimizer"].state.items():
         assert isinstance(state["exp_avg"], DTensor) is isinstance(parameter, DTensor)
         assert not isinstance(state["step"], DTensor)
-    assert objects["optimizer"].param_groups[0]["lr"] == 0.125
+    group = objects["optimizer"].param_groups[0]
+    assert (group["lr"], group["foreach"]) == (0.125, False)  # how it is computed is this world's own
     assert objects["sampler"].position == 6
     rng = restoring.rng()
     if old.size > RANK:

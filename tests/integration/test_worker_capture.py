@@ -494,6 +494,30 @@ def state_dict_that_writes() -> Case:
     return made
 
 
+@case
+def made_in_inference_mode() -> Case:
+    """Buffers that only inference mode may write to: a cache that an evaluation has made."""
+    model = net()
+    with torch.inference_mode():
+        model.register_buffer("table", torch.randn(100, 200))
+        model.register_buffer("cache", torch.randn(1, 3).expand(4, 3), persistent=False)
+
+    def turn(index: int) -> None:
+        with torch.inference_mode():
+            model.table.add_(1)  # type: ignore[operator, union-attr]
+            model.cache[:1].add_(1)  # type: ignore[index, operator, union-attr]
+
+    return simple(model, torch.optim.AdamW(model.parameters()), turn)
+
+
+@case
+def scripted() -> Case:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = torch.jit.script(net(nn.BatchNorm1d(WIDTH)))
+    return simple(model, torch.optim.AdamW(model.parameters()))
+
+
 def copied(objects: dict[str, Any]) -> dict[str, Any]:
     return {name: copy.deepcopy(state_of(tracked)) for name, tracked in objects.items()}
 

@@ -10,7 +10,16 @@ from ftrain_launcher.engine_messages import StartNode, StopJob
 from ftrain_launcher.job.events import ControllerRestarted, EndJob, HostCame, Left, Progress, StoodStill, Tick
 from ftrain_launcher.job.membership import NodeState, Phase
 from ftrain_launcher.job.policy import EXIT_LOST, EXIT_NO_PROGRESS, EXIT_NODES, EXIT_PROGRAM, EXIT_USAGE
-from ftrain_launcher.messages import ArenaShort, Form, RankRestored, Shutdown, Stop, Stopped, Trouble
+from ftrain_launcher.messages import (
+    STORE_SECONDS_MAX,
+    ArenaShort,
+    Form,
+    RankRestored,
+    Shutdown,
+    Stop,
+    Stopped,
+    Trouble,
+)
 from ftrain_snapshot.messages import Inventory
 
 BOTH = {snapshot(4): WHOLE, snapshot(5, slot=1): DATA}
@@ -474,6 +483,17 @@ def test_a_node_that_does_not_stop_in_time_is_lost(job: Job) -> None:
     job.tell(Tick(), after=job.config.stop_timeout_seconds)
     assert job.coordinator.nodes["node-1"].state is NodeState.LOST
     assert job.to("node-3", Stop)
+
+
+def test_the_node_that_hosts_the_store_has_time_to_start_it() -> None:
+    job = Job()
+    for node in list(job.started):
+        job.join(node)
+    job.stop_all(but=("node-0",))
+    job.tell(Tick(), after=STORE_SECONDS_MAX)
+    job.stopped("node-0")
+    assert len(job.forms()) == job.config.nodes
+    assert not job.coordinator.incidents_total
 
 
 def test_the_same_answer_twice_changes_nothing(job: Job) -> None:

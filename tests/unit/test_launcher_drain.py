@@ -12,7 +12,8 @@ from ftrain_launcher.commands import nodes
 from ftrain_launcher.errors import ControllerAway
 from ftrain_launcher.jobs import JobFolder
 
-HOLDS = {"name": "node-1", "state": "active", "position": 1, "cordon": {"leaves": True}}
+HOLDS = {"name": "node-1", "state": "active", "position": 1, "cordon": {"leaves": True, "hindrance": ""}}
+HINDERED = HOLDS | {"cordon": {"leaves": True, "hindrance": "no other node is there to take them"}}
 STAYS = HOLDS | {"cordon": {"leaves": False}}
 LEFT = HOLDS | {"state": "cordoned", "position": None}
 LOST = HOLDS | {"state": "lost"}
@@ -29,7 +30,9 @@ AWAY = ControllerAway("it does not answer")
         ([HOLDS, LOST], [], 0, "it may be switched off"),
         ([STAYS], [], 1, "node-1: keeps its ranks until the next fault"),
         ([HOLDS, STAYS], [], 1, "keeps its ranks until the next fault"),
-        ([HOLDS], ["--timeout-seconds", "0"], 1, "node-1: still holds its ranks"),
+        ([HOLDS], ["--timeout-seconds", "0"], 1, "node-1: still holds its ranks: no step has ended"),
+        ([HINDERED], ["--timeout-seconds", "0"], 1, "node-1: still holds its ranks: no other node is there"),
+        ([HINDERED, HINDERED, LEFT], [], 0, "node-1: still holds its ranks: no other node is there"),
         ([HOLDS, LET_IN], [], 2, "node-1 is not drained: it was let in again meanwhile"),
         ([HOLDS], ["--timeout-seconds", "-1"], 2, "--timeout-seconds must be 0 or more"),
     ],
@@ -52,6 +55,7 @@ def test_it_waits_until_the_node_can_be_switched_off(
 
     monkeypatch.setattr(query, "ask", ask)
     monkeypatch.setattr(nodes, "_POLL_SECONDS", 0.0)
+    monkeypatch.setattr(nodes, "_PATIENCE_SECONDS", 0.0)
     monkeypatch.setattr(JobFolder, "find", lambda name: SimpleNamespace(result=lambda: None))
     with pytest.raises(SystemExit) as ended:
         cli.main(["drain", "node-1", *flags])

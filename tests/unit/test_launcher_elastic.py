@@ -8,7 +8,7 @@ from unit.coordinator_job import DATA, WHOLE, Job, config, snapshot
 
 from ftrain.link import Certified, Misfit
 from ftrain_launcher.job.events import LAST_CALL_SECONDS, CordonNode, JobConfig, Leave, Progress, Tick
-from ftrain_launcher.job.growth import GROW_AFTER_SECONDS
+from ftrain_launcher.job.growth import FIRST_SNAPSHOT_SECONDS, GROW_AFTER_SECONDS
 from ftrain_launcher.job.halting import DOUBLINGS_MAX, HOLD_SECONDS, RETRY_SECONDS
 from ftrain_launcher.job.membership import NodeState, Phase
 from ftrain_launcher.job.policy import EXIT_LOST, EXIT_PROGRAM, EXIT_USAGE
@@ -141,6 +141,7 @@ def test_a_node_that_comes_is_taken_in_at_the_end_of_a_step() -> None:
     newcomer = job.started[-1]
     assert newcomer == "node-4", "one is asked for once the job trains again"
     job.join(newcomer)
+    job.tell(Progress(2, 6, 6))
     assert not job.to("node-0", Stop)[1:]
     job.tell(Tick(), after=GROW_AFTER_SECONDS)
     for node in job.members():
@@ -159,6 +160,34 @@ def test_a_node_that_comes_is_taken_in_at_the_end_of_a_step() -> None:
     assert (grown.cause.kind, grown.steps_lost) == ("grown", 0)
     job.tell(StateCertified("node-0", 3, CERTIFIED))
     assert grown.certificate == CERTIFIED
+
+
+def test_nobody_is_taken_in_while_nothing_of_the_present_size_is_safe() -> None:
+    job = just_shrunk()
+    job.tell(Progress(2, 6, None))
+    job.tell(Tick(), after=GROW_AFTER_SECONDS)
+    assert not job.coordinator.halting.under_way, "all would stand still for the memory of their first snapshot"
+    job.tell(Progress(2, 6, 6))
+    assert job.coordinator.halting.under_way
+
+
+def test_nobody_waits_for_long_for_snapshots_that_are_rare() -> None:
+    job = just_shrunk()
+    job.tell(Tick(), after=FIRST_SNAPSHOT_SECONDS - 1.0)
+    assert not job.coordinator.halting.under_way
+    assert job.coordinator.next_deadline() == job.now + 1.0
+    job.tell(Tick(), after=1.0)
+    assert job.coordinator.halting.under_way
+
+
+def just_shrunk() -> Job:
+    """Three of four train again, and a fourth one has come."""
+    job = Job(elastic())
+    running(job)
+    lose_one(job, "node-1")
+    job.step_all(6)
+    job.join(job.started[-1])
+    return job
 
 
 def test_newcomers_are_taken_in_together() -> None:

@@ -8,7 +8,7 @@ from itertools import permutations
 import pytest
 from unit.coordinator_job import raised
 
-from ftrain_launcher.job.causes import Sign, classify, describe
+from ftrain_launcher.job.causes import Blame, Sign, classify, describe
 from ftrain_launcher.job.incidents import INCIDENTS_KEPT, IncidentLog
 
 
@@ -49,6 +49,23 @@ def test_who_ended_in_good_order_is_the_cause_only_where_others_miss_it_and_noth
     for other in BY_WEIGHT[:-1]:
         assert classify([ended, GLOO, other]).kind == other.kind
         assert classify([ended, GLOO, other]).suspects[0].rank == other.rank
+
+
+def test_what_a_plain_scripts_log_says_of_a_lost_peer_explains_nothing_but_itself() -> None:
+    """Without `resilient` an exception is known by its exit code and the end of the log."""
+
+    def unlike(rank: int, error: str, time: float = 0.2) -> Sign:
+        log = ("Traceback (most recent call last):", '  File "a.py", line 3, in <module>', error)
+        return exited(rank, time, code=1, last_lines=tuple(f"[rank{rank}]: {line}" for line in log))
+
+    lost = unlike(2, "RuntimeError: [gloo/transport/tcp/pair.cc:537] Read error [::1]:1: Connection reset by peer")
+    own, ended = unlike(1, "RuntimeError: no such sample", 0.7), exited(0, 0.1, code=0)
+    for signs in permutations([lost, ended]):
+        assert [s.rank for s in classify(signs).suspects] == [0]
+    for signs in permutations([lost, ended, own]):
+        assert [s.rank for s in classify(signs).suspects] == [1]
+    assert classify([lost, ABORTED]).suspects[0].rank == 3
+    assert classify([lost]).signature == "step 5: code 1", "alone it is not tried again for ever"
 
 
 def test_of_a_script_whose_steps_are_unknown_nobody_says_that_it_always_ends_too_soon() -> None:
@@ -92,6 +109,12 @@ def test_failures_of_the_program_are_the_same_by_step_and_kind(one: Sign, other:
 )
 def test_what_comes_from_outside_is_never_the_program(sign: Sign) -> None:
     assert classify([sign]).signature == ""
+
+
+def test_a_keyboard_interrupt_is_the_programs_own_but_no_fault_of_its_node() -> None:
+    cause = classify([exited(1, signal=signal.SIGINT)])
+    assert cause.signature
+    assert cause.blame is Blame.KILLED
 
 
 def test_signs_read_as_sentences() -> None:

@@ -6,7 +6,7 @@ import traceback
 
 import pytest
 
-from ftrain_launcher.job.last_words import last_words
+from ftrain_launcher.job.last_words import last_words, misses_a_peer
 
 
 def _lines(error: BaseException, before: str = "") -> list[str]:
@@ -47,3 +47,20 @@ def test_what_follows_a_traceback_is_told_too() -> None:
 )
 def test_otherwise_the_last_line_that_says_something(lines: list[str], said: str) -> None:
     assert last_words(lines) == said
+
+
+@pytest.mark.parametrize(
+    ("error", "misses"),
+    [
+        ("RuntimeError: [/gloo/transport/tcp/pair.cc:537] Read error: Connection reset by peer", True),
+        ("torch.distributed.DistNetworkError: the server has closed", True),
+        ("torch.distributed.DistBackendError: NCCL error", True),
+        ("RuntimeError: no such sample", False),
+        ("mine.PeerError: Connection reset by peer", False),
+        ("ConnectionResetError: [Errno 104] Connection reset by peer", False),
+    ],
+)
+def test_the_errors_that_a_lost_peer_leaves_are_told_from_a_programs_own(error: str, misses: bool) -> None:
+    lines = ["Traceback (most recent call last):", '  File "a.py", line 1, in f', error]
+    assert misses_a_peer([f"[rank1]: {line}" for line in lines]) == misses
+    assert not misses_a_peer([error]), "no traceback: the script may have said it of anything"

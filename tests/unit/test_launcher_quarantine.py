@@ -25,8 +25,10 @@ from ftrain_launcher.job.events import (
     NodeChecked,
     Progress,
     QuickAgain,
+    Tick,
     UncordonNode,
 )
+from ftrain_launcher.job.halting import HOLD_SECONDS
 from ftrain_launcher.job.incidents import Incident
 from ftrain_launcher.job.membership import NodeState, Phase
 from ftrain_launcher.job.policy import EXIT_PROGRAM
@@ -405,6 +407,32 @@ def test_a_drain_that_turns_out_to_cost_too_much_is_not_tried_again(job: Job) ->
     assert job.members() == ["node-0", "node-1", "node-2"]
     assert "node-1 keeps its ranks: without it too little of the state would be left" in job.news
     assert not job.coordinator.halting.under_way
+
+
+def test_of_two_that_are_drained_at_once_one_goes_after_the_other() -> None:
+    """Each could be rebuilt from the others, but not both."""
+    job = started(spares=2)
+    cordon(job, "node-1", Leave.SOON)
+    cordon(job, "node-2", Leave.SOON)
+    move(job, 4)
+    assert job.members() == ["node-0", "node-3", "node-2"]
+    move(job, 8)
+    assert job.members() == ["node-0", "node-3", "node-4"]
+    assert not [line for line in job.news if "keeps its ranks" in line]
+
+
+def test_what_hinders_a_drain_is_told() -> None:
+    job = started(spares=0)
+    cordon(job, "node-1", Leave.SOON)
+    assert _hindrance(job) == "no other node is there to take them"
+    job.join(job.started[-1])
+    job.tell(Tick(), after=HOLD_SECONDS)
+    job.tell(Tick(), after=HOLD_SECONDS)
+    assert "no answer from node-0" in _hindrance(job)
+
+
+def _hindrance(job: Job) -> str:
+    return str(views.node(job.coordinator, job.coordinator.nodes["node-1"], ())["cordon"]["hindrance"])
 
 
 def test_cordon_now_waits_only_for_a_first_protected_snapshot(job: Job) -> None:

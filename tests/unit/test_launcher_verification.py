@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
+import pytest
+from aiohttp import web
 from unit.coordinator_job import Job, snapshot
 
+from ftrain_launcher.control import verification
+from ftrain_launcher.control.api import OperatorApi
 from ftrain_launcher.control.requests import Requests
 from ftrain_launcher.control.verification import shown, verify_all
+from ftrain_launcher.engine_messages import StopJob
 from ftrain_launcher.job.worlds import World, Worlds
 from ftrain_launcher.messages import Trouble
 from ftrain_launcher.node.checking import DamageWatch
@@ -101,3 +106,18 @@ def test_damage_is_an_incident_that_stops_nobody() -> None:
     assert job.news[-1] == (
         "node-1 found damaged chunks of its snapshots (1 in generation 1, all repaired from parity); training goes on"
     )
+
+
+def test_a_job_that_ends_while_its_nodes_are_asked_has_no_sick_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = Job()
+    job.run()
+
+    async def ask(*_: object) -> dict[str, object]:
+        job.tell(StopJob("enough", 1))
+        return {}
+
+    monkeypatch.setattr(verification, "verify_all", ask)
+    nothing = cast(Any, None)
+    api = OperatorApi(job.coordinator, nothing, {}, nothing, nothing)
+    with pytest.raises(web.HTTPConflict):
+        asyncio.run(api._verify(nothing))

@@ -74,13 +74,17 @@ def test_what_nobody_holds() -> None:
 def test_rules_by_which_ranks_do_not_hold_the_whole_are_refused_as_the_job_begins(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    states = [each.state for each in accounts()]
-    monkeypatch.setattr(certificate, "_gathered", lambda _: [msgspec.msgpack.encode(each) for each in states])
+    said: list[Any] = [(each.state, each.sums) for each in accounts()]
+    monkeypatch.setattr(certificate, "_gathered", lambda _: [msgspec.msgpack.encode(each) for each in said])
     monkeypatch.setattr(certificate, "_broadcast", lambda text: text)
-    certificate.check_layout(Live(states[0], ()))
-    states[1] = RankState(1, states[1].tensors[1:])
+    nothing = Live(RankState(0, ()), ())
+    certificate.check_layout(nothing)
+    said[1] = (said[1][0], (0, 78))
+    with pytest.raises(LayoutInvalid, match=r"ctx\.layout .*: model\.same: replicas are not equal: ranks \[0\]"):
+        certificate.check_layout(nothing)
+    said[1] = (RankState(1, said[1][0].tensors[1:]), (77,))
     with pytest.raises(LayoutInvalid, match=r"ctx\.layout .*: model\.cut at \[3\] of size \[2\]: held by nobody"):
-        certificate.check_layout(Live(states[0], ()))
+        certificate.check_layout(nothing)
 
 
 def test_rank_0_warns_once_of_a_state_that_no_other_world_can_take_over() -> None:

@@ -37,6 +37,10 @@ class FakeStore(dict[str, bytes]):
     def check(self, keys: list[str]) -> bool:
         return all(key in self for key in keys)
 
+    def add(self, key: str, amount: int) -> int:
+        self[key] = b"%d" % (int(self.setdefault(key, b"0")) + amount)
+        return int(self[key])
+
 
 class FakeGate:
     def __init__(self) -> None:
@@ -89,6 +93,21 @@ def test_rank_0_may_run_far_ahead() -> None:
     assert [other.choose(version) for version in range(400, 600)] == decided[400:]
     assert decided[500] == 0
     assert len(store) == 1
+
+
+def test_one_rank_tells_that_ranks_lay_out_differently_what_they_share() -> None:
+    """The gate drops such snapshots, each time; only captures of one version are compared."""
+    store, gate = FakeStore(), FakeGate()
+    ranks = [SlotChooser(store, gate), SlotChooser(store, None), SlotChooser(store, None)]
+    layouts = {0: (7, 7, 7), 1: (8, 7, 8), 2: (8, 9, 9), 3: (8, 9, 9), 4: (8, 9, 9)}
+    told = []
+    for version, digests in layouts.items():
+        gate.word = (version + 1, version % 3)
+        for number, (rank, digest) in enumerate(zip(ranks, digests, strict=True)):
+            slot = rank.choose(version)
+            if slot is not None and (version, number) != (1, 1):  # once a rank has no memory for it
+                told += [(version, number)] * rank.capture(version, digest)
+    assert told == [(3, 1)]
 
 
 def test_a_rank_that_rank_0_lets_wait_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:

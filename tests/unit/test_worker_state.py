@@ -142,6 +142,16 @@ def test_a_trained_module_with_optimizer_and_scheduler_goes_over_into_fresh_ones
     assert old["scheduler"].state_dict() == new["scheduler"].state_dict()
 
 
+def test_a_module_of_another_dtype_is_told_of_once(round_trip: RoundTrip) -> None:
+    old, new = nn.Linear(3, 2), nn.Linear(3, 2).to(torch.bfloat16)
+    state = round_trip(state_of(old))
+    said = r"net\.weight was captured as torch\.float32 and is torch\.bfloat16 here"
+    with pytest.warns(UserWarning, match=said) as told:
+        load_state("net", new, state)
+    assert len(told) == 1
+    assert torch.equal(new.weight, old.weight.to(torch.bfloat16))
+
+
 def test_float32_state_of_bf16_weights_is_not_rounded(round_trip: RoundTrip) -> None:
     weight = nn.Parameter(torch.randn(4, dtype=torch.bfloat16))
     old, new = (torch.optim.SGD([weight], momentum=0.9) for _ in range(2))

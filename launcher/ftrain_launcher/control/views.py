@@ -202,6 +202,7 @@ def node(coordinator: Coordinator, known: Node, found: Sequence[Strike]) -> dict
     nproc = coordinator.config.work.nproc_per_node
     first = None if known.position is None or known.gone else known.position * nproc
     cordon = known.cordon
+    leaves = cordon is not None and cordon.leave is not Leave.AT_NEXT_FAULT and first is not None
     return {
         "name": known.name,
         "state": str(known.state),
@@ -216,7 +217,8 @@ def node(coordinator: Coordinator, known: Node, found: Sequence[Strike]) -> dict
             "reason": cordon.reason,
             "since": cordon.since,
             "quarantined": cordon.quarantined,
-            "leaves": cordon.leave is not Leave.AT_NEXT_FAULT and first is not None,
+            "leaves": leaves,
+            "hindrance": (coordinator.quarantine.hindrance(known) or coordinator.halting.why) if leaves else "",
             "returning": cordon.returning,
         },
         "health": msgspec.to_builtins(known.health),

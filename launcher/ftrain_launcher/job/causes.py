@@ -19,10 +19,12 @@ from enum import IntEnum, StrEnum
 import msgspec
 
 from ftrain_launcher.detect.verdict import Kind, Verdict
-from ftrain_launcher.job.last_words import last_words
+from ftrain_launcher.job.last_words import last_words, misses_a_peer
 from ftrain_launcher.messages import Failure, WorkerExit
 
-HARMLESS = ("daemon_exit", "chunks_damaged")
+UNLIKE = "unlike_ranks"
+"""The kind of a `Trouble`: ranks keep what they have in common in different orders."""
+HARMLESS = ("daemon_exit", "chunks_damaged", UNLIKE)
 """Kinds of `Trouble` that stop nobody."""
 DRAINED = "drained"
 """The kind of an incident that is none: ranks were moved to another node."""
@@ -69,6 +71,13 @@ class Sign(msgspec.Struct, frozen=True, kw_only=True):
     """What the detector said."""
     last_lines: tuple[str, ...] = ()
     """Of the worker's log."""
+
+    @property
+    def misses_a_peer(self) -> bool:
+        """A worker ended with an error of communication: of a script without `resilient` its log says so."""
+        if self.failure is not None:
+            return self.failure.communication
+        return bool(self.code) and self.signal is None and misses_a_peer(self.last_lines)
 
     def merged(self, later: Sign) -> Sign:
         """This sign with what a later account of the same thing adds: a worker raises first, and exits after that."""
@@ -179,6 +188,8 @@ class _Weight(IntEnum):
 
 _FROM_OUTSIDE = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 """Signals that somebody else sends: that they come twice at one step is chance."""
+_INTERRUPTED = signal.SIGINT
+"""Who ends of it has raised KeyboardInterrupt, and nothing says that somebody had sent it the signal."""
 _SIGNAL_IN_CODE = 128
 """Shells and python's own handlers end a process that signal n stopped with the code 128 + n."""
 
@@ -199,7 +210,7 @@ def classify(signs: Sequence[Sign]) -> Cause:
         kind=first.kind,
         suspects=tuple(suspect for s in causes for suspect in _suspects(s)),
         reason="; ".join(describe(s) for s in causes),
-        signature=_signature(first) if weight in _OF_THE_PROGRAM else "",
+        signature=_signature(first) if weight in _OF_THE_PROGRAM or _is_unexplained_exit(first) else "",
         traceback=first.failure.traceback if first.failure else "",
         step=first.step,
         blame=_blame(first, weight),
@@ -222,15 +233,23 @@ def _weight(sign: Sign, named: float = math.inf) -> _Weight:
     if sign.kind != "worker_exit":
         return _Weight.INFRASTRUCTURE
     if sign.failure is not None:
-        return _Weight.CONSEQUENCE if sign.failure.communication or sign.time > named else _Weight.PROGRAM
+        return _Weight.CONSEQUENCE if sign.misses_a_peer or sign.time > named else _Weight.PROGRAM
     number = _signal_of(sign)
     if number is None:
+        if sign.misses_a_peer:
+            return _Weight.CONSEQUENCE
         return _Weight.ENDED if sign.code == 0 else _Weight.PROGRAM
     return _Weight.ABORT if number == signal.SIGABRT else _Weight.KILLED
 
 
 _OF_THE_PROGRAM = (_Weight.KILLED, _Weight.PROGRAM, _Weight.MISMATCH, _Weight.ABORT, _Weight.ENDED)
 """These may be the program's own fault."""
+
+
+def _is_unexplained_exit(sign: Sign) -> bool:
+    """Of a script that does not tell its errors: what its log says is enough to look for another cause first, and not
+    to start it again for ever if there is none."""
+    return sign.kind == "worker_exit" and sign.failure is None and sign.misses_a_peer
 
 
 def _blame(sign: Sign, weight: _Weight) -> Blame | None:
@@ -268,7 +287,7 @@ def _signature(sign: Sign) -> str:
         # Of a script whose steps are not known nobody can say that it ended too early.
         unknown = sign.code is None or (sign.code == 0 and sign.step is None)
         return "" if unknown else f"step {sign.step}: code {sign.code}"
-    return "" if number in _FROM_OUTSIDE else f"step {sign.step}: signal {number}"
+    return "" if number in _FROM_OUTSIDE - {_INTERRUPTED} else f"step {sign.step}: signal {number}"
 
 
 _WORDS = {
@@ -279,6 +298,7 @@ _WORDS = {
     "store_lost": "the store on {node} is gone",
     "form_failed": "{node} could not form the generation",
     "restore_failed": "{node} could not restore its state",
+    UNLIKE: "no snapshot can be taken, and a fault would cost all",
     NOT_CERTIFIED: "{node} refuses the state that it was given",
     DRAINED: "{node} gives its ranks away",
     GROWN: "{node} is taken in",

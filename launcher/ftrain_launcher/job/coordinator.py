@@ -312,7 +312,7 @@ class Coordinator(JobState):
         else:
             self._recruiting.succeeded()
             self._begin_again(sign, now, planned=sign.kind == MISFIT)
-            if sign.failure is not None and sign.failure.communication:
+            if sign.misses_a_peer:
                 self._history.recall(self._formed.ended)
 
     def _begin_again(self, sign: Sign, now: float, *, planned: bool = False) -> None:

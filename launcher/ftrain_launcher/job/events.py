@@ -68,8 +68,9 @@ class JobConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How long a connected agent may be silent; a network may be cut for so long without a fault."""
     stop_timeout_seconds: float = 10.0
     """How long a node may take to stop an old generation."""
-    start_timeout_seconds: float = 90.0
-    """How long a new node may take to join."""
+    start_timeout_seconds: float = 240.0
+    """How long a new node may take to join. Its zygote's imports alone are given three minutes (`zygote_start.py`); of
+    an agent that has ended its engine tells."""
     shutdown_grace_seconds: float = 5.0
     """How long workers get between SIGTERM and SIGKILL at the job's end."""
     preflight: bool = False

@@ -24,7 +24,7 @@ from ftrain_launcher.job.quarantine import Quarantine
 from ftrain_launcher.job.roster import Roster
 from ftrain_launcher.job.rungs import rung_of
 from ftrain_launcher.job.worlds import World, Worlds, is_same, place
-from ftrain_launcher.messages import Form, Stop, Stopped
+from ftrain_launcher.messages import STORE_SECONDS_MAX, Form, Stop, Stopped
 from ftrain_snapshot.errors import PlacementImpossible
 from ftrain_snapshot.messages import Origin, Peer, SnapshotId
 from ftrain_snapshot.placement import Groups
@@ -93,11 +93,13 @@ class Forming:
 
     def ask(self, node: Node, now: float, *, search: bool = False) -> None:
         """Have a member stop, and say what it holds; ``search``: on storage as well."""
-        self._roster.ask(node, now + self._config.stop_timeout_seconds + SEARCH_SECONDS_MAX * search)
+        hosts_store = node.position == 0
+        seconds = self._config.stop_timeout_seconds + STORE_SECONDS_MAX * hosts_store + SEARCH_SECONDS_MAX * search
+        self._roster.ask(node, now + seconds)
         below = self._durable.below if search else None
         stop = Stop(
             self.number,
-            host_store=node.position == 0,
+            host_store=hosts_store,
             search_durable=search,
             search_below=below,
             suspects=self._history.suspects,

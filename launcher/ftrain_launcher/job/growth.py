@@ -1,7 +1,9 @@
 """Pure: when a job that has fewer nodes than it may have takes in those that have come.
 
 That costs a moment of training and no step (`halting.py`), so it is done once for all that come together: when nobody
-has come for a while, and the job has run for as long, so that one that is hardly formed is not formed again.
+has come for a while, and the job has run for as long, so that one that is hardly formed is not formed again. A job that
+has just been re-sharded has no snapshot of its present size yet, and memory for it is only being allocated: whoever
+stops it then has all ranks stand there meanwhile, often in the middle of the steps that a loss had undone.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from ftrain_launcher.job.roster import Roster
 
 GROW_AFTER_SECONDS = 5.0
 """Forming a generation takes about as long; nodes of one job come seconds apart."""
+FIRST_SNAPSHOT_SECONDS = 30.0
+"""The same while nothing of the present size is safe; longer is not waited, for snapshots may be rare."""
 
 
 class Growth:
@@ -24,6 +28,7 @@ class Growth:
         self._roster = roster
         self._newcomers: tuple[str, ...] = ()
         self._generation = 0
+        self._since = 0.0
 
     def size(self) -> int:
         """How many nodes the next generation has if it takes in all that it can."""
@@ -43,9 +48,16 @@ class Growth:
             return None
         names = tuple(node.name for node in idle)
         if (names, formed.number) != (self._newcomers, self._generation):
-            self.deadline = now + GROW_AFTER_SECONDS
-            self._newcomers, self._generation = names, formed.number
-        if self.deadline is not None and now < self.deadline:
+            self._newcomers, self._generation, self._since = names, formed.number, now
+        self.deadline = self._since + (GROW_AFTER_SECONDS if _is_captured(formed) else FIRST_SNAPSHOT_SECONDS)
+        if now < self.deadline:
             return None
         self.deadline = None
         return Sign(kind=GROWN, node=names[0], time=now, reason=f"with {len(names) - 1} more" if names[1:] else "")
+
+
+def _is_captured(formed: Generation) -> bool:
+    """Whether it goes on from a snapshot of its own size, or has one that is safe."""
+    origin = None if formed.form is None else formed.form.origin
+    safe = formed.levels.protected if formed.parity else formed.levels.sealed
+    return origin is None or (safe is not None and safe > origin.snapshot.version)

@@ -45,6 +45,8 @@ class Halting:
         """When the last rank so far had stopped there, in Unix seconds."""
         self.under_way = False
         """Ranks are held, or on their way to the step, or stand there."""
+        self.why = ""
+        """Why the last one was given up, if it is to be tried again."""
         self._generation = self._attempt = self._ranks = 0
         self._given_up_at = 0.0
         self._failures = 0
@@ -79,12 +81,12 @@ class Halting:
     def release(self) -> None:
         """Nobody wants a change any more: training goes on."""
         self._let_go()
-        self._failures = 0
+        self._failures, self.why = 0, ""
 
     def forget(self) -> None:
         """Whatever was under way is void: the workers are ended."""
         self._clear()
-        self._failures = 0
+        self._failures, self.why = 0, ""
 
     def _let_go(self) -> None:
         if self.under_way:
@@ -166,7 +168,7 @@ class Halting:
     def _give_up(self, why: str, now: float) -> None:
         self._let_go()
         self._failures += 1
-        self._uncaptured = None
+        self._uncaptured, self.why = None, why
         self._given_up_at, self.deadline = now, now + self._retry_seconds
         if not self._patient or self._failures == 1:
             how = "now and then" if self._patient else "again"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from ftrain.link import COMMUNICATION
+
 _CHARACTERS_MAX = 200
 _BEFORE = re.compile(r"(\[rank\d+\]: )?(  [|+] )?")
 """torch's hook and exception groups write this before each line of a traceback."""
@@ -12,10 +14,25 @@ _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x1f\x7f]")
 _DUMP, _MODULES = "Fatal Python error: ", "Extension modules: "
 """Of faulthandler, which `record` switches on: what a library said before it aborted is of more use."""
 _FRAME = "|+-~^ \t"
+_OF_TORCH = {f"torch.distributed.Dist{what}Error" for what in ("", "Backend", "Network", "Store")}
 
 
 def last_words(lines: Sequence[str]) -> str:
     """The error of the last traceback, if there is one, and the last line that says something, if that is another."""
+    error, said = _error_and_rest(lines)
+    last = _BEFORE.sub("", said, count=1)[:_CHARACTERS_MAX].strip()
+    return f"{error} ... {last}" if error and last != error else last
+
+
+def misses_a_peer(lines: Sequence[str]) -> bool:
+    """The last traceback ends with an error of communication: a peer is lost, or seems to be."""
+    error, _ = _error_and_rest(lines)
+    kind, _, text = error.partition(": ")
+    return kind in _OF_TORCH or (kind == "RuntimeError" and COMMUNICATION.search(text) is not None)
+
+
+def _error_and_rest(lines: Sequence[str]) -> tuple[str, str]:
+    """The error of the last traceback, and the last line that says something."""
     dump = next((n for n, line in enumerate(lines) if line.startswith(_DUMP)), len(lines))
     lines = [line for line in lines[:dump] or lines[:1] if not line.startswith(_MODULES)]
     error, within = "", False
@@ -26,5 +43,4 @@ def last_words(lines: Sequence[str]) -> str:
         elif within and bare and not bare[0].isspace():
             error, within = bare.strip()[:_CHARACTERS_MAX], False
     said = (_CONTROL.sub("", line).strip(_FRAME) for line in reversed(lines))
-    last = _BEFORE.sub("", next(filter(None, said), ""), count=1)[:_CHARACTERS_MAX].strip()
-    return f"{error} ... {last}" if error and last != error else last
+    return error, next(filter(None, said), "")

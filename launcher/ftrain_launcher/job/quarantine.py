@@ -40,6 +40,8 @@ class Quarantine:
         """Hosts that are to be switched off."""
         self._isolations: list[float] = []
         """When the policy took out nodes, within the last hour."""
+        self._left_in = 0
+        """The number of the last incident in which members gave their positions away."""
         self._config = config
         self._roster = roster
         self._recruiting = recruiting
@@ -173,7 +175,7 @@ class Quarantine:
             leave = Leave.SOON if wait else Leave.NOW
             self._roster.cordon(node, Cordon(reason=reason, since=now, quarantined=True, leave=leave))
             decision = f"{node.name} is quarantined: {reason}"
-            if node.position is not None and not self._room():
+            if node.position is not None and not node.gone and not self._room():
                 decision += "; it keeps its ranks until another node is there"
         if incident.decide(decision):
             self._orders.announce([decision])
@@ -215,6 +217,12 @@ class Quarantine:
         assert first.cordon is not None
         return Sign(kind=DRAINED, node=first.name, time=now, reason=first.cordon.reason)
 
+    def hindrance(self, node: Node) -> str:
+        """What keeps a member from leaving that is to leave; empty: nothing, or it is not to."""
+        leaves = node.cordon is not None and node.cordon.leave is not Leave.AT_NEXT_FAULT
+        waits = leaves and node.position is not None and not self._room()
+        return "no other node is there to take them" if waits else ""
+
     def _room(self) -> int:
         """How many members may leave: others can take their positions, or the job goes on with fewer."""
         return self._roster.ready() + max(0, self._roster.superfluous())
@@ -233,11 +241,19 @@ class Quarantine:
             soon = node.cordon.leave is Leave.SOON
             if _costs_little(start, start_without([*leaving, node]), nothing=soon):
                 leaving.append(node)
-            elif not soon or self._is_planned:
+            elif not leaving and not self._some_left and (not soon or self._is_planned):
                 self._stays(node, node.cordon)
         for node in leaving:
             self._roster.vacate(node)
+        if leaving and (incident := self._history.log.forming) is not None:
+            self._left_in = incident.number
         return leaving
+
+    @property
+    def _some_left(self) -> bool:
+        """Others have left in the generation that is being formed: who cannot go with them may go after them."""
+        incident = self._history.log.forming
+        return incident is not None and incident.number == self._left_in
 
     @property
     def _is_planned(self) -> bool:

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 
 from ftrain import link
-from ftrain_launcher.job.causes import NOT_CERTIFIED
+from ftrain_launcher.job.causes import NOT_CERTIFIED, UNLIKE
 from ftrain_launcher.jobs import JobRecord
 from ftrain_launcher.messages import (
     ArenaShort,
@@ -51,6 +51,10 @@ _RESTORE_TROUBLES = {
     **dict.fromkeys(("NotCertified", "StateUncovered", "StateInconsistent"), NOT_CERTIFIED),
 }
 """What is the matter where a worker raises these, by their names."""
+_UNLIKE = (
+    "keep in different orders what all ranks hold the same: give optimizers their parameters, and ctx.track its "
+    "objects, in one order on all ranks; lists, not sets"
+)
 
 Tell = Callable[[FromAgent, tuple[object, ...]], None]
 """Tells the controller something; by its key it can be told again."""
@@ -133,7 +137,7 @@ class NodeWorkers:
         missing: list[tuple[int, Spawn]] = []
         for lane in range(form.work.nproc_per_node):
             spawn = self._spawn(form, lane)
-            self._output.forget_error(form.generation, form.rank_of(lane))
+            self._output.begin(form.generation, form.rank_of(lane))
             if (taken := self._assign(spawn, lane)) is not None:
                 self._add(form, lane, spawn, *taken)
             else:
@@ -298,6 +302,8 @@ class NodeWorkers:
                 worker.settled.set()
             case link.OutOfMemory(needed, available, goes_on):
                 self._tell(ArenaShort(self._node, generation, needed, available, goes_on), ("short", goes_on))
+            case link.Unlike():
+                self._tell(Trouble(self._node, generation, UNLIKE, f"ranks 0 and {rank} {_UNLIKE}"), (UNLIKE,))
             case link.Failed():
                 self._hear_failure(worker, message)
             case link.Halted(step, sealed, moment):

@@ -13,10 +13,10 @@ from pathlib import Path
 
 from ftrain_launcher.errors import SpawnFailed, ZygoteFailed
 from ftrain_launcher.jobs import JobRecord
+from ftrain_launcher.messages import STORE_SECONDS_MAX
 from ftrain_launcher.processes.spawning import Exited, Spawn
 from ftrain_launcher.processes.workers import WorkerHost
 
-_TIMEOUT_SECONDS = 8.0
 _RESOLVER = {"RES_OPTIONS": "timeout:1 attempts:1"}
 """torch asks for the name of each of its sockets, for a log: ten seconds where the name server is lost, too."""
 _AHEAD = "-store-ahead"
@@ -74,11 +74,10 @@ class StoreHost:
         """The port of this generation's store, which is started if it is not there; None: it does not start."""
         if not self.id:
             self.id, self.ahead = self.ahead or f"g{generation}-store", ""
-        pid = self._host.running.get(self.id) or await self._started(self.id, generation)
-        if pid is None:
-            return None
         try:
-            return await asyncio.wait_for(asyncio.shield(self._port_of(pid)), _TIMEOUT_SECONDS)
+            async with asyncio.timeout(STORE_SECONDS_MAX):
+                pid = self._host.running.get(self.id) or await self._started(self.id, generation)
+                return None if pid is None else await asyncio.shield(self._port_of(pid))
         except TimeoutError:
             return None
 
