@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import hmac
 import os
 import sys
 import time
@@ -26,6 +27,7 @@ from ftrain_launcher.background import Background
 from ftrain_launcher.control import views
 from ftrain_launcher.control.agent_lines import AgentLines
 from ftrain_launcher.control.api import Handler, OperatorApi
+from ftrain_launcher.control.door import allow_many_lines, open_door
 from ftrain_launcher.control.followers import Followers
 from ftrain_launcher.control.journal import Journal, replay
 from ftrain_launcher.control.launcher_lines import LauncherLines
@@ -50,7 +52,6 @@ from ftrain_launcher.job.fencing import Elected
 from ftrain_launcher.job.policy import EXIT_USAGE
 from ftrain_launcher.jobs import Endpoint, JobFolder, Result
 from ftrain_launcher.leadership import Leadership, Seen
-from ftrain_launcher.messages import MESSAGE_BYTES_MAX
 from ftrain_launcher.processes.pidfds import wait_gone
 from ftrain_launcher.terminal import announce
 
@@ -94,17 +95,14 @@ class Controller:
 
     async def run(self) -> int | None:
         """Serve until the job has ended; return its exit code. None: another candidate leads, or is about to."""
-        application = web.Application(client_max_size=MESSAGE_BYTES_MAX, middlewares=[handshake.gone_is_no_error])
-        application.add_routes(
-            [
-                web.get("/agent", self._agents.serve),
-                web.get("/engine", self._launcher_lines.serve),
-                web.get("/journal", self._serve_journal),
-                web.get("/api/leader", self._guarded(self._tell_leader)),
-                *self._api.routes(self._guarded),
-            ]
-        )
-        runner = web.AppRunner(application, handle_signals=False, access_log=None, shutdown_timeout=1.0)
+        routes = [
+            web.get("/agent", self._agents.serve),
+            web.get("/engine", self._launcher_lines.serve),
+            web.get("/journal", self._serve_journal),
+            web.get("/api/leader", self._guarded(self._tell_leader)),
+            *self._api.routes(self._guarded),
+        ]
+        runner = open_door(routes, shutdown_timeout_seconds=1.0)
         await runner.setup()
         await self._listen(runner)
         writing = asyncio.create_task(self._write_journal())
@@ -178,7 +176,8 @@ class Controller:
         expected = f"Bearer {self.folder.token()}"
 
         async def check(request: web.Request) -> web.StreamResponse:
-            if request.headers.get("Authorization") != expected:
+            shown = request.headers.get("Authorization", "")
+            if not hmac.compare_digest(shown.encode(errors="replace"), expected.encode()):
                 raise web.HTTPUnauthorized(text="this job's token is wanted")
             return await handler(request)
 
@@ -318,6 +317,7 @@ def main() -> int:
 
 def serve(folder: JobFolder) -> int:
     """Be the controller of this job until it has ended; returns its exit code."""
+    allow_many_lines()
 
     async def run() -> int:
         elected = None

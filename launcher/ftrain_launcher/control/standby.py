@@ -17,6 +17,7 @@ import msgspec
 from aiohttp import WSMsgType, web
 
 from ftrain_launcher import handshake, leadership
+from ftrain_launcher.control.door import open_door
 from ftrain_launcher.control.followers import Follow, Have, Lines, parts
 from ftrain_launcher.control.journal_copy import JournalCopy
 from ftrain_launcher.control.outbox import Outbox
@@ -26,7 +27,7 @@ from ftrain_launcher.job.membership import Phase
 from ftrain_launcher.jobs import JobFolder
 from ftrain_launcher.leadership import LOOK_EVERY_SECONDS, Leadership, Seen
 from ftrain_launcher.line import LINE_ERRORS, open_line
-from ftrain_launcher.messages import MESSAGE_BYTES_MAX, Elect, FromAgent, Join, Recall, Recalled, Stand
+from ftrain_launcher.messages import Elect, FromAgent, Join, Recall, Recalled, Stand
 from ftrain_launcher.processes.pidfds import wait_gone
 from ftrain_launcher.terminal import announce
 
@@ -55,15 +56,13 @@ class Standby:
 
     async def run(self) -> Elected | None:
         """Stand by until this candidate is the controller; None: its launcher is gone."""
-        application = web.Application(client_max_size=MESSAGE_BYTES_MAX, middlewares=[handshake.gone_is_no_error])
         routes = [
             web.get("/agent", self._serve_agent),
             web.get("/journal", self._serve_journal),
             web.get("/api/leader", self._tell_leader),
             web.route("*", "/{other:.*}", self._refuse),
         ]
-        application.add_routes(routes)
-        runner = web.AppRunner(application, handle_signals=False, access_log=None, shutdown_timeout=0.2)
+        runner = open_door(routes, shutdown_timeout_seconds=0.2)
         await runner.setup()
         await web.TCPSite(runner, self.record.controller_host, self.record.controller_port).start()
         tasks = [asyncio.create_task(work) for work in (self._keep_looking(), self._watch_launcher())]
