@@ -206,7 +206,7 @@ def rival_recovery(folder: Path, mib: int, layers: Sequence[str]) -> Again:
             return all(agent.poll() is None for agent in agents[: NODES - 1])
 
         def warm() -> bool:
-            done = Counter(line.pid for line in lines_of(folder))
+            done = Counter(line.run for line in lines_of(folder))
             return len(done) >= NODES and min(done.values()) >= WARM_STEPS
 
         wait_until("warm", alive, warm)

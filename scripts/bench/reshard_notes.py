@@ -14,7 +14,8 @@ class Line(NamedTuple):
 
     step: int
     time: float
-    pid: int
+    run: str
+    """Of the training function: a process, and the generation."""
     loss: float
 
 
@@ -32,8 +33,8 @@ def lines_of(folder: Path) -> list[Line]:
     found = []
     for path in folder.glob("rank-*"):
         for line in _whole_lines(path):
-            step, when, pid, loss = line.split()
-            found.append(Line(int(step), float(when), int(pid), float.fromhex(loss)))
+            step, when, run, loss = line.split()
+            found.append(Line(int(step), float(when), run, float.fromhex(loss)))
     return found
 
 
@@ -43,16 +44,16 @@ def losses(folder: Path) -> dict[int, float]:
 
 
 def again(lines: list[Line], killed_at: float, world: int) -> Again | None:
-    """When so many processes that were not there before trained; None: they do not yet."""
+    """When so many ranks that began after the fault trained; None: they do not yet."""
     before = [line for line in lines if line.time <= killed_at]
-    old, done = {line.pid for line in before}, max(line.step for line in before)
-    firsts: dict[int, float] = {}
-    news: dict[int, float] = {}
+    old, done = {line.run for line in before}, max(line.step for line in before)
+    firsts: dict[str, float] = {}
+    news: dict[str, float] = {}
     for line in sorted(lines, key=lambda line: line.time):
-        if line.pid not in old:
-            firsts.setdefault(line.pid, line.time)
+        if line.run not in old:
+            firsts.setdefault(line.run, line.time)
             if line.step > done:
-                news.setdefault(line.pid, line.time)
+                news.setdefault(line.run, line.time)
     if len(news) < world:
         return None
     return Again(*(sorted(times.values())[world - 1] - killed_at for times in (firsts, news)))

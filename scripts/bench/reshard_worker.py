@@ -5,7 +5,7 @@
 The state, parameters and AdamW's, is as large as is asked for; a global batch is the same whatever the world. Layers
 take turns, as experts do: the first step goes through all, each later one through ACTIVE_LAYERS of them, so that what
 is measured is how the state comes back, and not how long gathering all of it takes on this machine; ``--dense``: each
-step goes through all. Each rank appends ``step time pid loss`` to FOLDER/rank-N when a step is computed, the generation
+step goes through all. Each rank appends ``step time run loss`` to FOLDER/rank-N when a step is computed, the generation
 and the samples that it has trained on to FOLDER/samples-N, and what reading its state took to FOLDER/read-N. Steps take
 their time while there is a FOLDER/slow. Under torchrun the state comes back from the newest DCP checkpoint that is
 complete, written at each step. ftrain is imported under ftrain only.
@@ -108,7 +108,7 @@ class Training:
     def note(self, step: int, loss: float, samples: list[int]) -> None:
         """Step ``step`` is done."""
         os.write(self._samples, f"{step} {self._generation} {' '.join(map(str, samples))}\n".encode())
-        os.write(self._lines, f"{step} {time.time()} {os.getpid()} {loss.hex()}\n".encode())
+        os.write(self._lines, f"{step} {time.time()} {os.getpid()}.{self._generation} {loss.hex()}\n".encode())
 
     def note_read(self, step_seconds: float, seconds: float, processor_seconds: float, peak_bytes: int) -> None:
         """What the first step took, and reading before it, beside copies of the same bytes by all ranks at once: into
@@ -117,8 +117,8 @@ class Training:
         own += [v.to_local() for s in self.optimizer.state.values() for v in s.values() if hasattr(v, "to_local")]
         targets = [torch.empty_like(each) for each in own]
         copies = []
-        dist.barrier()
         for _ in range(3):
+            dist.barrier()
             began = time.perf_counter()
             for target, source in zip(targets, own, strict=True):
                 target.copy_(source)

@@ -145,8 +145,9 @@ def test_who_can_be_made_to_leave_stays_and_who_cannot_is_replaced(
     assert len(pids(job, 2)) == 1
     assert len(pids(job, 0)) == (1 if stays else 2)
     if "--swallow" in what:
-        caught = (job.out / "swallowed").read_text().split()
-        assert "RuntimeError" in caught
+        assert (job.out / "in-step-12").exists()
+        swallowed = job.out / "swallowed"  # gloo's error may come before the word to leave, or with it
+        caught = swallowed.read_text().split() if swallowed.exists() else []
         assert ("GenerationEnded" in caught) is not stays
     assert all(i["steps_lost"] == 0 for i in job.faults())
 

@@ -49,6 +49,8 @@ def train(ctx: ftrain.Context) -> None:
         first = step if first is None else first
         hold(args, step)
         if ctx.rank == 1 and 0 < args.die_each == step - first and ctx.generation < args.generations:
+            if args.swallow:
+                wait_asleep(args.out / f"in-step-{step}")
             os.kill(os.getpid(), signal.SIGKILL)
         data = torch.randn(8, 16, generator=torch.Generator().manual_seed(step * 8 + ctx.rank))
         if args.swallow is None or ctx.rank != 0:
@@ -74,6 +76,9 @@ def one_step(args, ctx, step, model, optimizer, data) -> None:
 def stubborn_step(args, ctx, step, model, optimizer, data) -> None:
     """As a script might that has seen a batch fail before."""
     caught = Exception if args.swallow == "Exception" else BaseException
+    marker = args.out / f"in-step-{step}"
+    marker.with_suffix(".tmp").write_text(str(os.getpid()))
+    marker.with_suffix(".tmp").rename(marker)
     while True:
         try:
             while True:
@@ -89,6 +94,15 @@ def note(path: Path, line: str) -> None:
     with path.open("a") as file:
         file.write(line + "\n")
     time.sleep(0.01)
+
+
+def wait_asleep(marker: Path) -> None:
+    """Until the process that wrote this waits for its peers, seen twice in a row."""
+    asleep = 0
+    while asleep < 2:
+        time.sleep(0.01)
+        stat = Path("/proc", marker.read_text(), "stat").read_text() if marker.exists() else ") R"
+        asleep = asleep + 1 if stat.rpartition(")")[2].split()[0] == "S" else 0
 
 
 def first_time(marker: Path) -> bool:
