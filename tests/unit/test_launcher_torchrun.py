@@ -52,6 +52,7 @@ def parsed(*flags: str, script: str = "train.py") -> argparse.Namespace:
         (("--rdzv-id=" + "a" * 60,), "name", "a" * 39 + "-11ee3912"),
         (("--rdzv-id=none",), "name", None),
         (("--standalone", "--rdzv-id=run7"), "name", None),
+        (("--logs-specs=default",), "script", "train.py"),
         (("--run-path", "--no-python", "-m"), "script", "train.py"),
     ],
 )

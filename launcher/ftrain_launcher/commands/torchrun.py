@@ -27,7 +27,7 @@ _SHUTDOWN_SECONDS = 5.0
 _NAME_LENGTH_MAX, _DIGEST_LENGTH = 48, 8
 _REFUSED = {
     "--event-log-handler": ("null", "read `ftrain incidents --json` instead"),
-    "--logs-specs": ("", "choose with --log-dir, --redirects, --tee and --local-ranks-filter"),
+    "--logs-specs": ("default", "choose with --log-dir, --redirects, --tee and --local-ranks-filter"),
 }
 """What has no meaning here: the value that asks for nothing, and what to use."""
 
