@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import signal
 import socket
 import sys
@@ -17,6 +16,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+from ftrain_snapshot.limits import allow_many_sockets
 from ftrain_snapshot.loop import Loop
 from ftrain_snapshot.priority import Priority, Turns
 from ftrain_snapshot.tls import Tls
@@ -50,8 +50,7 @@ def _tls(arguments: argparse.Namespace) -> Tls | None:
 def _be_modest() -> None:
     """Files for this user only; as many sockets as a large job has nodes."""
     os.umask(0o077)
-    _, files_max = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files_max, files_max))
+    allow_many_sockets()
 
 
 def _private_folder(path: Path) -> Path:

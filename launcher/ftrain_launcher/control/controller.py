@@ -27,7 +27,7 @@ from ftrain_launcher.background import Background
 from ftrain_launcher.control import views
 from ftrain_launcher.control.agent_lines import AgentLines
 from ftrain_launcher.control.api import Handler, OperatorApi
-from ftrain_launcher.control.door import allow_many_lines, open_door
+from ftrain_launcher.control.door import open_door
 from ftrain_launcher.control.followers import Followers
 from ftrain_launcher.control.journal import Journal, replay
 from ftrain_launcher.control.launcher_lines import LauncherLines
@@ -54,6 +54,7 @@ from ftrain_launcher.jobs import Endpoint, JobFolder, Result
 from ftrain_launcher.leadership import Leadership, Seen
 from ftrain_launcher.processes.pidfds import wait_gone
 from ftrain_launcher.terminal import announce
+from ftrain_snapshot.limits import allow_many_sockets
 
 _STATUS_WRITE_SECONDS = 0.5
 _GOODBYE_SECONDS = 2.0
@@ -317,7 +318,7 @@ def main() -> int:
 
 def serve(folder: JobFolder) -> int:
     """Be the controller of this job until it has ended; returns its exit code."""
-    allow_many_lines()
+    allow_many_sockets()
 
     async def run() -> int:
         elected = None

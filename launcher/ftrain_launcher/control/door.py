@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Iterable
 
 from aiohttp import web
@@ -30,9 +29,3 @@ def open_door(
         shutdown_timeout=shutdown_timeout_seconds,
         keepalive_timeout=silence_seconds_max,
     )
-
-
-def allow_many_lines() -> None:
-    """As many sockets as this user may have: a large job has more nodes than the 1,024 that most shells allow."""
-    _, files_max = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (files_max, files_max))

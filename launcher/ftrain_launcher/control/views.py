@@ -218,7 +218,7 @@ def node(coordinator: Coordinator, known: Node, found: Sequence[Strike]) -> dict
             "since": cordon.since,
             "quarantined": cordon.quarantined,
             "leaves": leaves,
-            "hindrance": (coordinator.quarantine.hindrance(known) or coordinator.halting.why) if leaves else "",
+            "hindrance": (coordinator.quarantine.hindrance or coordinator.halting.why) if leaves else "",
             "returning": cordon.returning,
         },
         "health": msgspec.to_builtins(known.health),

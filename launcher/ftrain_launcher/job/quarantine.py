@@ -217,11 +217,10 @@ class Quarantine:
         assert first.cordon is not None
         return Sign(kind=DRAINED, node=first.name, time=now, reason=first.cordon.reason)
 
-    def hindrance(self, node: Node) -> str:
-        """What keeps a member from leaving that is to leave; empty: nothing, or it is not to."""
-        leaves = node.cordon is not None and node.cordon.leave is not Leave.AT_NEXT_FAULT
-        waits = leaves and node.position is not None and not self._room()
-        return "no other node is there to take them" if waits else ""
+    @property
+    def hindrance(self) -> str:
+        """What keeps a member that is to leave from leaving; empty: nothing."""
+        return "" if self._room() else "no other node is there to take them"
 
     def _room(self) -> int:
         """How many members may leave: others can take their positions, or the job goes on with fewer."""
