@@ -119,3 +119,15 @@ def test_evaluation_and_checkpoints_are_no_faults_and_a_warning_changes_nothing(
     assert first["harmless"]
     assert second["harmless"]
     assert [path.read_text() for path in job.out.glob("end-*")] == ["generation 1"] * RANKS
+
+
+def test_a_rank_that_stalls_at_the_same_steps_in_each_run_does_not_end_the_job(start: StartJob) -> None:
+    """The first stall may be called a hang. It is not each time, though the script begins anew, and others follow."""
+    job = start(program="stalls.py", arguments=())
+    assert job.wait() == 0, job.tail()
+    assert len(list(job.out.glob("end-*"))) == RANKS
+    faults = [told(job, found) for found in job.faults()]
+    assert len(faults) <= 3, job.tail()
+    for found in faults:
+        assert_named(found, "hang", 1)
+        assert found["over"].startswith("rank 1 went on by itself"), found

@@ -14,6 +14,7 @@ import pytest
 from simulation.machines import Machine, Worker
 from simulation.training import decodable
 
+from ftrain_launcher.detect.patience import Patience
 from ftrain_launcher.engine_messages import ReapNode, StartNode
 from ftrain_launcher.job.candidates import Candidates
 from ftrain_launcher.job.complaints import Complaints
@@ -56,12 +57,13 @@ if TYPE_CHECKING:
 
 
 _NODES = (Candidates, Fence, Roster, Sizes, Recruiting, Growth, Ending, Flushing, Preflight, Quarantine)
-_WORK = (Generation, Ranks, Running, Forming, Worlds, Halting, DurableTier, History, IncidentLog, Complaints)
+_WORK = (Generation, Ranks, Running, Forming, Worlds, Halting, DurableTier, History, IncidentLog)
+_SAID = (Complaints, Patience)
 
 
 def state_of(thing: object) -> object:
     """All that a coordinator knows, to compare two."""
-    if not isinstance(thing, (Coordinator, Orders, *_NODES, *_WORK)):
+    if not isinstance(thing, (Coordinator, Orders, *_NODES, *_WORK, *_SAID)):
         return thing
     # Alarms are an index of the nodes' deadlines, cleared of old entries by whoever asks for the next.
     return {name: state_of(value) for name, value in vars(thing).items() if name != "_alarms"}

@@ -30,6 +30,7 @@ from simulation.comm_programs import (
 from simulation.world import World
 
 from ftrain_launcher.detect.detector import Detector
+from ftrain_launcher.detect.patience import Patience
 from ftrain_launcher.detect.records import (
     PENDING_MAX,
     Call,
@@ -155,6 +156,8 @@ class Job:
         change: Callable[[Job, int, int, Iterator[Action]], Iterator[Action]],
         reporting: Reporting | None = None,
         steps: int = 10_000,
+        patience: Patience | None = None,
+        generation: int = 1,
     ) -> None:
         self.seed, self.work, self.mesh = seed, work, work.mesh
         self.world = World(seed)
@@ -166,7 +169,8 @@ class Job:
         self.due: dict[int, float] = defaultdict(float)
         size = self.mesh.size
         self.nodes = {rank: f"node-{rank // ranks_per_node}" for rank in range(size)}
-        self.detector = Detector(1, self.nodes)
+        self.patience, self.generation = patience or Patience(), generation
+        self.detector = Detector(generation, self.nodes, patience=self.patience)
         self.groups = [self._communicators(rank) for rank in range(size)]
         self.ranks = []
         for rank in range(size):
@@ -349,6 +353,8 @@ class Job:
 
     def _take(self, report: NodeReport) -> None:
         self.detector.take(report, self.world.now)
+        for ended in self.detector.went_on():
+            self.patience.went_on(ended)
         self.verdicts += [(self.world.now, verdict) for verdict in self.detector.verdicts(self.world.now)]
 
     def _report(self, node: int) -> NodeReport:
@@ -358,7 +364,9 @@ class Job:
         steps = tuple(step for rank in mine for step in rank.done)
         for rank in mine:
             rank.done = []
-        return NodeReport(node=f"node-{node}", generation=1, communicators=tuple(table), ranks=records, steps=steps)
+        return NodeReport(
+            node=f"node-{node}", generation=self.generation, communicators=tuple(table), ranks=records, steps=steps
+        )
 
     def _record(self, rank: Rank, table: dict[Communicator, int]) -> RankRecord:
         now = self.world.now

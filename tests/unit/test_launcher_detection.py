@@ -14,6 +14,7 @@ from ftrain_launcher.control import detection, link_matrix
 from ftrain_launcher.control.detection import Detection
 from ftrain_launcher.control.requests import Requests
 from ftrain_launcher.detect.pace import Pace
+from ftrain_launcher.detect.patience import WentOn
 from ftrain_launcher.detect.records import (
     Collectives,
     Communicator,
@@ -62,6 +63,7 @@ class Agents:
         self.asked: list[Inspect] = []
         self.rounds = 0
         self.before_probes: Callable[[], None] = lambda: None
+        self.before_looks: Callable[[], None] = lambda: None
         self._links = links or {}
         outboxes: dict[str, Any] = {f"node-{n}": Line(self, n) for n in range(3)}
         self.requests = Requests(outboxes)
@@ -72,6 +74,7 @@ class Agents:
             self._probe(source, wish)
             return
         self.asked.append(wish)
+        self.before_looks()
         if self._answer:
             found = tuple(Finding(rank, "stopped", "train (train.py:7)") for rank in wish.ranks)
             self.requests.take(Inspected("node-1", wish.request, found))
@@ -92,7 +95,7 @@ async def watch(
     """Give these reports, and the later ones when links are probed; what is submitted until all looks have ended."""
     submitted: list[Diagnosed] = []
     watched = Detection(job.coordinator, agents.requests, submitted.append)
-    agents.before_probes = lambda: [watched.take(one) for one in later] and None
+    agents.before_probes = agents.before_looks = lambda: [watched.take(one) for one in later] and None
     for one in reports:
         watched.take(one)
     while watched._background.tasks:
@@ -119,6 +122,25 @@ def test_a_verdict_is_submitted_with_what_its_suspect_looks_like_from_outside() 
     assert (found.verdict.kind, found.verdict.ranks) == (Kind.HANG, (1,))
     assert [wish.ranks for wish in agents.asked] == [(1,)]
     assert found.verdict.details["stack of rank 1"] == "train (train.py:7)"
+
+
+def late(rank: int, seconds: float) -> NodeReport:
+    """Of a node whose rank waits for rank 1, which was outside for so long; nought: it has come, and all have left."""
+    operation = Operation(10, Op.ALL_REDUCE, 4096, 6, 1024, -1, seconds, 0.01, 0.02)
+    waits = Collectives(0, 10, 9, (operation,), operation) if seconds else Collectives(0, 10, 10)
+    place = Collectives(0, 9, 9) if rank == 1 and seconds else waits
+    idle = seconds + 0.1 * (rank == 1)
+    record = RankRecord(rank, 3, 5.0, (place,), (), ProcessState("S", 1.0, "S"), idle)
+    return NodeReport(node=f"node-{rank}", generation=1, communicators=(WORLD,), ranks=(record,))
+
+
+def test_who_went_on_while_it_was_looked_at_did_not_hang_and_how_long_it_took_is_told() -> None:
+    stands, goes_on = ([late(rank, seconds) for rank in (1, 0, 2)] for seconds in (1.0, 0.0))
+    (hangs,) = asyncio.run(watch(running(), Agents(answer=True), stands, stands))
+    assert (hangs.verdict.kind, hangs.verdict.ranks) == (Kind.HANG, (1,))
+    (went_on,) = asyncio.run(watch(running(), Agents(answer=True), stands, goes_on))
+    assert isinstance(went_on, WentOn)
+    assert (went_on.rank, went_on.seconds) == (1, pytest.approx(1.1, abs=0.05))
 
 
 def test_an_agent_that_does_not_answer_holds_no_verdict_up(monkeypatch: Any) -> None:

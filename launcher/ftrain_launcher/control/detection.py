@@ -21,6 +21,7 @@ from ftrain_launcher.detect.detector import Detector
 from ftrain_launcher.detect.divergence import Divergence
 from ftrain_launcher.detect.links import ALL_PAIRS_MAX, Matrix, best_of, judge_matrix
 from ftrain_launcher.detect.pace import Pace
+from ftrain_launcher.detect.patience import Patience, WentOn
 from ftrain_launcher.detect.reached import judge_reach
 from ftrain_launcher.detect.records import NodeReport
 from ftrain_launcher.detect.slow_links import Slowed
@@ -49,16 +50,16 @@ _BY_STACK = (Kind.HANG, Kind.MISMATCH, Kind.SLOW)
 """What the suspects' stacks say more about."""
 
 
-_Found = Diagnosed | QuickAgain
+_Found = Diagnosed | QuickAgain | WentOn
 
 
 class _Watched:
     """The judges of one generation."""
 
-    def __init__(self, generation: int, nodes: dict[int, str]) -> None:
+    def __init__(self, generation: int, nodes: dict[int, str], patience: Patience) -> None:
         self.generation = generation
         self.pace = Pace(generation, nodes)
-        self.detector = Detector(generation, nodes, (self.pace, Stopped(generation, nodes)))
+        self.detector = Detector(generation, nodes, (self.pace, Stopped(generation, nodes)), patience)
         self.replicas = Divergence(generation, nodes)
         self.probe_at = time.monotonic() + FIRST_PROBE_SECONDS
         self.steps: dict[int, int] = {}
@@ -119,6 +120,7 @@ class Detection:
             self._judge(watched)
         else:
             self._explain(watched)
+            self._tell_who_went_on(watched)
 
     def take_digests(self, message: ReplicaDigests) -> None:
         """A rank has looked at what it shares with others."""
@@ -134,7 +136,8 @@ class Detection:
         if generation != job.formed or generation == 0:
             return None
         if self._watched is None or self._watched.generation != generation:
-            self._watched = _Watched(generation, {number: rank.node for number, rank in job.ranks.items()})
+            nodes = {number: rank.node for number, rank in job.ranks.items()}
+            self._watched = _Watched(generation, nodes, job.patience)
         return self._watched
 
     # ---- what is found
@@ -146,10 +149,15 @@ class Detection:
         self._tell(watched, [*watched.detector.verdicts(now), *watched.replicas.verdicts(now)])
         for rank, step in watched.pace.quick_again():
             self._submit(QuickAgain(watched.generation, rank, step))
+        self._tell_who_went_on(watched)
         slowed = watched.pace.slowed()
         if slowed and not self._looking_for_links:  # who is not heard now asks again
             self._looking_for_links = True
             self._background.begin(self._look_for_link(watched.generation, slowed))
+
+    def _tell_who_went_on(self, watched: _Watched) -> None:
+        for ended in watched.detector.went_on():
+            self._submit(ended)
 
     def _explain(self, watched: _Watched) -> None:
         """The last words of the ranks may say that it was a mismatch; nobody is left to be looked at."""
@@ -163,7 +171,7 @@ class Detection:
             if verdict.kind is Kind.COMMUNICATION_HANG:
                 self._background.begin(self._probe_and_submit(watched, verdict))
             elif verdict.kind in _BY_STACK and verdict.ranks:
-                self._background.begin(self._look_and_submit(verdict))
+                self._background.begin(self._look_and_submit(watched, verdict))
             else:
                 self._submit(Diagnosed(verdict))
 
@@ -257,13 +265,16 @@ class Detection:
 
     # ---- suspects
 
-    async def _look_and_submit(self, verdict: Verdict) -> None:
+    async def _look_and_submit(self, watched: _Watched, verdict: Verdict) -> None:
         details: dict[str, str] = {}
         try:
             looks = self._look_at(verdict.ranks[:RANKS_INSPECTED_MAX]), self._link_behind(verdict)
             details, verdict = await asyncio.gather(*looks)
-        finally:  # whatever becomes of the look, the verdict holds
-            self._submit(Diagnosed(msgspec.structs.replace(verdict, details={**verdict.details, **details})))
+        finally:  # whatever becomes of the look, the verdict holds, if it still does
+            if watched.detector.has_passed(verdict):
+                watched.detector.forget(verdict.kind)
+            else:
+                self._submit(Diagnosed(msgspec.structs.replace(verdict, details={**verdict.details, **details})))
 
     async def _look_at(self, ranks: Iterable[int]) -> dict[str, str]:
         by_node: dict[str, list[int]] = defaultdict(list)

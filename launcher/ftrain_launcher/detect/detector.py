@@ -14,7 +14,9 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from ftrain_launcher.detect import findings
+from ftrain_launcher.detect.patience import Patience, WentOn
 from ftrain_launcher.detect.records import NodeReport, RankRecord
+from ftrain_launcher.detect.spells import WATCH_SECONDS, Spells
 from ftrain_launcher.detect.timeouts import DIFFERENT_SECONDS, HALTED_SECONDS, STALE_SECONDS, allowed_seconds
 from ftrain_launcher.detect.verdict import Kind, Verdict
 from ftrain_launcher.detect.waits import Standing, look, pending_of, recent_of
@@ -45,12 +47,21 @@ class Judge(Protocol):
 class Detector:
     """What the reports of one generation show.
 
-    ``nodes`` says on which node each rank is; ``judges`` are given every report too, and their verdicts are told along.
+    ``nodes`` says on which node each rank is; ``judges`` are given every report too, and their verdicts are told along;
+    ``patience`` is the job's.
     """
 
-    def __init__(self, generation: int, nodes: Mapping[int, str], judges: Sequence[Judge] = ()) -> None:
+    def __init__(
+        self,
+        generation: int,
+        nodes: Mapping[int, str],
+        judges: Sequence[Judge] = (),
+        patience: Patience | None = None,
+    ) -> None:
         self.generation = generation
         self._nodes, self._judges = nodes, judges
+        self._patience = patience or Patience()
+        self._spells = Spells(generation, self._patience)
         self._standings: dict[int, Standing] = {}
         self._due: dict[str, tuple[float, float, float]] = {}
         """By node: when the first of its operations will be overdue, when it would be if somebody were halted, and when
@@ -65,12 +76,14 @@ class Detector:
         if report.generation != self.generation:
             return
         due = halted_due = different_due = float("inf")
+        watched = WATCH_SECONDS if self._spells.watches(self._standings) else float("inf")
         for record in report.ranks:
             standing = self._stand(record, report, now)
             self._standings[record.rank] = standing
+            self._spells.take(standing)
             (self._halted.add if standing.halted else self._halted.discard)(record.rank)
             for operation in pending_of(record):
-                due = min(due, now + allowed_seconds(operation) - operation.age_seconds)
+                due = min(due, now + min(watched, allowed_seconds(operation)) - operation.age_seconds)
                 halted_due = min(halted_due, now + HALTED_SECONDS - operation.age_seconds)
                 different_due = min(different_due, now + DIFFERENT_SECONDS - operation.age_seconds)
         for rank in report.unrecorded:
@@ -87,11 +100,16 @@ class Detector:
             return new
         self._looked = now
         stale = {rank for rank, standing in self._standings.items() if now - standing.taken > STALE_SECONDS}
-        for verdict in findings.find(look(self._standings, stale), self.generation, self._nodes, now):
+        graph = look(self._standings, stale)
+        found_now = findings.Findings(graph, self.generation, self._nodes, now, self._patience)
+        self._spells.look(found_now.judge)
+        for verdict in found_now.find():
             suspects, last = self._told.get(verdict.kind, ((), float("-inf")))
             found = (verdict.ranks, verdict.nodes)
             if found != suspects or now - last > FORGET_SECONDS:
                 new.append(verdict)
+                if verdict.allowed_seconds:
+                    self._spells.call(found_now.judge, verdict.ranks, verdict.allowed_seconds)
             self._told[verdict.kind] = found, now
         return new
 
@@ -106,12 +124,18 @@ class Detector:
         early = now >= min((times[2] for times in self._due.values()), default=float("inf"))
         return early and now >= self._looked + _EARLY_FACTOR * pause_seconds
 
+    def went_on(self) -> list[WentOn]:
+        """Who was called hung, now or in an earlier generation, and went on by himself in this one; told once."""
+        return self._spells.ended()
+
     def forget(self, kind: Kind) -> None:
         """What was told of this kind is over: if it is found again, that is new."""
         self._told.pop(kind, None)
 
     def has_passed(self, verdict: Verdict) -> bool:
-        """Whether all have left by now what a verdict says that all had entered and not left."""
+        """Whether all have left by now what a verdict says that all had entered and not left; or who hung has moved."""
+        if verdict.kind is Kind.HANG:
+            return bool(verdict.allowed_seconds) and self._spells.have_gone_on(verdict.ranks)
         held = {(wait.waiter, wait.communicator, wait.seq) for wait in verdict.waits if not wait.waited_for}
         return bool(held) and not any(self._is_inside(*one) for one in held)
 

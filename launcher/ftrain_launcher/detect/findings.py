@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
+import msgspec
+
 from ftrain_launcher.detect import mismatch, wording
 from ftrain_launcher.detect.hang import Judge, Late, Stuck
 from ftrain_launcher.detect.mismatch import Difference
+from ftrain_launcher.detect.patience import Patience
 from ftrain_launcher.detect.records import Communicator
 from ftrain_launcher.detect.timeouts import DIFFERENT_SECONDS, allowed_seconds
 from ftrain_launcher.detect.verdict import WAITS_MAX, Kind, Verdict, Wait
@@ -22,18 +25,20 @@ ENTRY_SECONDS = 0.02
 class Findings:
     """What one look at one generation's graph finds."""
 
-    def __init__(self, graph: Graph, generation: int, nodes: Mapping[int, str], now: float) -> None:
+    def __init__(
+        self, graph: Graph, generation: int, nodes: Mapping[int, str], now: float, patience: Patience | None = None
+    ) -> None:
         self._graph, self._generation, self._nodes = graph, generation, nodes
-        self._judge = Judge(graph, now)
+        self.judge = Judge(graph, now, patience or Patience())
 
     def find(self) -> list[Verdict]:
         """One verdict or none."""
         differences = self._differences()
         if differences and differences[0].confidence >= SURE:
             return [self._mismatch(differences[0])]
-        if late := self._judge.hung():
+        if late := self.judge.hung():
             return [self._hang(late)]
-        if not self._graph.accused and (stuck := self._judge.stuck()):
+        if not self._graph.accused and (stuck := self.judge.stuck()):
             return [self._mismatch(differences[0]) if differences else self._stuck(stuck)]
         if not self._graph.accused and not self._graph.held:
             return self._knot()
@@ -42,9 +47,9 @@ class Findings:
     def _differences(self) -> list[Difference]:
         found = []
         for group in self._graph.groups.values():
-            late = [seq for seq, gate in group.gates.items() if self._judge.waited(gate) >= self._judge.allowed(gate)]
+            late = [seq for seq, gate in group.gates.items() if self.judge.waited(gate) >= self.judge.allowed(gate)]
             for seq, waiters in group.under_way.items():
-                if any(self._judge.age(rank, operation) >= allowed_seconds(operation) for rank, operation in waiters):
+                if any(self.judge.age(rank, operation) >= allowed_seconds(operation) for rank, operation in waiters):
                     late.append(seq)
             difference = (mismatch.in_group(group, late) if late else None) or self._inside_differ(group)
             if difference is not None:
@@ -57,7 +62,7 @@ class Findings:
         Operations that have ended are not compared: they may be of a group that was made anew under its old name.
         """
         for seq, waiters in group.under_way.items():
-            lasting = {rank: one for rank, one in waiters if self._judge.age(rank, one) >= DIFFERENT_SECONDS}
+            lasting = {rank: one for rank, one in waiters if self.judge.age(rank, one) >= DIFFERENT_SECONDS}
             difference = mismatch.differing(group, seq, lasting) if len(lasting) > 1 else None
             if difference is not None and not difference.legal:
                 return difference
@@ -79,15 +84,21 @@ class Findings:
             entered = f"{has} been inside {called} for {first.seconds:.1f} s"
         waits = f"{wording.ranks(waiters)} {'wait' if len(waiters) > 1 else 'waits'} for it"
         clauses = [f"{wording.ranks(ranks, self._nodes)} {entered}", waits if waiters else "the others have left it"]
-        state = wording.state(graph.standings[first.rank].record.process)
-        return self._verdict(
+        standing = graph.standings[first.rank]
+        if state := wording.state(standing.record.process):
+            clauses.append(state)
+        given, usual = (0.0, 0.0) if standing.halted else self.judge.given(standing, first.gate)
+        if given > usual:
+            clauses.append(f"it was given {given:.1f} s, since it might have been slow only")
+        verdict = self._verdict(
             Kind.HANG,
             ranks,
-            sentence="; ".join([*clauses, state] if state else clauses),
+            sentence="; ".join(clauses),
             confidence=min(found.confidence for found in late),
             seconds=first.seconds,
             gates=[found.gate for found in late],
         )
+        return msgspec.structs.replace(verdict, allowed_seconds=given)
 
     def _mismatch(self, found: Difference) -> Verdict:
         with_type = len({call.dtype for _, call in found.calls}) > 1
@@ -104,7 +115,7 @@ class Findings:
             found.suspects,
             sentence=f"operation #{found.seq} of {called} differs: {calls}: an error of the program",
             confidence=found.confidence,
-            seconds=max(map(self._judge.waited, gates), default=0.0),
+            seconds=max(map(self.judge.waited, gates), default=0.0),
             gates=gates,
         )
 
@@ -137,7 +148,7 @@ class Findings:
 
     def _knot(self) -> list[Verdict]:
         """Nobody is free: either one of those who seem to wait computes, or they wait in a circle."""
-        gates = self._judge.overdue()
+        gates = self.judge.overdue()
         if not gates or any(gate.unknown for gate in self._graph.gates):
             return []
         computing = self._computing(gates)
@@ -155,7 +166,7 @@ class Findings:
                 found.suspects,
                 sentence=f"ranks wait for each other in a circle: {', '.join(parts)}{apart}: an error of the program",
                 confidence=found.confidence,
-                seconds=self._judge.waited(gates[0]),
+                seconds=self.judge.waited(gates[0]),
                 gates=gates,
             )
         ]
@@ -168,14 +179,12 @@ class Findings:
             for rank in gate.lacking():
                 if rank in candidates or rank not in graph.waiting or not (self._is_busy(rank) or self._went_on(rank)):
                     continue  # cheap questions first: in a knot of many ranks, all of them are asked
-                if self._judge.is_late(graph.standings[rank], gate):
+                if self.judge.is_late(graph.standings[rank], gate):
                     candidates[rank] = gate
         for confidence, shows in ((0.6, self._is_busy), (0.45, self._went_on)):
             found = [rank for rank in candidates if shows(rank)]
             if found and 2 * len(found) <= len(graph.waiting):
-                return [
-                    Late(rank, candidates[rank], self._judge.waited(candidates[rank]), confidence) for rank in found
-                ]
+                return [Late(rank, candidates[rank], self.judge.waited(candidates[rank]), confidence) for rank in found]
         return []
 
     def _is_busy(self, rank: int) -> bool:
@@ -234,13 +243,13 @@ class Findings:
     def _waits(self, gates: Iterable[Gate]) -> list[Wait]:
         """Who waits for whom: first at the given gates, then anywhere else, the longest first."""
         told: list[Wait] = []
-        rest = sorted(self._graph.gates, key=self._judge.waited, reverse=True)
+        rest = sorted(self._graph.gates, key=self.judge.waited, reverse=True)
         for gate in dict.fromkeys((*gates, *rest)):
             if len(told) >= WAITS_MAX:
                 break
             lacking = tuple(gate.lacking()[:WAITS_MAX])
             for rank, operation in gate.waiters[: WAITS_MAX - len(told)]:
-                seconds = self._judge.age(rank, operation)
+                seconds = self.judge.age(rank, operation)
                 told.append(_wait(rank, lacking, gate.communicator, operation.op, gate.seq, round(seconds, 3)))
         return sorted(told, key=lambda wait: -wait.seconds)
 
@@ -258,8 +267,3 @@ def _wait(
 def explain(graph: Graph, generation: int, nodes: Mapping[int, str], now: float) -> Verdict | None:
     """What differs at all, however long or short it has lasted."""
     return Findings(graph, generation, nodes, now).explain()
-
-
-def find(graph: Graph, generation: int, nodes: Mapping[int, str], now: float) -> list[Verdict]:
-    """The verdicts that a graph calls for at a moment."""
-    return Findings(graph, generation, nodes, now).find()

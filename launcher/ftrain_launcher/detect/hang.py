@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from statistics import median, median_high
 
+from ftrain_launcher.detect.patience import Patience, Waiting, waiting_in
 from ftrain_launcher.detect.records import Communicator, Op, Operation
 from ftrain_launcher.detect.timeouts import COMPUTING_SECONDS, FIRST_SECONDS, HALTED_SECONDS, allowed_seconds
 from ftrain_launcher.detect.waits import Gate, Graph, Group, Standing
@@ -62,6 +63,7 @@ class Judge:
 
     graph: Graph
     now: float
+    patience: Patience = field(default_factory=Patience)
     _some: list[Standing] = field(init=False)
     """Ranks that show what is usual."""
     _waited: dict[Gate, float] = field(default_factory=dict)
@@ -133,9 +135,7 @@ class Judge:
         if standing.halted and not (at_commit and standing.record.ended):
             return waited >= HALTED_SECONDS
         # Who has ended has given its word, which its waiter may have yet to read.
-        allowed = max(self.allowed(gate), least)
-        if at_commit and standing.computes:
-            allowed = max(allowed, COMPUTING_SECONDS)
+        allowed, _ = self.given(standing, gate, least)
         unseen = self.now - standing.taken
         # Where it is the only root, others that still wait later show that it has not come since its report. What
         # nobody has seen is not known: it may have come, and the report that says so is on its way.
@@ -148,10 +148,18 @@ class Judge:
         # Cheap questions first: this is asked of every rank that computes while others wait.
         if min(waited, waited - unseen + known, idle) < allowed:
             return False
-        gap = self._gap(gate, standing)
+        gap = self.gap(gate, standing)
         return idle >= allowed + 2 * gap and standing.idle_seconds >= NOTED_SECONDS + gap
 
-    def _gap(self, gate: Gate, late: Standing) -> float:
+    def given(self, standing: Standing, gate: Gate, least: float = 0.0) -> tuple[float, float]:
+        """How long a rank may keep a gate's waiters, and how long it might if nothing were known of it."""
+        usual = max(self.allowed(gate), least)
+        if gate.waiters[0][1].op == Op.COMMIT and standing.computes:
+            usual = max(usual, COMPUTING_SECONDS)
+        record = standing.record
+        return self.patience.allowed_seconds(record.rank, record.step, waiting_at(gate), usual), usual
+
+    def gap(self, gate: Gate, late: Standing) -> float:
         """How long the peers had been outside, each its longest time since the late rank entered anything.
 
         The waiters, or all ranks if these took longer: a stage of a pipeline has one waiter only.
@@ -217,6 +225,11 @@ class Judge:
             if seconds >= allowed_seconds(transfer.operation):
                 members = (transfer.peer, transfer.rank)
                 yield Stuck(transfer.communicator, transfer.operation, members, (transfer.rank,), seconds)
+
+
+def waiting_at(gate: Gate) -> Waiting:
+    """The class of the operation in which a gate's waiters are."""
+    return waiting_in(gate.waiters[0][1].op, len(gate.communicator.members))
 
 
 def starved_share(standing: Standing) -> float:

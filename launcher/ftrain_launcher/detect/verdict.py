@@ -65,6 +65,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float = 0.0
     """How long it had lasted when it was found."""
     step: int | None = None
+    allowed_seconds: float = 0.0
+    """Of a hang, how long the others were to wait before it was one; 0: it was no matter of time."""
     details: dict[str, str] = {}
     """More evidence, by name: process state, figures, call sites."""
 

@@ -10,6 +10,7 @@ from enum import StrEnum
 
 import msgspec
 
+from ftrain_launcher.detect.patience import WentOn
 from ftrain_launcher.detect.verdict import Verdict
 from ftrain_launcher.engine_messages import FlushJob, HostLeaves, NodeGone, ReapNode, StartNode, StopJob
 from ftrain_launcher.messages import (
@@ -234,6 +235,7 @@ Event = (
     | Progress
     | Diagnosed
     | QuickAgain
+    | WentOn
     | CordonNode
     | UncordonNode
     | NodeChecked

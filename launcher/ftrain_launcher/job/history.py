@@ -11,16 +11,18 @@ from collections.abc import Iterable
 import msgspec
 
 from ftrain.link import Certified
-from ftrain_launcher.detect.verdict import Kind
+from ftrain_launcher.detect.patience import Call, Patience, WentOn
+from ftrain_launcher.detect.verdict import Kind, Verdict
 from ftrain_launcher.job.causes import Sign, classify, describe
 from ftrain_launcher.job.complaints import Complaint, Complaints
 from ftrain_launcher.job.demotion import Demotion, demotion_of, doubt_of
 from ftrain_launcher.job.formation import Start
 from ftrain_launcher.job.incidents import Incident, IncidentLog
 from ftrain_launcher.job.membership import Rank
-from ftrain_launcher.job.policy import EXIT_LOST, Action, decide
+from ftrain_launcher.job.policy import EXIT_LOST, Action, decide, give_up
 from ftrain_launcher.job.ranks import Ranks
 from ftrain_launcher.job.rungs import Rung
+from ftrain_launcher.work import Work
 
 
 class Judgement(msgspec.Struct, frozen=True):
@@ -33,11 +35,13 @@ class Judgement(msgspec.Struct, frozen=True):
 class History:
     """Incidents, and how many of them followed each other without progress."""
 
-    def __init__(self, max_restarts: int, *, restarts_chosen: bool) -> None:
+    def __init__(self, work: Work) -> None:
         self.log = IncidentLog()
         self.complaints = Complaints(self.log)
         """What slows the job, and stops nobody."""
-        self._max_restarts, self._restarts_chosen = max_restarts, restarts_chosen
+        self.patience = Patience(work.collective_timeout_seconds)
+        """Whom the detector gives more time."""
+        self._max_restarts, self._restarts_chosen = work.max_restarts, work.restarts_chosen
         self._faults_without_progress = 0
         self._refused: Certified | None = None
         """What could not be proved of the newest generation's state."""
@@ -71,6 +75,8 @@ class History:
     def _judge_incident(self, incident: Incident, now: float) -> tuple[Action, list[str]]:
         before = self.log.signature_before(incident)
         cause = classify(incident.signs)
+        if incident.over and cause.kind == Kind.HANG:
+            cause = msgspec.structs.replace(cause, blame=None)
         news = []
         if cause != incident.cause:
             news.append(f"incident {incident.number}: {cause.reason}")
@@ -80,6 +86,8 @@ class History:
         incident.refused, self._refused = self._refused or incident.refused, None
         before = "" if self._restarts_chosen and cause.step is None else before
         action = decide(cause, before, self._faults_without_progress, self._max_restarts)
+        if action.resume and (hang := _hang_of(incident)) is not None:
+            action = give_up(cause, self.patience.times_used_up(hang.ranks, _call(incident, hang))) or action
         if not action.resume:
             incident.decide(f"the job ends: {action.reason}")
         return action, news
@@ -112,6 +120,24 @@ class History:
         complaint.end(news)
         return [f"incident {complaint.incident.number}: {news}"]
 
+    def went_on(self, event: WentOn) -> list[str]:
+        """A rank went on by itself after as long a time as is called a hang. What people are told, once that is known
+        to be no fault."""
+        calls = self.patience.went_on(event)
+        if calls is None:
+            return []
+        numbers = {call.incident for call in calls}
+        if (now := self.log.forming) is not None and now.generation == event.generation and event.rank in self.suspects:
+            numbers.add(now.number)  # it is being stopped for that
+        found = [incident for incident in self.log.entries if incident.number in numbers]
+        no_faults = sum(not incident.over for incident in found)
+        self._faults_without_progress = max(0, self._faults_without_progress - no_faults)
+        for incident in found:
+            incident.acquit(f"rank {event.rank} went on by itself, after {event.seconds:.1f} s: it was no fault")
+        called = f"{', '.join(f'incident {one.number}' for one in found)}: " if found else ""
+        went_on = f"rank {event.rank} kept others waiting for {event.seconds:.1f} s and went on by itself"
+        return [f"{called}{went_on}: so long a wait for it is no fault in this job from now on"]
+
     @property
     def demotions(self) -> list[Demotion]:
         """What the faults so far say is not to be started from."""
@@ -135,6 +161,11 @@ class History:
             incident.steps_lost = start.steps_lost
             incident.resumed_from = start.version
             incident.demoted, incident.doubtful = start.demoted, start.doubtful
+            if (hang := _hang_of(incident)) is not None:
+                self.patience.called(hang.ranks, _call(incident, hang))
+                again = self.patience.after(hang.allowed_seconds)
+                incident.decide(f"if it comes to that there again, {again:.1f} s are allowed: it may only be slow")
+        self.patience.begin(start.version)
 
     def count(self, incidents: int) -> None:
         """So many there were already, though nothing else is known here of the newest: their numbers are taken."""
@@ -166,3 +197,16 @@ class History:
     def take_harmless(self, sign: Sign, generation: int) -> list[str]:
         """Something broke that stops nobody. What people are told, once."""
         return [f"{describe(sign)}; training goes on"] if self.log.record_harmless(sign, generation) else []
+
+
+def _hang_of(incident: Incident) -> Verdict | None:
+    """The verdict that is its cause, if that is a matter of time."""
+    if incident.cause is None or incident.cause.kind != Kind.HANG or incident.over:
+        return None
+    hangs = (v for v in incident.verdicts if v.kind is Kind.HANG and v.allowed_seconds)
+    return next(hangs, None)
+
+
+def _call(incident: Incident, hang: Verdict) -> Call:
+    step = -1 if hang.step is None else hang.step
+    return Call(incident.number, step, hang.allowed_seconds)

@@ -70,7 +70,7 @@ class Incident(msgspec.Struct, kw_only=True):
     harmless: bool = False
     """It stopped nobody."""
     over: str = ""
-    """Of what the detector says again and again: how it ended; empty: it may go on."""
+    """How it ended: what the detector says again and again, or what was no fault; empty: it may go on, or was one."""
 
     def add(self, sign: Sign) -> None:
         """Take in one more sign; several accounts of one thing count once."""
@@ -84,6 +84,12 @@ class Incident(msgspec.Struct, kw_only=True):
                 self.signs[index] = known.merged(sign)
                 return
         self.signs.append(sign)
+
+    def acquit(self, how: str) -> None:
+        """Its suspects were no fault of their nodes, as is known now."""
+        self.over = how
+        if self.cause is not None:
+            self.cause = msgspec.structs.replace(self.cause, blame=None)
 
     def decide(self, decision: str) -> bool:
         """Note what follows; False: it was noted before."""

@@ -119,3 +119,12 @@ def decide(cause: Cause, previous_signature: str, faults_without_progress: int, 
         reason = f"{count} without progress (--max-restarts {max_restarts}); the last: {cause.reason}"
         return Action(False, reason, EXIT_PROGRAM if cause.signature else EXIT_NO_PROGRESS)
     return Action(True, cause.reason)
+
+
+def give_up(cause: Cause, times: int) -> Action | None:
+    """The end, where a rank hangs at one place whatever time it is given; ``times``: so often, with all that may be
+    given; 0: it may be given more."""
+    if not times:
+        return None
+    reason = f"called hung {times} times at one place, with more time each time; the last: {cause.reason}"
+    return Action(False, reason, EXIT_NO_PROGRESS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from math import inf
 from typing import assert_never
 
+from ftrain_launcher.detect.patience import WentOn
 from ftrain_launcher.detect.verdict import Kind
 from ftrain_launcher.job.causes import MISFIT, Sign, describe, sign_of_exit, sign_of_verdict
 from ftrain_launcher.job.durable import DurableTier
@@ -43,6 +44,7 @@ Report = (
     | DurableEnded
     | Diagnosed
     | QuickAgain
+    | WentOn
 )
 UNPROTECTED_SECONDS = 60.0
 """After the first snapshot was sealed; protecting it takes seconds."""
@@ -102,6 +104,8 @@ class Running:
                 rank = generation.ranks.by_number.get(report.rank)
                 if rank is not None:
                     self._orders.announce(self._history.quick_again(rank, report.step))
+            case WentOn():
+                self._orders.announce(self._history.went_on(report))
             case DurableEnded():
                 if not stopping:
                     self._tell_of_write(self._durable.end(report, now))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from ftrain_launcher.detect.patience import Patience
 from ftrain_launcher.job.candidates import Candidates
 from ftrain_launcher.job.durable import DurableTier
 from ftrain_launcher.job.ending import Ending
@@ -40,7 +41,7 @@ class JobState:
         """The newest generation that was formed."""
         self._orders = Orders()
         self._roster = Roster(config.nodes, config.least)
-        self._history = History(config.work.max_restarts, restarts_chosen=config.work.restarts_chosen)
+        self._history = History(config.work)
         self._recruiting = Recruiting(config, self._roster, self._orders)
         self._preflight = Preflight(config, self._roster, self._recruiting, self._orders)
         self.quarantine = Quarantine(config, self._roster, self._recruiting, self._orders, self._history)
@@ -64,6 +65,11 @@ class JobState:
         """The node that holds each position; None: vacant."""
         self.incidents: Sequence[Incident] = self._history.log.entries
         """The newest incidents, oldest first."""
+
+    @property
+    def patience(self) -> Patience:
+        """Whom the detector gives more time, from generation to generation."""
+        return self._history.patience
 
     @property
     def incidents_total(self) -> int:
