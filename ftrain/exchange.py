@@ -12,7 +12,6 @@ work, those between two that they are stages of a pipeline (detect/roles.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -23,11 +22,11 @@ from torch import Tensor
 
 from ftrain.layout import REGION_ORDER, Kind, Layout, round_up
 from ftrain.plan import view_of
+from ftrain.together import each
 
 ROUND_BYTES = 32 << 20
 """So much goes round at once, in all."""
 SLICE_BYTES_MIN = 64 << 10
-THREADS = 2
 
 
 class Slice(NamedTuple):
@@ -109,9 +108,9 @@ def _find_lacking(
             if part.owner != rank
         )
 
-    with ThreadPoolExecutor(THREADS) as pool:
-        told = _tell_all(list(pool.map(own, rounds)), layout.world_size)
-        return _tell_all(list(pool.map(lacks, range(len(rounds)))), layout.world_size).astype(bool)
+    size_bytes = sum(part.end - part.start for slices in rounds for part in slices)
+    told = _tell_all(each(own, rounds, size_bytes // layout.world_size), layout.world_size)
+    return _tell_all(each(lacks, range(len(rounds)), size_bytes), layout.world_size).astype(bool)
 
 
 def _tell_all(values: Sequence[int], world_size: int) -> np.ndarray[tuple[int, int], np.dtype[np.uint64]]:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -27,11 +26,10 @@ from ftrain.copier import move
 from ftrain.flight import checksum_with_gaps
 from ftrain.layout import TensorSpec
 from ftrain.plan import Row, view_of
+from ftrain.together import each
 from ftrain_snapshot.lane import Region
 from ftrain_snapshot.manifest import CHUNK_BYTES, Header, chunk_bytes
 from ftrain_snapshot.messages import SnapshotId
-
-THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -66,6 +64,7 @@ class Held:
     def put(self, tensors: Sequence[Tensor]) -> frozenset[int]:
         """Copy to ``tensors`` what does not lie there already, and let go of all. Returns their numbers."""
         kept = frozenset(self.tensors)
+        size_bytes = sum(tensor.nbytes for tensor in self.tensors.values())
 
         def copy(index: int) -> None:
             target, tensor = tensors[index], self.tensors[index]
@@ -73,8 +72,7 @@ class Held:
                 move(target.data_ptr(), tensor.data_ptr(), tensor.numel() * tensor.element_size())
             del self.tensors[index]
 
-        with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(copy, kept))
+        each(copy, list(kept), size_bytes)
         return kept
 
 
@@ -105,8 +103,7 @@ def unproved(
         return [row for row in here if row.tensor not in kept] if proved else here
 
     chunks = [(chunk, list(part)) for chunk, part in groupby(rows, key=lambda row: row.offset // CHUNK_BYTES)]
-    with ThreadPoolExecutor(THREADS) as pool:
-        return [row for left in pool.map(look, chunks) for row in left]
+    return [row for left in each(look, chunks, header.unit_bytes) for row in left]
 
 
 def _users(storage: torch.UntypedStorage) -> int:

@@ -14,7 +14,6 @@ are filled by two threads.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
@@ -32,6 +31,7 @@ from ftrain.reading import part_of, read_manifest, read_tree
 from ftrain.sharded import local_of
 from ftrain.shards import Part
 from ftrain.state import own_tensors
+from ftrain.together import each
 from ftrain_snapshot.arena import Mapping as Mapped
 from ftrain_snapshot.lane import Region
 from ftrain_snapshot.manifest import CHUNK_BYTES
@@ -39,7 +39,6 @@ from ftrain_snapshot.messages import SnapshotId
 
 LARGE_BYTES = 1 << 20
 """An optimizer's tensors from this size on are made in huge pages."""
-FILL_THREADS = 2
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,8 @@ class Restored(NamedTuple):
     """Of its tensors: from the arena, and from other ranks."""
     kept_bytes: int
     """The rest, which it still held."""
+    unit_bytes: int
+    """The whole unit's length."""
 
 
 def read_state(
@@ -98,7 +99,7 @@ def read_state(
             read_bytes += exchange(layout, rank, source.piece, flats, kept)
     placed = [t if t.device.type == spec.device else t.to(spec.device) for t, spec in zip(tensors, specs, strict=True)]
     kept_bytes = max(0, sum(spec.size_bytes for spec in specs) - read_bytes) if kept else 0
-    return Restored(read_tree(content.tree, placed), read_bytes, kept_bytes)
+    return Restored(read_tree(content.tree, placed), read_bytes, kept_bytes, header.unit_bytes)
 
 
 def _places(
@@ -175,8 +176,7 @@ class _Source:
                 move(addresses[row.tensor] + row.start, homes[row.offset // CHUNK_BYTES] + row.offset, row.length)
 
         parts = [rows[start : start + 64] for start in range(0, len(rows), 64)]
-        with ThreadPoolExecutor(FILL_THREADS) as pool:
-            list(pool.map(copy, parts))
+        each(copy, parts, sum(row.length for row in rows))
 
     def piece(self, start: int, end: int) -> Tensor:
         """Bytes of the region, in place if they are one piece."""

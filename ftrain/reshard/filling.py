@@ -21,7 +21,7 @@ from ftrain.durable.source import Source
 from ftrain.layout import flat_bytes
 from ftrain.logical.reads import Copy, Plan, Read
 from ftrain.logical.scatter import Bytes, scatter
-from ftrain.restore import FILL_THREADS
+from ftrain.together import THREADS
 from ftrain_snapshot.read_plan import Wanted
 
 SCRATCH_BYTES = 8 << 20
@@ -102,7 +102,7 @@ def fill(plan: Plan, places: Places, source: Reading, lanes: int, position: int,
 
     near = [read for read in plan.reads if read.rank // lanes == position]
     far = _in_turn([read for read in plan.reads if read.rank // lanes != position], lanes, rank)
-    with ThreadPoolExecutor(1 + FILL_THREADS) as pool:
+    with ThreadPoolExecutor(1 + THREADS) as pool:
         rest = pool.submit(_fill_from_afar, far, places, source, lanes)
         for _ in pool.map(copy, near):  # raises what one has raised
             pass

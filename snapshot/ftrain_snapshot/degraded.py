@@ -187,6 +187,7 @@ class _Reading:
         self.unit = unit
         self._on_bytes, self._on_failed = on_bytes, on_failed
         self._out = bytearray(sum(stop - start for start, stop in ranges))
+        self._room = memoryview(self._out)  # assigning to a bytearray's slice copies twice
         self._left = _spans(ranges)
         self._distrusted: dict[int, list[Damage]] = {}
         self._strikes: dict[int, int] = {}
@@ -217,7 +218,7 @@ class _Reading:
         if not proved and checksum(data) != sum_at(self.unit.sums, chunk):
             return False
         for first, last, at in self._left.pop(chunk, ()):
-            self._out[at : at + last - first] = data[first:last]
+            self._room[at : at + last - first] = data[first:last]
         return True
 
     def done(self) -> None:

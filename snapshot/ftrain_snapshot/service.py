@@ -11,7 +11,6 @@ import contextlib
 import shutil
 import socket
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 
 from ftrain_snapshot import messages as m
@@ -63,6 +62,7 @@ class Service:
         """What there is instead of a session while the node has no position."""
         self._clients: set[Client] = set()
         self._strangers: dict[Connection, PeerHello | OriginHello | None] = {}
+        self._patience: dict[Connection, Timer] = {}
         self._door: Door[Connection] = Door()
         self._waiting: list[tuple[Client, int]] = []
         self._early: deque[tuple[Client, m.Request]] = deque(maxlen=CLIENTS_MAX)
@@ -313,24 +313,20 @@ class Service:
             if connection.closed:
                 return
             self._strangers[connection] = None
-            timer = self.loop.later(STRANGER_TIMEOUT_SECONDS, lambda: self._turn_away(connection))
+            turn_away = self.loop.later(STRANGER_TIMEOUT_SECONDS, lambda: self._turn_away(connection))
+            self._patience[connection] = turn_away
             connection.on_message = self._on_hello
             connection.on_proved = lambda c: self._make_way(self._door.prove(c))
-            connection.on_closed = self._forget_stranger(timer)
+            connection.on_closed = self._stranger_closed
             self._make_way(self._door.arrive(connection))
 
     def _make_way(self, stranger: Connection | None) -> None:
         if stranger is not None:
             stranger.close("too many others are at the door")
 
-    def _forget_stranger(self, timer: Timer) -> Callable[[Connection, str], None]:
-        def on_closed(connection: Connection, reason: str) -> None:
-            timer.cancel()
-            self._strangers.pop(connection, None)
-            self._door.leave(connection)
-            log("stranger_closed", reason=reason)
-
-        return on_closed
+    def _stranger_closed(self, connection: Connection, reason: str) -> None:
+        self._let_in(connection)
+        log("stranger_closed", reason=reason)
 
     def _turn_away(self, connection: Connection) -> None:
         if connection in self._strangers:
@@ -366,5 +362,8 @@ class Service:
         return -1 if serving is None else serving.membership.generation
 
     def _let_in(self, connection: Connection) -> None:
+        """It is no stranger any more."""
         self._strangers.pop(connection, None)
         self._door.leave(connection)
+        if (timer := self._patience.pop(connection, None)) is not None:
+            timer.cancel()  # it would keep the connection, and the session that it is of, for its whole time

@@ -9,8 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import pytest
+
 from ftrain_launcher.errors import SpawnFailed
 from ftrain_launcher.jobs import JobRecord
+from ftrain_launcher.node import store_host
 from ftrain_launcher.node.store_host import StoreHost
 from ftrain_launcher.processes.spawning import Exited, Spawn
 from ftrain_launcher.processes.workers import WorkerHost
@@ -45,6 +48,11 @@ class Processes:
         store.exited(Exited(id, self.running.pop(id), None, signal.SIGKILL))
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_host, "RETIRED_SECONDS", 0.0)
+
+
 def host(store_port: int = 0) -> tuple[StoreHost, Processes]:
     work = SimpleNamespace(log_folder="/tmp", store_port=store_port, start="fork")
     job = cast(JobRecord, SimpleNamespace(config=SimpleNamespace(work=work)))
@@ -75,11 +83,15 @@ def test_the_next_generation_gets_the_store_that_waits() -> None:
         store.hear_port(processes.running[ahead], 5002)
         assert store.spared(hosts=True) == {ahead}
         assert store.spared(hosts=False) == set()
-        store.end()
-        assert processes.killed == [first]
+        store.retire()
+        assert processes.killed == []  # its end must not cost those who form the next one their time
         assert store.spared(hosts=True) == {first, ahead}
+        assert store.spared(hosts=False) == {first}
         assert await store.port(2) == 5002
         assert (store.id, store.ahead) == (ahead, "")
+        while not processes.killed:
+            await asyncio.sleep(0)
+        assert processes.killed == [first]
         processes.end(store, first)
         assert store.spared(hosts=True) == set()
         assert list(processes.running) == [ahead]
@@ -103,7 +115,7 @@ def test_a_fault_that_comes_while_the_next_one_is_forked_waits_for_it() -> None:
         processes.forks.clear()
         preparing = asyncio.ensure_future(store.prepare(1))
         await asyncio.sleep(0)
-        store.end()
+        store.retire()
         asked = asyncio.ensure_future(store.port(2))
         await asyncio.sleep(0)
         processes.forks.set()
@@ -122,7 +134,7 @@ def test_one_that_died_while_it_waited_is_not_taken() -> None:
         await store.prepare(1)
         processes.end(store, store.ahead)
         assert store.ahead == ""
-        store.end()
+        store.retire()
         assert await begin(store, processes, 2, 5002) == 5002
 
     run(test())
@@ -135,7 +147,7 @@ def test_where_all_need_the_same_port_the_next_one_waits_for_it_itself_and_none_
         await store.prepare(1)
         assert store.ahead == ""
         first = store.id
-        store.end()
+        store.retire()
         assert processes.killed == [first]
         assert store.spared(hosts=True) == {first}
         assert await begin(store, processes, 2, 29500) == 29500
@@ -151,5 +163,17 @@ def test_one_that_cannot_be_started_is_told_by_no_port() -> None:
         assert await store.port(1) is None
         await store.prepare(1)
         assert store.ahead == ""
+
+    run(test())
+
+
+def test_an_agent_that_takes_over_ends_what_was_retired_or_ready() -> None:
+    async def test() -> None:
+        store, processes = host()
+        for id in ("g1-store", "g1-store-ahead0", "g2-store-ahead0", "g2-rank0", "g2-standby0"):
+            processes.running[id] = 1
+        store.id = "g1-store-ahead0"
+        store.clear_away()
+        assert processes.killed == ["g1-store", "g2-store-ahead0"]
 
     run(test())

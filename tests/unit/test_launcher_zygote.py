@@ -5,12 +5,15 @@ from __future__ import annotations
 import gc
 import importlib
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
 
-from ftrain_launcher.processes import child, spawning
+from ftrain_launcher.processes import child, spawning, zygote
 from ftrain_launcher.processes.spawning import Children, Exited, Kill, Spawn
 from ftrain_launcher.processes.zygote_start import ZygoteConfig
 from ftrain_snapshot import frames
@@ -75,3 +78,30 @@ def test_the_command_keeps_the_working_folder_out_of_the_imports(tmp_path: Path)
     config = ZygoteConfig(socket_path=tmp_path / "z.sock", log_path=tmp_path / "z.log", preload="")
     assert config.command()[:4] == [sys.executable, "-P", "-m", "ftrain_launcher.processes.zygote"]
     assert "--no-preload" in config.command()
+
+
+@pytest.mark.parametrize(
+    ("zygotes", "used_seconds", "wanted", "kill_at", "pauses"),
+    [
+        ({7}, 0.010, (), None, [0.04]),  # so that it takes a fifth of a processor
+        ({7}, 0.001, (), None, []),
+        (set(), 0.010, (), None, []),  # its own workers lack these modules
+        ({7}, 0.010, ("fork",), None, []),
+        ({7}, 0.010, (), 100.0, []),
+    ],
+)
+def test_within_an_import_who_has_forked_other_zygotes_gives_way_unless_it_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+    zygotes: set[int],
+    used_seconds: float,
+    wanted: tuple[str, ...],
+    kill_at: float | None,
+    pauses: list[float],
+) -> None:
+    one: Any = object.__new__(zygote.Zygote)
+    waits: list[float] = []
+    one._zygotes, one._paused_at, one._kill_at, one._clients = zygotes, 3.0, kill_at, SimpleNamespace(requests=wanted)
+    one._attend = lambda seconds, may_fork: waits.append(round(seconds, 6))
+    monkeypatch.setattr(time, "process_time", lambda: 3.0 + used_seconds)
+    one._attend_in_import()
+    assert waits == [0.0, *pauses]

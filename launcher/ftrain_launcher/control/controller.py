@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import contextlib
 import hmac
+import itertools
 import os
 import sys
 import time
@@ -56,7 +57,9 @@ from ftrain_launcher.processes.pidfds import wait_gone
 from ftrain_launcher.terminal import announce
 from ftrain_snapshot.limits import allow_many_sockets
 
-_STATUS_WRITE_SECONDS = 0.5
+_WATCH_SECONDS = 0.5
+_STATUS_EVERY = 2
+"""Watches between two that write the status file."""
 _GOODBYE_SECONDS = 2.0
 _EXIT_JOURNAL = 1
 
@@ -246,10 +249,11 @@ class Controller:
 
     async def _keep_watch(self) -> None:
         """Notice silent agents, and keep the status file fresh."""
-        while True:
-            await asyncio.sleep(_STATUS_WRITE_SECONDS)
+        for number in itertools.count():
+            await asyncio.sleep(_WATCH_SECONDS)
             self._notice_standstill()
-            self._keep_status()
+            if number % _STATUS_EVERY == 0:
+                self._keep_status()
             self._agents.hang_up(time.time() - self.record.config.heartbeat_timeout_seconds)
 
     def _notice_standstill(self) -> None:

@@ -247,7 +247,7 @@ class NodeRunner:
         starting: asyncio.Task[int | None] | None = None
         if generation > self._stopped:
             self._stopped = generation
-            self._store.end()
+            self._store.retire()
             self._comm.tell_now()  # who waits for whom is of the past in a moment
             spared = self._store.spared(hosts=message.host_store)
             stopping = asyncio.create_task(self._workers.stop(message, spared))  # which first of all chooses what is

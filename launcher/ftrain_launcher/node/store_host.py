@@ -19,7 +19,12 @@ from ftrain_launcher.processes.workers import WorkerHost
 
 _RESOLVER = {"RES_OPTIONS": "timeout:1 attempts:1"}
 """torch asks for the name of each of its sockets, for a log: ten seconds where the name server is lost, too."""
-_AHEAD = "-store-ahead"
+_STORE = "-store"
+"""In the ids of all of them."""
+RETIRED_SECONDS = 1.0
+"""A store outlives its generation by so long: to free its memory takes as much processor time as a rank's first step,
+and whoever forms the next generation has better use for that. Nobody needs it any more: workers that stay have shut
+down their connections to it themselves."""
 _logger = logging.getLogger(__name__)
 
 
@@ -35,27 +40,33 @@ class StoreHost:
         self._node = node
         self._node_folder = node_folder
         self._host = host
-        self._ended: set[str] = set()
-        """Those that were killed, and are not gone yet."""
+        self._retired: set[str] = set()
+        """Those of generations that are over, which are not gone yet."""
         self._starting: dict[str, asyncio.Task[int | None]] = {}
         self._ports: dict[int, asyncio.Future[int]] = {}
         """By pid: a store may say its port before the zygote has told of it."""
 
     def clear_away(self) -> None:
-        """What an agent before this one had ready has told its port to nobody that lives."""
-        left = [id for id in self._host.running if _AHEAD in id and id != self.id]
+        """What an agent before this one had ready, or retired: nobody that lives was told of it, or needs it."""
+        left = [id for id in self._host.running if _STORE in id and id != self.id]
         self._host.send_signal(left, signal.SIGKILL)
 
-    def end(self) -> None:
+    def retire(self) -> None:
         """Its generation is over. Nobody waits until it is gone: if the next one needs its port, it tries again."""
         if self.id in self._host.running:
-            self._host.send_signal([self.id], signal.SIGKILL)
-            self._ended.add(self.id)
+            self._retired.add(self.id)
+            if self._job.config.work.store_port:
+                self._end(self.id)
+            else:
+                asyncio.get_running_loop().call_later(RETIRED_SECONDS, self._end, self.id)
         self.id = ""
+
+    def _end(self, id: str) -> None:
+        self._host.send_signal([id], signal.SIGKILL)
 
     def spared(self, *, hosts: bool) -> set[str]:
         """What need not be killed at a generation's end; ``hosts``: the next one's store is to be here."""
-        return self._ended | ({self.ahead} if hosts and self.ahead else set())
+        return self._retired | ({self.ahead} if hosts and self.ahead else set())
 
     def hear_port(self, pid: int, port: int) -> None:
         """A store listens."""
@@ -66,14 +77,14 @@ class StoreHost:
     def exited(self, exited: Exited) -> None:
         """A process of this node has ended."""
         self._ports.pop(exited.pid, None)
-        self._ended.discard(exited.id)
+        self._retired.discard(exited.id)
         if exited.id == self.ahead:
             self.ahead = ""
 
     async def port(self, generation: int) -> int | None:
         """The port of this generation's store, which is started if it is not there; None: it does not start."""
         if not self.id:
-            self.id, self.ahead = self.ahead or f"g{generation}-store", ""
+            self.id, self.ahead = self.ahead or f"g{generation}{_STORE}", ""
         try:
             async with asyncio.timeout(STORE_SECONDS_MAX):
                 pid = self._host.running.get(self.id) or await self._started(self.id, generation)
@@ -86,7 +97,7 @@ class StoreHost:
         is_port_free = not self._job.config.work.store_port  # else it is in use until then
         if self.id and not self.ahead and is_port_free:
             number = 0
-            while (id := f"g{generation}{_AHEAD}{number}") in self._host.running:
+            while (id := f"g{generation}{_STORE}-ahead{number}") in self._host.running:
                 number += 1
             self.ahead = id
             if await self._started(id, generation + 1) is None and self.ahead == id:

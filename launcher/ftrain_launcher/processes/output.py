@@ -4,7 +4,7 @@ Workers write straight to files, so a dead agent breaks no worker's output and n
 follows these files and copies whole lines to the terminal, and those with certain words to a file. A thread does that,
 not the agent's event loop: a terminal that was stopped, or a full pipe, blocks its writer, and must not silence the
 agent's heartbeats. The files are polled, since inotify would tell of every single write of a chatty worker, and 50 ms
-is quick enough for people.
+is quick enough for people; so is a fifth of a second for the first line after a silence.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-_POLL_SECONDS = 0.05
+_POLL_SECONDS, _QUIET_POLL_SECONDS = 0.05, 0.2
+_POLL_GROWTH = 1.2
 _READ_BYTES = 1 << 16
 _TURN_BYTES_MAX = 1 << 20
 """Read from one file before the next one gets its turn."""
@@ -169,18 +170,22 @@ class OutputTail:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        poll_seconds = _POLL_SECONDS
         while True:
-            self._wake.wait(_POLL_SECONDS)
+            self._wake.wait(poll_seconds)
             self._wake.clear()
             ending = self._ending
             with self._lock:
                 turn = list(self._files.items())
-            for path, followed in turn:
-                self._copy(path, followed, ending or followed.finishing)
+            copied = [self._copy(path, followed, ending or followed.finishing) for path, followed in turn]
+            poll_seconds = _POLL_SECONDS if any(copied) else min(poll_seconds * _POLL_GROWTH, _QUIET_POLL_SECONDS)
             if ending:
                 return
 
-    def _copy(self, path: Path, followed: _Followed, finishing: bool) -> None:
+    def _copy(self, path: Path, followed: _Followed, finishing: bool) -> bool:
+        """Whether there was anything."""
+        if not finishing and size_of(path) <= followed.offset:
+            return False
         read = 0
         with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
             # pread: a file that shrank gives nothing, and what is new is found by the offset alone.
@@ -196,6 +201,7 @@ class OutputTail:
             with self._lock:
                 if self._files.get(path) is followed:
                     del self._files[path]
+        return read > 0
 
 
 def _write(followed: _Followed, lines: list[bytes]) -> None:

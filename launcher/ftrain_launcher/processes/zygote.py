@@ -39,8 +39,10 @@ _END_TIMEOUT_SECONDS = 5.0
 _EXITS_KEPT_MAX = 1024
 _QUIET_SECONDS = 0.5
 """Without a request, before the next later import: a generation's workers are asked for one after the other."""
-_FORKED_ZYGOTE_SECONDS = 5.0
-"""The same after a zygote was forked off: its workers and its own imports come first."""
+_FORKED_ZYGOTE_SECONDS = 30.0
+"""The same after a zygote was forked off: its workers and imports come first, and only its successor lacks these."""
+_ROOT_SHARE, _SLICE_SECONDS = 0.2, 0.005
+"""Of a processor: what the later imports of a zygote take that has forked off others, whose workers train by then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +80,8 @@ class Zygote:
         self._kill_at: float | None = None  # set: no new children, and the end is near
         self._later = deque(role.later)
         self._quiet_until = time.monotonic() + _QUIET_SECONDS
+        self._paused_at = 0.0
+        """In seconds of processor time: the last pause within an import."""
         linux.adopt_orphans()
         signal.signal(signal.SIGCHLD, lambda *_: None)  # the wake-up is all that is needed
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -117,8 +121,9 @@ class Zygote:
     def _import_next(self) -> None:
         """Deaths are told meanwhile, but nothing is forked: the child would have half a module."""
         name = self._later.popleft()
-        between = _Between(lambda: self._attend(0.0, may_fork=False))
+        between = _Between(self._attend_in_import)
         sys.meta_path.insert(0, between)
+        self._paused_at = time.process_time()
         try:
             importlib.import_module(name)
         except Exception as error:  # of whatever kind: a worker that needs the module meets it, and says so
@@ -128,6 +133,14 @@ class Zygote:
         gc.freeze()
         if not self._later:
             log("later_import_done", threads=linux.thread_count())
+
+    def _attend_in_import(self) -> None:
+        self._attend(0.0, may_fork=False)
+        used = time.process_time() - self._paused_at
+        is_waited_for = self._clients.requests or self._kill_at is not None
+        if self._zygotes and used >= _SLICE_SECONDS and not is_waited_for:
+            self._attend(used / _ROOT_SHARE - used, may_fork=False)
+            self._paused_at = time.process_time()
 
     def _seconds_to_wait(self) -> float | None:
         """Until there is something to do here besides what clients are going to ask; None: nothing."""
