@@ -42,6 +42,7 @@ from ftrain_snapshot.messages import SnapshotId
 if TYPE_CHECKING:
     from ftrain.durable.reader import Checkpoint
     from ftrain.reshard.crossing import Crossing
+    from ftrain.reshard.layouts import LayoutWatch
     from ftrain.reshard.storage import SnapshotReader
 
 MEMORY_PATIENCE_SECONDS = 0.25
@@ -79,7 +80,10 @@ class Session:
         suits = held is not None and held.suits(job.restore, environment.rank, environment.world_size)
         self._held = held if suits else None
         self._read_bytes = self._kept_bytes = 0
+        self._unit_bytes: int | None = None
+        """Of the snapshot that was read back; None: there was none, or another world's, or it came from storage."""
         self._crossing: Crossing | None = None
+        self._layouts: LayoutWatch | None = None
         self._checkpoint: Checkpoint | None = None
         self._replicas = ReplicaCheck(job.check_replicas, link.send)
         self._objects: dict[str, Any] = {}
@@ -102,12 +106,19 @@ class Session:
         if self._crossing is not None:
             self._crossing.certify(self._objects, self._link.send)
         self._announce()
-        content, manifest = self._collect(-1)
         foreseen = foreseen_bytes(self._optimizers(), self._replicated_parameters(), self._world_size)
-        self._wanted_bytes = unit_bytes(content.data_bytes, len(manifest)) + foreseen
+        self._wanted_bytes = self._tracked_bytes() + foreseen
         # Fresh memory costs more processor time than the first step of a world that another one captured, and that
         # world's snapshot is kept meanwhile: it may wait until that step is done.
         self._arena.reserve(self._wanted_bytes, late=self._job.origin is not None)
+
+    def _tracked_bytes(self) -> int:
+        """A snapshot of what is tracked now. What was read back is as large: to look through it all once more would
+        only keep everybody waiting for the first step."""
+        if self._unit_bytes is not None:
+            return self._unit_bytes
+        content, manifest = self._collect(-1)
+        return unit_bytes(content.data_bytes, len(manifest))
 
     def rewind_generators(self) -> None:
         """Right before the first step: whatever the script drew since `track`, the generators start as captured."""
@@ -133,9 +144,10 @@ class Session:
                 raise StateMismatch(f"the snapshot holds {', '.join(forgotten)}, which the script has not tracked")
         self._meet_ddps()
         if self._job.start is None and self.describer.rules is not None:  # better said now than when a node is lost
-            from ftrain.reshard.certificate import check_layout
+            from ftrain.reshard.layouts import LayoutWatch
 
-            check_layout(self.describer.describe(self._objects))
+            layouts = LayoutWatch(self.describer)
+            self._layouts = layouts if layouts.begin(self._objects) else None
         if self._crossing is not None:
             self._crossing.certify(self._objects, self._link.send, is_last=True)
         self._restored = self._crossing = self._checkpoint = None
@@ -152,6 +164,8 @@ class Session:
         self.begin()
         halts = self._halt.arrive(step)
         last = last or halts
+        if self._layouts is not None:
+            self._look_at_layouts(self._layouts)
         # A list: every reducer must be asked, since settling is a collective.
         settled = all([buckets.settle() for buckets in self._buckets.values()]) and self._capturer.is_settled()
         if last or due is not False:
@@ -169,6 +183,13 @@ class Session:
             self._capturer.finish()
             newest = self._capturer.newest
             self._halt.stay(step, sealed=newest is not None and newest.version == step)
+
+    def _look_at_layouts(self, layouts: LayoutWatch) -> None:
+        """What the first steps have made of tensors that said nothing before."""
+        if not layouts.after_step(self._objects):
+            self._layouts = None
+        if self.describer.refused is not None:
+            self._capturer.forget()  # the next snapshot says so
 
     def newest_version(self) -> int | None:
         """The newest snapshot that this rank has sealed, or started from."""
@@ -310,7 +331,7 @@ class Session:
         region = self._arena.wait_restored(self._job.generation, snapshot)
         held, self._held = self._held, None
         found = read_state(region, self._arena.lane.homes, snapshot, self._rank, self._world_size, objects, held)
-        self._read_bytes, self._kept_bytes = found.read_bytes, found.kept_bytes
+        self._read_bytes, self._kept_bytes, self._unit_bytes = found.read_bytes, found.kept_bytes, found.unit_bytes
         return found.tree
 
     def _meet_ddps(self) -> None:

@@ -56,6 +56,8 @@ class Live(NamedTuple):
 
     state: RankState
     tensors: tuple[Tensor, ...]
+    by_rule: frozenset[str] = frozenset()
+    """Names of the plain tensors that are spread by a rule."""
 
 
 def describe(
@@ -85,7 +87,7 @@ def describe(
         elif isinstance(tracked, Tensor):
             description.add_tensor(name, tracked)
     state = RankState(rank, tuple(description.found), description.aliases, description.parameters)
-    return Live(state, tuple(description.tensors))
+    return Live(state, tuple(description.tensors), frozenset(description.by_rule))
 
 
 def named_mesh(mesh: DeviceMesh) -> NamedMesh:
@@ -119,6 +121,7 @@ class _Description:
         self.tensors: list[Tensor] = []
         self.aliases: dict[str, str] = {}
         self.parameters: dict[str, tuple[str, ...]] = {}
+        self.by_rule: set[str] = set()
         self._known: dict[int, tuple[str, _Placed]] = {}
         self._alike: dict[object, _Placed] = {}
         """Where DTensors of the same kind are."""
@@ -223,7 +226,10 @@ class _Description:
 
     def _by_rule(self, name: str, tensor: Tensor) -> _Placed | None:
         found, located = self._rules.match(name), self._rules.locate(name, tensor.shape, self._mesh)
-        return None if found is None or located is None else _Placed(located, found[1].cuts(self._mesh))
+        if found is None or located is None:
+            return None
+        self.by_rule.add(name)
+        return _Placed(located, found[1].cuts(self._mesh))
 
     def _put(self, name: str, tensor: Tensor, located: Located, like: str = "") -> None:
         local = local_of(tensor)

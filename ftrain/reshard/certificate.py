@@ -25,18 +25,16 @@ from torch import Tensor
 
 from ftrain.errors import FtrainError
 from ftrain.exact.stream import ElasticStream
-from ftrain.exchange import exchange_device
 from ftrain.link import Certified
 from ftrain.logical.coverage import findings
-from ftrain.logical.errors import LayoutInvalid
 from ftrain.logical.live import Live
 from ftrain.logical.placements import Scope
 from ftrain.logical.state import LogicalTensor, RankState
 from ftrain.replicas import pieces
+from ftrain.reshard.saying import broadcast_text, gathered
 from ftrain.sampler import ElasticSampler
 
 SHOWN_MAX = 5
-_VERDICT_BYTES = 4096
 
 
 class NotCertified(FtrainError):
@@ -78,7 +76,7 @@ def account_of(live: Live, objects: Mapping[str, Any]) -> Account:
     sums, total = [], 0
     for tensor, memory in zip(live.state.tensors, live.tensors, strict=True):
         shared = _is_shared(tensor)
-        sums.append(_sum(memory) if shared else 0)
+        sums.append(sum_of_bytes(memory) if shared else 0)
         total += memory.nbytes if shared else 0
     steps = {
         f"{name}.{parameter}": float(counted)
@@ -111,14 +109,14 @@ def certify(
     """A collective. On rank 0 what was proved. Raises NotCertified, on all ranks."""
     begun = time.monotonic()
     account = account_of(live, objects)
-    encoded = _gathered(msgspec.msgpack.encode(account))
+    encoded = gathered(msgspec.msgpack.encode(account))
     accounts: list[Account] = []
     findings: tuple[str, ...] = ()
     if dist.get_rank() == 0:
         accounts = [msgspec.msgpack.decode(each, type=Account) for each in encoded]
         wrong = judge(accounts, names, snapshot)
-        findings = _shown(wrong)
-    verdict = _broadcast("; ".join(findings))
+        findings = shown(wrong)
+    verdict = broadcast_text("; ".join(findings))
     certified = _certificate(accounts, version, findings, begun) if accounts else None
     if verdict:
         error = NotCertified(f"the state of step {version} could not be certified for this world: {verdict}")
@@ -127,23 +125,8 @@ def certify(
     return certified
 
 
-def check_layout(live: Live) -> None:
-    """A collective, as a job begins: do the parts that ranks hold by a script's rules make up what they are parts of?
-
-    And are those equal that are said to be: a part that is cut by hand looks like a replica of the others. Else nobody
-    could take the state over once a node is lost. Raises LayoutInvalid, on all ranks.
-    """
-    sums = [
-        _sum(memory) if _is_replica(each) else 0 for each, memory in zip(live.state.tensors, live.tensors, strict=True)
-    ]
-    gathered = _gathered(msgspec.msgpack.encode((live.state, sums)))
-    said = [msgspec.msgpack.decode(each, type=tuple[RankState, tuple[int, ...]]) for each in gathered]
-    wrong = [str(each) for each in findings([state for state, _ in said], are_kept=False)]
-    if verdict := _broadcast("; ".join(_shown([*wrong, *_unequal(said, _is_replica)]))):
-        raise LayoutInvalid(f"by ctx.layout the ranks do not hold the state as a whole: {verdict}")
-
-
-def _shown(wrong: Sequence[str]) -> tuple[str, ...]:
+def shown(wrong: Sequence[str]) -> tuple[str, ...]:
+    """The first findings, and how many more there are."""
     more = [f"{len(wrong) - SHOWN_MAX} more"] * (len(wrong) > SHOWN_MAX)
     return (*wrong[:SHOWN_MAX], *more)
 
@@ -250,36 +233,9 @@ def _is_shared(tensor: LogicalTensor) -> bool:
     return tensor.scope is Scope.SAME and tensor.copies != 1
 
 
-def _is_replica(tensor: LogicalTensor) -> bool:
-    """Its layout says so."""
-    return tensor.scope is Scope.SAME and tensor.copies > 1
-
-
-def _sum(tensor: Tensor) -> int:
+def sum_of_bytes(tensor: Tensor) -> int:
+    """xxh3 of all of them."""
     hasher = xxhash.xxh3_64()
     for piece in pieces(tensor):
         hasher.update(piece)
     return hasher.intdigest()
-
-
-def _gathered(content: bytes) -> list[bytes]:
-    """From all ranks, on rank 0; on the others nothing."""
-    device, world_size = exchange_device(), dist.get_world_size()
-    lengths = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world_size)]
-    dist.all_gather(lengths, torch.tensor([len(content)], device=device))
-    longest = max(int(length) for length in lengths)
-    padded = torch.zeros(longest, dtype=torch.uint8, device=device)
-    padded[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-    gathered = [torch.empty_like(padded) for _ in range(world_size)] if dist.get_rank() == 0 else None
-    dist.gather(padded, gathered, dst=0)
-    return [each[: int(n)].cpu().numpy().tobytes() for each, n in zip(gathered or (), lengths, strict=False)]
-
-
-def _broadcast(text: str) -> str:
-    """Rank 0's, to all."""
-    page = torch.zeros(_VERDICT_BYTES, dtype=torch.uint8)
-    content = text.encode()[:_VERDICT_BYTES]
-    page[: len(content)] = torch.frombuffer(bytearray(content), dtype=torch.uint8) if content else page[:0]
-    page = page.to(exchange_device())
-    dist.broadcast(page, src=0)
-    return page.cpu().numpy().tobytes().rstrip(b"\0").decode(errors="replace")

@@ -37,6 +37,8 @@ class Describer:
         """Of the dimensions that the rules speak of."""
         self.ddps: Iterable[DistributedDataParallel] = ()
         """Those round tracked modules that are not tracked themselves."""
+        self.refused: str | None = None
+        """Why this state is not described, though it could be: its layout has proved wrong (layouts.py)."""
         self._warned = False
 
     def describe(self, objects: Mapping[str, Any]) -> Live:
@@ -52,9 +54,11 @@ class Describer:
         """
         found: Logical
         try:
-            found = self._kept(objects, plan)
+            found = self._kept(objects, plan) if self.refused is None else self.refused
         except Exception as error:  # whatever it is, the snapshot itself is sound
-            found = f"{type(error).__name__}: {error}"[:REASON_CHARACTERS_MAX]
+            found = f"{type(error).__name__}: {error}"
+        if isinstance(found, str):
+            found = found[:REASON_CHARACTERS_MAX]
             if self._rank == 0 and not self._warned:
                 self._warned = True
                 warnings.warn(f"no other number of ranks can resume this state: {found}", stacklevel=2)

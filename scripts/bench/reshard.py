@@ -113,16 +113,21 @@ class Started:
         else:
             (self.folder / "slow").unlink()
 
-    def wait_world(self, size: int, more_steps: int = 2) -> Json:
-        """Until so many ranks train, and have come on; the status."""
+    def wait_world(self, size: int, more_steps: int = 2, after: int = 0) -> Json:
+        """Until so many ranks train, in a generation ``after`` that one, and have come on; the status."""
 
         def steps(status: Json) -> list[int]:
-            found = [rank["step"] for rank in ranks(status).values()] if status["state"] == "running" else []
+            is_now = status["state"] == "running" and status["generation"] > after
+            found = [rank["step"] for rank in ranks(status).values()] if is_now else []
             return [step for step in found if step is not None] if len(found) == size else []
 
         first = self.job.wait_for(f"{size} ranks", lambda s: len(steps(s)) == size, TIMEOUT_SECONDS)
         target = max(steps(first)) + more_steps
         return self.job.wait_for("coming on", lambda s: min(steps(s), default=-1) >= target, TIMEOUT_SECONDS)
+
+    def wait_back(self, before: Json, more_steps: int = 2) -> Json:
+        """Until the job has given a node up and has one more again. The smaller world may be over between two looks."""
+        return self.wait_world(NODES, more_steps, after=before["generation"])
 
     def lose(self, status: Json, chance: random.Random) -> float:
         """Lose one of the nodes that have ranks; when."""
@@ -246,9 +251,9 @@ def curve(report: Report, folder: Path, chance: random.Random) -> None:
     """4 -> 3 -> 4 against a job that is left alone."""
 
     def shrink_and_grow(started: Started) -> None:
-        started.lose(started.wait_world(NODES, CURVE_FAULT), chance)
-        started.wait_world(NODES - 1)
-        started.wait_world(NODES)
+        before = started.wait_world(NODES, CURVE_FAULT)
+        started.lose(before, chance)
+        started.wait_back(before)
         started.slow(down=False)
 
     for mode, flags, limit in (("default", (), 1e-5), ("bit-exact", ("--deterministic-reduction",), 0.0)):
@@ -269,8 +274,9 @@ def changes(report: Report, folder: Path, count: int, chance: random.Random) -> 
                 stack, path, "--local-nodes", "3:4", mib=SMALL_MIB, steps=10**6, pause_seconds=0.05
             )  # fmt: skip
             for _ in range(-(-count // (2 * CHANGES_JOBS))):
-                started.lose(started.wait_world(NODES, 1), own_chance)
-                started.wait_world(NODES - 1, 1)
+                before = started.wait_world(NODES, 1)
+                started.lose(before, own_chance)
+                started.wait_back(before, 1)
             status = started.wait_world(NODES, EPOCH_STEPS)  # the last one is looked at, too
             started.job.process.send_signal(signal.SIGINT)
             started.job.process.wait(STOP_TIMEOUT_SECONDS)
@@ -300,8 +306,7 @@ def drain(report: Report, folder: Path, chance: random.Random) -> None:
         active = [node["name"] for node in status["nodes"] if node["ranks"]]
         command = [FTRAIN, "drain", active[chance.randrange(NODES)], "--job", started.job.name]
         subprocess.run(command, check=True, capture_output=True, timeout=TIMEOUT_SECONDS)
-        started.wait_world(NODES - 1)
-        started.wait_world(NODES)
+        started.wait_back(status)
         started.slow(down=False)
 
     path = trained(folder / "drain", DRAIN_STEPS, change=take_out, pause_seconds=0.2)

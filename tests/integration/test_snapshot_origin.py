@@ -174,6 +174,8 @@ def test_a_damaged_source_of_what_is_decoded_is_found_and_done_without(elastic):
     old.nodes[0].lose()
     cluster.reform(old.nodes[1:], snapshot, old)
     flip(old.nodes[1], snapshot, 0)  # of the same stripe as the first chunk of the lost node
+    # Two sources are enough: if the damaged one were the last to be connected, it would not be asked.
+    wait_until(lambda: log_of(old.nodes[3]).count("event=origin_linked") == 2)
     assert cluster.check_origin(old.nodes[3], SIZE) > 0
     wait_until(lambda: "event=chunk_damaged" in log_of(old.nodes[1]))
 

@@ -133,7 +133,7 @@ class Worker(Session):
         )
         self._link: Any = SimpleNamespace(send=lambda message: None)
         self._replicas: Any = SimpleNamespace(due=lambda step: False)
-        self._buckets, self._begun, self._stepped = {}, True, False
+        self._buckets, self._begun, self._stepped, self._layouts = {}, True, False, None
         self.newest: SnapshotId | None = None
         self.executed: list[int] = []
         self.captured: dict[int, int] = {}

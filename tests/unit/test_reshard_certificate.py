@@ -9,13 +9,10 @@ import pytest
 from torch import nn
 
 from ftrain.logical.axes import axis, shard, whole
-from ftrain.logical.errors import LayoutInvalid
-from ftrain.logical.live import Live
 from ftrain.logical.placements import Scope
 from ftrain.logical.rules import Rules
 from ftrain.logical.state import LogicalTensor, RankState
 from ftrain.plan import Plan
-from ftrain.reshard import certificate
 from ftrain.reshard.certificate import Account, Sampling, judge, sum_of
 from ftrain.reshard.describer import Describer
 from ftrain.sampler import ElasticSampler
@@ -69,22 +66,6 @@ def test_what_nobody_holds() -> None:
     each = [msgspec.structs.replace(one, state=RankState(one.state.rank, one.state.tensors[:1])) for one in accounts()]
     each = [msgspec.structs.replace(one, sums=one.sums[:1]) for one in each]
     assert judge(each, (), SNAPSHOT) == ["model.same: the snapshot holds it, and no rank has taken it"]
-
-
-def test_rules_by_which_ranks_do_not_hold_the_whole_are_refused_as_the_job_begins(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    said: list[Any] = [(each.state, each.sums) for each in accounts()]
-    monkeypatch.setattr(certificate, "_gathered", lambda _: [msgspec.msgpack.encode(each) for each in said])
-    monkeypatch.setattr(certificate, "_broadcast", lambda text: text)
-    nothing = Live(RankState(0, ()), ())
-    certificate.check_layout(nothing)
-    said[1] = (said[1][0], (0, 78))
-    with pytest.raises(LayoutInvalid, match=r"ctx\.layout .*: model\.same: replicas are not equal: ranks \[0\]"):
-        certificate.check_layout(nothing)
-    said[1] = (RankState(1, said[1][0].tensors[1:]), (77,))
-    with pytest.raises(LayoutInvalid, match=r"ctx\.layout .*: model\.cut at \[3\] of size \[2\]: held by nobody"):
-        certificate.check_layout(nothing)
 
 
 def test_rank_0_warns_once_of_a_state_that_no_other_world_can_take_over() -> None:
