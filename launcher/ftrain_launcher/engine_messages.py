@@ -26,6 +26,7 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     parity: int
     node_rank: int | None = None
     """The position that this host is meant for."""
+    role: str = "default"
     protocol: int = PROTOCOL_VERSION
 
 

@@ -121,7 +121,10 @@ def test_over_ssh_a_signal_flushes_the_job_and_no_secret_is_left(bench: Callable
     [name] = {path.name for path in here.folder.glob("home-h1/jobs/*")}
     secrets = list(here.folder.glob(f"tmp-h?/.ftrain-{name}*"))
     assert len(secrets) == 4, "each host has the secret, and a pid"
-    assert all(path.stat().st_mode & 0o077 == 0 for path in secrets)
+    assert all(path.stat().st_mode & 0o077 == 0 for path in secrets if path.suffix != ".pid")
+    own = here.folder / "out"
+    written = (own / "rank-0.jsonl").stat().st_mode & 0o077
+    assert written == own.stat().st_mode & 0o066, "the user's own umask holds for what training writes"
     started.send_signal(signal.SIGUSR1)
     assert started.wait(TIMEOUT_SECONDS) == 0, here.log.read_text()
     said = here.log.read_text()
@@ -187,7 +190,7 @@ def test_a_dry_run_says_what_each_host_would_run_and_runs_nothing(bench: Callabl
         check=True,
     )
     first, second = done.stdout.splitlines()
-    assert first.startswith("me@h1: umask 077; cat >")
+    assert first.startswith("me@h1: (umask 077; set -C; cat >")
     assert "--controller h1:29400 --nnodes 1" in first
     assert first.endswith("--node-rank 0 train.py a\\ b")
     assert "--node-rank" not in second, "a spare"

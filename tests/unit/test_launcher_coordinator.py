@@ -8,8 +8,9 @@ from unit.coordinator_job import DATA, WHOLE, Job, config, raised, snapshot
 
 from ftrain_launcher.engine_messages import StartNode, StopJob
 from ftrain_launcher.job.events import ControllerRestarted, EndJob, HostCame, Left, Progress, StoodStill, Tick
-from ftrain_launcher.job.membership import NodeState, Phase
+from ftrain_launcher.job.membership import Node, NodeState, Phase
 from ftrain_launcher.job.policy import EXIT_LOST, EXIT_NO_PROGRESS, EXIT_NODES, EXIT_PROGRAM, EXIT_USAGE
+from ftrain_launcher.job.roster import Roster
 from ftrain_launcher.messages import (
     STORE_SECONDS_MAX,
     ArenaShort,
@@ -63,6 +64,27 @@ def test_ranks_go_out_once_all_have_acknowledged() -> None:
         2: "node-1",
         3: "node-1",
     }
+
+
+def test_an_answer_of_one_of_many_nodes_costs_no_look_at_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There are as many answers as nodes: a look each would make a generation of 50,000 nodes take minutes."""
+    looks: list[Roster] = []
+    members = Roster.members
+
+    def counted(roster: Roster) -> list[Node]:
+        looks.append(roster)
+        return members(roster)
+
+    monkeypatch.setattr(Roster, "members", counted)
+    costs = []
+    for nodes in (10, 40):
+        job = Job(config(nodes=nodes, spares=0))
+        job.run()
+        looks.clear()
+        job.exit(1)
+        job.stop_all()
+        costs.append(len(looks))
+    assert costs[0] == costs[1]
 
 
 def test_nodes_that_do_not_start_are_replaced_but_not_for_ever() -> None:

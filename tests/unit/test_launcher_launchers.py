@@ -45,6 +45,7 @@ class Box:
         ({"nodes": 3}, "--nnodes must be the same on all hosts: 3 here, 4 at the controller's host"),
         ({"nproc_per_node": 1}, "--nproc-per-node must be the same"),
         ({"parity": 2}, "--parity must be the same"),
+        ({"role": "ps"}, "--role must be the same on all hosts: ps here, default at the controller's host"),
         ({"job": "two"}, "--name two, but the job at this controller is one"),
         ({"protocol": 99}, "install one everywhere"),
     ],

@@ -39,6 +39,9 @@ def parsed(*flags: str, script: str = "train.py") -> argparse.Namespace:
         (("--nnodes=1:2", "--master-addr=h", "--master-port=9"), "controller", "h:9"),
         (("--nnodes=2", "--master-addr=h", "--controller=g:1"), "controller", "g:1"),
         (("--master_addr=127.0.0.1", "--master_port=29500"), "controller", None),
+        (("--nnodes=2", "--rdzv-endpoint=[::1]"), "controller", "[::1]:29400"),
+        (("--nnodes=2", "--rdzv-endpoint=[::1]:7"), "controller", "[::1]:7"),
+        (("--rdzv-conf=heartbeat_timeout=5,read_timeout=9",), "heartbeat_timeout_seconds", 10.0),
         (("--rdzv-id=run/7",), "name", "run-7"),
         (("--rdzv-conf=join_timeout=30,last_call_timeout=1",), "join_timeout_seconds", 30.0),
         (("--rdzv-conf", "keep_alive_interval=2,keep_alive_max_attempt=4"), "heartbeat_timeout_seconds", 8.0),
@@ -75,6 +78,9 @@ def test_what_they_mean(flags: tuple[str, ...], name: str, value: object) -> Non
         (("--signals-to-handle=SIGTERM,SIGWINCH",), "--signals-to-handle SIGWINCH: there are SIGTERM"),
         (("--start-method=thread",), "invalid choice"),
         (("-m", "--no-python"), "one of them"),
+        (("--nnodes=2", "--rdzv-endpoint=10.0.0.1:"), "--rdzv-endpoint 10.0.0.1:: give HOST or HOST:PORT"),
+        (("--nnodes=2", "--rdzv-endpoint=:29400"), "--rdzv-endpoint :29400: give HOST"),
+        (("--nnodes=2", "--rdzv-endpoint=::1"), "in brackets"),
     ],
 )
 def test_what_is_refused_says_what_to_use(flags: tuple[str, ...], instead: str) -> None:
@@ -289,7 +295,7 @@ def test_the_first_error_of_the_last_generation_is_handed_on(tmp_path: Path) -> 
     error_file.hand_on(tmp_path, 0.0, told)
     assert not target.exists()
     (tmp_path / "generation-9").mkdir()
-    (tmp_path / "generation-9" / "rank-0.error.json").write_text('{"message": "of another kind"}')
+    (tmp_path / "generation-9" / "rank-0.error.json").write_text('{"code": "of another kind"}')
     error_of(tmp_path / "generation-1" / "rank-0.error.json", "old", 5.0)
     error_of(tmp_path / "generation-2" / "rank-0.error.json", "second", 7.5)
     error_of(tmp_path / "generation-2" / "rank-1.error.json", "first", 7.0)
@@ -301,3 +307,11 @@ def test_the_first_error_of_the_last_generation_is_handed_on(tmp_path: Path) -> 
     target.unlink()
     error_file.hand_on(tmp_path, 8.0, told)  # all of an older job in the same folder
     assert not target.exists()
+
+
+def test_an_error_that_is_a_text_is_handed_on_as_it_was_written(tmp_path: Path) -> None:
+    written = {"message": "only a text", "timestamp": 10}
+    (tmp_path / "generation-1").mkdir()
+    (tmp_path / "generation-1" / "rank-0.error.json").write_text(json.dumps(written))
+    error_file.hand_on(tmp_path, 0.0, {"TORCHELASTIC_ERROR_FILE": str(tmp_path / "reply.json")})
+    assert json.loads((tmp_path / "reply.json").read_text()) == written

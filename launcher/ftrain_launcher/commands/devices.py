@@ -16,6 +16,7 @@ _WORKERS_MAX = 1024
 
 def workers(word: str) -> int:
     """A number of workers, or what this machine has."""
+    word = word.strip()
     if word.lstrip("-").isdecimal():
         if (count := at_least("--nproc-per-node", int(word), 1)) > _WORKERS_MAX:
             raise UsageError(f"--nproc-per-node {word}: {_WORKERS_MAX} at most")

@@ -246,4 +246,5 @@ def _offer(config: JobConfig, name: str | None, node_rank: int | None) -> Offer:
         nproc_per_node=config.work.nproc_per_node,
         parity=config.work.parity,
         node_rank=node_rank,
+        role=config.work.role,
     )

@@ -19,7 +19,7 @@ from ftrain_launcher.processes import numa
 
 _MASTER_PORT, _RDZV_PORT = 29500, 29400
 _BACKENDS = ("static", "c10d")
-_CONF_WITHOUT_EFFECT = ("close_timeout", "is_host", "read_timeout", "use_libuv", "store_type")
+_CONF_WITHOUT_EFFECT = ("close_timeout", "heartbeat_timeout", "is_host", "read_timeout", "use_libuv", "store_type")
 _CONF_NUMBERS = ("join_timeout", "timeout", "last_call_timeout", "keep_alive_interval", "keep_alive_max_attempt")
 _SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
 _MORE_SIGNALS = ("SIGUSR1", "SIGUSR2")
@@ -158,11 +158,19 @@ def _is_of_several(nnodes: str) -> bool:
 
 def _controller(chosen: argparse.Namespace) -> str | None:
     if chosen.rdzv_endpoint:
-        host, _, port = chosen.rdzv_endpoint.rpartition(":") if ":" in chosen.rdzv_endpoint else ("", "", "")
-        return chosen.rdzv_endpoint if host and port else f"{chosen.rdzv_endpoint}:{_RDZV_PORT}"
+        return _endpoint(chosen.rdzv_endpoint)
     if chosen.master_addr:
         return f"{chosen.master_addr}:{chosen.master_port or _MASTER_PORT}"
     return None
+
+
+def _endpoint(word: str) -> str:
+    host, colon, port = word.rpartition(":")
+    if not colon or word.endswith("]"):
+        return f"{word}:{_RDZV_PORT}"
+    if not host or not port.isdecimal() or (":" in host and not host.endswith("]")):
+        raise UsageError(f"--rdzv-endpoint {word}: give HOST or HOST:PORT, an IPv6 address in brackets")
+    return word
 
 
 def _settle_conf(chosen: argparse.Namespace) -> None:

@@ -25,6 +25,7 @@ def refusal(offer: Offer, config: JobConfig) -> str | None:
         ("--nnodes", _size(offer), _size(config)),
         ("--nproc-per-node", (offer.nproc_per_node,), (work.nproc_per_node,)),
         ("--parity", (offer.parity,), (work.parity,)),
+        ("--role", (offer.role,), (work.role,)),
     ):
         if here != there:
             return f"{what} must be the same on all hosts: {_said(here)} here, {_said(there)} at the controller's host"

@@ -135,8 +135,10 @@ class Forming:
 
         It begins once nobody is missing.
         """
+        if self._roster.waited_for:
+            return None  # without a look at all nodes: each answer comes here, and there are as many
         stopped = self._stopped()
-        if self._roster.waited_for or any(node.state is NodeState.AWAY for node in stopped):
+        if any(node.state is NodeState.AWAY for node in stopped):
             return None
         if not self._fence.allows({node.name for node in stopped}, formed):
             return None

@@ -31,7 +31,7 @@ class _File(msgspec.Struct):
 
 
 class _Whole(msgspec.Struct):
-    message: dict[str, Any]
+    message: dict[str, Any] | str
 
 
 def lines_of(path: Path, count: int) -> list[str]:
@@ -51,16 +51,19 @@ def hand_on(logs: Path, since: float, environment: Mapping[str, str]) -> None:
     """
     if not (target := environment.get(_VARIABLE)):
         return
-    errors: list[tuple[int, float, dict[str, Any]]] = []
+    errors: list[tuple[int, float, bytes]] = []
     for path in logs.glob(f"generation-*/*{SUFFIX}"):
         with contextlib.suppress(OSError, msgspec.DecodeError, ValueError):  # of another kind, or of no number
             if (written := path.stat().st_mtime) >= since:
                 generation = int(path.parent.name.rpartition("-")[2])
-                errors.append((-generation, written, msgspec.json.decode(_read(path), type=_Whole).message))
+                msgspec.json.decode(content := _read(path), type=_Whole)
+                errors.append((-generation, written, content))
     if errors:
-        first = min(errors, key=lambda error: error[:2])[2]
+        told = msgspec.json.decode(min(errors)[2], type=dict[str, Any])
+        if isinstance(told["message"], dict):  # some write a text there, which has no room for a code
+            told["message"]["errorCode"] = _EXIT_CODE
         with contextlib.suppress(OSError):  # the job's end is told by its exit code, too
-            Path(target).write_bytes(msgspec.json.encode({"message": {**first, "errorCode": _EXIT_CODE}}))
+            Path(target).write_bytes(msgspec.json.encode(told))
 
 
 def _read(path: Path) -> bytes:
