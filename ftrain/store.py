@@ -3,7 +3,7 @@
 It hosts a fresh ``TCPStore`` on a free port, or on the one that it is given, tells the agent that started it
 (StoreReady), and waits to be ended. A process of its own, because agents never load torch, and so that no rank is
 special. If its agent dies it goes on, since another may adopt the node's workers; it ends when the node's memory is
-gone, which the daemon sees to.
+gone as well, which the daemon sees to.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PORT_TIMEOUT_SECONDS = 5.0
 
 
 def main() -> int:
-    """Serve until SIGTERM or SIGINT, or until the node's control page is gone. Returns the exit code."""
+    """Serve until SIGTERM or SIGINT, or until the node's control page and its agent are gone. Returns the exit code."""
     environment = read_store_environment()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -37,11 +37,12 @@ def main() -> int:
     store = _listening(environment.port, stop)
     link = AgentLink(environment.node_dir / "agent.sock", Hello(-1, -1, os.getpid(), environment.generation))
     deadline = time.monotonic() + REPORT_TIMEOUT_SECONDS
-    while not link.send(StoreReady(environment.generation, store.port)):
+    ready = StoreReady(environment.generation, store.port)
+    while not link.send(ready):
         if stop.wait(0.05) or time.monotonic() > deadline:
             return 1
     while not stop.wait(CHECK_SECONDS):
-        if not (environment.node_dir / "control").exists():
+        if not (environment.node_dir / "control").exists() and not link.send(ready):
             break
     link.close()
     return 0

@@ -190,8 +190,8 @@ class Trouble(msgspec.Struct, frozen=True, tag="trouble"):
     node: str
     generation: int
     kind: str
-    """``daemon_exit`` (restarted), ``chunks_damaged``, ``unlike_ranks``: training goes on; ``store_lost``,
-    ``form_failed``, ``restore_failed``."""
+    """``daemon_exit`` (restarted), ``chunks_damaged``, ``unlike_ranks``, ``folder_gone``: training goes on;
+    ``store_lost``, ``form_failed``, ``restore_failed``."""
     reason: str
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import signal
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -61,7 +62,8 @@ class Report:
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """A parser with the options that every benchmark takes."""
+    """A parser with the options that every benchmark takes. One that is terminated ends what it has started."""
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     made = argparse.ArgumentParser(description=description)
     made.add_argument("--json", type=Path, metavar="FILE", help="write the rows here as well")
     made.add_argument("--quick", action="store_true", help="under a minute; figures are rougher")

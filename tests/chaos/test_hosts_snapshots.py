@@ -160,8 +160,7 @@ def test_a_memory_that_fills_up_and_bits_flipped_on_the_wire(
     job.go(10)
     gate.wait_protected(19)
     assert "peer_lost" not in gate.log
-    (worker,) = job.node_on(2)["ranks"]
-    lab.run(2, ["kill", "-KILL", str(worker["pid"])])
+    job.kill_rank(1)
     gate.wait_logged("event=configure generation=2 ")
     gate.wait_protected(19)  # It answers once the last generation's gate is shut.
     gate.wait_rest()

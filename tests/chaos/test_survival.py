@@ -9,6 +9,7 @@ import contextlib
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -19,6 +20,8 @@ import pytest
 from certificates import make_certificates
 from jobs import ARGUMENTS, TIMEOUT_SECONDS, Job, Outcome, exists, holding, pids_of, ranks_of
 from needs import require_root
+
+from ftrain.store import CHECK_SECONDS
 
 NODES = 4
 ALONE = ("--local-nodes", str(NODES))
@@ -87,6 +90,29 @@ def test_a_killed_worker_and_a_node_without_a_spare(start: StartJob, undisturbed
     assert killed["state"] == lost["state"] == "closed"
     times = [killed["timeline"][k] for k in ("detected", "decided", "formed", "restored", "first_step")]
     assert times == sorted(times)
+
+
+def test_a_node_whose_files_were_removed_trains_on_and_is_replaced_at_the_next_fault(
+    start: StartJob, undisturbed: Undisturbed
+) -> None:
+    """As systemd's logind does. It is told of at once, though nothing is lost until something must start."""
+    job = start(*ALONE, arguments=(*ARGUMENTS, *holding(40, 119)))
+    job.wait_step(10)
+    shutil.rmtree(job.arena / "node-0")  # where the store is, which looks for its node now and then
+    looked = time.monotonic() + 2 * CHECK_SECONDS
+    job.wait_for(lambda _: [i for i in job.faults() if i["kind"] == "folder_gone"], "word of what was removed")
+    status = job.wait_for(lambda s: s if time.monotonic() > looked else None, "the store's look")
+    assert (status["generation"], status["state"]) == (1, "running")
+    job.kill_rank(2)
+    job.go(40)
+    status = recovered(job, 1)
+    job.go(119)
+    assert "node-0" not in {n["name"] for n in status["nodes"] if n["state"] == "active"}
+
+    assert_same(job, undisturbed(NODES))
+    removed, lost = job.faults()
+    assert [s["node"] for s in removed["suspects"]] == ["node-0"]
+    assert "node-0" in {s["node"] for s in lost["suspects"]}
 
 
 def test_training_goes_on_without_controller_agent_and_daemon_and_a_spare_takes_over(

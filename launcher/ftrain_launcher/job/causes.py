@@ -24,7 +24,9 @@ from ftrain_launcher.messages import Failure, WorkerExit
 
 UNLIKE = "unlike_ranks"
 """The kind of a `Trouble`: ranks keep what they have in common in different orders."""
-HARMLESS = ("daemon_exit", "chunks_damaged", UNLIKE)
+FOLDER_GONE = "folder_gone"
+"""The same: a node's files in shared memory were removed. What runs there goes on, and nothing can start there."""
+HARMLESS = ("daemon_exit", "chunks_damaged", UNLIKE, FOLDER_GONE)
 """Kinds of `Trouble` that stop nobody."""
 DRAINED = "drained"
 """The kind of an incident that is none: ranks were moved to another node."""
@@ -300,6 +302,7 @@ _WORDS = {
     "restore_failed": "{node} could not restore its state",
     UNLIKE: "no snapshot can be taken, and a fault would cost all",
     NOT_CERTIFIED: "{node} refuses the state that it was given",
+    FOLDER_GONE: "somebody removed the files of {node} in shared memory; at the next fault the node is lost",
     DRAINED: "{node} gives its ranks away",
     GROWN: "{node} is taken in",
     MISFIT: "so many ranks are no mesh",

@@ -227,7 +227,7 @@ def _levels_after(levels: Levels, restore: SnapshotId | None) -> Levels:
 
 def _explain(past: Past, holdings: Holdings, groups: Groups, parity: int) -> str:
     gone = [f"{name} (position {p})" for p, name in enumerate(past.nodes) if p not in past.survivors]
-    sealed = "" if past.levels.sealed is None else f" (step {past.levels.sealed} was sealed)"
+    sealed = "" if past.levels.sealed is None else f" (step {past.levels.sealed} had been sealed, maybe later ones)"
     nodes = f" Lost: {', '.join(gone)}." if gone else ""
     # The promise was about what was protected: that is what people want to know of.
     best = max(_kept_by_survivors(past, holdings, groups, parity), default=None)

@@ -25,6 +25,7 @@ from pathlib import Path
 from ftrain import link
 from ftrain_launcher.background import Background
 from ftrain_launcher.errors import SpawnFailed, ZygoteFailed
+from ftrain_launcher.job.causes import FOLDER_GONE
 from ftrain_launcher.job.events import Detect
 from ftrain_launcher.jobs import JobFolder
 from ftrain_launcher.messages import (
@@ -100,6 +101,7 @@ class NodeRunner:
         self._all_started = False
         self._inventory: Inventory | None = None
         self._background = Background()
+        self._folder_gone = False
         self._closing = False
 
     @property
@@ -221,6 +223,9 @@ class NodeRunner:
 
     async def heartbeat(self, *, with_inventory: bool) -> Heartbeat:
         """How far workers and daemon are."""
+        if not self._folder_gone and not self.node_folder.exists():
+            self._folder_gone = True
+            self._tell(Trouble(self.node, self.generation, FOLDER_GONE, str(self.node_folder)), (FOLDER_GONE,))
         status = None
         with contextlib.suppress(DaemonFailed):
             status = await self._daemon.call(lambda client: client.status())
@@ -243,6 +248,9 @@ class NodeRunner:
         """Leave every generation older than this one, and say what the node holds."""
         generation = message.generation
         if generation <= self.generation or generation < self._stopped:
+            return
+        if not self.node_folder.exists():
+            self._on_lost()
             return
         starting: asyncio.Task[int | None] | None = None
         if generation > self._stopped:
