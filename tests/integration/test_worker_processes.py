@@ -19,10 +19,17 @@ from ftrain.link import StoreReady
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], StoreReady]]:
-    """The store's process and what it told its agent."""
+def agent(tmp_path: Path) -> Iterator[Agent]:
+    """Hears what the store tells it."""
     (tmp_path / "control").touch()
-    agent = Agent(tmp_path)
+    made = Agent(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def store(agent: Agent, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], StoreReady]]:
+    """The store's process and what it told its agent."""
     path = os.pathsep.join(entry for entry in sys.path if entry)
     process = subprocess.Popen(
         [sys.executable, "-m", "ftrain.store"],
@@ -35,7 +42,6 @@ def store(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], StoreReady]
     finally:
         process.kill()
         process.wait(timeout=300)
-        agent.close()
 
 
 def test_the_store_serves_and_ends_when_asked(store: tuple[subprocess.Popen[bytes], StoreReady]) -> None:
@@ -48,8 +54,14 @@ def test_the_store_serves_and_ends_when_asked(store: tuple[subprocess.Popen[byte
     assert process.wait(timeout=300) == 0
 
 
-def test_the_store_ends_with_its_node(store: tuple[subprocess.Popen[bytes], StoreReady], tmp_path: Path) -> None:
+def test_the_store_ends_with_its_node_and_not_while_its_agent_lives(
+    store: tuple[subprocess.Popen[bytes], StoreReady], agent: Agent, tmp_path: Path
+) -> None:
     (tmp_path / "control").unlink()
+    with agent.arrived:
+        assert agent.arrived.wait_for(lambda: len(agent.of(StoreReady)) > 1, timeout=300)  # it asks whether it is there
+    assert store[0].poll() is None
+    agent.close()
     assert store[0].wait(timeout=300) == 0
 
 
