@@ -101,7 +101,6 @@ class NodeRunner:
         self._all_started = False
         self._inventory: Inventory | None = None
         self._background = Background()
-        self._folder_gone = False
         self._closing = False
 
     @property
@@ -223,8 +222,7 @@ class NodeRunner:
 
     async def heartbeat(self, *, with_inventory: bool) -> Heartbeat:
         """How far workers and daemon are."""
-        if not self._folder_gone and not self.node_folder.exists():
-            self._folder_gone = True
+        if (FOLDER_GONE,) not in self._said and not self.node_folder.exists():
             self._tell(Trouble(self.node, self.generation, FOLDER_GONE, str(self.node_folder)), (FOLDER_GONE,))
         status = None
         with contextlib.suppress(DaemonFailed):
