@@ -60,6 +60,7 @@ class RayJob:
         """Users call `start` or `attach`."""
         self.name = name
         self._command = command
+        self._listener = uuid.uuid4().hex
         self._exit_code: int | None = None
 
     @classmethod
@@ -114,7 +115,7 @@ class RayJob:
         """A job that somebody else started, or this program before it was killed.
 
         Raises:
-            RayJobNotFound: there is none; it is forgotten once somebody has heard its end, or ten minutes later.
+            RayJobNotFound: there is none; it is forgotten once all who waited have heard its end, or ten minutes later.
             RayUnavailable: this program is connected to no cluster.
         """
         job = cls(name)
@@ -162,14 +163,14 @@ class RayJob:
     def _ask_for_end(self) -> int | None:
         ray, supervisor = _ray(), self._supervisor()
         try:
-            _, _, ended = ray.get(supervisor.heard.remote(-1, _ASK_SECONDS), timeout=_ANSWER_SECONDS)
+            _, _, ended = ray.get(supervisor.heard.remote(-1, _ASK_SECONDS, self._listener), timeout=_ANSWER_SECONDS)
         except (ray.exceptions.ActorUnavailableError, ray.exceptions.GetTimeoutError):
             return None  # It is slow, or the line to it is down: if it died, another error tells that.
         except ray.exceptions.RayActorError:
             return _EXIT_GONE
         if ended is None:
             return None
-        supervisor.farewell.remote()
+        supervisor.farewell.remote(self._listener)
         return int(ended[0])
 
     def stop(self) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from ftrain_launcher import cli
 from ftrain_launcher.engines.ray import driver, placing
+from ftrain_launcher.engines.ray.audience import LISTENS_SECONDS, Audience
 from ftrain_launcher.engines.ray.order import Order
 from ftrain_launcher.engines.ray.placing import Next, Places
 from ftrain_launcher.engines.ray.silence import LOST_SECONDS, TELL_SECONDS, Silence
@@ -179,7 +180,7 @@ class Cluster:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, answers_at: float, head_answers: bool) -> None:
         self.now, self._answers_at = 0.0, answers_at
         self.sent: list[int] = []
-        self.heard = self.signal = self.difference = self
+        self.heard = self.signal = self.met = self
         self.exceptions = SimpleNamespace(ActorUnavailableError=ConnectionAbortedError)
         monkeypatch.setitem(sys.modules, "ray", self)
         monkeypatch.setattr(driver, "time", SimpleNamespace(monotonic=lambda: self.now))
@@ -204,7 +205,7 @@ def test_a_driver_says_that_the_owner_is_silent_and_then_that_its_machine_is_los
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster = Cluster(monkeypatch, answers_at=1e9, head_answers=False)
-    assert driver._follow(cluster, queue.SimpleQueue()).exit_code == driver.EXIT_CUT_OFF
+    assert driver._follow(cluster, "me", queue.SimpleQueue()).exit_code == driver.EXIT_CUT_OFF
     assert cluster.now == pytest.approx(TELL_SECONDS + LOST_SECONDS, abs=1.0)
     silent, lost = capsys.readouterr().err.splitlines()
     assert silent.startswith("ftrain: warning: the actor that owns the job does not answer")
@@ -215,7 +216,7 @@ def test_a_driver_waits_for_a_slow_owner_as_long_as_the_head_answers(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster = Cluster(monkeypatch, answers_at=600.0, head_answers=True)
-    assert driver._follow(cluster, queue.SimpleQueue()) == Result(3, "training failed")
+    assert driver._follow(cluster, "me", queue.SimpleQueue()) == Result(3, "training failed")
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 2
     assert said[1] == "ftrain: the actor that owns the job answers again"
@@ -225,11 +226,85 @@ def test_who_does_not_want_to_wait_for_a_slow_owner_may_leave(monkeypatch: pytes
     cluster = Cluster(monkeypatch, answers_at=1e9, head_answers=True)
     signals: queue.SimpleQueue[int] = queue.SimpleQueue()
     signals.put(2)
-    assert not driver._is_there(cluster, order(), signals)
+    assert driver._answer(cluster, order(), signals) is None
     for _ in range(2):
         signals.put(2)
-    assert driver._follow(cluster, signals).exit_code == 128 + 2
+    assert driver._follow(cluster, "me", signals).exit_code == 128 + 2
     assert cluster.sent == [2, 2], "the third lets go of it"
+
+
+def test_the_owner_of_a_job_goes_when_all_who_listen_have_heard_its_end() -> None:
+    audience = Audience()
+    assert not audience.is_over(1000.0), "nobody has heard of it"
+    audience.asks("a", 1000.0)
+    audience.asks("b", 1000.0)
+    audience.tell("a")
+    assert audience.told
+    assert not audience.is_over(1000.5)
+    audience.tell("b")
+    assert audience.is_over(1000.5)
+
+
+def test_who_was_killed_while_it_listened_keeps_the_owner_for_seconds() -> None:
+    audience = Audience()
+    audience.asks("killed", 0.0)
+    audience.tell("other")
+    assert not audience.is_over(LISTENS_SECONDS - 0.1)
+    assert audience.is_over(LISTENS_SECONDS)
+
+
+class Owner:
+    """An actor of a job, made up: it answers with what it was given, one after another."""
+
+    def __init__(self, *answers: object) -> None:
+        self.met, self._answers = self, list(answers)
+
+    def remote(self, _: bytes) -> object:
+        return self._answers.pop(0)
+
+
+def meet(monkeypatch: pytest.MonkeyPatch, there: Owner, gone_after: int) -> tuple[Owner, Owner]:
+    """Meet a job's owner, whose name is free after so many looks: what was met, what was made."""
+    made, asked = Owner((False, None)), []
+
+    def get_actor(name: str, namespace: str) -> Owner:
+        asked.append(name)
+        if len(asked) > gone_after:
+            raise ValueError(name)
+        return there
+
+    def get(answer: object) -> object:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    options = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda _: made))
+    ray = SimpleNamespace(
+        exceptions=SimpleNamespace(RayActorError=ConnectionError),
+        get_actor=get_actor,
+        get=get,
+        remote=lambda _: options,
+        wait=lambda answers, timeout: (answers, []),
+    )
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setattr(driver, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=lambda _: None))
+    return driver._meet(order(), {}, queue.SimpleQueue()), made
+
+
+def test_a_job_of_the_name_that_runs_is_attached_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = Owner((False, None))
+    assert meet(monkeypatch, there, gone_after=9)[0] is there
+
+
+def test_a_job_that_is_over_and_was_told_of_is_waited_out_and_then_begun_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = Owner((True, "script"), (True, "script"), ConnectionError())
+    met, made = meet(monkeypatch, there, gone_after=3)
+    assert met is made
+
+
+def test_another_job_of_the_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="script differs: choose another --name"):
+        meet(monkeypatch, Owner((False, "script")), gone_after=9)
 
 
 SCRIPT = str(Path(__file__))

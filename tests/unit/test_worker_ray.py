@@ -108,7 +108,8 @@ def test_a_job_of_another_driver_is_asked_waited_for_and_ended_by_its_name(actor
     assert job.status() == {"generation": 2}
     assert job.wait() == 3
     assert len(owner.heard.asked) == 3
-    assert owner.farewell.asked == [()]
+    ((name,),) = owner.farewell.asked
+    assert {asked[2] for asked in owner.heard.asked} == {name}, "one who listens, to the end"
     job.stop()
     assert owner.signal.asked == [(2,)]
 

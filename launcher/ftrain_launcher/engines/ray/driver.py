@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 import time
+import uuid
 from typing import Any
 
 import msgspec
@@ -111,14 +112,12 @@ def run(order: Order, cluster: dict[str, Any]) -> Result:
         signal.signal(number, lambda number, _: signals.put(number))
     folder: JobFolder | None = None
     try:
-        supervisor, made_here = _supervisor(order, cluster)
-        if not _is_there(supervisor, order, signals):
-            if made_here:
-                ray.kill(supervisor)
+        supervisor = _meet(order, cluster, signals)
+        if supervisor is None:
             return Result(128 + signals.get(), "left before the job began")
-        folder = _folder(supervisor, signals)
-        result = _follow(supervisor, signals)
-        supervisor.farewell.remote()
+        folder, listener = _folder(supervisor, signals), uuid.uuid4().hex
+        result = _follow(supervisor, listener, signals)
+        supervisor.farewell.remote(listener)
     except ray.exceptions.RayActorError as error:
         if "ModuleNotFoundError" in str(error):
             raise UsageError("--engine ray: ftrain is not installed on the machines of the Ray cluster") from error
@@ -129,6 +128,41 @@ def run(order: Order, cluster: dict[str, Any]) -> Result:
     return result
 
 
+def _meet(order: Order, cluster: dict[str, Any], signals: queue.SimpleQueue[int]) -> Any:
+    """The actor that has this job, which is made unless it is there; None: the user does not want to wait.
+
+    Raises:
+        UsageError: it has another job.
+    """
+    import ray
+
+    while True:
+        supervisor, made_here = _supervisor(order, cluster)
+        try:
+            answer = _answer(supervisor, order, signals)
+        except ray.exceptions.RayActorError:
+            if made_here:
+                raise
+            answer = True, None
+        if answer is None:
+            if made_here:
+                ray.kill(supervisor)
+            return None
+        is_over, difference = answer
+        if is_over:  # It goes when all that waited for its job's end have heard of it.
+            time.sleep(_AGAIN_SECONDS)
+            if not signals.empty():
+                return None
+            continue
+        if difference is not None:
+            raise UsageError(
+                f"a job named {order.name!r} is in this cluster, and {difference} differs: choose another --name"
+            )
+        if not made_here:
+            announce(f"job {order.name} is there already: attached to it")
+        return supervisor
+
+
 def _supervisor(order: Order, cluster: dict[str, Any]) -> tuple[Any, bool]:
     """The actor of the job, which is made unless it is there; was it?"""
     import ray
@@ -136,9 +170,7 @@ def _supervisor(order: Order, cluster: dict[str, Any]) -> tuple[Any, bool]:
     from ftrain_launcher.engines.ray.supervisor import Supervisor
 
     try:
-        supervisor = ray.get_actor(order.name, namespace=NAMESPACE)
-        announce(f"job {order.name} is there already: attached to it")
-        return supervisor, False
+        return ray.get_actor(order.name, namespace=NAMESPACE), False
     except ValueError:
         if (room := has_room(cluster.values(), order.share)) < (wanted := bundles(order)):
             share = ", ".join(f"{amount:g} {name}" for name, amount in order.share.items())
@@ -160,25 +192,19 @@ def _supervisor(order: Order, cluster: dict[str, Any]) -> tuple[Any, bool]:
         return made, True
 
 
-def _is_there(supervisor: Any, order: Order, signals: queue.SimpleQueue[int]) -> bool:
-    """Wait until Ray has started the actor, and it has this job; False: the user does not want to wait.
-
-    Raises:
-        UsageError: it has another one.
-    """
+def _answer(supervisor: Any, order: Order, signals: queue.SimpleQueue[int]) -> tuple[bool, str | None] | None:
+    """What the actor says of this order, once Ray has started it; None: the user does not want to wait."""
     import ray
 
-    answer, tell_at = supervisor.difference.remote(msgspec.json.encode(order)), time.monotonic() + _START_SECONDS
+    answer, tell_at = supervisor.met.remote(msgspec.json.encode(order)), time.monotonic() + _START_SECONDS
     while not ray.wait([answer], timeout=_WAIT_SECONDS)[0]:
         if not signals.empty():
-            return False
+            return None
         if time.monotonic() >= tell_at:
             announce("waiting for the actor that owns the job: Ray starts it on the head's machine")
             tell_at = float("inf")
-    other: str | None = ray.get(answer)
-    if other is not None:
-        raise UsageError(f"a job named {order.name!r} is in this cluster, and {other} differs: choose another --name")
-    return True
+    met: tuple[bool, str | None] = ray.get(answer)
+    return met
 
 
 def _folder(supervisor: Any, signals: queue.SimpleQueue[int]) -> JobFolder | None:
@@ -201,13 +227,13 @@ def _folder(supervisor: Any, signals: queue.SimpleQueue[int]) -> JobFolder | Non
     return folder
 
 
-def _follow(supervisor: Any, signals: queue.SimpleQueue[int]) -> Result:
+def _follow(supervisor: Any, listener: str, signals: queue.SimpleQueue[int]) -> Result:
     """Show what the job says until it has ended; hand on what the user sends meanwhile."""
     import ray
 
     position, sent, silence = 0, 0, Silence(time.monotonic())
     head = ray.get_runtime_context().gcs_address
-    answer = supervisor.heard.remote(position, _WAIT_SECONDS)
+    answer = supervisor.heard.remote(position, _WAIT_SECONDS, listener)
     while True:
         while not signals.empty():
             number, sent = signals.get(), sent + 1
@@ -222,7 +248,7 @@ def _follow(supervisor: Any, signals: queue.SimpleQueue[int]) -> Result:
                     announce("the actor that owns the job answers again")
             except ray.exceptions.ActorUnavailableError:  # If it died, that is told by another error.
                 time.sleep(_AGAIN_SECONDS)
-            answer = supervisor.heard.remote(position, _WAIT_SECONDS)
+            answer = supervisor.heard.remote(position, _WAIT_SECONDS, listener)
         if silence.begins(time.monotonic()):
             announce("warning: the actor that owns the job does not answer: its machine, or the way to it, may be lost")
         if silence.told and silence.is_lost(time.monotonic(), _answers(head)):

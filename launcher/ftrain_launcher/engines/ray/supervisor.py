@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from ftrain_launcher.engines.ray.audience import Audience
 from ftrain_launcher.engines.ray.fleet import Fleet
 from ftrain_launcher.engines.ray.kept import Kept
 from ftrain_launcher.engines.ray.member import write_secret
@@ -59,14 +60,16 @@ class Supervisor:
         self._fleet: Fleet | None = None
         self._hopeless = False
         self._last_words = ""
-        self._heard_of = threading.Event()
+        self._audience = Audience()
         threading.Thread(target=self._run, daemon=True).start()
 
     # ---- for drivers
 
-    def difference(self, order: bytes) -> str | None:
-        """In what another order is for another job."""
-        return self._order.difference(msgspec.json.decode(order, type=Order))
+    def met(self, order: bytes) -> tuple[bool, str | None]:
+        """Is the job over, and has somebody heard how it ended? In what another order is for another job."""
+        with self._changed:
+            told = self._audience.told
+        return told, self._order.difference(msgspec.json.decode(order, type=Order))
 
     def joined(self, wait_seconds: float) -> tuple[bytes, str, str, int] | None:
         """The job's record, its secret, and where its controller listens; None: not yet, or it has ended."""
@@ -76,9 +79,12 @@ class Supervisor:
                 return None
             return (self._folder.path / "job.json").read_bytes(), self._folder.secret.read_text(), *self._place
 
-    def heard(self, position: int, wait_seconds: float) -> tuple[list[tuple[int, bytes]], int, tuple[int, str] | None]:
+    def heard(
+        self, position: int, wait_seconds: float, listener: str
+    ) -> tuple[list[tuple[int, bytes]], int, tuple[int, str] | None]:
         """Lines from a position on, the next position, and how the job ended. A negative position: the end."""
         with self._changed:
+            self._audience.asks(listener, time.monotonic())
             position = self._window.end if position < 0 else position
             self._changed.wait_for(lambda: self._window.end > position or self._result, wait_seconds)
             lines = [(line.stream, line.text) for line in self._window.after(position)]
@@ -105,9 +111,11 @@ class Supervisor:
         except ControllerAway:
             return None
 
-    def farewell(self) -> None:
-        """Somebody has heard how the job ended."""
-        self._heard_of.set()
+    def farewell(self, listener: str) -> None:
+        """It has heard how the job ended."""
+        with self._changed:
+            self._audience.tell(listener)
+            self._changed.notify_all()
 
     # ---- for members
 
@@ -150,7 +158,7 @@ class Supervisor:
                 self._changed.notify_all()
             if self._fleet is not None:
                 self._fleet.close()
-            self._heard_of.wait(KEPT_SECONDS)
+            self._wait_audience()
             ray.kill(self._own_handle)
 
     def _lead(self) -> Result:
@@ -218,6 +226,13 @@ class Supervisor:
         with self._changed:
             self._over = True
             self._changed.wait_for(lambda: self._places.empty, _ENDING_SECONDS)
+
+    def _wait_audience(self) -> None:
+        """Until all who want to know how the job ended have heard it; not for ever."""
+        until = time.monotonic() + KEPT_SECONDS
+        with self._changed:
+            while not self._audience.is_over(time.monotonic()) and time.monotonic() < until:
+                self._changed.wait(_LOOK_SECONDS)
 
     def _how_it_ended(self, code: int) -> Result:
         if self._hopeless:
