@@ -20,7 +20,7 @@ from ftrain_snapshot.arena import Mapping, touched
 from ftrain_snapshot.client import DaemonClient
 from ftrain_snapshot.errors import ArenaTooSmall, DaemonLost
 from ftrain_snapshot.lane import Lane, Region
-from ftrain_snapshot.messages import SnapshotId
+from ftrain_snapshot.words import SnapshotId
 
 RESTORE_TIMEOUT_SECONDS = 600.0
 """Longest wait for lost bytes to be rebuilt; an agent whose daemon cannot hears of it long before."""

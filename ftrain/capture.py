@@ -34,7 +34,7 @@ from ftrain.sources import Source, source_of
 from ftrain.state import TensorKey, refuse_special, tensor_key, unique_parameters
 from ftrain_snapshot.lane import Lane
 from ftrain_snapshot.manifest import NO_SNAPSHOT, Header, State, checksum
-from ftrain_snapshot.messages import SnapshotId
+from ftrain_snapshot.words import SnapshotId
 
 FORMAT = 3
 """Version of the manifest's format."""

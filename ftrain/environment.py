@@ -14,8 +14,9 @@ from pathlib import Path
 import msgspec
 
 from ftrain.errors import EnvironmentInvalid
-from ftrain_snapshot.messages import Origin, SnapshotId
+from ftrain_snapshot.membership import Origin
 from ftrain_snapshot.storage import DurableId
+from ftrain_snapshot.words import SnapshotId
 
 
 @dataclass(frozen=True, kw_only=True)

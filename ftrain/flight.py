@@ -36,7 +36,7 @@ from ftrain.plan import Flags, Plan, Row
 from ftrain.samples import Samples
 from ftrain_snapshot.lane import Lane, Region
 from ftrain_snapshot.manifest import CHUNK_BYTES, Header, checksum, chunk_bytes
-from ftrain_snapshot.messages import SnapshotId
+from ftrain_snapshot.words import SnapshotId
 
 PUBLISH_BYTES = 8 << 20
 """The daemon is told of new chunks so often."""

@@ -29,7 +29,7 @@ from ftrain.plan import Row, view_of
 from ftrain.together import each
 from ftrain_snapshot.lane import Region
 from ftrain_snapshot.manifest import CHUNK_BYTES, Header, chunk_bytes
-from ftrain_snapshot.messages import SnapshotId
+from ftrain_snapshot.words import SnapshotId
 
 
 @dataclass(frozen=True)

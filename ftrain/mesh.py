@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import prod
+from numbers import Integral
 
 from ftrain.errors import MeshImpossible
 
@@ -13,9 +14,13 @@ def mesh_sizes(names: Sequence[str], sizes: Mapping[str, int], ranks: int) -> tu
 
     Raises ValueError for a call that no number of ranks could fulfil, MeshImpossible for one that this cannot.
     """
-    unknown = sorted(set(sizes) - set(names))
-    if unknown or len(set(names)) != len(names) or not names:
-        raise ValueError(f"ctx.mesh needs names, each once, and sizes for these; it got {list(names)} and {sizes}")
+    are_words = all(isinstance(name, str) and name for name in names)
+    are_whole = all(isinstance(size, Integral) for size in sizes.values())
+    if not (names and are_words and are_whole) or len(set(names)) != len(names) or set(sizes) - set(names):
+        raise ValueError(
+            'ctx.mesh needs names, each once, and whole numbers as sizes of these, as in ctx.mesh("dp", "tp", tp=2); '
+            f"it got {', '.join(map(repr, names)) or 'no names'} and {sizes or 'no sizes'}"
+        )
     if any(size < 1 for size in sizes.values()):
         raise ValueError(f"sizes of a mesh are at least 1; ctx.mesh got {sizes}")
     free = [name for name in names if name not in sizes]

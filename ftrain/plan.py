@@ -149,13 +149,19 @@ class Plan:
             if buffer and here and versioned[index] and len(self.views[index]) >= SMALL_BYTES
         }
         """Large buffers that may turn out not to change: how many captures found them equal, and their checksum."""
+        self._note_movers(owned)
+        self._cut(rank)
 
+    def _note_movers(self, owned: list[Owned]) -> None:
+        """Whose steps change which tensors."""
         movers = sorted(set().union(*(one.movers for one in owned)))
         place = {mover: position for position, mover in enumerate(movers)}
         self._movers = place
         pairs = [(index, place[mover]) for index, one in enumerate(owned) for mover in one.movers]
         self._moved, self._moving = np.array(pairs, np.intp).reshape(-1, 2).T
 
+    def _cut(self, rank: int) -> None:
+        """What of which tensors each chunk of this rank consists of."""
         self.rows: list[list[Row]] = [[] for _ in range(-(-self.data_bytes // CHUNK_BYTES))]
         """The pieces of each chunk."""
         for piece in self.layout.region_pieces(rank):

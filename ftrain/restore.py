@@ -35,7 +35,7 @@ from ftrain.together import each
 from ftrain_snapshot.arena import Mapping as Mapped
 from ftrain_snapshot.lane import Region
 from ftrain_snapshot.manifest import CHUNK_BYTES
-from ftrain_snapshot.messages import SnapshotId
+from ftrain_snapshot.words import SnapshotId
 
 LARGE_BYTES = 1 << 20
 """An optimizer's tensors from this size on are made in huge pages."""

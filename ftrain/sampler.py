@@ -121,7 +121,7 @@ class ElasticSampler:
         caller = sys._getframe(1).f_locals.get("self")
         ahead = hasattr(caller, "_sampler_iter") or hasattr(caller, "_next_index")
         self._consumer = weakref.ref(caller) if ahead else None
-        return self._draw()
+        return self._draw(self._complaint(caller))
 
     def __len__(self) -> int:
         """Global batches per epoch, the last one counted whole."""
@@ -139,7 +139,22 @@ class ElasticSampler:
         self._drawn = state["position"]
         self._consumer = None
 
-    def _draw(self) -> Iterator[list[int]]:
+    def _complaint(self, loader: Any) -> str | None:
+        """About batches that a loader cannot make, or would hand out at another time."""
+        if not getattr(loader, "_in_order", True):
+            return "a loader with in_order=False hands out other batches than are counted as seen: leave it out"
+        _, world_size = self.place()
+        collate = getattr(getattr(loader, "_collate_fn", None), "__name__", "")
+        if collate != "default_collate" or self._global_batch >= world_size:
+            return None
+        return (
+            f"global_batch={self._global_batch} leaves some of {world_size} ranks without a sample, and a loader "
+            "cannot make a batch of none: give a larger global_batch, or micro_batch=1 and use ctx.microbatches"
+        )
+
+    def _draw(self, complaint: str | None) -> Iterator[list[int]]:
+        if complaint is not None:  # only now: a loader that is half made cannot end its workers in peace
+            raise ExactMisuse(complaint)
         while True:
             indices = self.batch(self._drawn)
             self._drawn += 1  # before the batch is handed out: the position is that of the next one

@@ -37,7 +37,7 @@ from ftrain.slots import SlotChooser
 from ftrain.state import TensorKey, load_state, tensor_key, unique_parameters
 from ftrain_snapshot.control import ControlPage
 from ftrain_snapshot.manifest import unit_bytes
-from ftrain_snapshot.messages import SnapshotId
+from ftrain_snapshot.words import SnapshotId
 
 if TYPE_CHECKING:
     from ftrain.durable.reader import Checkpoint

@@ -1,13 +1,14 @@
 """One ``ftrain run``, started and watched from outside through the commands that an operator has.
 
-The demo and the benchmarks drive jobs with it. They see what an operator sees (``ftrain status --json``,
-``ftrain incidents --json``) and break things as the world does: SIGKILL to a pid, or ``ftrain inject``.
+The demo and the benchmarks drive jobs with it. They see what an operator sees (``ftrain status``,
+``ftrain incidents``) and break things as the world does: SIGKILL to a pid, or ``ftrain inject``.
+They are asked in this process, by the commands' own code: an interpreter for each question takes a third of a second
+of the cores that the jobs train on, and waits for that as long as thirty where these are busy.
 Everything it starts carries MARK in its environment, so that what is left behind can be told (leftovers.py).
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -18,6 +19,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from ftrain_launcher import query
+from ftrain_launcher.commands.show import ask_or_replay
+from ftrain_launcher.errors import LauncherError
+from ftrain_launcher.jobs import JobFolder
 
 FTRAIN = str(Path(sys.executable).with_name("ftrain"))
 MARK = "FTRAIN_SCRIPT_SESSION"
@@ -64,37 +70,38 @@ class Job:
             self.process.wait(STOP_TIMEOUT_SECONDS)
 
     def status(self) -> Json | None:
-        """``ftrain status --json``; None while the job cannot be found yet."""
-        return self._ask("status")
+        """What ``ftrain status --json`` prints; None while the job cannot be found yet."""
+        return self._ask(query.status)
 
     def incidents(self) -> list[Json]:
         """The job's incidents, oldest first."""
-        answer = self._ask("incidents")
+        answer = self._ask(lambda folder: ask_or_replay(folder, "incidents"))
         return list(answer["incidents"]) if answer else []
 
-    def inject(self, *fault: str) -> None:
-        """``ftrain inject FAULT``, such as ``inject("kill-node", "--node", "1")``."""
-        command = [FTRAIN, "inject", *fault, "--job", self.name]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_SECONDS, check=False)
-        if done.returncode != 0:
-            raise JobFailed(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
+    def kill_node(self, name: str) -> None:
+        """As ``ftrain inject kill-node --node NAME``."""
+        fault = {"kind": "kill-node", "node": name}
+        try:
+            query.ask(JobFolder.find(self.name), "/api/inject", fault, COMMAND_TIMEOUT_SECONDS)
+        except LauncherError as error:
+            raise JobFailed(f"{self.name}: killing {name}: {error}") from error
 
     def lose_node(self, node: Json) -> float:
         """Kill the node of this status entry, agent, daemon, workers and memory; when it happened, in Unix seconds.
 
-        That is when the first of its processes begins to end, asked each millisecond: the time that the injecting
-        command takes to start is none of the fault's. It is gone only when its gigabytes are free.
+        That is when the first of its processes begins to end, asked each millisecond: the time that asking for
+        it takes is none of the fault's. It is gone only when its gigabytes are free.
 
         Raises:
             JobFailed: some of its processes live on.
         """
         pids = node_pids(node)
         with ThreadPoolExecutor(1) as pool:
-            injected = pool.submit(self.inject, "kill-node", "--node", node["name"])
-            while not any(map(is_ending, pids)) and not injected.done():
+            asked = pool.submit(self.kill_node, node["name"])
+            while not any(map(is_ending, pids)) and not asked.done():
                 time.sleep(0.001)
             killed_at = time.time()
-            injected.result()
+            asked.result()
         if left := [pid for pid in wait_gone(pids, GONE_TIMEOUT_SECONDS) if not is_ending(pid)]:
             raise JobFailed(f"{node['name']} was to be lost, but {left} of its processes {pids} live")
         return killed_at
@@ -112,9 +119,9 @@ class Job:
             if status is not None and condition(status):
                 return status
             if ended:
-                raise JobFailed(f"{self.name} ended with {self.process.returncode} before {what}\n{self.tail()}")
+                raise JobFailed(f"{self.name} ended with {self.process.returncode} before {what}\n{self.story()}")
             time.sleep(POLL_SECONDS)
-        raise JobFailed(f"{self.name}: not {what} after {timeout_seconds:.0f} s\n{self.tail()}")
+        raise JobFailed(f"{self.name}: not {what} after {timeout_seconds:.0f} s\n{self.story()}")
 
     def wait_for_incident(self, after: int, timeout_seconds: float) -> Json:
         """The first incident numbered above ``after``, once it is over: every rank trains again."""
@@ -136,26 +143,24 @@ class Job:
         try:
             code = self.process.wait(timeout_seconds)
         except subprocess.TimeoutExpired:
-            raise JobFailed(f"{self.name} goes on after {timeout_seconds:.0f} s\n{self.tail()}") from None
+            raise JobFailed(f"{self.name} goes on after {timeout_seconds:.0f} s\n{self.story()}") from None
         if code != 0:
-            raise JobFailed(f"{self.name} ended with {code}\n{self.tail()}")
+            raise JobFailed(f"{self.name} ended with {code}\n{self.story()}")
 
     def tail(self, lines: int = 25) -> str:
         """The end of the job's output."""
         return "\n".join(self.output.read_text(errors="replace").splitlines()[-lines:])
 
-    def _ask(self, command: str) -> Json | None:
-        done = subprocess.run(
-            [FTRAIN, command, "--job", self.name, "--json"],
-            capture_output=True,
-            text=True,
-            timeout=COMMAND_TIMEOUT_SECONDS,
-            check=False,
-        )
-        if done.returncode != 0:
+    def story(self) -> str:
+        """What happened to it, incident by incident, and the end of its output."""
+        told = [f"incident {i['number']}: {i['kind']}: {i['reason']}" for i in self.incidents()]
+        return "\n".join((*told, self.tail()))
+
+    def _ask(self, question: Callable[[JobFolder], Json]) -> Json | None:
+        try:
+            return question(JobFolder.find(self.name))
+        except LauncherError:
             return None
-        answer: Json = json.loads(done.stdout)
-        return answer
 
 
 def ranks(status: Json) -> dict[int, Json]:

@@ -33,7 +33,7 @@ from ftrain.state import TensorKey, state_of, tensor_key, unique_parameters
 from ftrain_snapshot import arena, storage
 from ftrain_snapshot.lane import Lane
 from ftrain_snapshot.manifest import CHUNK_BYTES, Header, checksum, unit_bytes
-from ftrain_snapshot.messages import SnapshotId
+from ftrain_snapshot.words import SnapshotId
 
 
 class Net(nn.Module):

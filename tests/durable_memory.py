@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from ftrain.durable.reader import Checkpoint, read_state
-from ftrain_snapshot.messages import SnapshotId
 from ftrain_snapshot.storage import Storage
+from ftrain_snapshot.words import SnapshotId
 
 
 class Writers:

@@ -9,9 +9,11 @@ import msgspec
 from snapshot_nodes import Cluster, Node, content, wait_until
 
 from ftrain_snapshot.client import DaemonClient
-from ftrain_snapshot.messages import Holding, Membership, Origin, Peer, SnapshotId
+from ftrain_snapshot.inventory import Holding
+from ftrain_snapshot.membership import Membership, Origin, Peer
 from ftrain_snapshot.placement import Groups, groups
 from ftrain_snapshot.read_plan import Wanted
+from ftrain_snapshot.words import SnapshotId
 
 
 def seen_by(origin: Origin, node: str) -> Origin:

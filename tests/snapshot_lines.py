@@ -8,10 +8,10 @@ from contextlib import contextmanager
 
 from ftrain_snapshot.lines import Lines
 from ftrain_snapshot.loop import Loop
-from ftrain_snapshot.messages import SnapshotId
 from ftrain_snapshot.tls import Tls
 from ftrain_snapshot.transport import Connection
 from ftrain_snapshot.wire import Drop, PeerMessage
+from ftrain_snapshot.words import SnapshotId
 
 SECRET = b"s" * 32
 

@@ -14,6 +14,7 @@ from random import Random
 from ftrain_snapshot.client import DaemonClient
 from ftrain_snapshot.control import ControlPage
 from ftrain_snapshot.holdings import newest_complete
+from ftrain_snapshot.inventory import Holding
 from ftrain_snapshot.lane import Lane
 from ftrain_snapshot.manifest import (
     CHUNK_BYTES,
@@ -25,7 +26,9 @@ from ftrain_snapshot.manifest import (
     chunk_count,
     unit_bytes,
 )
-from ftrain_snapshot.messages import DaemonStatus, Holding, Membership, Peer, SnapshotId
+from ftrain_snapshot.membership import Membership, Peer
+from ftrain_snapshot.status import DaemonStatus
+from ftrain_snapshot.words import SnapshotId
 
 WAIT_SECONDS = 120.0
 """Milliseconds on a quiet machine; but the suite may share two cores with others."""

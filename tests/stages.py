@@ -20,7 +20,8 @@ from ftrain_snapshot.control import ControlPage
 from ftrain_snapshot.errors import SnapshotError
 from ftrain_snapshot.lane import Lane, Region
 from ftrain_snapshot.manifest import CHUNK_BYTES, State
-from ftrain_snapshot.messages import Levels, VerifyReport
+from ftrain_snapshot.messages import VerifyReport
+from ftrain_snapshot.status import Levels
 
 WAIT_SECONDS = 180.0
 ASK_SECONDS = 0.01

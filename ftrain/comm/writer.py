@@ -73,6 +73,8 @@ class Entered:
     table_failed: int
     inside: bool
     """Its time counts as time in operations."""
+    of_steps: bool
+    """What it waits for, the training waits for."""
 
 
 class RingWriter:
@@ -105,6 +107,12 @@ class RingWriter:
         self._last_exit_ns = self._clock_ns()
         self._begun: tuple[int, int, int] | None = None
         """Of the stretch at hand: when, its thread, and the thread's processor time then."""
+        self._under_way, self._last_end_ns = 0, 0
+        """Of the operations of steps only."""
+        self._marker: int | None = None
+        """The thread that marks steps."""
+        self._used: dict[int, int] = {}
+        """By communicator: after how many marks that thread has used it last."""
         self._step = -1
 
     def add_communicator(self, name: str, members: tuple[int, ...] | None, description: str = "") -> int:
@@ -129,9 +137,11 @@ class RingWriter:
     def enter(self, call: Call) -> Entered:
         """An operation begins."""
         with self._lock:
-            now = self._clock_ns()
-            self._begin_stretch(now)
-            gap = self._go_in(now)
+            now, thread = self._clock_ns(), threading.get_native_id()
+            of_steps = self._is_of_steps(call.communicator, thread)
+            if of_steps:
+                self._begin_stretch(now)
+            gap = self._go_in(now, of_steps)
             number = self._head + 1
             channel, counts, recent = self._table(call)
             seq = self._count(counts) if counts >= 0 else 0
@@ -144,7 +154,6 @@ class RingWriter:
                 else:
                     places.append(at)
             communicator = NONE if call.communicator < 0 else call.communicator
-            thread = threading.get_native_id()
             body = (seq, now, number | _PENDING, gap, call.bytes, call.elements, self._step, 0)
             for at in places:
                 self._put(at, 0)
@@ -156,14 +165,14 @@ class RingWriter:
             self._head = number
             self._publish()
             failed = self._failed_at(call, channel)
-            return Entered(number, tuple(places), counts + 8 if counts >= 0 else -1, failed, True)
+            return Entered(number, tuple(places), counts + 8 if counts >= 0 else -1, failed, True, of_steps)
 
     def returned(self, entered: Entered) -> None:
         """The call is over, and what it has begun goes on without anybody in it (a work without a future)."""
         with self._lock:
             if entered.inside:
                 entered.inside = False
-                self._go_out(self._clock_ns())
+                self._go_out(self._clock_ns(), entered.of_steps)
                 self._publish()
 
     def wait_begins(self, entered: Entered) -> None:
@@ -172,8 +181,9 @@ class RingWriter:
             now = self._clock_ns()
             if not entered.inside:
                 entered.inside = True
-                self._begin_stretch(now)
-                self._go_in(now)
+                if entered.of_steps:
+                    self._begin_stretch(now)
+                self._go_in(now, entered.of_steps)
             for at in self._still(entered):
                 self._put(at + _WAITED_AT, now)
             self._publish()
@@ -191,7 +201,7 @@ class RingWriter:
             self._failed += failed
             if entered.inside:
                 entered.inside = False
-                self._go_out(now)
+                self._go_out(now, entered.of_steps)
             self._publish()
 
     def mark(self, step: int) -> None:
@@ -201,6 +211,7 @@ class RingWriter:
             self._marks += 1
             self._step = step
             self._begin_stretch(now)
+            self._marker = threading.get_native_id()
             at = self._layout.marks + self._marks % MARKS_MAX * MARK.itemsize
             self._put(at, 0)
             _MARK.pack_into(self._map, at, step, now, self._waited_ns, self._head, self._processor_ns())
@@ -215,7 +226,17 @@ class RingWriter:
 
     # ---- under the lock
 
-    def _go_in(self, now: int) -> int:
+    def _is_of_steps(self, communicator: int, thread: int) -> bool:
+        """As ``Ring::is_of_steps`` in ring.hpp."""
+        if self._marker is None:
+            return True
+        if thread == self._marker:
+            self._used[communicator] = self._marks
+            return True
+        return self._used.get(communicator, -2) + 1 >= self._marks
+
+    def _go_in(self, now: int, of_steps: bool) -> int:
+        self._under_way += of_steps
         gap = now - self._last_exit_ns if self._inside == 0 else 0
         self._inside += 1
         return gap
@@ -225,12 +246,15 @@ class RingWriter:
         thread, processor = threading.get_native_id(), self._processor_ns()
         if self._begun is not None:
             begun, its_thread, before = self._begun
-            left = now if self._inside > 0 else self._last_exit_ns
+            left = now if self._under_way > 0 else self._last_end_ns
             computed = processor - before if thread == its_thread else 0
             self._waited_ns += max(0, min(left - begun, now - begun - computed))
         self._begun = now, thread, processor
 
-    def _go_out(self, now: int) -> None:
+    def _go_out(self, now: int, of_steps: bool) -> None:
+        if of_steps:
+            self._under_way -= 1
+            self._last_end_ns = now
         self._inside -= 1
         if self._inside == 0:
             self._last_exit_ns = now

@@ -36,8 +36,8 @@ from ftrain.durable.source import Source
 from ftrain.errors import FtrainError, StateMismatch
 from ftrain.shards import is_first_holder
 from ftrain_snapshot.manifest import checksum
-from ftrain_snapshot.messages import SnapshotId
 from ftrain_snapshot.storage import METADATA, Claim, Storage, StorageError, Stream, data_name, part_name, part_of
+from ftrain_snapshot.words import SnapshotId
 
 GRACE_SECONDS = 30.0
 """After its timeout a writer has so long to clean up; then it is ended by force."""

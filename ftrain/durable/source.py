@@ -17,8 +17,9 @@ from typing import Protocol
 from ftrain_snapshot.errors import ChecksumMismatch, SnapshotError, SnapshotIncomplete
 from ftrain_snapshot.lane import Lane
 from ftrain_snapshot.manifest import CHUNK_BYTES, State, checksum, chunk_bytes
-from ftrain_snapshot.messages import SnapshotId, UnitInfo
+from ftrain_snapshot.messages import UnitInfo
 from ftrain_snapshot.read_plan import Wanted
+from ftrain_snapshot.words import SnapshotId
 
 READ_BYTES = 4 << 20
 """Most bytes read at once; the daemon's own limit for one answer."""

@@ -26,8 +26,9 @@ from ftrain.durable.slices import Slices
 from ftrain.layout import Piece, TensorSpec, flat_bytes
 from ftrain.logical.state import contiguous_strides
 from ftrain.shards import Box
-from ftrain_snapshot.messages import Origin, SnapshotId
+from ftrain_snapshot.membership import Origin
 from ftrain_snapshot.read_plan import Wanted
+from ftrain_snapshot.words import SnapshotId
 
 KEPT_BYTES = 32 << 20
 """Of tensors that were read, and of blocks; a tensor that is larger is kept alone."""

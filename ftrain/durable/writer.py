@@ -24,9 +24,9 @@ from ftrain.durable.source import NodeSource, Source
 from ftrain.errors import FtrainError
 from ftrain_snapshot.client import DaemonClient
 from ftrain_snapshot.errors import SnapshotError
-from ftrain_snapshot.messages import SnapshotId
 from ftrain_snapshot.priority import give_way
 from ftrain_snapshot.storage import StorageError
+from ftrain_snapshot.words import SnapshotId
 
 
 class Exit(enum.IntEnum):

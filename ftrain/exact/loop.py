@@ -183,8 +183,19 @@ def _next(iterator: Iterator[Any]) -> Any:
 def _source_of(loader: Any) -> Source:
     for source in (getattr(loader, "batch_sampler", None), getattr(loader, "dataset", None)):
         if isinstance(source, ElasticSampler | ElasticStream):
+            _refuse_other_batches(loader, source)
             return source
     raise ExactMisuse(
         "ctx.microbatches needs a loader whose order is ours: DataLoader(data, batch_sampler=ElasticSampler(...)), or "
         "DataLoader(ElasticStream(...), batch_size=None); other samplers' order depends on the world"
     )
+
+
+def _refuse_other_batches(loader: Any, source: Source) -> None:
+    """What a loader hands out must be the micro-batches, one by one."""
+    if not getattr(loader, "in_order", True):
+        raise ExactMisuse("ctx.microbatches takes batches in the order of their numbers: leave out in_order=False")
+    if isinstance(source, ElasticStream) and getattr(loader, "batch_size", None) is not None:
+        raise ExactMisuse(
+            "an ElasticStream makes the batches itself: DataLoader(stream, batch_size=None, collate_fn=default_collate)"
+        )

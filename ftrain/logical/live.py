@@ -92,9 +92,9 @@ def describe(
 
 def named_mesh(mesh: DeviceMesh) -> NamedMesh:
     """A device mesh in numbers. Raises LayoutInvalid if it has no names, or this rank no place in it."""
-    coordinate = mesh.get_coordinate()
-    if mesh.mesh_dim_names is None or coordinate is None:
-        raise LayoutInvalid("a mesh for layout rules needs mesh_dim_names, and this rank in it")
+    coordinate = mesh.get_coordinate() if isinstance(mesh, DeviceMesh) else None
+    if coordinate is None or mesh.mesh_dim_names is None:
+        raise LayoutInvalid("a mesh for layout rules is a DeviceMesh that has mesh_dim_names, and this rank in it")
     return NamedMesh(tuple(mesh.mesh_dim_names), tuple(mesh.shape), tuple(coordinate))
 
 

@@ -95,6 +95,10 @@ class Rules:
     """Patterns of names and what holds for them. Raises LayoutInvalid, naming the pattern, for what is no rule."""
 
     def __init__(self, rules: Mapping[str, str]) -> None:
+        if not isinstance(rules, Mapping) or not all(isinstance(text, str) for pair in rules.items() for text in pair):
+            raise LayoutInvalid(
+                f"a layout is patterns of names and what holds, like {{'*.norm.*': 'replicate'}}, not {rules!r}"
+            )
         self._rules = {pattern: _read(pattern, text) for pattern, text in rules.items()}
 
     def match(self, name: str) -> tuple[str, Rule] | None:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
+from torch import nn
 
 from ftrain.logical.coverage import findings
 from ftrain.logical.errors import LayoutInvalid
@@ -81,14 +82,26 @@ def check_layout(live: Live, rules: Rules) -> None:
     """A collective: do the parts that ranks hold by a script's rules make up what they are parts of?
 
     And are those equal that are said to be: a part that is cut by hand looks like a replica of the others. Else nobody
-    could take the state over once a node is lost. Raises LayoutInvalid, on all ranks.
+    could take the state over once a node is lost. Rank 0 warns of parameters that ranks hold unlike parts of, and that
+    no rule is about. Raises LayoutInvalid, on all ranks.
     """
-    sums = [
-        sum_of_bytes(memory) if _is_replica(each) else 0
+    without = [
+        each.scope is Scope.OWN and each.name not in live.by_rule and isinstance(memory, nn.Parameter)
         for each, memory in zip(live.state.tensors, live.tensors, strict=True)
     ]
-    encoded = gathered(msgspec.msgpack.encode((live.state, sums)))
-    said = [msgspec.msgpack.decode(each, type=tuple[RankState, tuple[int, ...]]) for each in encoded]
+    sums = [
+        sum_of_bytes(memory) if _is_replica(each) or is_without else 0
+        for each, memory, is_without in zip(live.state.tensors, live.tensors, without, strict=True)
+    ]
+    encoded = gathered(msgspec.msgpack.encode((live.state, sums, without)))
+    told = [msgspec.msgpack.decode(each, type=tuple[RankState, tuple[int, ...], tuple[bool, ...]]) for each in encoded]
+    said = [(state, sums) for state, sums, _ in told]
+    if forgotten := _forgotten(told):
+        warnings.warn(
+            f"ctx.layout may be wrong: no rule is about {', '.join(shown(forgotten))}, of which ranks hold unlike "
+            "values: if these are parts, say 'MESH_DIM: shard(DIM)', else 'per_rank'",
+            stacklevel=2,
+        )
     wrong = [str(each) for each in findings([state for state, _ in said], are_kept=False)]
     if verdict := broadcast_text("; ".join(shown([*wrong, *_unequal(said, rules)]))):
         raise LayoutInvalid(f"by ctx.layout the ranks do not hold the state as a whole: {verdict}")
@@ -110,6 +123,16 @@ def _unequal(said: Sequence[tuple[RankState, Sequence[int]]], rules: Rules) -> I
                 f"{where}: replicas are not equal: ranks {ranks} differ before the first step: if they hold parts of "
                 "it, say 'MESH_DIM: shard(DIM)'; else give all ranks the same values to begin with"
             )
+
+
+def _forgotten(told: Sequence[tuple[RankState, Sequence[int], Sequence[bool]]]) -> list[str]:
+    """Parameters without a rule that are not the same wherever they are held."""
+    held: dict[str, set[int]] = defaultdict(set)
+    for state, sums, without in told:
+        for tensor, hashed, is_without in zip(state.tensors, sums, without, strict=True):
+            if is_without:
+                held[tensor.name].add(hashed)
+    return [name for name, found in held.items() if len(found) > 1]
 
 
 def _is_replica(tensor: LogicalTensor) -> bool:

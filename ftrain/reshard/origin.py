@@ -12,7 +12,7 @@ from ftrain.logical.coverage import check
 from ftrain.logical.reads import Planner, World
 from ftrain.reshard.filling import Reading
 from ftrain.reshard.said import Said
-from ftrain_snapshot.messages import Origin
+from ftrain_snapshot.membership import Origin
 
 
 class OldWorld:

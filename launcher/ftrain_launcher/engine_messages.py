@@ -6,7 +6,7 @@ import signal
 
 import msgspec
 
-from ftrain_launcher.messages import PROTOCOL_VERSION
+from ftrain_launcher.protocol import PROTOCOL_VERSION
 
 
 class Offer(msgspec.Struct, frozen=True, kw_only=True):

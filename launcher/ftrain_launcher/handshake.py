@@ -21,7 +21,7 @@ import msgspec
 from aiohttp import web
 
 from ftrain_launcher.errors import SecretRefused
-from ftrain_launcher.messages import MESSAGE_BYTES_MAX
+from ftrain_launcher.protocol import MESSAGE_BYTES_MAX
 
 _ANSWER_SECONDS = 5.0
 _GOODBYE_SECONDS = 2.0

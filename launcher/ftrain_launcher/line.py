@@ -15,8 +15,8 @@ import aiohttp
 
 from ftrain_launcher.handshake import Challenge, hear_challenge, prove
 from ftrain_launcher.jobs import Endpoint
-from ftrain_launcher.messages import MESSAGE_BYTES_MAX
 from ftrain_launcher.names import Names
+from ftrain_launcher.protocol import MESSAGE_BYTES_MAX
 
 OPENING_SECONDS_MAX = 2.0
 LINE_ERRORS = (aiohttp.ClientError, ConnectionError, TimeoutError)

@@ -11,8 +11,9 @@ import zlib
 
 import msgspec
 
-from ftrain_launcher.messages import MESSAGE_BYTES_MAX, Form, ToAgent
-from ftrain_snapshot.messages import Origin
+from ftrain_launcher.protocol import MESSAGE_BYTES_MAX
+from ftrain_launcher.to_agent import Form, ToAgent
+from ftrain_snapshot.membership import Origin
 
 _LEVEL = 1
 _encode = msgspec.msgpack.Encoder().encode

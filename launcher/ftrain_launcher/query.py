@@ -15,7 +15,6 @@ from typing import Any
 
 import msgspec
 
-from ftrain_launcher import leadership
 from ftrain_launcher.errors import ControllerAway, JobHasEnded, UsageError
 from ftrain_launcher.jobs import Endpoint, JobFolder
 
@@ -37,6 +36,8 @@ def ask(folder: JobFolder, path: str, body: dict[str, Any] | None = None, wait_s
     while True:
         endpoint = folder.endpoint()
         if turns and candidates:  # Another one may lead by now.
+            from ftrain_launcher import leadership  # takes two thirds of a command's processor time to import
+
             endpoint = leadership.endpoints(candidates)[(turns - 1) % len(candidates)]
         turns += 1
         try:

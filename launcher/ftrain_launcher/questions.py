@@ -9,7 +9,8 @@ import msgspec
 
 from ftrain.health.words import Answer, Task
 from ftrain_launcher.trace.records import NodeTrace
-from ftrain_snapshot.messages import LaneReport, LinkFigure, Peer
+from ftrain_snapshot.membership import Peer
+from ftrain_snapshot.messages import LaneReport, LinkFigure
 
 # ---- controller -> agent
 

@@ -24,26 +24,24 @@ import common
 import msgspec
 import psutil
 
-from ftrain_launcher.job.coordinator import Coordinator
-from ftrain_launcher.job.events import Event, JobConfig, JobStarted, Joined, Send
-from ftrain_launcher.jobs import JobFolder, JobRecord
-from ftrain_launcher.line import LINE_ERRORS, open_line
-from ftrain_launcher.messages import (
-    Form,
+from ftrain_launcher.from_agent import (
     FromAgent,
     Heartbeat,
     Join,
     RankRestored,
     RankState,
     RankStepped,
-    Stop,
     Stopped,
-    ToAgent,
     WorkerExit,
 )
+from ftrain_launcher.job.coordinator import Coordinator
+from ftrain_launcher.job.events import Event, JobConfig, JobStarted, Joined, Send
+from ftrain_launcher.jobs import JobFolder, JobRecord
+from ftrain_launcher.line import LINE_ERRORS, open_line
 from ftrain_launcher.packing import decode
+from ftrain_launcher.to_agent import Form, Stop, ToAgent
 from ftrain_launcher.work import Work
-from ftrain_snapshot.messages import Inventory
+from ftrain_snapshot.inventory import Inventory
 
 HEARTBEAT_SECONDS = 0.5
 STEADY_SECONDS = 10.0

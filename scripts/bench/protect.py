@@ -41,7 +41,7 @@ from ftrain_snapshot.codec import choose  # noqa: E402
 from ftrain_snapshot.control import ControlPage  # noqa: E402
 from ftrain_snapshot.errors import CodecUnsupported  # noqa: E402
 from ftrain_snapshot.manifest import CHUNK_BYTES  # noqa: E402
-from ftrain_snapshot.messages import SnapshotId  # noqa: E402
+from ftrain_snapshot.words import SnapshotId  # noqa: E402
 
 COPIER = ROOT / "scripts" / "bench" / "protect_copy.py"
 NODES = 4

@@ -1,7 +1,7 @@
 """What the scripts beside this file share: `ftrain`'s own commands, asked for JSON, and errors in one line.
 
 Run them with the Python that ftrain is installed in. Exit codes: 0 done; 1 not done, the last line says what; 2 bad
-input, or no such job; 6 the controller did not answer.
+input, no such job, or it has ended; 6 the controller did not answer.
 """
 
 from __future__ import annotations
@@ -55,8 +55,11 @@ class Job:
         return ask(*words, *self._words, timeout_seconds=timeout_seconds, may_fail=may_fail)
 
     def nodes(self) -> list[dict[str, Any]]:
-        """All nodes that are there."""
-        return [node for node in self.ask("nodes")["nodes"] if node["state"] not in ("lost", "released")]
+        """All nodes that are there. Raises Failed if the job has ended: then there are none."""
+        found = [node for node in self.ask("nodes")["nodes"] if node["state"] not in ("lost", "released")]
+        if not found:
+            raise Failed(f"job {self.name} has ended: it has no nodes any more", EXIT_USAGE)
+        return found
 
     def node(self, word: str) -> dict[str, Any]:
         """The node of a name, a position or a host's name."""

@@ -26,13 +26,14 @@ def run() -> None:
     )
     chosen = made.parse_args()
     job = Job(chosen.job)
-    node, before = job.node(chosen.node), usable(job)
+    node, size = job.node(chosen.node), job.ask("nodes")["size"]
+    wanted = min(usable(job), size["max"] + size["spares"])  # A spare more than were asked for is not replaced.
     say(f"{node['name']} ({node['hostname']}): draining")
     job.drain(node, chosen.reason, chosen.drain_seconds)
     if chosen.command is not None:
         say(f"{node['name']} is free: {chosen.command}")
         run_for(chosen.command, node, chosen.command_seconds)
-    job.wait(lambda: usable(job) >= before, f"{before} nodes without {node['name']}", chosen.replace_seconds)
+    job.wait(lambda: usable(job) >= wanted, f"{wanted} nodes without {node['name']}", chosen.replace_seconds)
     holder = [n["name"] for n in job.nodes() if n["position"] == node["position"] is not None]
     say(f"{node['name']} is replaced" + (f"; {holder[0]} has its ranks" if holder else ""))
 

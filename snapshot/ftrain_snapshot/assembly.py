@@ -5,7 +5,7 @@ from __future__ import annotations
 from ftrain_snapshot.codec import Codec
 from ftrain_snapshot.fold import Fold
 from ftrain_snapshot.manifest import Catalog, chunk_count
-from ftrain_snapshot.messages import Volume
+from ftrain_snapshot.status import Volume
 
 
 class Part:

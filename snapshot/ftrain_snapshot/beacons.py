@@ -23,7 +23,8 @@ from ftrain_snapshot.errors import ProtocolError
 from ftrain_snapshot.frames import decode
 from ftrain_snapshot.log import log
 from ftrain_snapshot.loop import Loop
-from ftrain_snapshot.messages import Name, Peer
+from ftrain_snapshot.membership import Peer
+from ftrain_snapshot.words import Name
 
 HEARD_MAX = 1024
 """Nodes of which is known when they were heard; beyond, who has been silent for longest is forgotten."""

@@ -21,7 +21,11 @@ import msgspec
 from ftrain_snapshot import messages as m
 from ftrain_snapshot.errors import ArenaTooSmall, DaemonLost, ProtocolError, SnapshotError, SnapshotIncomplete
 from ftrain_snapshot.frames import connect_unix, decode, recv_frame, recv_into, send_frame
+from ftrain_snapshot.inventory import Inventory
+from ftrain_snapshot.membership import Membership, Peer
 from ftrain_snapshot.read_plan import READ_BYTES_MAX, PlannedRead, Wanted, read_requests
+from ftrain_snapshot.status import DaemonStatus
+from ftrain_snapshot.words import SnapshotId
 
 SOCKET_NAME = "daemon.sock"
 READ_TIMEOUT_SECONDS = 30.0
@@ -67,16 +71,16 @@ class DaemonClient:
 
     # The agent's calls.
 
-    def configure(self, membership: m.Membership) -> None:
+    def configure(self, membership: Membership) -> None:
         """Serve this generation. Returns at once; what must be rebuilt is rebuilt in the daemon meanwhile."""
         _expect(self._ask(m.Configure(membership)), m.Done)
 
-    def inventory(self, *, urgent: bool = False) -> m.Inventory:
+    def inventory(self, *, urgent: bool = False) -> Inventory:
         """What this node holds, from the headers as they are now; exact once its workers are dead. ``urgent``: the job
         waits for it."""
         return _expect(self._ask(m.GetInventory(urgent)), m.InventoryReply).inventory
 
-    def status(self) -> m.DaemonStatus:
+    def status(self) -> DaemonStatus:
         """The daemon's report; of the job's levels only the gate's daemon knows."""
         return _expect(self._ask(m.GetStatus()), m.StatusReply).status
 
@@ -84,7 +88,7 @@ class DaemonClient:
         """This version, or the first safe one after it, is to be kept for storage: the gate's daemon does so."""
         _expect(self._ask(m.Pin(version)), m.Done)
 
-    def unpin(self, snapshot: m.SnapshotId) -> None:
+    def unpin(self, snapshot: SnapshotId) -> None:
         """``snapshot`` is on storage, or will not be: at the gate its slot may be used again."""
         _expect(self._ask(m.Unpin(snapshot)), m.Done)
 
@@ -126,15 +130,15 @@ class DaemonClient:
             raise SnapshotIncomplete(reply.reason)
         _expect(reply, m.Done)
 
-    def captured(self, lane: int, snapshot: m.SnapshotId) -> None:
+    def captured(self, lane: int, snapshot: SnapshotId) -> None:
         """More of this lane's chunks of ``snapshot`` are published: they may be sent already. One-way."""
         self._tell(m.Captured(lane, snapshot))
 
-    def sealed(self, lane: int, snapshot: m.SnapshotId) -> None:
+    def sealed(self, lane: int, snapshot: SnapshotId) -> None:
         """This lane's region of ``snapshot`` is sealed. One-way."""
         self._tell(m.Sealed(lane, snapshot))
 
-    def skip(self, snapshot: m.SnapshotId) -> None:
+    def skip(self, snapshot: SnapshotId) -> None:
         """This rank could not capture ``snapshot``, which others may: the job gives it up. One-way."""
         self._tell(m.Skip(snapshot))
 
@@ -148,18 +152,18 @@ class DaemonClient:
         """Have all that this node stores read and compared with its checksums, and repaired where it is wrong."""
         return _expect(self._ask(m.Verify(), timeout_seconds), m.VerifyReport)
 
-    def units(self, snapshot: m.SnapshotId) -> tuple[m.UnitInfo, ...]:
+    def units(self, snapshot: SnapshotId) -> tuple[m.UnitInfo, ...]:
         """What ``snapshot`` consists of, in order of position and lane. Raises SnapshotIncomplete if it is not here."""
         return _expect(self._whole(m.GetUnits(snapshot)), m.Units).units
 
-    def descriptor(self, snapshot: m.SnapshotId, position: int, lane: int) -> m.UnitInfo:
+    def descriptor(self, snapshot: SnapshotId, position: int, lane: int) -> m.UnitInfo:
         """One of its units. Raises SnapshotIncomplete if it is not known here."""
         for unit in self.units(snapshot):
             if (unit.position, unit.lane) == (position, lane):
                 return unit
         raise SnapshotIncomplete(f"snapshot {snapshot.version} has no position {position}, lane {lane}")
 
-    def read(self, snapshot: m.SnapshotId, position: int, lane: int, start: int, stop: int) -> bytes:
+    def read(self, snapshot: SnapshotId, position: int, lane: int, start: int, stop: int) -> bytes:
         """Bytes ``start`` to ``stop`` of a unit, verified: from here, from its node, or decoded from others.
 
         Whoever reads more than fits into memory asks for it in turn. Raises SnapshotIncomplete if they cannot be had.
@@ -171,7 +175,7 @@ class DaemonClient:
             out += piece
         return bytes(out)
 
-    def read_many(self, snapshot: m.SnapshotId, wanted: Iterable[Wanted], *, patience_seconds: float = 0.0) -> None:
+    def read_many(self, snapshot: SnapshotId, wanted: Iterable[Wanted], *, patience_seconds: float = 0.0) -> None:
         """Read into the buffers of all that is ``wanted``, verified; requests of 4 MiB, several of them under way.
 
         Small ranges of one unit share a request while they follow one another: give them in order of position, lane
@@ -224,7 +228,7 @@ class DaemonClient:
     def probe(
         self,
         node: str,
-        peers: Sequence[m.Peer],
+        peers: Sequence[Peer],
         *,
         burst_bytes: int = 0,
         count: int = 5,

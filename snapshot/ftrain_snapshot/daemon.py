@@ -2,7 +2,7 @@
 
 Prints ``ready <tcp port>`` on stdout once it listens, and nothing else there; events go to stderr. It re-attaches to
 what it finds in the node's folder. It ends when asked, on SIGTERM or SIGINT, or some time after its last agent has
-gone, and then removes its files; killed, it leaves them to its successor.
+gone, and then removes its files; killed, or by an error, it leaves them to its successor.
 """
 
 from __future__ import annotations

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable
 from itertools import groupby
 
+from ftrain_snapshot.inventory import Damage
 from ftrain_snapshot.lane import Lane
 from ftrain_snapshot.manifest import Catalog, UnitDescriptor, checksum, chunk_bytes, chunk_count, sum_at
-from ftrain_snapshot.messages import Damage, SnapshotId
 from ftrain_snapshot.placement import Group
+from ftrain_snapshot.words import SnapshotId
 
 SLICE_UNREAD_CHUNKS = 4096
 """Chunks to look up in the record before others get their turn."""

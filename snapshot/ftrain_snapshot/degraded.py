@@ -18,21 +18,13 @@ from typing import Protocol
 from ftrain_snapshot.damage import Place, damages
 from ftrain_snapshot.errors import SnapshotIncomplete
 from ftrain_snapshot.gather import Gather, Order
+from ftrain_snapshot.inventory import Damage
 from ftrain_snapshot.manifest import CHUNK_BYTES, Catalog, UnitDescriptor, checksum, chunk_bytes, sum_at
-from ftrain_snapshot.messages import (
-    Bytes,
-    Damage,
-    Incomplete,
-    Range,
-    Read,
-    Refused,
-    Reply,
-    SnapshotId,
-    UnitInfo,
-)
+from ftrain_snapshot.messages import Bytes, Incomplete, Range, Read, Refused, Reply, UnitInfo
 from ftrain_snapshot.node import Node
 from ftrain_snapshot.read_plan import READ_BYTES_MAX, READ_CHUNKS_MAX
 from ftrain_snapshot.rebuild_plan import Piece, Shape, Sight, Stuck, pieces
+from ftrain_snapshot.words import SnapshotId
 
 STRIKES_MAX = 8
 """How often one source's damaged bytes are asked for again, within one read."""

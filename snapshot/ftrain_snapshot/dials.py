@@ -8,7 +8,7 @@ from ftrain_snapshot.errors import ProtocolError
 from ftrain_snapshot.lines import Lines
 from ftrain_snapshot.log import log
 from ftrain_snapshot.loop import Loop, Timer
-from ftrain_snapshot.messages import Peer
+from ftrain_snapshot.membership import Peer
 from ftrain_snapshot.transport import Connection, dial
 from ftrain_snapshot.wire import PeerMessage, PeerWelcome
 

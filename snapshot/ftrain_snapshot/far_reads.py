@@ -14,10 +14,11 @@ from ftrain_snapshot.degraded import Answer, Reads, check_ranges
 from ftrain_snapshot.errors import SnapshotIncomplete
 from ftrain_snapshot.loop import Timer
 from ftrain_snapshot.manifest import CHUNK_BYTES, checksum
-from ftrain_snapshot.messages import Bytes, Incomplete, Read, Refused, Reply, SnapshotId, UnitInfo, Units
+from ftrain_snapshot.messages import Bytes, Incomplete, Read, Refused, Reply, UnitInfo, Units
 from ftrain_snapshot.node import Node
 from ftrain_snapshot.placement import Groups, groups
 from ftrain_snapshot.wire import FarAnswer, FarFailed, FarRead
+from ftrain_snapshot.words import SnapshotId
 
 ANSWER_TIMEOUT_SECONDS = 10.0
 QUESTIONS_MAX = 1024

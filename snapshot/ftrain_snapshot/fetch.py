@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ftrain_snapshot.messages import SnapshotId
 from ftrain_snapshot.node import Node
 from ftrain_snapshot.store import Store
 from ftrain_snapshot.transport import Connection
 from ftrain_snapshot.wire import Chunk, Fetch, FetchFailed
+from ftrain_snapshot.words import SnapshotId
 
 OnChunk = Callable[[int, Chunk, memoryview], None]
 """(position, chunk, body): the body is valid only during the call, and not checked yet."""

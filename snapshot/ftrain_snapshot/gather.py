@@ -15,10 +15,10 @@ from typing import NamedTuple
 from ftrain_snapshot.log import log
 from ftrain_snapshot.loop import Timer
 from ftrain_snapshot.manifest import CHUNK_BYTES, checksum
-from ftrain_snapshot.messages import SnapshotId
 from ftrain_snapshot.node import Node
 from ftrain_snapshot.rebuild_plan import Piece, Source
 from ftrain_snapshot.wire import Chunk, Fetch, FetchFailed, Mismatch
+from ftrain_snapshot.words import SnapshotId
 
 SOURCE_TIMEOUT_SECONDS = 10.0
 """A source that has not sent what was asked for by then counts as one that cannot."""

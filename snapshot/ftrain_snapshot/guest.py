@@ -8,7 +8,7 @@ from __future__ import annotations
 from ftrain_snapshot.errors import PlacementImpossible, ProtocolError
 from ftrain_snapshot.lines import Lines
 from ftrain_snapshot.loop import Loop
-from ftrain_snapshot.messages import Membership
+from ftrain_snapshot.membership import Membership
 from ftrain_snapshot.old_world import OldWorld
 from ftrain_snapshot.store import Store
 from ftrain_snapshot.transport import Connection

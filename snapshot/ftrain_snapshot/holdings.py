@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 
-from ftrain_snapshot.messages import Holding, SnapshotId
+from ftrain_snapshot.inventory import Holding
 from ftrain_snapshot.placement import Group, Groups, formed_groups, is_complete
+from ftrain_snapshot.words import SnapshotId
 
 
 def newest_complete(

@@ -13,7 +13,7 @@ from ftrain_snapshot import manifest
 from ftrain_snapshot.arena import HOMES, RECORD_BYTES, SLOTS, Mapping, home_path, table_path
 from ftrain_snapshot.errors import ChecksumMismatch, SnapshotIncomplete
 from ftrain_snapshot.manifest import CHUNK_BYTES, HEADER_BYTES, Header, State
-from ftrain_snapshot.messages import SnapshotId
+from ftrain_snapshot.words import SnapshotId
 
 # Words of a table: of its header page, then a record of two for each chunk: checksum, and home counted from the
 # slot's own (so that a fresh file, all zeros, is right).

@@ -1,20 +1,21 @@
-"""The lanes of one node, as its daemon sees them: found again, outlined, or given memory as their units grow.
+"""The lanes of one node, as its daemon sees them: found again, read, outlined, or given memory as their units grow.
 
 The parity of these lanes' like is in parities.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
 from ftrain_snapshot import arena
 from ftrain_snapshot.arena import HOMES, SLOTS
 from ftrain_snapshot.errors import ArenaTooSmall
-from ftrain_snapshot.lane import Lane
+from ftrain_snapshot.lane import Lane, Region
 from ftrain_snapshot.loop import Work
-from ftrain_snapshot.messages import SnapshotId
+from ftrain_snapshot.manifest import Header, State
+from ftrain_snapshot.words import SnapshotId
 
 
 class Lanes:
@@ -32,6 +33,29 @@ class Lanes:
         with suppress(OSError, ValueError):
             return self._known.setdefault(lane, Lane(self._node_dir, lane))
         return None
+
+    def region(self, slot: int, lane: int) -> Region | None:
+        """One slot of it."""
+        known = self.get(lane)
+        return known.regions[slot] if known is not None and 0 <= slot < SLOTS else None
+
+    def header(self, slot: int, lane: int) -> tuple[State, Header | None]:
+        """What the region's header says now."""
+        region = self.region(slot, lane)
+        return region.header() if region is not None else (State.EMPTY, None)
+
+    def sealed(self, lane: int, snapshot: SnapshotId) -> Header | None:
+        """The header, if this lane of the snapshot is sealed here."""
+        state, header = self.header(snapshot.slot, lane)
+        return header if state is State.SEALED and header and header.snapshot == snapshot else None
+
+    def scan(self, lanes: int) -> Iterator[tuple[int, State, Header]]:
+        """(lane, state, header) of all regions that hold anything."""
+        for slot in range(SLOTS):
+            for lane in range(lanes):
+                state, header = self.header(slot, lane)
+                if header is not None and header.snapshot.slot == slot:
+                    yield lane, state, header
 
     def outline(self, lane: int, unit_bytes: int) -> None:
         """Have room for such a unit: memory comes with what is put there, the rest when it is allocated.

@@ -15,8 +15,10 @@ from collections.abc import Iterable
 
 import msgspec
 
-from ftrain_snapshot.messages import Holding, Levels, SnapshotId
+from ftrain_snapshot.inventory import Holding
 from ftrain_snapshot.pin import Pin
+from ftrain_snapshot.status import Levels
+from ftrain_snapshot.words import SnapshotId
 
 SLOTS = 3
 RECORDS_MAX = 64

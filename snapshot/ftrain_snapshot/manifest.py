@@ -20,8 +20,8 @@ import xxhash
 
 from ftrain_snapshot.errors import ChecksumMismatch
 from ftrain_snapshot.frames import decode
-from ftrain_snapshot.messages import Count, Name, Rank, SnapshotId
 from ftrain_snapshot.placement import ALIGNMENT_BYTES, round_up
+from ftrain_snapshot.words import Count, Name, Rank, SnapshotId
 
 Record = TypeVar("Record", bound=msgspec.Struct)
 HEADER_BYTES = 4096

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from ftrain_snapshot.codec import Codec
 from ftrain_snapshot.loop import Loop
-from ftrain_snapshot.messages import Membership
+from ftrain_snapshot.membership import Membership
 from ftrain_snapshot.placement import Group
 from ftrain_snapshot.store import Store
 from ftrain_snapshot.transport import Connection
-from ftrain_snapshot.wire import PeerMessage
+from ftrain_snapshot.wire import ToGate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Node:
     """None: there is no parity."""
     links: Mapping[int, Connection]
     """Who is connected now, by position."""
-    tell_gate: Callable[[PeerMessage], None]
+    tell_gate: Callable[[ToGate], None]
     """Lost if the gate is not connected."""
     hurry: Callable[[], None] = lambda: None
     """Somebody waits for what is done now (priority.py)."""

@@ -24,21 +24,13 @@ from ftrain_snapshot.dials import Dials
 from ftrain_snapshot.errors import ProtocolError
 from ftrain_snapshot.fetch import answer_fetch
 from ftrain_snapshot.gather import Gather
+from ftrain_snapshot.inventory import DAMAGES_MAX, Damage
 from ftrain_snapshot.lines import Lines
 from ftrain_snapshot.log import log
 from ftrain_snapshot.loop import Loop
 from ftrain_snapshot.manifest import Catalog, UnitDescriptor, checksum
-from ftrain_snapshot.messages import (
-    DAMAGES_MAX,
-    Bytes,
-    Damage,
-    Membership,
-    Peer,
-    Read,
-    Refused,
-    SnapshotId,
-    Units,
-)
+from ftrain_snapshot.membership import Membership, Peer
+from ftrain_snapshot.messages import Bytes, Read, Refused, Units
 from ftrain_snapshot.node import Node
 from ftrain_snapshot.placement import Group, groups
 from ftrain_snapshot.rebuild_plan import STRIPES_MAX, Sight
@@ -47,6 +39,7 @@ from ftrain_snapshot.store import Store
 from ftrain_snapshot.transport import Connection
 from ftrain_snapshot.waiting_reads import WaitingReads
 from ftrain_snapshot.wire import Chunk, Fetch, FetchFailed, Mismatch, OriginHello, PeerMessage, PeerWelcome, Restoring
+from ftrain_snapshot.words import SnapshotId
 from ftrain_snapshot.worlds import Seat
 
 
@@ -242,7 +235,7 @@ class OldWorld:
     def _lacks(self, seat: Seat) -> tuple[Damage, ...]:
         """What of this node's share is not here; lanes that are not whole do not count."""
         catalog, lanes = self._store.catalog(self.snapshot), range(self._lanes)
-        torn = [lane for lane in lanes if self._store.sealed(lane, self.snapshot) is None]
+        torn = [lane for lane in lanes if self._store.lanes.sealed(lane, self.snapshot) is None]
         whole = {(lane, rotation) for lane in torn for rotation in seat.group.data_rotations(seat.position)}
         kept = {(p.lane, p.rotation) for p in catalog.parity} if catalog is not None else set()
         rotations = seat.group.parity_rotations(seat.position)

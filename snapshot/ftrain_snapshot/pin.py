@@ -10,7 +10,8 @@ where both other slots are needed (what was sealed last could not be protected),
 
 from __future__ import annotations
 
-from ftrain_snapshot.messages import Membership, SnapshotId
+from ftrain_snapshot.membership import Membership
+from ftrain_snapshot.words import SnapshotId
 
 
 class Pin:

@@ -18,7 +18,8 @@ from ftrain_snapshot.beacons import Beacons
 from ftrain_snapshot.errors import ProtocolError
 from ftrain_snapshot.lines import Lines
 from ftrain_snapshot.loop import Loop
-from ftrain_snapshot.messages import LinkFigure, Peer, Probe, Probed, Reply
+from ftrain_snapshot.membership import Peer
+from ftrain_snapshot.messages import LinkFigure, Probe, Probed, Reply
 from ftrain_snapshot.probe_line import ProbeLine, Told
 from ftrain_snapshot.tcp_counts import Segments
 from ftrain_snapshot.transport import Connection

@@ -8,7 +8,7 @@ from itertools import count
 from ftrain_snapshot.errors import ProtocolError
 from ftrain_snapshot.lines import Lines
 from ftrain_snapshot.loop import Loop
-from ftrain_snapshot.messages import Peer
+from ftrain_snapshot.membership import Peer
 from ftrain_snapshot.tcp_counts import Segments
 from ftrain_snapshot.transport import dial
 from ftrain_snapshot.wire import Echo, PeerMessage, Ping

@@ -22,12 +22,13 @@ from ftrain_snapshot.fetch import Fetches
 from ftrain_snapshot.log import log
 from ftrain_snapshot.loop import Task, Work
 from ftrain_snapshot.manifest import UnitDescriptor, chunk_count, sum_at
-from ftrain_snapshot.messages import SnapshotId, Volume
 from ftrain_snapshot.node import Node
 from ftrain_snapshot.rebuild_plan import Shape
+from ftrain_snapshot.status import Volume
 from ftrain_snapshot.stream import Stream, Streams
 from ftrain_snapshot.unchanged import Unchanged
 from ftrain_snapshot.wire import Abandon, Chunk, Describe, Mismatch, PeerMessage, PositionSealed, PositionStored
+from ftrain_snapshot.words import SnapshotId
 
 SLICE_STRIPES = 64
 """Stripes to look at before others get their turn (under a millisecond)."""

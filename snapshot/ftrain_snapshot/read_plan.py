@@ -12,7 +12,8 @@ from typing import NamedTuple
 import msgspec
 
 from ftrain_snapshot.manifest import CHUNK_BYTES
-from ftrain_snapshot.messages import RANGES_MAX, Range, SnapshotId
+from ftrain_snapshot.messages import RANGES_MAX, Range
+from ftrain_snapshot.words import SnapshotId
 
 READ_BYTES_MAX = 4 << 20
 """Longest read, all its ranges together."""

@@ -3,8 +3,8 @@
 What is to be rebuilt is what the store has noted as damaged; each chunk that is back is taken off that list, so that
 there is one truth. Data goes first: parity is taken up when no more of it is on its way. A few pieces are in flight at
 a time, and the next is chosen when one completes: memory is bounded, and each source is asked for what it can send.
-Who fails is asked again if its bytes were damaged on the way, a few times, and then left out. Data is proved right by
-its own checksum; only where it is not are those of its sources looked at.
+How far a source is believed that failed is in rebuild_sources.py. Data is proved right by its own checksum; only where
+it is not are those of its sources looked at.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ import msgspec
 from ftrain_snapshot.damage import Place, damages
 from ftrain_snapshot.errors import ArenaTooSmall
 from ftrain_snapshot.gather import Gather, Order
+from ftrain_snapshot.inventory import Damage
 from ftrain_snapshot.log import log
 from ftrain_snapshot.loop import Timer
 from ftrain_snapshot.manifest import CHUNK_BYTES, Catalog, UnitDescriptor, checksum, sum_at
-from ftrain_snapshot.messages import Damage, SnapshotId
 from ftrain_snapshot.node import Node
 from ftrain_snapshot.rebuild_plan import Piece, Shape, Sight, Stuck, impossible, pieces
+from ftrain_snapshot.rebuild_sources import Sources
 from ftrain_snapshot.relay import PIECE_STRIPES_MAX
 from ftrain_snapshot.wire import Mismatch
+from ftrain_snapshot.words import SnapshotId
 
 ORDERS_MAX = 4
 """Pieces in flight: together 16 MiB from each source, and as much scratch."""
@@ -32,8 +34,6 @@ SILENCE_SECONDS = 5.0
 """For how long a source that did not answer is not asked again."""
 RELAYS_PAUSE_SECONDS = 1.0
 """For how long sources are asked one by one after a chain of them has failed; after one that was silent, for good."""
-STRIKES_MAX = 8
-"""How often one chunk may come damaged from its source before that is left out there."""
 
 
 class Rebuild:
@@ -62,6 +62,8 @@ class Rebuild:
         """Why there was no room for the last rebuilt bytes; empty if there was."""
         self.parity_waits = False
         """Own data is missing of which it is not known yet what: it goes first."""
+        self.sources = Sources()
+        """Whom to ask for what."""
         self._loop, self._store, self._links = node.loop, node.store, node.links
         self._group, self._position, self._codec = node.group, node.position, node.codec
         self._gather = gather
@@ -69,10 +71,6 @@ class Rebuild:
         self._able = able
         self._changed = changed
         self._urgent = urgent
-        self._bad: dict[int, tuple[Damage, ...]] = {}
-        self._distrusted: dict[int, list[Damage]] = {}
-        self._silent: set[int] = set()
-        self._strikes: Counter[tuple[int, int, int, int]] = Counter()
         self._doubtful: set[tuple[int, int]] = set()
         """(lane, rotation) of data that came out wrong: which source is damaged is found out from then on."""
         self._relays = True
@@ -96,17 +94,6 @@ class Rebuild:
         self._orders.clear()
 
     # What is known.
-
-    def hear(self, position: int, bad: tuple[Damage, ...]) -> None:
-        """A member says what it lacks."""
-        self._bad[position] = bad
-        self.forgive(position)
-
-    def forgive(self, position: int) -> None:
-        """It is connected anew, or has said something new: ask it again."""
-        self._distrusted.pop(position, None)
-        self._silent.discard(position)
-        self._strikes = Counter({k: n for k, n in self._strikes.items() if k[0] != position})
 
     def shape(self, lane: int) -> Shape | None:
         """The lane's stripes, once the units of all members are known."""
@@ -151,10 +138,8 @@ class Rebuild:
     def _sight(self) -> Sight:
         shapes = {lane: self.shape(lane) for lane in {place[0] for place in self._places()}}
         known = {lane: shape for lane, shape in shapes.items() if shape is not None}
-        told = {*self._bad, *self._distrusted}
-        bad = {p: (*self._bad.get(p, ()), *self._distrusted.get(p, ())) for p in told}
         generator = self._codec.generator if self._codec is not None else ""
-        return Sight(generator, known, bad, set(self._able()) - {self._position} - self._silent)
+        return Sight(generator, known, self.sources.bad(), self.sources.answering(self._able()) - {self._position})
 
     # What is done.
 
@@ -260,7 +245,7 @@ class Rebuild:
 
     def _is_ready(self, unit: UnitDescriptor) -> bool:
         """The region is this snapshot's: it was prepared, and has not been given to another."""
-        region = self._store.region(unit.snapshot.slot, unit.lane)
+        region = self._store.lanes.region(unit.snapshot.slot, unit.lane)
         return region is not None and region.header()[1] == unit.header
 
     def _say_repaired(self, place: Place) -> None:
@@ -289,7 +274,7 @@ class Rebuild:
         log("rebuilt_wrong", version=self._snapshot.version, lane=order.piece.lane, rotation=order.piece.rotation)
         holders = self._group.parity_members(order.piece.rotation)
         for source in order.piece.sources:
-            if source.position in holders and self._strike(order.piece, source.position, stripe):
+            if source.position in holders and self._strike(source.position, order.piece, stripe):
                 self._refute(order.piece, source.position, stripe)
         self.plan()
         self._changed()
@@ -309,12 +294,13 @@ class Rebuild:
             if not silent:  # two of them may have lost each other for a moment
                 self._loop.later(RELAYS_PAUSE_SECONDS, self._relay_again)
         elif damaged is not None:
-            self._strike(order.piece, source, damaged)
+            self._strike(source, order.piece, damaged)
         elif silent:
-            self._silent.add(source)
+            self.sources.silence(source)
             self._loop.later(SILENCE_SECONDS, lambda: self._ask_again(source))
         else:
-            self._distrust(source, order.piece, order.piece.first, order.piece.stop)
+            piece = order.piece
+            self.sources.distrust(source, Damage(piece.lane, piece.rotation, piece.first, piece.stop))
         self.plan()
         self._changed()
 
@@ -322,19 +308,11 @@ class Rebuild:
         self._relays = True
 
     def _ask_again(self, source: int) -> None:
-        self._silent.discard(source)
+        self.sources.ask_again(source)
         self.plan()
 
-    def _strike(self, piece: Piece, source: int, stripe: int) -> bool:
-        """Whether it is left out there from now on."""
-        key = (source, piece.lane, piece.rotation, stripe)
-        self._strikes[key] += 1
-        if self._strikes[key] >= STRIKES_MAX:
-            self._distrust(source, piece, stripe, stripe + 1)
-        return self._strikes[key] == STRIKES_MAX
-
-    def _distrust(self, source: int, piece: Piece, first: int, stop: int) -> None:
-        self._distrusted.setdefault(source, []).append(Damage(piece.lane, piece.rotation, first, stop))
+    def _strike(self, source: int, piece: Piece, stripe: int) -> bool:
+        return self.sources.strike(source, piece.lane, piece.rotation, stripe)
 
     def done(self, order: _Stripes) -> None:
         """All of it is in place."""
@@ -355,7 +333,8 @@ class Rebuild:
         left = {place[1] for place in self._places() if place[0] == lane}
         unit, saves = catalog.unit(self._position, lane), False
         is_whole = unit is not None and not left.intersection(self._group.data_rotations(self._position))
-        if unit is not None and is_whole and self._store.sealed(lane, self._snapshot) is None and self._is_ready(unit):
+        is_open = self._store.lanes.sealed(lane, self._snapshot) is None
+        if unit is not None and is_whole and is_open and self._is_ready(unit):
             self._store.seal_unit(unit)
             saves = True
         for rotation in self._group.parity_rotations(self._position):

@@ -16,9 +16,10 @@ from typing import Annotated
 import msgspec
 
 from ftrain_snapshot.codec.generator import decode_rows
+from ftrain_snapshot.inventory import Damage
 from ftrain_snapshot.manifest import CHUNK_BYTES, chunk_bytes, chunk_count
-from ftrain_snapshot.messages import Count, Damage
 from ftrain_snapshot.placement import Group
+from ftrain_snapshot.words import Count
 
 STRIPES_MAX = 1 << 40
 """Past the end of any unit: the end of a range whose own end is not known yet."""

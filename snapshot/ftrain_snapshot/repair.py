@@ -18,14 +18,15 @@ from collections.abc import Callable, Generator, Sequence
 from ftrain_snapshot.damage import Place, bad_parity, damages
 from ftrain_snapshot.errors import ArenaTooSmall
 from ftrain_snapshot.gather import Gather
+from ftrain_snapshot.inventory import DAMAGES_MAX, Damage
 from ftrain_snapshot.log import log
 from ftrain_snapshot.loop import Task, Timer, Work
 from ftrain_snapshot.manifest import NO_SNAPSHOT, Catalog, UnitDescriptor
-from ftrain_snapshot.messages import DAMAGES_MAX, Damage, SnapshotId
 from ftrain_snapshot.node import Node
 from ftrain_snapshot.rebuild import Rebuild
 from ftrain_snapshot.rebuild_plan import STRIPES_MAX
 from ftrain_snapshot.wire import PositionSealed, PositionStored, Restoring
+from ftrain_snapshot.words import SnapshotId
 
 PEER_TIMEOUT_SECONDS = 15.0
 """How long to wait for the others of the group before saying that it cannot be done."""
@@ -116,7 +117,7 @@ class Repair:
                 self._rebuild.parity_waits = True
                 continue
             catalog.put(unit)
-            is_whole = self._store.sealed(lane, self._snapshot) == unit.header
+            is_whole = self._store.lanes.sealed(lane, self._snapshot) == unit.header
             (sealed if is_whole else torn).append(unit)
         for unit in torn:
             yield from self._prepare(unit, single=False)
@@ -207,7 +208,7 @@ class Repair:
     def on_link(self, position: int) -> None:
         """A member of the group is connected: tell it what is here."""
         self._introduced.discard(position)
-        self._rebuild.forgive(position)
+        self._rebuild.sources.forgive(position)
         self._tell_one(position)
 
     def _tell_one(self, position: int) -> None:
@@ -233,7 +234,7 @@ class Repair:
             return
         if not state.more:
             self._heard.add(position)
-        self._rebuild.hear(position, state.bad)
+        self._rebuild.sources.hear(position, state.bad)
         for unit in state.units:
             sound = unit.snapshot == self._snapshot and len(unit.sums) == 8 * unit.header.chunks
             ours = unit.lane in range(self._membership.lanes) and unit.position in self._group.members

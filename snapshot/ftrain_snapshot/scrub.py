@@ -13,15 +13,17 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 
 from ftrain_snapshot.damage import Place, damages
+from ftrain_snapshot.inventory import DAMAGES_MAX
 from ftrain_snapshot.ledger import SLOTS
 from ftrain_snapshot.log import log
 from ftrain_snapshot.loop import Task, Timer, Work
 from ftrain_snapshot.manifest import Catalog, checksum, chunk_count
-from ftrain_snapshot.messages import DAMAGES_MAX, LaneReport, SnapshotId, VerifyReport
+from ftrain_snapshot.messages import LaneReport, VerifyReport
 from ftrain_snapshot.node import Node
 from ftrain_snapshot.rebuild import Rebuild
 from ftrain_snapshot.repair import Repair
 from ftrain_snapshot.wire import Mismatch, PositionStored, Restoring, SkipNotice
+from ftrain_snapshot.words import SnapshotId
 
 SLICE_CHUNKS = 8
 """Chunks to checksum at a time; each is followed by a rest."""
@@ -74,13 +76,13 @@ class Scrub:
     def on_link(self, position: int) -> None:
         """A member is connected (again): it may have what is missing."""
         for rebuild in self._rebuilds.values():
-            rebuild.forgive(position)
+            rebuild.sources.forgive(position)
             rebuild.plan()
 
     def on_restoring(self, position: int, snapshot: SnapshotId) -> None:
         """A member says anew what it has: it may be what could not be had."""
         if (rebuild := self._rebuilds.get(snapshot)) is not None:
-            rebuild.forgive(position)
+            rebuild.sources.forgive(position)
             rebuild.plan()
 
     def on_describe(self, snapshot: SnapshotId) -> None:
@@ -184,7 +186,7 @@ class Scrub:
     def _places(self, catalog: Catalog) -> Iterator[Place]:
         """All chunks of a snapshot that are here; it may be over at any moment."""
         for lane in range(catalog.lanes):
-            header = self._store.sealed(lane, catalog.snapshot)
+            header = self._store.lanes.sealed(lane, catalog.snapshot)
             for chunk in range(header.chunks if header is not None else 0):
                 yield lane, self._group.rotation_of(self._position, chunk), self._group.stripe_of(chunk)
         for parity in list(catalog.parity):

@@ -1,8 +1,7 @@
 """The daemon's doors: agents and workers of this node on a unix socket, other daemons on TCP.
 
 Requests are small and answered in order; what takes long (reserve, wait_restored) is answered when it is done,
-without holding up others. A peer that is ahead, in a generation that this daemon has not been told of yet, waits
-until it has.
+without holding up others. Peers come in by peer_door.py.
 """
 
 from __future__ import annotations
@@ -20,22 +19,25 @@ from ftrain_snapshot.clients import Client
 from ftrain_snapshot.control import ControlPage
 from ftrain_snapshot.errors import ArenaTooSmall, ProtocolError, SnapshotError
 from ftrain_snapshot.frames import bind_unix, is_same_user
+from ftrain_snapshot.gate_keeper import GateKeeper
 from ftrain_snapshot.guest import Guest
+from ftrain_snapshot.inventory import Holding, Inventory
 from ftrain_snapshot.lines import Lines
 from ftrain_snapshot.log import log
-from ftrain_snapshot.loop import Loop, Timer, Work
+from ftrain_snapshot.loop import Loop, Task, Timer, Work
+from ftrain_snapshot.membership import Membership
+from ftrain_snapshot.peer_door import PeerDoor
 from ftrain_snapshot.placement import check_groups
 from ftrain_snapshot.probe import Probes
 from ftrain_snapshot.session import Session
+from ftrain_snapshot.status import DaemonStatus, Levels, Volume
 from ftrain_snapshot.store import Store
-from ftrain_snapshot.strangers import Door
 from ftrain_snapshot.tls import Tls
 from ftrain_snapshot.transport import Connection
-from ftrain_snapshot.wire import OriginHello, PeerHello, PeerMessage, Ping
-from ftrain_snapshot.worlds import check_origin
+from ftrain_snapshot.wire import OriginHello, PeerHello
+from ftrain_snapshot.worlds import check_origin, is_same_share
 
 CLIENTS_MAX = 256
-STRANGER_TIMEOUT_SECONDS = 30.0
 START_SECONDS = 20.0
 """How much longer than a later one the first agent may take: on a busy machine it is still coming itself."""
 LANES_MAX = ControlPage.LANES_MAX
@@ -50,10 +52,11 @@ class Service:
         self.loop = Loop()
         self.lines = Lines(self.loop, secret, tls)
         self._node_dir, self._grace_seconds = node_dir, grace_seconds
-        self._tcp = socket.create_server((host, port), backlog=128)
-        self.port: int = self._tcp.getsockname()[1]
+        listener = socket.create_server((host, port), backlog=128)
+        self.port: int = listener.getsockname()[1]
         self._beacons = Beacons(self.loop, secret, host, self.port)
         self._probes = Probes(self.loop, self.lines, self._beacons)
+        self._door = PeerDoor(self.loop, self.lines, listener, adopt=self._adopt, on_ping=self._probes.adopt)
         self._page = ControlPage(node_dir, create=True)
         self._page.close_gate()
         self._store = Store(node_dir)
@@ -61,30 +64,25 @@ class Service:
         self._guest: Guest | None = None
         """What there is instead of a session while the node has no position."""
         self._clients: set[Client] = set()
-        self._strangers: dict[Connection, PeerHello | OriginHello | None] = {}
-        self._patience: dict[Connection, Timer] = {}
-        self._door: Door[Connection] = Door()
         self._waiting: list[tuple[Client, int]] = []
         self._early: deque[tuple[Client, m.Request]] = deque(maxlen=CLIENTS_MAX)
         """Reads asked of a daemon that was just restarted, and is not configured yet."""
         self._deferred: deque[tuple[Client, m.Request]] | None = deque()
+        self._reserving: list[tuple[Client, Task]] = []
         self._taken_before = 0
-        self._total_before = m.Volume()
+        self._total_before = Volume()
         self._skipped = 0
         self._forsaken_by_agent = False
         self._unix = bind_unix(node_dir / SOCKET_NAME)
-        for sock, handler in ((self._tcp, self._on_tcp), (self._unix, self._on_unix)):
-            sock.setblocking(False)
-            self.loop.watch(sock, handler)
+        self._unix.setblocking(False)
+        self.loop.watch(self._unix, self._on_unix)
         self._grace: Timer | None = self.loop.later(START_SECONDS + grace_seconds, self._forsaken)
 
     def run(self) -> None:
-        """Serve until asked to end; then remove all files."""
+        """Serve until asked to end; then remove all files. An error leaves them to the next daemon, as a kill does."""
         self.loop.spawn(self._attach())
-        try:
-            self.loop.run()
-        finally:
-            self._close()
+        self.loop.run()
+        self._close()
 
     def _attach(self) -> Work:
         """Look at what an earlier daemon left; requests wait meanwhile."""
@@ -99,13 +97,11 @@ class Service:
             serving.close()
         self._probes.close()
         self._beacons.close()
-        for connection in list(self._strangers):
-            connection.close("the daemon ends")
+        self._door.close()
         for client in list(self._clients):
             client.close()
-        for sock in (self._tcp, self._unix):
-            self.loop.forget(sock)
-            sock.close()
+        self.loop.forget(self._unix)
+        self._unix.close()
         self.loop.close()
         self._page.close()
         self._store.remove_files()
@@ -162,48 +158,59 @@ class Service:
             case m.GetInventory(urgent):
                 if urgent:
                     self.lines.hurry()
-                sealed = self._session.newest_of_positions() if self._session is not None else ()
-                client.answer(m.InventoryReply(m.Inventory(self._holdings(), sealed)))
+                sealed = self._gate.newest_of_positions() if self._gate is not None else ()
+                client.answer(m.InventoryReply(Inventory(self._holdings(), sealed)))
             case m.GetStatus():
                 client.answer(m.StatusReply(self._status()))
             case m.Shutdown():
                 client.answer(m.Done())
                 self.loop.stop()
             case m.Reserve(lane, data_bytes):
-                self.loop.spawn(self._reserve(client, lane, data_bytes))
+                self._reserving = [(c, task) for c, task in self._reserving if not task.done]
+                self._reserving.append((client, self.loop.spawn(self._reserve(client, lane, data_bytes))))
             case m.WaitRestored(generation):
                 self._waiting.append((client, generation))
                 self._answer_waiting()
+            case m.Skipped():
+                self._skipped += 1
+            case m.Probe():
+                self._probes.measure(request, client.answer)
+            case _:
+                self._on_snapshot_request(client, request)
+
+    def _on_snapshot_request(
+        self,
+        client: Client,
+        request: m.Captured | m.Sealed | m.Skip | m.Verify | m.Pin | m.Unpin | m.GetUnits | m.Read,
+    ) -> None:
+        """What the session of a generation takes care of, once there is one."""
+        match request:
             case m.Captured(lane, snapshot) | m.Sealed(lane, snapshot):
                 if self._session is not None:
                     self._session.protect.progress(lane, snapshot)
             case m.Skip(snapshot):
                 if self._session is not None:
                     self._session.skip(snapshot)
-            case m.Skipped():
-                self._skipped += 1
             case m.Verify() if self._session is not None:
                 self._session.scrub.verify(client.answer)
             case m.Pin(version):
-                if self._session is not None:
-                    self._session.pin(version)
+                if self._gate is not None:
+                    self._gate.pin(version)
                 client.answer(m.Done())
             case m.Unpin(snapshot):
-                if self._session is not None:
-                    self._session.unpin(snapshot)
+                if self._gate is not None:
+                    self._gate.unpin(snapshot)
                 client.answer(m.Done())
             case m.GetUnits(snapshot) if self._session is not None:
                 self._session.answer_units(snapshot, client.answer)
             case m.Read() if self._session is not None:
                 self._session.answer_read(request, client.answer)
-            case m.Probe():
-                self._probes.measure(request, client.answer)
             case m.GetUnits() | m.Read():
                 self._early.append((client, request))
             case m.Verify():
                 client.answer(m.Refused("this daemon serves no generation yet"))
 
-    def _configure(self, membership: m.Membership) -> m.Reply:
+    def _configure(self, membership: Membership) -> m.Reply:
         old = self._session
         newest = self._generation
         if membership.generation < newest:
@@ -232,47 +239,44 @@ class Service:
             self._guest.close()
         self._session, self._guest = session, guest
         log("configure", generation=membership.generation, position=membership.position, resumed=membership.resumed)
+        if not (membership.resumed or is_same_share(self._store.membership, membership)):
+            self._give_up_reserving()
         if session is not None:
             session.start()
-        for connection, hello in list(self._strangers.items()):
-            if hello is not None:
-                self._introduce(connection, hello)
+        self._door.look_again()
         self._answer_waiting()
         early, self._early = list(self._early), deque(maxlen=CLIENTS_MAX)
         for client, request in early:
             self.on_request(client, request)
         return m.Done()
 
-    def _holdings(self) -> tuple[m.Holding, ...]:
+    def _holdings(self) -> tuple[Holding, ...]:
         if self._session is not None:
             self._session.protect.scan()
         return self._store.holdings()
 
-    def _status(self) -> m.DaemonStatus:
+    def _status(self) -> DaemonStatus:
         session = self._session
         if session is None:
-            return m.DaemonStatus(0, False, m.Levels(), 0, self._skipped, False)
-        total = m.Volume()
+            return DaemonStatus(0, False, Levels(), 0, self._skipped, False)
+        total = Volume()
         total.add(self._total_before)
         total.add(session.protect.total)
-        return m.DaemonStatus(
+        status = DaemonStatus(
             generation=session.membership.generation,
-            gate=session.is_gate,
-            levels=session.levels(),
+            gate=False,
+            levels=Levels(),
             taken=self._taken_before + session.protect.taken,
             skipped=self._skipped,
             restored=session.repair.restored,
             failure=session.repair.failure,
-            exposed_seconds=session.exposed_seconds(),
-            exposed_last_seconds=session.exposure.last_seconds,
             last=session.protect.last,
             total=total,
             cpu_seconds=self.lines.usage.cpu_seconds,
             damaged=session.scrub.damaged,
             repaired=session.scrub.repaired,
-            pinned=session.pinned,
-            in_flight=session.in_flight,
         )
+        return status if self._gate is None else self._gate.complete(status)
 
     def _reserve(self, client: Client, lane: int, data_bytes: int) -> Work:
         membership = self._store.membership
@@ -285,6 +289,14 @@ class Service:
             client.answer(m.TooSmall(error.needed_bytes, error.available_bytes))
             return
         client.answer(m.Done())
+
+    def _give_up_reserving(self) -> None:
+        """What is kept here will be another share: memory that is just being touched may be given back."""
+        for client, task in self._reserving:
+            if not task.done:
+                task.cancel()
+                client.answer(m.Refused("the generation that it was reserved for is over"))
+        self._reserving.clear()
 
     def _answer_waiting(self) -> None:
         """Answer those who wait for a generation that is restored, or cannot be."""
@@ -306,64 +318,25 @@ class Service:
 
     # Peers.
 
-    def _on_tcp(self, readable: bool, writable: bool) -> None:
-        with contextlib.suppress(OSError):
-            sock, _ = self._tcp.accept()
-            connection = Connection(self.loop, sock, self.lines, dialled=False)
-            if connection.closed:
-                return
-            self._strangers[connection] = None
-            turn_away = self.loop.later(STRANGER_TIMEOUT_SECONDS, lambda: self._turn_away(connection))
-            self._patience[connection] = turn_away
-            connection.on_message = self._on_hello
-            connection.on_proved = lambda c: self._make_way(self._door.prove(c))
-            connection.on_closed = self._stranger_closed
-            self._make_way(self._door.arrive(connection))
+    def _adopt(self, connection: Connection, hello: PeerHello | OriginHello) -> bool:
+        """Hand a peer to the session of its generation; False: that has not begun here.
 
-    def _make_way(self, stranger: Connection | None) -> None:
-        if stranger is not None:
-            stranger.close("too many others are at the door")
-
-    def _stranger_closed(self, connection: Connection, reason: str) -> None:
-        self._let_in(connection)
-        log("stranger_closed", reason=reason)
-
-    def _turn_away(self, connection: Connection) -> None:
-        if connection in self._strangers:
-            connection.close("its generation did not begin here in time")
-
-    def _on_hello(self, connection: Connection, message: PeerMessage, body: memoryview) -> None:
-        if self._strangers.get(connection) is None and isinstance(message, Ping):
-            self._let_in(connection)
-            self._probes.adopt(connection, message)
-            return
-        if not isinstance(message, PeerHello | OriginHello) or self._strangers.get(connection) is not None:
-            raise ProtocolError("one hello was due")
-        self._strangers[connection] = message
-        self._introduce(connection, message)
-
-    def _introduce(self, connection: Connection, hello: PeerHello | OriginHello) -> None:
-        """Hand a peer to the session of its generation, keep it waiting for that, or turn it away."""
+        Raises ProtocolError if it is over, or the peer is not of it.
+        """
         serving, generation = self._session or self._guest, self._generation
         if serving is None or hello.generation > generation:
-            return
-        try:
-            if hello.generation < generation:
-                raise ProtocolError(f"generation {hello.generation} is over")
-            serving.adopt(connection, hello)
-            self._let_in(connection)
-        except ProtocolError as error:
-            connection.close(str(error))
+            return False
+        if hello.generation < generation:
+            raise ProtocolError(f"generation {hello.generation} is over")
+        serving.adopt(connection, hello)
+        return True
+
+    @property
+    def _gate(self) -> GateKeeper | None:
+        return self._session.gate if self._session is not None else None
 
     @property
     def _generation(self) -> int:
         """The newest that was told of; -1: none."""
         serving = self._session or self._guest
         return -1 if serving is None else serving.membership.generation
-
-    def _let_in(self, connection: Connection) -> None:
-        """It is no stranger any more."""
-        self._strangers.pop(connection, None)
-        self._door.leave(connection)
-        if (timer := self._patience.pop(connection, None)) is not None:
-            timer.cancel()  # it would keep the connection, and the session that it is of, for its whole time

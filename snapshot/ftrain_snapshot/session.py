@@ -6,7 +6,6 @@ that does everything: nothing of it can write into a slot afterwards (fencing).
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable
 
@@ -19,11 +18,14 @@ from ftrain_snapshot.dials import Dials
 from ftrain_snapshot.errors import ProtocolError
 from ftrain_snapshot.far_reads import FarReads
 from ftrain_snapshot.fetch import Fetches
-from ftrain_snapshot.ledger import Exposure, Gate, Word
+from ftrain_snapshot.gate_keeper import GATE, GateKeeper
+from ftrain_snapshot.inventory import Holding
+from ftrain_snapshot.ledger import Gate, Word
 from ftrain_snapshot.lines import Lines
 from ftrain_snapshot.log import log
-from ftrain_snapshot.loop import Loop, Timer
-from ftrain_snapshot.messages import Holding, Levels, Membership, Peer, Read, SnapshotId
+from ftrain_snapshot.loop import Loop
+from ftrain_snapshot.membership import Membership, Peer
+from ftrain_snapshot.messages import Read
 from ftrain_snapshot.node import Node
 from ftrain_snapshot.old_world import OldWorld
 from ftrain_snapshot.pin import Pin, newest_written
@@ -55,12 +57,9 @@ from ftrain_snapshot.wire import (
     PositionStored,
     Restoring,
     SkipNotice,
+    ToGate,
 )
-
-GATE = 0
-"""The position whose daemon keeps the gate."""
-START_PROTECTED_SECONDS = 10.0
-"""How long the gate waits for the parity of the generation's start to be rebuilt before it lets snapshots begin."""
+from ftrain_snapshot.words import SnapshotId
 
 
 class Session:
@@ -78,8 +77,8 @@ class Session:
         """Raises SnapshotError if the membership asks for what cannot be; nothing has begun then."""
         self.membership = membership
         self.links: dict[int, Connection] = {}
-        self.exposure = Exposure()
-        """How long the job has been exposed, at the gate."""
+        self.gate: GateKeeper | None = None
+        """At position 0, once the generation has begun."""
         self._loop, self._store, self._page, self._lines = loop, store, page, lines
         self._position = membership.position
         self._group = group_of(self._position, membership.grouping, membership.parity)
@@ -88,9 +87,6 @@ class Session:
         )
         self._skipped: deque[SnapshotId] = deque(maxlen=16)
         self._closed = False
-        self._gate: Gate | None = None
-        self._word: Word | None = None
-        self._patience: Timer | None = None
         codec = codec_for(membership.parity, membership.codec) if membership.parity else None
         if codec is not None:
             codec.rows(self._group.data)
@@ -129,18 +125,9 @@ class Session:
         origin = m.origin.snapshot if m.origin is not None and m.origin.snapshot in self._store.kept() else None
         self._lines.limit(m.protect_bytes_per_second)
         if self._position == GATE:
-            self._gate = Gate(
-                nodes=len(m.peers),
-                parity=m.parity,
-                generation=m.generation,
-                restore=m.restore,
-                origin=origin,
-                word=Word(ticket, slot, False, floor),
-                pin=Pin(every=m.durable_every, newest=newest_written(m)),
-            )
-            self._patience = self._loop.later(START_PROTECTED_SECONDS, self._give_up_start)
+            self.gate = self._keep_gate(Word(ticket, slot, False, floor), origin)
         under_way = m.resumed and any(
-            header.snapshot.generation == m.generation for _, _, header in self._store.scan(m.lanes)
+            header.snapshot.generation == m.generation for _, _, header in self._store.lanes.scan(m.lanes)
         )
         self.protect.adopt()
         for peer in self._peers():
@@ -152,11 +139,24 @@ class Session:
         self.scrub.start()
         self._announce()
 
+    def _keep_gate(self, word: Word, origin: SnapshotId | None) -> GateKeeper:
+        m = self.membership
+        gate = Gate(
+            nodes=len(m.peers),
+            parity=m.parity,
+            generation=m.generation,
+            restore=m.restore,
+            origin=origin,
+            word=word,
+            pin=Pin(every=m.durable_every, newest=newest_written(m)),
+        )
+        return GateKeeper(self._loop, self._page, gate, self.links, drop=self._drop, let_go=self._let_go)
+
     def close(self) -> None:
         """Fence this generation off."""
         self._closed = True
-        if self._patience is not None:
-            self._patience.cancel()
+        if self.gate is not None:
+            self.gate.close()
         if self.old_world is not None:
             self.old_world.close()
         self.far_reads.close()
@@ -168,24 +168,6 @@ class Session:
         for connection in list(self.links.values()):
             connection.close("the generation is over")
         self.links.clear()
-
-    def levels(self) -> Levels:
-        """The job's levels, at the gate."""
-        return self._gate.levels() if self._gate is not None else Levels()
-
-    def newest_of_positions(self) -> tuple[int, ...]:
-        """What each position said it has sealed, at the gate."""
-        return self._gate.newest_of_positions() if self._gate is not None else ()
-
-    @property
-    def pinned(self) -> SnapshotId | None:
-        """What is kept for storage, at the gate."""
-        return self._gate.pin.snapshot if self._gate is not None else None
-
-    @property
-    def in_flight(self) -> bool:
-        """Whether a snapshot has been begun that is not decided yet, at the gate."""
-        return self._gate is not None and self._gate.in_flight
 
     def answer_units(self, snapshot: SnapshotId, answer: Answer) -> None:
         """What a snapshot consists of, of this world or of the one before."""
@@ -201,31 +183,10 @@ class Session:
         else:
             self.far_reads.answer_read(request, answer)
 
-    def pin(self, version: int) -> None:
-        """This version, or the first safe one after it, is to go to storage, due or not."""
-        if self._gate is not None:
-            self._gate.pin.ask(version)
-            self._advance()
-
-    def unpin(self, snapshot: SnapshotId) -> None:
-        """It need not be kept for storage any more."""
-        if self._gate is not None:
-            self._gate.pin.release(snapshot)
-            self._advance()
-
-    def exposed_seconds(self) -> float:
-        """How long one more loss than is covered would have been fatal by now, at the gate; 0: it would not."""
-        return self.exposure.seconds(time.monotonic())
-
     def _is_busy(self) -> bool:
         """Something that matters more than reading what is stored again is under way."""
         reading = self.old_world is not None and self.old_world.is_read
         return self.repair.under_way or self.protect.under_way or reading
-
-    @property
-    def is_gate(self) -> bool:
-        """Whether this daemon keeps the gate."""
-        return self._gate is not None
 
     # Connections: the higher position dials.
 
@@ -282,8 +243,8 @@ class Session:
         if position in self._group.members:
             self.fetches.on_lost(position)
             self.repair.on_lost(position)
-        if self._gate is not None:
-            self._gate.left(position)
+        if self.gate is not None:
+            self.gate.on_lost(position)
         self._announce()
 
     # Messages.
@@ -316,8 +277,8 @@ class Session:
                 self._drop(message.snapshot)
             case LetGo() if position == GATE:
                 self._let_go(message.snapshot)
-            case Announce() | PositionSealed() | PositionStored() | Abandon() | SkipNotice() if self._gate:
-                self._at_gate(position, message)
+            case Announce() | PositionSealed() | PositionStored() | Abandon() | SkipNotice() if self.gate is not None:
+                self.gate.hear(position, message)
             case _:
                 raise ProtocolError(f"{type(message).__name__} from position {position} does not belong here")
 
@@ -356,58 +317,9 @@ class Session:
         unchecked = holding.snapshot == self.membership.restore and not self.repair.stored
         return msgspec.structs.replace(holding, parity=False) if unchecked else holding
 
-    def _tell_gate(self, message: PeerMessage) -> None:
+    def _tell_gate(self, message: ToGate) -> None:
         """Lost if the gate is not connected: it learns the facts from the next announcement."""
-        if self._gate is not None:
-            self._at_gate(self._position, message)
+        if self.gate is not None:
+            self.gate.hear(self._position, message)
         elif (link := self.links.get(GATE)) is not None:
             link.send(message)
-
-    def _at_gate(self, position: int, message: PeerMessage) -> None:
-        gate = self._gate
-        if gate is None:
-            return
-        match message:
-            case Announce():
-                gate.arrived(position, message.holdings, linked=message.linked, kept=message.kept)
-                for snapshot in message.skipped:
-                    gate.skip(snapshot)
-            case PositionSealed():
-                gate.sealed(position, message.snapshot, message.digests)
-            case PositionStored():
-                gate.stored(position, message.snapshot)
-            case Abandon():
-                log("snapshot_abandoned", version=message.snapshot.version, reason=message.reason)
-                gate.abandon(message.snapshot)
-            case SkipNotice():
-                gate.skip(message.snapshot)
-        self._advance()
-
-    def _give_up_start(self) -> None:
-        if self._gate is not None and not self._closed:
-            self._gate.give_up_start()
-            self._advance()
-
-    def _advance(self) -> None:
-        """Carry out what follows at the gate."""
-        assert self._gate is not None
-        word, dropped = self._gate.advance()
-        for event, version in self._gate.pin.news():
-            log(event, version=version)
-        self.exposure.update(self._gate.exposed, time.monotonic())
-        gone = self._gate.let_go()
-        for link in self.links.values():  # before the gate opens: the slot may be given out now
-            for snapshot in gone:
-                link.send(LetGo(snapshot))
-        if word != self._word:
-            if word.open:
-                self._page.open_gate(word.ticket, word.slot, word.floor)
-            else:
-                self._page.close_gate(spent=word.slot == -1)
-            self._word = word
-        for snapshot in dropped:
-            self._drop(snapshot)
-            for link in self.links.values():
-                link.send(Drop(snapshot))
-        for snapshot in gone:
-            self._let_go(snapshot)

@@ -18,13 +18,13 @@ from ftrain_snapshot import arena, records
 from ftrain_snapshot.arena import SLOTS
 from ftrain_snapshot.damage import Place, bad_data, bad_parity, damages
 from ftrain_snapshot.errors import ArenaTooSmall
-from ftrain_snapshot.lane import Lane, Region
+from ftrain_snapshot.inventory import Holding
+from ftrain_snapshot.lane import Region
 from ftrain_snapshot.lanes import Lanes
 from ftrain_snapshot.loop import Work
 from ftrain_snapshot.manifest import (
     CHUNK_BYTES,
     Catalog,
-    Header,
     ParityDescriptor,
     State,
     UnitDescriptor,
@@ -32,9 +32,10 @@ from ftrain_snapshot.manifest import (
     chunk_count,
     sum_at,
 )
-from ftrain_snapshot.messages import Holding, Membership, SnapshotId
+from ftrain_snapshot.membership import Membership
 from ftrain_snapshot.parities import Kind, Parities
 from ftrain_snapshot.placement import Group
+from ftrain_snapshot.words import SnapshotId
 from ftrain_snapshot.worlds import Seat, Worlds, follow, is_same_share, seat_of
 
 _CATALOG: msgspec.msgpack.Decoder[Catalog] = msgspec.msgpack.Decoder(Catalog)
@@ -46,6 +47,8 @@ class Store:
 
     def __init__(self, node_dir: Path) -> None:
         self.node_dir = node_dir
+        self.lanes = Lanes(node_dir)
+        """Of any world."""
         self.worlds: Worlds | None = None
         """What was served last, and what is kept of other worlds."""
         self.damaged: dict[SnapshotId, set[Place]] = {}
@@ -53,7 +56,6 @@ class Store:
         self._seat: Seat | None = None
         self._rotations: tuple[int, ...] = ()  # whose parity is kept here
         self._kept: dict[SnapshotId, Seat | None] = {}
-        self._lanes = Lanes(node_dir)
         self._parities = Parities(node_dir)
         self._catalogs: dict[int, Catalog] = {}
         self._reserved: dict[int, int] = {}
@@ -91,10 +93,12 @@ class Store:
                 self._parities.load(slot, catalog.parity)
         for catalog in list(self._catalogs.values()):
             self.mark_damaged(catalog.snapshot, (yield from bad_parity(catalog, self.parity)))
-            seat = self.seat(catalog.snapshot)
-            for unit in catalog.units if seat is not None else ():
-                if seat is not None and unit.position == seat.position and self.sealed(unit.lane, catalog.snapshot):
-                    self.mark_damaged(catalog.snapshot, (yield from bad_data(unit, self.lane(unit.lane), seat.group)))
+            if (seat := self.seat(catalog.snapshot)) is None:
+                continue
+            for unit in catalog.units:
+                if unit.position == seat.position and self.lanes.sealed(unit.lane, catalog.snapshot):
+                    bad = yield from bad_data(unit, self.lanes.get(unit.lane), seat.group)
+                    self.mark_damaged(catalog.snapshot, bad)
 
     def enter(self, membership: Membership) -> None:
         """A generation begins here: what it cannot need is dropped, unless it only goes on (`resumed`).
@@ -132,36 +136,10 @@ class Store:
 
     # Units.
 
-    def lane(self, lane: int) -> Lane | None:
-        """The lane's memory, or None if none has been allocated."""
-        return self._lanes.get(lane)
-
-    def region(self, slot: int, lane: int) -> Region | None:
-        """One slot of it."""
-        known = self._lanes.get(lane)
-        return known.regions[slot] if known is not None and 0 <= slot < SLOTS else None
-
-    def header(self, slot: int, lane: int) -> tuple[State, Header | None]:
-        """What the region's header says now."""
-        region = self.region(slot, lane)
-        return region.header() if region is not None else (State.EMPTY, None)
-
-    def sealed(self, lane: int, snapshot: SnapshotId) -> Header | None:
-        """The header, if this lane of the snapshot is sealed here."""
-        state, header = self.header(snapshot.slot, lane)
-        return header if state is State.SEALED and header and header.snapshot == snapshot else None
-
-    def scan(self, lanes: int) -> Iterator[tuple[int, State, Header]]:
-        """(lane, state, header) of all regions that hold anything."""
-        for slot in range(SLOTS):
-            for lane in range(lanes):
-                state, header = self.header(slot, lane)
-                if header is not None and header.snapshot.slot == slot:
-                    yield lane, state, header
-
     def describe(self, lane: int, snapshot: SnapshotId) -> UnitDescriptor | None:
         """The descriptor of this node's own unit, from its region, if it is sealed here."""
-        header, region, seat = self.sealed(lane, snapshot), self.region(snapshot.slot, lane), self.seat(snapshot)
+        header, region = self.lanes.sealed(lane, snapshot), self.lanes.region(snapshot.slot, lane)
+        seat = self.seat(snapshot)
         if header is None or region is None or seat is None:
             return None
         return UnitDescriptor(seat.position, lane, header, region.sums(header.chunks))
@@ -195,7 +173,7 @@ class Store:
             return None if view is None else (view, self._parities.tables[snapshot.slot][lane, rotation].sums[stripe])
         if rotation not in group.data_rotations(position):
             return None
-        region, catalog = self.region(snapshot.slot, lane), self.catalog(snapshot)
+        region, catalog = self.lanes.region(snapshot.slot, lane), self.catalog(snapshot)
         if region is None:
             return None
         state, header = region.header()
@@ -215,11 +193,11 @@ class Store:
 
         Afterwards the region is sealed as described, or begun with that header. Raises ArenaTooSmall.
         """
-        self._lanes.outline(unit.lane, unit.header.unit_bytes)
-        bad = yield from bad_data(unit, self.lane(unit.lane), self.group)
+        self.lanes.outline(unit.lane, unit.header.unit_bytes)
+        bad = yield from bad_data(unit, self.lanes.get(unit.lane), self.group)
         self.mark_damaged(unit.snapshot, bad)
-        region = self.region(unit.snapshot.slot, unit.lane)
-        if region is not None and self.sealed(unit.lane, unit.snapshot) != unit.header:
+        region = self.lanes.region(unit.snapshot.slot, unit.lane)
+        if region is not None and self.lanes.sealed(unit.lane, unit.snapshot) != unit.header:
             region.begin(unit.header)
         return bad
 
@@ -232,12 +210,12 @@ class Store:
         region = self._prepared(unit)
         for chunk in range(unit.header.chunks):
             region.record(chunk, sum_at(unit.sums, chunk))
-        if self.sealed(unit.lane, unit.snapshot) is None:
+        if self.lanes.sealed(unit.lane, unit.snapshot) is None:
             region.publish(unit.header.chunks, unit.header.unit_bytes)
             region.seal()
 
     def _prepared(self, unit: UnitDescriptor) -> Region:
-        region = self.region(unit.snapshot.slot, unit.lane)
+        region = self.lanes.region(unit.snapshot.slot, unit.lane)
         assert region is not None
         return region
 
@@ -254,7 +232,7 @@ class Store:
             raise ArenaTooSmall(needed, there)
         self._reserved = wanted
         try:
-            yield from self._lanes.allocate(lane, size)
+            yield from self.lanes.allocate(lane, size)
             for rotation in self._rotations:
                 yield from self._parities.grow((lane, rotation), arena.parity_bytes(size, self.group.data))
         except ArenaTooSmall as error:  # another node of this machine was faster
@@ -356,7 +334,7 @@ class Store:
         def stays(snapshot: SnapshotId) -> bool:
             return snapshot in but or (restore is not None and snapshot <= restore)
 
-        self._lanes.clear(stays)
+        self.lanes.clear(stays)
         for slot, catalog in list(self._catalogs.items()):
             if not stays(catalog.snapshot):
                 self._forget(slot)
@@ -375,7 +353,7 @@ class Store:
             return ()
         lanes = self.membership.lanes
         held: dict[SnapshotId, dict[int, int]] = {}
-        for lane, state, header in self.scan(lanes):
+        for lane, state, header in self.lanes.scan(lanes):
             if state is State.SEALED:
                 held.setdefault(header.snapshot, {})[lane] = header.unit_bytes
         for catalog in self._catalogs.values():

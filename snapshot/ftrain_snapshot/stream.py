@@ -12,9 +12,9 @@ from collections.abc import Callable
 from ftrain_snapshot.lane import Region
 from ftrain_snapshot.loop import Task, Work
 from ftrain_snapshot.manifest import Header, UnitDescriptor, chunk_bytes
-from ftrain_snapshot.messages import SnapshotId
 from ftrain_snapshot.node import Node
 from ftrain_snapshot.wire import Chunk, Describe
+from ftrain_snapshot.words import SnapshotId
 
 SLICE_CHUNKS = 64
 """Chunks to queue before others get their turn (under a millisecond)."""
@@ -91,13 +91,15 @@ class Streams:
             self.progress(lane, header.snapshot)
 
     def _sealed_here(self) -> list[tuple[int, Header]]:
-        found = [(lane, h) for lane, _, h in self._store.scan(self._lanes) if h.snapshot.generation == self._generation]
-        sealed = [(lane, h) for lane, h in found if self._store.sealed(lane, h.snapshot)]
+        found = [
+            (lane, h) for lane, _, h in self._store.lanes.scan(self._lanes) if h.snapshot.generation == self._generation
+        ]
+        sealed = [(lane, h) for lane, h in found if self._store.lanes.sealed(lane, h.snapshot)]
         return sorted(sealed, key=lambda item: item[1].snapshot)
 
     def progress(self, lane: int, snapshot: SnapshotId) -> None:
         """Send what is published by now; repeated or stale notices do nothing."""
-        _, header = self._store.header(snapshot.slot, lane)
+        _, header = self._store.lanes.header(snapshot.slot, lane)
         if header is None or header.snapshot != snapshot:
             return
         stream = self._stream(lane, header)
@@ -116,15 +118,15 @@ class Streams:
         snapshot, known = header.snapshot, self._streams.get(lane)
         if known is not None and known.snapshot >= snapshot:
             return known if known.snapshot == snapshot else None
-        region = self._store.region(snapshot.slot, lane)
+        region = self._store.lanes.region(snapshot.slot, lane)
         if region is None or not self._is_open(snapshot):
             return None
         if snapshot.version > self._newest_taken:
             self._newest_taken = snapshot.version
             self.taken += 1
             self._begin_snapshot(snapshot.version)
-        known_reference = header.reference.slot != snapshot.slot and self._store.sealed(lane, header.reference)
-        reference = self._store.region(header.reference.slot, lane) if known_reference else None
+        known_reference = header.reference.slot != snapshot.slot and self._store.lanes.sealed(lane, header.reference)
+        reference = self._store.lanes.region(header.reference.slot, lane) if known_reference else None
         stream = self._streams[lane] = Stream(lane, header, region, reference)
         return stream
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 
 from ftrain_snapshot.assembly import Part
 from ftrain_snapshot.manifest import Catalog, UnitDescriptor, chunk_bytes
-from ftrain_snapshot.messages import SnapshotId
 from ftrain_snapshot.node import Node
+from ftrain_snapshot.words import SnapshotId
 
 
 class Unchanged:

@@ -11,9 +11,11 @@ from typing import Annotated
 import msgspec
 
 from ftrain_snapshot.control import ControlPage
+from ftrain_snapshot.inventory import Damages, Holdings
 from ftrain_snapshot.manifest import UnitDescriptor, Word
-from ftrain_snapshot.messages import Count, Damages, Holdings, Name, Number, Reason, SnapshotId, UnitInfo
+from ftrain_snapshot.messages import UnitInfo
 from ftrain_snapshot.rebuild_plan import Source
+from ftrain_snapshot.words import Count, Name, Number, Reason, SnapshotId
 
 Attempt = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
 """The number of a question; negative ones are of fetch.py."""
@@ -211,6 +213,8 @@ class Echo(msgspec.Struct, frozen=True, array_like=True, tag="echo"):
     number: Count
 
 
+ToGate = Announce | PositionSealed | PositionStored | Abandon | SkipNotice
+"""What daemons tell the gate."""
 PeerMessage = (
     PeerHello
     | PeerWelcome

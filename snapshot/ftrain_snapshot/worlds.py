@@ -13,10 +13,12 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from ftrain_snapshot.errors import PlacementImpossible
+from ftrain_snapshot.inventory import DAMAGES_MAX, Damage, Holding
 from ftrain_snapshot.ledger import SLOTS
 from ftrain_snapshot.manifest import ParityDescriptor
-from ftrain_snapshot.messages import DAMAGES_MAX, Damage, Holding, Membership, Number, Origin, SnapshotId
+from ftrain_snapshot.membership import Membership, Origin
 from ftrain_snapshot.placement import Group, check_groups, group_of
+from ftrain_snapshot.words import Number, SnapshotId
 
 NODES_MAX = 1 << 16
 """Nodes of a world: a number beyond is nonsense."""

@@ -11,10 +11,12 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -262,13 +264,49 @@ def covering(rank: Rank) -> list[float]:
     return [sum(waits), (reader.live().waited_ns - waited) * 1e-9, starved_seconds() - starved]
 
 
+def aside(rank: Rank) -> list[float]:
+    """A thread of rank 0 waits for rank 1 in a group of its own, for as long as rank 0 makes steps.
+
+    Returns how long it has waited for operations by the recorder: in these steps; and in one in which it waits itself.
+    """
+    group = dist.new_group([0, 1], backend="gloo")
+    reader = RingReader(ring_path(rank.folder, rank.rank))
+    dist.all_reduce(rank.tensor())
+    rank.recorder.mark(0)
+    if rank.rank == 1:
+        dist.recv(rank.tensor(), 0)
+        time.sleep(ASIDE_SECONDS)
+        dist.all_reduce(rank.tensor())
+        dist.barrier(group)
+        return []
+    thread = threading.Thread(target=dist.barrier, args=(group,))
+    thread.start()
+    while reader.live().inside == 0:
+        pass
+    waited = [reader.live().waited_ns]
+    for step in range(1, 4):
+        time.sleep(ASIDE_SECONDS)
+        rank.recorder.mark(step)
+    waited.append(reader.live().waited_ns)
+    dist.send(rank.tensor(), 1)
+    dist.all_reduce(rank.tensor())
+    rank.recorder.mark(4)
+    waited.append(reader.live().waited_ns)
+    thread.join()
+    return [(after - before) * 1e-9 for before, after in pairwise(waited)]
+
+
+ASIDE_SECONDS = 0.1
+
+
 def starved_seconds() -> float:
     """How long this thread has waited for a processor."""
     return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) * 1e-9
 
 
 SCENARIOS: dict[str, Callable[[Rank], Any]] = {
-    f.__name__: f for f in (every_operation, layers, anew, stopped, holding, watched, failing, many, busy, covering)
+    f.__name__: f
+    for f in (every_operation, layers, anew, stopped, holding, watched, failing, many, busy, covering, aside)
 }
 
 

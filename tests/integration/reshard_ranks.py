@@ -38,7 +38,8 @@ from ftrain.sampler import ElasticSampler
 from ftrain.state import tensor_key, unique_parameters
 from ftrain_snapshot.lane import Lane
 from ftrain_snapshot.manifest import unit_bytes
-from ftrain_snapshot.messages import Origin, Peer, SnapshotId
+from ftrain_snapshot.membership import Origin, Peer
+from ftrain_snapshot.words import SnapshotId
 
 SNAPSHOT = SnapshotId(5, 1, 0)
 OF_WORLD = {

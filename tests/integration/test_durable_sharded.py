@@ -31,8 +31,8 @@ from ftrain.durable.source import FoldersSource
 from ftrain.durable.writer import run
 from ftrain.errors import StateMismatch
 from ftrain.state import load_state, state_of
-from ftrain_snapshot.messages import SnapshotId
 from ftrain_snapshot.storage import Storage
+from ftrain_snapshot.words import SnapshotId
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 

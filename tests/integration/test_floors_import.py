@@ -29,3 +29,13 @@ def test_no_module_of_the_package_loads_torch(package: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 3
+
+
+def test_commands_that_ask_a_controller_do_not_load_what_one_is_made_of() -> None:
+    """It would take most of their processor time, and on a busy machine an operator waits for that."""
+    code = (
+        "import sys; from ftrain_launcher import cli, query; from ftrain_launcher.commands import show\n"
+        "assert not {'aiohttp', 'asyncio', 'torch', 'numpy'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr

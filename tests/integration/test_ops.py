@@ -128,7 +128,7 @@ def test_bad_input_is_one_line(job: OpsJob, script: str, words: tuple[str, ...],
 
 
 def test_before_the_window_ends_the_job_is_flushed(job: OpsJob) -> None:
-    """The last test: the job has ended after it."""
+    """The last test: the job has ended after it, of which a script that waits for its nodes hears."""
     began = time.monotonic()
     code, said, wrong = job.run("flush_before", "+63", "--margin-seconds", "60", seconds=300)
     assert (code, wrong) == (0, ""), said + wrong + job.tail()
@@ -139,3 +139,5 @@ def test_before_the_window_ends_the_job_is_flushed(job: OpsJob) -> None:
     assert said.endswith(f"{job.name}: flushed at step {step}: on storage in {job.storage}\n")
     made = [json.loads(line)["step"] for line in (job.out / "rank-0.jsonl").read_text().splitlines()]
     assert made == list(range(step + 1)), "no step was lost, and none made twice, from the first drain to the flush"
+    code, _, wrong = job.run("rolling_drain")
+    assert (code, wrong) == (2, f"rolling_drain.py: error: job {job.name} has ended: it has no nodes any more\n")

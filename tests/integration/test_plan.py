@@ -11,10 +11,12 @@ import pytest
 PLAN = [sys.executable, "-m", "ftrain_launcher.cli", "plan", "--params", "70B", "--nnodes", "64"]
 
 
-def test_out_writes_a_png(tmp_path: Path) -> None:
+@pytest.mark.parametrize("nodes", ["64", "1"])
+def test_out_writes_a_png(tmp_path: Path, nodes: str) -> None:
     pytest.importorskip("matplotlib")
     file = tmp_path / "plan.png"
-    done = subprocess.run([*PLAN, "--out", str(file)], capture_output=True, text=True, timeout=300, check=False)
+    command = [*PLAN, "--nnodes", nodes, "--out", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"{file}: the plot" in done.stdout
     picture = file.read_bytes()

@@ -191,6 +191,14 @@ def test_what_a_rank_waits_for_is_told_from_what_covers_its_computation(tmp_path
         assert waited - starved - 0.01 <= recorded <= 1.1 * waited + starved + 0.02
 
 
+def test_what_a_thread_waits_for_beside_the_training_the_training_does_not_wait_for(tmp_path: Path) -> None:
+    """A checkpoint that is written in the background: its group is none of the steps'."""
+    found, _ = results("aside", 2, tmp_path)
+    beside, itself = found
+    assert beside == 0.0
+    assert itself >= 0.09
+
+
 def test_what_raises_is_recorded_as_failed(tmp_path: Path) -> None:
     errors = results("failing", 2, tmp_path)
     assert [len(each) for each in errors] == [2, 2], errors

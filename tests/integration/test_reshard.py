@@ -11,7 +11,7 @@ from integration.worker_node import Forker
 from ftrain.durable.attempt import Job
 from ftrain.durable.source import FoldersSource
 from ftrain.durable.writer import run as run_writer
-from ftrain_snapshot.messages import SnapshotId
+from ftrain_snapshot.words import SnapshotId
 
 RANKS = Path(__file__).with_name("reshard_ranks.py")
 WORLDS = (1, 2, 3, 4)

@@ -16,6 +16,8 @@ from ftrain.link import Certified, Failed
 from ftrain_snapshot import messages as m
 from ftrain_snapshot.arena import SLOTS, home_path, table_path
 from ftrain_snapshot.lane import Lane
+from ftrain_snapshot.membership import Origin, Peer
+from ftrain_snapshot.words import SnapshotId
 
 TRAIN = Path(__file__).with_name("reshard_train.py")
 LANES, STEPS = 2, 12
@@ -51,7 +53,7 @@ class OldWorldDaemon(Daemon):
         data, self._own.data = getattr(self._own, "data", b""), b""
         return data
 
-    def _unit(self, position: int, lane: int, snapshot: m.SnapshotId) -> m.UnitInfo:
+    def _unit(self, position: int, lane: int, snapshot: SnapshotId) -> m.UnitInfo:
         header, _ = Lane(self.nodes[position], lane).regions[snapshot.slot].read(snapshot)
         return m.UnitInfo(
             position, lane, header.rank, header.world_size, header.data_bytes, header.manifest_offset,
@@ -82,8 +84,8 @@ def test_half_of_the_nodes_go_on_to_the_last_bit(forker: Forker, tmp_path: Path)
         assert node.newest.version == 6
         snapshot = node.newest
     nodes = spread(tmp_path / "four", tmp_path, 2)
-    peers = (m.Peer(1, "node-1", "", 0),)
-    origin = m.Origin(snapshot, 2, 1, (), "auto", peers, 1)
+    peers = (Peer(1, "node-1", "", 0),)
+    origin = Origin(snapshot, 2, 1, (), "auto", peers, 1)
     with Node(forker, tmp_path / "two", LANES) as node:
         node.daemon.close()
         for path in nodes[1].iterdir():  # this node was position 1, and is 0 now
@@ -103,5 +105,5 @@ def test_half_of_the_nodes_go_on_to_the_last_bit(forker: Forker, tmp_path: Path)
     assert_same(found, expected)
 
 
-def encoded(origin: m.Origin) -> str:
+def encoded(origin: Origin) -> str:
     return msgspec.json.encode(origin).decode()

@@ -11,8 +11,8 @@ from ftrain_snapshot import arena
 from ftrain_snapshot.client import DaemonClient
 from ftrain_snapshot.errors import SnapshotIncomplete
 from ftrain_snapshot.lane import Lane
-from ftrain_snapshot.messages import SnapshotId
 from ftrain_snapshot.read_plan import Wanted
+from ftrain_snapshot.words import SnapshotId
 
 SIZE = 2_300_000
 root = pytest.fixture(cluster_root)

@@ -23,7 +23,8 @@ from unit.test_snapshot_probe import Place, figures
 from ftrain_launcher.detect.links import judge_matrix
 from ftrain_launcher.detect.verdict import Link
 from ftrain_snapshot.client import DaemonClient
-from ftrain_snapshot.messages import LinkFigure, Peer
+from ftrain_snapshot.membership import Peer
+from ftrain_snapshot.messages import LinkFigure
 from ftrain_snapshot.tls import Tls
 
 BURST_BYTES = 256 << 10

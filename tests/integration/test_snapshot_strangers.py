@@ -27,7 +27,7 @@ from ftrain_snapshot.client import SOCKET_NAME, DaemonClient
 from ftrain_snapshot.frames import connect_unix, encode_frame
 from ftrain_snapshot.handshake import PREFIX, Handshake
 from ftrain_snapshot.manifest import CHUNK_BYTES
-from ftrain_snapshot.messages import Membership, Peer
+from ftrain_snapshot.membership import Membership, Peer
 from ftrain_snapshot.peer_frames import HEAD_BYTES_MAX, encode_message, encode_prefix
 from ftrain_snapshot.strangers import UNPROVED_MAX
 from ftrain_snapshot.transport import HANDSHAKE_TIMEOUT_SECONDS

@@ -14,7 +14,7 @@ from ftrain.state import load_state
 from ftrain_snapshot.arena import SLOTS, extend, home_bytes, home_path, table_bytes, table_path
 from ftrain_snapshot.lane import Lane, Region
 from ftrain_snapshot.manifest import unit_bytes
-from ftrain_snapshot.messages import SnapshotId
+from ftrain_snapshot.words import SnapshotId
 
 
 class Line:

@@ -26,6 +26,7 @@ from ftrain_snapshot.arena import SLOTS
 from ftrain_snapshot.control import ControlPage
 from ftrain_snapshot.errors import ArenaTooSmall
 from ftrain_snapshot.frames import bind_unix, recv_frame, send_frame
+from ftrain_snapshot.words import SnapshotId
 
 FORKER = Path(__file__).with_name("worker_forker.py")
 
@@ -100,9 +101,9 @@ class Daemon(Server):
         self._lanes = lanes
         self._lock = threading.Lock()
         self._ticket = 0
-        self._seals: dict[m.SnapshotId, set[int]] = {}
-        self.sealed: list[m.SnapshotId] = []
-        self.skips: list[m.SnapshotId] = []
+        self._seals: dict[SnapshotId, set[int]] = {}
+        self.sealed: list[SnapshotId] = []
+        self.skips: list[SnapshotId] = []
         self.skipped: list[int] = []
         self.reserved: list[int] = []
         self.room_bytes: int | None = None
@@ -191,7 +192,7 @@ class Node:
         self,
         script: Path,
         *arguments: object,
-        restore: m.SnapshotId | None = None,
+        restore: SnapshotId | None = None,
         every: int = 1,
         check_replicas: int = 0,
         more: Mapping[str, str] | None = None,
@@ -230,7 +231,7 @@ class Node:
         return (self.folder / f"output.{rank}").read_text()
 
     @property
-    def newest(self) -> m.SnapshotId:
+    def newest(self) -> SnapshotId:
         """The newest snapshot that all ranks have sealed."""
         return self.daemon.sealed[-1]
 

@@ -49,8 +49,8 @@ from ftrain_launcher.job.running import Running
 from ftrain_launcher.job.sizes import Sizes
 from ftrain_launcher.job.worlds import Worlds
 from ftrain_snapshot.errors import PlacementImpossible
-from ftrain_snapshot.messages import SnapshotId
 from ftrain_snapshot.placement import Groups, groups
+from ftrain_snapshot.words import SnapshotId
 
 if TYPE_CHECKING:
     from simulation.cluster import Cluster

@@ -19,6 +19,7 @@ from simulation.world import World
 
 from ftrain_launcher.control.journal import Entry, decode, encode, rebuild
 from ftrain_launcher.engine_messages import NodeGone, ReapNode, StartNode
+from ftrain_launcher.from_agent import FromAgent, Join
 from ftrain_launcher.job.coordinator import Coordinator
 from ftrain_launcher.job.events import (
     Announce,
@@ -37,8 +38,8 @@ from ftrain_launcher.job.events import (
     Tick,
 )
 from ftrain_launcher.job.membership import NodeState
-from ftrain_launcher.messages import Form, FromAgent, Join, ToAgent, WriteDurable
-from ftrain_snapshot.messages import SnapshotId
+from ftrain_launcher.to_agent import Form, ToAgent, WriteDurable
+from ftrain_snapshot.words import SnapshotId
 
 
 class Line:

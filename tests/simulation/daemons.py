@@ -21,15 +21,18 @@ from snapshot_nodes import capture, content
 from ftrain_snapshot import arena, dials
 from ftrain_snapshot.control import ControlPage
 from ftrain_snapshot.errors import ProtocolError
+from ftrain_snapshot.gate_keeper import GATE, GateKeeper
 from ftrain_snapshot.lane import Lane
 from ftrain_snapshot.lines import Lines
 from ftrain_snapshot.loop import Loop
 from ftrain_snapshot.manifest import CHUNK_BYTES
-from ftrain_snapshot.messages import Membership, Peer, SnapshotId, VerifyReport
+from ftrain_snapshot.membership import Membership, Peer
+from ftrain_snapshot.messages import VerifyReport
 from ftrain_snapshot.parities import Parities
-from ftrain_snapshot.session import GATE, Session
+from ftrain_snapshot.session import Session
 from ftrain_snapshot.store import Store
 from ftrain_snapshot.wire import PeerHello
+from ftrain_snapshot.words import SnapshotId
 
 BATCH_MAX = 5
 """Frames that come at once, at most."""
@@ -284,10 +287,11 @@ class World:
     # What workers and people do, and what is seen.
 
     @property
-    def gate(self) -> Session:
+    def gate(self) -> GateKeeper:
         session = self.nodes[GATE].session
         assert session is not None
-        return session
+        assert session.gate is not None
+        return session.gate
 
     def reserve(self) -> None:
         for daemon in self.nodes:
@@ -358,8 +362,8 @@ class World:
         """All data is what was captured."""
         for position, daemon in enumerate(self.nodes):
             for lane in range(self.lanes):
-                header = daemon.store.sealed(lane, snapshot)
-                region = daemon.store.region(snapshot.slot, lane)
+                header = daemon.store.lanes.sealed(lane, snapshot)
+                region = daemon.store.lanes.region(snapshot.slot, lane)
                 assert header is not None, (position, lane)
                 assert region is not None
                 found = b"".join(region.spans(0, header.data_bytes))

@@ -16,8 +16,8 @@ from simulation.training import decodable
 from ftrain_launcher.job.coordinator import Coordinator
 from ftrain_launcher.job.events import Leave
 from ftrain_launcher.job.membership import NodeState, Phase
-from ftrain_launcher.messages import Form
-from ftrain_snapshot.messages import SnapshotId
+from ftrain_launcher.to_agent import Form
+from ftrain_snapshot.words import SnapshotId
 
 GROWN_BY_SECONDS = 40.0
 """After the last fault and the last formation."""

@@ -15,6 +15,7 @@ from ftrain_launcher.control.copies import Copies
 from ftrain_launcher.control.journal import Entry, decode, encode, rebuild
 from ftrain_launcher.control.writing import STANDSTILL_SECONDS
 from ftrain_launcher.engine_messages import StartNode
+from ftrain_launcher.from_agent import FromAgent, Join, RankState, RankStepped, Recalled, Stopped
 from ftrain_launcher.job.coordinator import Coordinator
 from ftrain_launcher.job.events import (
     Command,
@@ -33,23 +34,9 @@ from ftrain_launcher.job.events import (
 from ftrain_launcher.job.fencing import FIRST_TERM, Ask, Elected, Election, Stale
 from ftrain_launcher.job.membership import Phase
 from ftrain_launcher.job.policy import EXIT_NODES
-from ftrain_launcher.messages import (
-    Elect,
-    Form,
-    FromAgent,
-    Join,
-    RankState,
-    RankStepped,
-    Recall,
-    Recalled,
-    Shutdown,
-    Stand,
-    Stop,
-    Stopped,
-    ToAgent,
-)
+from ftrain_launcher.to_agent import Elect, Form, Recall, Shutdown, Stand, Stop, ToAgent
 from ftrain_launcher.work import Work
-from ftrain_snapshot.messages import Inventory
+from ftrain_snapshot.inventory import Inventory
 
 PATIENCE_SECONDS = 2.0
 GRACE_SECONDS = 8.0

@@ -15,8 +15,9 @@ from simulation.machines import Machine, Worker
 
 from ftrain_launcher.detect.verdict import Kind, Link, Verdict
 from ftrain_launcher.engine_messages import FlushJob, HostLeaves
+from ftrain_launcher.from_agent import Trouble
 from ftrain_launcher.job.events import CordonNode, Diagnosed, JobConfig, Leave, UncordonNode
-from ftrain_launcher.messages import Form, Stop, ToAgent, Trouble
+from ftrain_launcher.to_agent import Form, Stop, ToAgent
 from ftrain_launcher.work import Durable, Work
 
 if TYPE_CHECKING:

@@ -14,29 +14,32 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ftrain_launcher.messages import (
+from ftrain_launcher.from_agent import (
     DurableEnded,
-    Form,
     FromAgent,
-    GoOn,
-    HaltAfter,
     Held,
-    Hold,
     Join,
-    PinDurable,
     RankRestored,
     RankState,
     RankStepped,
+    Stopped,
+    Trouble,
+    WorkerExit,
+)
+from ftrain_launcher.to_agent import (
+    Form,
+    GoOn,
+    HaltAfter,
+    Hold,
+    PinDurable,
     Shutdown,
     Stop,
-    Stopped,
     ToAgent,
-    Trouble,
     Unpin,
-    WorkerExit,
     WriteDurable,
 )
-from ftrain_snapshot.messages import Holding, Inventory, SnapshotId
+from ftrain_snapshot.inventory import Holding, Inventory
+from ftrain_snapshot.words import SnapshotId
 
 if TYPE_CHECKING:
     from simulation.cluster import Cluster, Line

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 from simulation.machines import Machine
 
-from ftrain_launcher.messages import DurableEnded, DurableSearch, WriteDurable
-from ftrain_snapshot.messages import SnapshotId
+from ftrain_launcher.from_agent import DurableEnded, DurableSearch
+from ftrain_launcher.to_agent import WriteDurable
 from ftrain_snapshot.storage import DurableId
+from ftrain_snapshot.words import SnapshotId
 
 if TYPE_CHECKING:
     from simulation.cluster import Cluster

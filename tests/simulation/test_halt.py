@@ -26,6 +26,7 @@ from ftrain.halt import Halt
 from ftrain.link import Halted
 from ftrain.session import Session
 from ftrain.slots import SlotChooser
+from ftrain_launcher.from_agent import Held, RankHalted
 from ftrain_launcher.job import halting
 from ftrain_launcher.job.events import Send
 from ftrain_launcher.job.halting import Halting
@@ -33,11 +34,12 @@ from ftrain_launcher.job.membership import NodeState
 from ftrain_launcher.job.orders import Orders
 from ftrain_launcher.job.ranks import Ranks
 from ftrain_launcher.job.roster import Roster
-from ftrain_launcher.messages import GoOn, HaltAfter, Held, Hold, RankHalted, ToAgent
 from ftrain_launcher.node import halt as node_halt
 from ftrain_launcher.node.halt import NodeHalt
+from ftrain_launcher.to_agent import GoOn, HaltAfter, Hold, ToAgent
 from ftrain_snapshot.control import ControlPage, HaltMode
-from ftrain_snapshot.messages import Levels, SnapshotId
+from ftrain_snapshot.status import Levels
+from ftrain_snapshot.words import SnapshotId
 
 SCHEDULES = 100
 ONE = os.environ.get("FTRAIN_SEED")

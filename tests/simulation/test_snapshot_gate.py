@@ -10,9 +10,10 @@ from random import Random
 import pytest
 
 from ftrain_snapshot.holdings import newest_complete
+from ftrain_snapshot.inventory import Holding
 from ftrain_snapshot.ledger import SLOTS, Gate, Word
-from ftrain_snapshot.messages import Holding, SnapshotId
 from ftrain_snapshot.pin import Pin
+from ftrain_snapshot.words import SnapshotId
 
 SCHEDULES = 600
 ROUNDS = 120

@@ -14,7 +14,7 @@ from simulation.daemons import World
 from snapshot_nodes import cluster_root
 
 from ftrain_snapshot.manifest import CHUNK_BYTES
-from ftrain_snapshot.messages import SnapshotId
+from ftrain_snapshot.words import SnapshotId
 
 SCHEDULES = 25
 PROMPT_SECONDS = 4.0

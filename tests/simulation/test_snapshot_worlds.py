@@ -13,9 +13,11 @@ import msgspec
 import pytest
 
 from ftrain_snapshot.holdings import newest_complete
+from ftrain_snapshot.inventory import Holding
 from ftrain_snapshot.ledger import SLOTS, Gate, Word
-from ftrain_snapshot.messages import Holding, Membership, Origin, Peer, SnapshotId
+from ftrain_snapshot.membership import Membership, Origin, Peer
 from ftrain_snapshot.placement import groups
+from ftrain_snapshot.words import SnapshotId
 from ftrain_snapshot.worlds import Worlds, follow, is_same_share
 
 SCHEDULES = 400

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 from simulation.machines import Machine, Worker
 
+from ftrain_launcher.from_agent import Failure, RankHalted, RankRestored, RankStepped, Trouble
 from ftrain_launcher.job.events import Progress
-from ftrain_launcher.messages import Failure, Form, HaltAfter, RankHalted, RankRestored, RankStepped, Trouble
-from ftrain_snapshot.messages import SnapshotId
+from ftrain_launcher.to_agent import Form, HaltAfter
 from ftrain_snapshot.pin import Pin
 from ftrain_snapshot.placement import Groups, is_complete
+from ftrain_snapshot.words import SnapshotId
 
 if TYPE_CHECKING:
     from simulation.cluster import Cluster

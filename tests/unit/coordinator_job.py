@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from ftrain_launcher import messages
+from ftrain_launcher import from_agent
 from ftrain_launcher.control.journal import Entry, decode, encode, rebuild
 from ftrain_launcher.engine_messages import NodeGone, ReapNode, StartNode
+from ftrain_launcher.from_agent import (
+    DurableSearch,
+    Failure,
+    Join,
+    RankHalted,
+    RankRestored,
+    RankState,
+    RankStepped,
+    Stopped,
+    WorkerExit,
+)
 from ftrain_launcher.job.coordinator import Coordinator
 from ftrain_launcher.job.events import (
     Announce,
@@ -20,22 +31,10 @@ from ftrain_launcher.job.events import (
     Progress,
     Send,
 )
-from ftrain_launcher.messages import (
-    DurableSearch,
-    Failure,
-    Form,
-    Hold,
-    Join,
-    RankHalted,
-    RankRestored,
-    RankState,
-    RankStepped,
-    Stopped,
-    ToAgent,
-    WorkerExit,
-)
+from ftrain_launcher.to_agent import Form, Hold, ToAgent
 from ftrain_launcher.work import Work
-from ftrain_snapshot.messages import Holding, Inventory, SnapshotId
+from ftrain_snapshot.inventory import Holding, Inventory
+from ftrain_snapshot.words import SnapshotId
 
 
 def config(
@@ -66,6 +65,8 @@ def snapshot(version: int, generation: int = 1, slot: int = 0) -> SnapshotId:
 
 WHOLE = (True, True)
 DATA = (True, False)
+BOTH = {snapshot(4): WHOLE, snapshot(5, slot=1): DATA}
+"""What each node holds when step 4 is protected and step 5 is sealed."""
 Held = dict[SnapshotId, tuple[bool, bool]]
 
 
@@ -231,7 +232,7 @@ class Job:
         """The ranks, who are asked to, stop after a step; it is protected at last."""
         formed, attempt = self.coordinator.formed, self.to(self.members()[0], Hold)[-1].attempt
         for node in self.members():
-            self.tell(messages.Held(node, formed, attempt, step - 1))
+            self.tell(from_agent.Held(node, formed, attempt, step - 1))
         for rank in list(self.coordinator.ranks.values()):
             self.tell(RankHalted(rank.node, formed, rank.rank, step, True, self.now))
         self.tell(Progress(formed, step, step))

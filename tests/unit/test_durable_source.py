@@ -11,7 +11,8 @@ import pytest
 from ftrain.durable.source import FoldersSource, LocalUnits, NodeSource
 from ftrain_snapshot.errors import ChecksumMismatch, SnapshotError, SnapshotIncomplete
 from ftrain_snapshot.manifest import CHUNK_BYTES
-from ftrain_snapshot.messages import SnapshotId, UnitInfo
+from ftrain_snapshot.messages import UnitInfo
+from ftrain_snapshot.words import SnapshotId
 
 SNAPSHOT = SnapshotId(4, 1, 2)
 DATA = Random(1).randbytes(2 * CHUNK_BYTES + 999)

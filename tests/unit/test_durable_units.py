@@ -21,8 +21,8 @@ from ftrain.durable.writer import run
 from ftrain.errors import StateInconsistent
 from ftrain.layout import Kind, TensorSpec
 from ftrain.shards import Box, ShardSpec
-from ftrain_snapshot.messages import SnapshotId
 from ftrain_snapshot.storage import BLOCK_BYTES, Storage
+from ftrain_snapshot.words import SnapshotId
 
 SNAPSHOT = SnapshotId(3, 1, 0)
 LONG = (1003, 5001)

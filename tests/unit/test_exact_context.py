@@ -112,10 +112,13 @@ def test_what_would_not_be_exact_is_refused() -> None:
     script = Script()
     uncut = ElasticSampler(5, global_batch=2)
     of_three = ElasticSampler(5, global_batch=2, micro_batch=1, rank=0, world_size=3)
+    stream = ElasticStream([9] * 4, lambda shard, start: iter(ROWS[start:9]), global_batch=7, micro_batch=2)
     for loader, complaint in [
         (DataLoader(ROWS, batch_size=2), "whose order is ours"),
         (DataLoader(ROWS, batch_sampler=uncut), "micro_batch=N"),
         (DataLoader(ROWS, batch_sampler=of_three), "3 ranks"),
+        (DataLoader(ROWS, batch_sampler=script.sampler, num_workers=1, in_order=False), "in the order"),
+        (DataLoader(stream), "batch_size=None"),
     ]:
         with pytest.raises(ExactMisuse, match=complaint):
             next(iter(script.ctx.microbatches(loader)))

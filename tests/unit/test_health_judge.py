@@ -168,6 +168,14 @@ def test_a_node_all_of_whose_links_are_sick_is_at_fault(count, figure):
     assert "its links to " + ("node-0, node-2" if count < 5 else f"{count - 1} nodes") in found["node-1"][1]
 
 
+def test_of_a_nodes_sick_links_the_worst_is_told():
+    measured = links(4, n2=SLOW)
+    measured["node-2", "node-3"] = msgspec.structs.replace(SLOW, bytes_per_second=5e6)
+    assert "node-2 to node-3: 5.0 MB/s (others 900)" in judged(*[SOUND] * 4, links=measured)["node-2"][1]
+    measured["node-3", "node-2"] = CUT
+    assert "node-3 to node-2: no answer" in judged(*[SOUND] * 4, links=measured)["node-2"][1]
+
+
 def test_who_is_busy_is_not_judged_by_how_soon_it_answers():
     found = judged(SOUND, but(cpu_share=0.6), SOUND, links=links(3, n1=LATE))
     assert found == {}

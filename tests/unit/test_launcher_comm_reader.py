@@ -1,12 +1,13 @@
 """The agent's reader, against rings made by the Python writer."""
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from ftrain.comm.ring import NONE, PYTHON, RECORDS_MAX, Identity, RingReader, ring_path
-from ftrain.comm.writer import Call, RingWriter
+from ftrain.comm.writer import Call, Entered, RingWriter
 from ftrain_launcher.detect.records import Communicator, NodeReport, Op, RankRecord
 from ftrain_launcher.rings.rank_reader import RankReader, late_in_seconds
 from ftrain_launcher.rings.reader import CommReader
@@ -295,6 +296,37 @@ def test_steps_are_told_once_each(worker: Worker):
     assert told == [(0, 2, 2000), (1, 1, 8)]
     assert steps[1].collectives[0].least_seconds == pytest.approx(0.004)
     assert reader.report(worker.clock.ns)[1] == []
+
+
+def test_what_another_thread_waits_for_in_a_group_of_its_own_the_training_does_not_wait_for(worker: Worker):
+    """A checkpoint is written beside the training: rank 0 writes, and the others' threads wait for it in a barrier."""
+    world, aside = worker.ring.add_communicator("0", WORLD), worker.ring.add_communicator("1", (0, 1))
+    reader = worker.reader()
+    worker.ring.mark(0)
+    entered: list[Entered] = []
+
+    def wait_aside(communicator: int) -> None:
+        entered.append(worker.enter(communicator, Op.BARRIER))
+
+    def own_ms(step: int, *, communicator: int | None = None) -> float:
+        if communicator is not None:
+            thread = threading.Thread(target=wait_aside, args=(communicator,))
+            thread.start()
+            thread.join()
+        worker.clock.tick(20)
+        worker.operate(world, ms=5)
+        worker.ring.mark(step)
+        ((told,),) = reader.report(worker.clock.ns)[1:]
+        return told.own_seconds * 1000
+
+    assert own_ms(1) == pytest.approx(20)
+    assert own_ms(2, communicator=aside) == pytest.approx(20)
+    assert own_ms(3) == pytest.approx(20), "it is still in there"
+    worker.ring.leave(entered.pop())
+    assert own_ms(4) == pytest.approx(20)
+    assert own_ms(5, communicator=world) == pytest.approx(0), "a hook's callback goes on with what the step has begun"
+    worker.ring.leave(entered.pop())
+    assert own_ms(6) == pytest.approx(20)
 
 
 def test_steps_whose_records_were_overwritten_are_not_told(worker: Worker):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from simulation.checkers import state_of
 from unit.coordinator_job import DATA, WHOLE, Job, snapshot
 
+from ftrain_launcher.from_agent import Failure
 from ftrain_launcher.job.causes import Sign
 from ftrain_launcher.job.demotion import Demotion, demotion_of
 from ftrain_launcher.job.policy import EXIT_PROGRAM
-from ftrain_launcher.messages import Failure
 
 HELD = {snapshot(4): WHOLE, snapshot(5, slot=1): WHOLE}
 

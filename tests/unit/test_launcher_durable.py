@@ -8,14 +8,16 @@ from simulation.checkers import state_of
 from unit.coordinator_job import WHOLE, Job, config, snapshot
 
 from ftrain_launcher.control import views
+from ftrain_launcher.from_agent import DurableEnded, DurableSearch, Trouble
 from ftrain_launcher.job.durable import SETTLE_SECONDS, WRITER_END_SECONDS
 from ftrain_launcher.job.events import ControllerRestarted, Progress, Tick
 from ftrain_launcher.job.membership import Phase
 from ftrain_launcher.job.policy import EXIT_LOST
-from ftrain_launcher.messages import DurableEnded, DurableSearch, Stop, Trouble, Unpin, WriteDurable
+from ftrain_launcher.to_agent import Stop, Unpin, WriteDurable
 from ftrain_launcher.work import Durable
-from ftrain_snapshot.messages import Holding, Inventory, SnapshotId
+from ftrain_snapshot.inventory import Holding, Inventory
 from ftrain_snapshot.storage import DurableId
+from ftrain_snapshot.words import SnapshotId
 
 URL = "/checkpoints"
 NINE = snapshot(9)

@@ -6,12 +6,13 @@ import pytest
 from unit.coordinator_job import config
 
 from ftrain_launcher.control.copies import ANSWER_SECONDS_MAX, Copies
+from ftrain_launcher.from_agent import Join
 from ftrain_launcher.job.fencing import Ask, Elected, Election, Fence, Nodes, Stale, is_quorum, next_term
 from ftrain_launcher.job.generation import Generation
 from ftrain_launcher.jobs import Endpoint
-from ftrain_launcher.messages import Form, Join
 from ftrain_launcher.search import Search
-from ftrain_snapshot.messages import Peer
+from ftrain_launcher.to_agent import Form
+from ftrain_snapshot.membership import Peer
 
 THREE = ("a", "b", "c")
 

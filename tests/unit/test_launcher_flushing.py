@@ -8,11 +8,12 @@ from unit.coordinator_job import DATA, WHOLE, Job, config, snapshot
 
 from ftrain_launcher.control.views import flush
 from ftrain_launcher.engine_messages import FlushJob, HostLeaves
+from ftrain_launcher.from_agent import DurableEnded, DurableSearch
 from ftrain_launcher.job.events import Progress, Tick
 from ftrain_launcher.job.flushing import ASK_SECONDS, WRITES_MAX
 from ftrain_launcher.job.membership import NodeState, Phase
 from ftrain_launcher.job.policy import EXIT_NOT_FLUSHED
-from ftrain_launcher.messages import DurableEnded, DurableSearch, Form, GoOn, Hold, PinDurable, Shutdown, WriteDurable
+from ftrain_launcher.to_agent import Form, GoOn, Hold, PinDurable, Shutdown, WriteDurable
 from ftrain_launcher.work import Durable
 
 SECONDS = 60.0

@@ -7,7 +7,8 @@ from unit.coordinator_job import snapshot
 
 from ftrain_launcher.job.formation import Past, Start, choose_start
 from ftrain_launcher.job.worlds import Held, Holdings, World
-from ftrain_snapshot.messages import Holding, Levels
+from ftrain_snapshot.inventory import Holding
+from ftrain_snapshot.status import Levels
 
 
 def held(position: int) -> list[Holding]:

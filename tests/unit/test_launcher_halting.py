@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 from unit.coordinator_job import DATA, WHOLE, Job, config, snapshot
 
+from ftrain_launcher.from_agent import Held, RankHalted
 from ftrain_launcher.job.events import CordonNode, Leave, Progress, Tick, UncordonNode
 from ftrain_launcher.job.halting import HALT_SECONDS, HOLD_SECONDS, PROTECT_SECONDS, RETRY_SECONDS
 from ftrain_launcher.job.membership import Phase
-from ftrain_launcher.messages import GoOn, HaltAfter, Held, Hold, RankHalted
+from ftrain_launcher.to_agent import GoOn, HaltAfter, Hold
 
 MEMBERS = ["node-0", "node-1", "node-2"]
 

@@ -22,6 +22,15 @@ def test_of_a_traceback_the_error_is_told_however_long_its_text() -> None:
     assert last_words(_lines(ValueError("a shape\nhave 4"), "[rank3]: ")) == "ValueError: a shape ... have 4"
 
 
+def test_an_error_whose_text_begins_and_ends_with_empty_lines_is_told_with_what_it_says() -> None:
+    """As torch's pipeline stages raise it."""
+    text = "\n    [Stage 1] failed to run forward:\n    args: ()\n    kwargs: {}\n    "
+    said = "RuntimeError: [Stage 1] failed to run forward: ... kwargs: {}"
+    assert last_words(_lines(RuntimeError(text), "[rank4]: ")) == said
+    assert last_words([line.rstrip() for line in _lines(RuntimeError(text), "[rank4]: ")]) == said
+    assert last_words(_lines(RuntimeError("\n  one"))) == "RuntimeError: one"
+
+
 def test_of_a_group_its_own_line_and_the_last_error_are_told() -> None:
     group = ExceptionGroup("two went wrong", [ValueError("a"), KeyError("b")])
     assert last_words(_lines(group)) == "ExceptionGroup: two went wrong (2 sub-exceptions) ... KeyError: 'b'"

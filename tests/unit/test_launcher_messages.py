@@ -12,7 +12,7 @@ from unit.test_health_judge import SOUND
 
 from ftrain.health.words import CheckNode, Failed, Hosting, HostPair, JoinPair, PairFigures, RunPair
 from ftrain.link import Certified, ReplicaDigest
-from ftrain_launcher import engine_messages, messages, questions
+from ftrain_launcher import engine_messages, from_agent, questions, to_agent
 from ftrain_launcher.detect.records import (
     Channel,
     Collectives,
@@ -27,10 +27,13 @@ from ftrain_launcher.detect.records import (
 from ftrain_launcher.job import events
 from ftrain_launcher.trace.records import NodeTrace, RankTrace, StepMark, TraceRecord
 from ftrain_launcher.work import Durable
-from ftrain_snapshot.messages import DaemonStatus, Damage, Holding, Inventory, LaneReport, Levels, LinkFigure, Peer
+from ftrain_snapshot.inventory import Damage, Holding, Inventory
+from ftrain_snapshot.membership import Peer
+from ftrain_snapshot.messages import LaneReport, LinkFigure
+from ftrain_snapshot.status import DaemonStatus, Levels
 from ftrain_snapshot.storage import DurableId
 
-RANKS = (messages.RankState(0, 0, 123, "running", 7), messages.RankState(1, 1, None, "exited"))
+RANKS = (from_agent.RankState(0, 0, 123, "running", 7), from_agent.RankState(1, 1, None, "exited"))
 CHECKPOINT = DurableId(4, "s3://b/x/step-00000004", 2)
 INVENTORY = Inventory((Holding(snapshot(5), 1, True, False, 10, 20),))
 DAEMON = DaemonStatus(1, True, Levels(5, 4), 6, 1, True)
@@ -69,23 +72,23 @@ REPORT = NodeReport(
     steps=(RankStep(0, 2, 0.1, 0.05, (CollectivesStep(0, 2, 128, 0.05, 0.01),)),),
     unrecorded=(1,),
 )
-FROM_AGENT: list[messages.FromAgent] = [
-    messages.Join(node="n", host="h", agent_pid=1, daemon_pid=None, daemon_port=2, generation=3, ranks=RANKS),
-    messages.Heartbeat(node="n", generation=1, ranks=RANKS, daemon_pid=2, daemon=DAEMON, inventory=INVENTORY),
-    messages.WorkerExit(node="n", generation=1, rank=0, pid=1, code=3, failure=raised("E"), last_lines=("a", "b")),
-    messages.Stopped(node="n", generation=1, inventory=INVENTORY, store_port=None),
-    messages.Stopped(node="n", generation=1, inventory=INVENTORY, durable=messages.DurableSearch(CHECKPOINT)),
-    messages.DurableEnded("n", 1, 0, snapshot(5), "no space left"),
-    messages.RankRestored("n", 1, 0, None, 0.1 + 0.2),
-    messages.RankStepped("n", 1, 0, 8, 1e9),
-    messages.StateCertified("n", 1, CERTIFIED),
-    messages.Held("n", 1, 2, 41),
-    messages.RankHalted("n", 1, 0, 42, True, 1e9),
-    messages.Trouble("n", 1, "store_lost", "why"),
+FROM_AGENT: list[from_agent.FromAgent] = [
+    from_agent.Join(node="n", host="h", agent_pid=1, daemon_pid=None, daemon_port=2, generation=3, ranks=RANKS),
+    from_agent.Heartbeat(node="n", generation=1, ranks=RANKS, daemon_pid=2, daemon=DAEMON, inventory=INVENTORY),
+    from_agent.WorkerExit(node="n", generation=1, rank=0, pid=1, code=3, failure=raised("E"), last_lines=("a", "b")),
+    from_agent.Stopped(node="n", generation=1, inventory=INVENTORY, store_port=None),
+    from_agent.Stopped(node="n", generation=1, inventory=INVENTORY, durable=from_agent.DurableSearch(CHECKPOINT)),
+    from_agent.DurableEnded("n", 1, 0, snapshot(5), "no space left"),
+    from_agent.RankRestored("n", 1, 0, None, 0.1 + 0.2),
+    from_agent.RankStepped("n", 1, 0, 8, 1e9),
+    from_agent.StateCertified("n", 1, CERTIFIED),
+    from_agent.Held("n", 1, 2, 41),
+    from_agent.RankHalted("n", 1, 0, 42, True, 1e9),
+    from_agent.Trouble("n", 1, "store_lost", "why"),
     questions.Verified(node="n", request=1, lanes=(LaneReport(snapshot(5), 1, 0, 9, 1, 1, (Damage(0, 1, 2, 3),)),)),
-    messages.ArenaShort("n", 1, 2**40, 2**30),
+    from_agent.ArenaShort("n", 1, 2**40, 2**30),
     REPORT,
-    messages.ReplicaDigests("n", 1, 0, 99, (ReplicaDigest("parameters:ddp", 4, 2**63),)),
+    from_agent.ReplicaDigests("n", 1, 0, 99, (ReplicaDigest("parameters:ddp", 4, 2**63),)),
     questions.Inspected("n", 1, (questions.Finding(3, "stopped", "", "py-spy is not installed"),)),
     questions.ClockRead("n", 1, 0.1 + 0.2),
     questions.TracePart("n", 2, TRACE),
@@ -95,7 +98,7 @@ FROM_AGENT: list[messages.FromAgent] = [
         for a in (SOUND, Hosting(7), PairFigures(0.1, True), Failed("no"))
     ),
 ]
-FORM = messages.Form(
+FORM = to_agent.Form(
     generation=2,
     position=1,
     peers=(Peer(0, "n", "h", 1),),
@@ -105,23 +108,23 @@ FORM = messages.Form(
     durable_start=CHECKPOINT,
     work=msgspec.structs.replace(config().work, durable=Durable(url="s3://b/x", every=10)),
 )
-FROM_AGENT.append(messages.Recalled("n", FORM))
-TO_AGENT: list[messages.ToAgent] = [
-    messages.Stand(3, leads=False, leader=1),
-    messages.Elect(3),
-    messages.Recall(),
-    messages.Stop(2, True),
+FROM_AGENT.append(from_agent.Recalled("n", FORM))
+TO_AGENT: list[to_agent.ToAgent] = [
+    to_agent.Stand(3, leads=False, leader=1),
+    to_agent.Elect(3),
+    to_agent.Recall(),
+    to_agent.Stop(2, True),
     FORM,
-    messages.Shutdown("over", 1.5),
-    messages.Inject("kill-worker", 3),
+    to_agent.Shutdown("over", 1.5),
+    to_agent.Inject("kill-worker", 3),
     questions.Verify(4),
     questions.Inspect(5, (0, 3)),
-    messages.Hold(1, 2),
-    messages.HaltAfter(1, 42),
-    messages.GoOn(1),
-    messages.WriteDurable(snapshot(5)),
-    messages.PinDurable(1, 5),
-    messages.Unpin(snapshot(5)),
+    to_agent.Hold(1, 2),
+    to_agent.HaltAfter(1, 42),
+    to_agent.GoOn(1),
+    to_agent.WriteDurable(snapshot(5)),
+    to_agent.PinDurable(1, 5),
+    to_agent.Unpin(snapshot(5)),
     questions.ClockWanted(5),
     questions.TraceWanted(6, 20, 4096),
     questions.Probe(request=7, peers=(Peer(0, "n", "h", 1),), burst_bytes=1 << 20),
@@ -162,8 +165,8 @@ EVENTS: list[events.Event] = [
 @pytest.mark.parametrize(
     ("said", "union"),
     [
-        *((m, messages.FromAgent) for m in FROM_AGENT),
-        *((m, messages.ToAgent) for m in TO_AGENT),
+        *((m, from_agent.FromAgent) for m in FROM_AGENT),
+        *((m, to_agent.ToAgent) for m in TO_AGENT),
         *((m, engine_messages.ToEngine | engine_messages.FromEngine) for m in ENGINE),
         *((e, events.Event) for e in EVENTS),
     ],
@@ -175,7 +178,7 @@ def test_it_comes_back_as_it_was(said: Any, union: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "union", [messages.FromAgent, messages.ToAgent, engine_messages.ToEngine, engine_messages.FromEngine]
+    "union", [from_agent.FromAgent, to_agent.ToAgent, engine_messages.ToEngine, engine_messages.FromEngine]
 )
 def test_each_message_of_a_line_is_tried_here(union: Any) -> None:
     tried = {type(m) for m in [*FROM_AGENT, *TO_AGENT, *ENGINE]}
@@ -195,7 +198,7 @@ def test_each_message_of_a_line_is_tried_here(union: Any) -> None:
 )
 def test_what_is_no_message_is_refused(wrong: Any) -> None:
     with pytest.raises(msgspec.DecodeError):
-        msgspec.msgpack.decode(msgspec.msgpack.encode(wrong), type=messages.FromAgent)
+        msgspec.msgpack.decode(msgspec.msgpack.encode(wrong), type=from_agent.FromAgent)
 
 
 def test_messages_cannot_be_changed_once_made() -> None:

@@ -6,9 +6,9 @@ import msgspec
 import pytest
 from unit.coordinator_job import config, snapshot
 
-from ftrain_launcher.messages import Elect, Form
 from ftrain_launcher.packing import PackedForm, Packer, decode
-from ftrain_snapshot.messages import Origin, Peer
+from ftrain_launcher.to_agent import Elect, Form
+from ftrain_snapshot.membership import Origin, Peer
 
 NODES = 2000
 PEERS = tuple(Peer(i, f"node-{i}", f"10.0.{i // 256}.{i % 256}", 29400 + i * 37 % 1000) for i in range(NODES))

@@ -6,7 +6,8 @@ from ftrain_launcher.job.durable import DurableTier
 from ftrain_launcher.job.events import Progress
 from ftrain_launcher.job.progress import ProgressFilter
 from ftrain_launcher.work import Durable
-from ftrain_snapshot.messages import DaemonStatus, Levels, SnapshotId
+from ftrain_snapshot.status import DaemonStatus, Levels
+from ftrain_snapshot.words import SnapshotId
 
 MEMORY_ALONE = DurableTier(None)
 

@@ -9,12 +9,15 @@ from unit.coordinator_job import WHOLE, Job, config, snapshot
 
 from ftrain_launcher.control.journal import Entry, decode, encode, rebuild
 from ftrain_launcher.engine_messages import NodeGone
+from ftrain_launcher.from_agent import Join, RankState, Stopped
 from ftrain_launcher.job.candidates import LOOK_SECONDS
 from ftrain_launcher.job.coordinator import Coordinator
 from ftrain_launcher.job.events import Command, ControllerRestarted, CordonNode, Event, JobStarted, Joined, Send, Tick
 from ftrain_launcher.job.membership import NodeState, Phase
-from ftrain_launcher.messages import Cordoned, Form, Join, RankState, Stop, Stopped, ToAgent
-from ftrain_snapshot.messages import Holding, Inventory, Peer, SnapshotId
+from ftrain_launcher.to_agent import Cordoned, Form, Stop, ToAgent
+from ftrain_snapshot.inventory import Holding, Inventory
+from ftrain_snapshot.membership import Peer
+from ftrain_snapshot.words import SnapshotId
 
 NODES = ("node-0", "node-3", "node-2")
 CONFIG = msgspec.structs.replace(config(spares=0, hosts=True), candidates=("a:1", "b:1"))

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from unit.coordinator_job import DATA, WHOLE, Job, raised, snapshot
+from unit.coordinator_job import BOTH, Job, raised
 
 from ftrain_launcher.control import views
 from ftrain_launcher.control.story import phases, tell
 from ftrain_launcher.errors import UsageError
-from ftrain_launcher.messages import RankRestored, Trouble
+from ftrain_launcher.from_agent import RankRestored, Trouble
 
-BOTH = {snapshot(4): WHOLE, snapshot(5, slot=1): DATA}
 STACK = 'Thread 4711 (idle): "MainThread"\n    load (data.py:17)\n    <module> (train.py:80)\n'
 
 

@@ -20,8 +20,9 @@ from ftrain_launcher.commands.trace import write
 from ftrain_launcher.control.requests import Requests
 from ftrain_launcher.detect.records import Communicator, Op
 from ftrain_launcher.errors import UsageError
-from ftrain_launcher.messages import RankState, ToAgent
+from ftrain_launcher.from_agent import RankState
 from ftrain_launcher.questions import ClockRead, ClockWanted, TracePart, TraceWanted
+from ftrain_launcher.to_agent import ToAgent
 from ftrain_launcher.trace.events import missing
 from ftrain_launcher.trace.records import JobTrace, NodeTrace, NodeTraced, RankTrace, StepMark, TraceRecord
 from ftrain_launcher.trace.rings import read_rings

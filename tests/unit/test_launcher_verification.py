@@ -15,11 +15,13 @@ from ftrain_launcher.control.api import OperatorApi
 from ftrain_launcher.control.requests import Requests
 from ftrain_launcher.control.verification import shown, verify_all
 from ftrain_launcher.engine_messages import StopJob
+from ftrain_launcher.from_agent import Trouble
 from ftrain_launcher.job.worlds import World, Worlds
-from ftrain_launcher.messages import Trouble
 from ftrain_launcher.node.checking import DamageWatch
 from ftrain_launcher.questions import Verified, Verify
-from ftrain_snapshot.messages import DaemonStatus, Damage, LaneReport, Levels
+from ftrain_snapshot.inventory import Damage
+from ftrain_snapshot.messages import LaneReport
+from ftrain_snapshot.status import DaemonStatus, Levels
 
 WORLDS = Worlds()
 WORLDS.begin(World(first=1, nodes=3, parity=1, groups=((0, 1, 2),)))

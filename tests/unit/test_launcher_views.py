@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import pytest
 from msgspec.structs import replace
-from unit.coordinator_job import DATA, WHOLE, Job, snapshot
+from unit.coordinator_job import BOTH, Job, snapshot
 
 from ftrain_launcher.control import views
 from ftrain_launcher.control.views import Observation
 from ftrain_launcher.engine_messages import StopJob
+from ftrain_launcher.from_agent import RankState, Trouble
 from ftrain_launcher.job.events import Progress
-from ftrain_launcher.messages import RankState, Trouble
-from ftrain_snapshot.messages import DaemonStatus, Holding, Inventory, Levels, Volume
-
-BOTH = {snapshot(4): WHOLE, snapshot(5, slot=1): DATA}
+from ftrain_snapshot.inventory import Holding, Inventory
+from ftrain_snapshot.status import DaemonStatus, Levels, Volume
 
 
 def seen(rank: int, *, generation: int = 1, gate: bool = False, sealed: int | None = None) -> Observation:

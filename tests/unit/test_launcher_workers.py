@@ -7,14 +7,15 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from ftrain_launcher.messages import Form
 from ftrain_launcher.node.node_workers import restore_trouble
 from ftrain_launcher.processes.environment import worker_environment
 from ftrain_launcher.processes.zygote_start import zygote_environment
+from ftrain_launcher.to_agent import Form
 from ftrain_launcher.work import Work
 from ftrain_snapshot.errors import SnapshotIncomplete
-from ftrain_snapshot.messages import Origin, Peer, SnapshotId
+from ftrain_snapshot.membership import Origin, Peer
 from ftrain_snapshot.storage import DurableId, StorageError
+from ftrain_snapshot.words import SnapshotId
 
 WORK = Work(
     job="j", argv=("train.py",), folder="/", log_folder="/logs", nproc_per_node=2, snapshot_every=5, parity=1,

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from ftrain.logical.axes import Span
@@ -99,6 +101,12 @@ def test_what_is_no_rule_is_refused_in_one_line(text: str, message: str) -> None
     assert str(caught.value).startswith("layout '*.w': ")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [None, ["tp: shard(0)"], {"*": None}, {"*": b"replicate"}, {5: "replicate"}])
+def test_what_is_no_mapping_of_patterns_is_refused_in_one_line(wrong: Any) -> None:
+    with pytest.raises(LayoutInvalid, match=r"a layout is patterns of names .*, not "):
+        Rules(wrong)
 
 
 @pytest.mark.parametrize(

@@ -201,6 +201,7 @@ def test_a_rank_that_sleeps_while_the_thread_that_copies_for_it_is_starved_is_st
     ring.reader._process.close()
     ring.reader._process = Sleeping()  # type: ignore[assignment]
     ring.reader._helpers = Helpers(lambda: {"copier": (ring.now_ns - 500 * MS) * 1e-9})
+    ring.reader._starvation = Kernel(*[0.0] * 4)  # type: ignore[assignment]
     ring.steps(2)
     ring.report()
 

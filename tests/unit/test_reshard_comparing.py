@@ -13,7 +13,8 @@ from ftrain.logical.errors import StateUncovered
 from ftrain.logical.reads import World
 from ftrain.logical.state import Extent, LogicalTensor, RankState
 from ftrain.reshard.comparing import compare_replicas
-from ftrain_snapshot.messages import Origin, Peer, SnapshotId
+from ftrain_snapshot.membership import Origin, Peer
+from ftrain_snapshot.words import SnapshotId
 
 
 class Memory:

@@ -22,24 +22,27 @@ from ftrain_snapshot import messages as m
 from ftrain_snapshot import wire as w
 from ftrain_snapshot.errors import ProtocolError
 from ftrain_snapshot.frames import decode
+from ftrain_snapshot.inventory import DAMAGES_MAX, Damage, Holding, Inventory
 from ftrain_snapshot.ledger import RECORDS_MAX, SLOTS
 from ftrain_snapshot.manifest import Header, UnitDescriptor
+from ftrain_snapshot.membership import Membership, Peer
 from ftrain_snapshot.placement import groups
 from ftrain_snapshot.service import Service
+from ftrain_snapshot.words import SnapshotId
 
 few = settings(max_examples=8, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 NODES, SIZE = 3, 300_000
 MEMORY_BYTES = 8 << 20
 """What the arena's file system can still give."""
-KNOWN = m.SnapshotId(0, 1, 0)
+KNOWN = SnapshotId(0, 1, 0)
 """The snapshot that the daemon holds."""
 PEER = msgspec.msgpack.Decoder(w.PeerMessage)
 REQUEST = msgspec.msgpack.Decoder(m.Request)
 
 extreme = st.sampled_from([2, 3, 48, 10**6, 2**31, 2**40, 2**56, 2**63 - 1, 2**63, 2**64 - 1, -1, -2, -(2**63)])
 numbers = st.sampled_from([0, 0, 0, 1, 1, 2]) | extreme
-snapshots = st.sampled_from([KNOWN, m.SnapshotId(1, 1, 1), m.SnapshotId(2, 1, 2)]) | st.builds(
-    m.SnapshotId, numbers, st.just(1) | numbers, numbers
+snapshots = st.sampled_from([KNOWN, SnapshotId(1, 1, 1), SnapshotId(2, 1, 2)]) | st.builds(
+    SnapshotId, numbers, st.just(1) | numbers, numbers
 )
 _PLAIN: dict[object, st.SearchStrategy[object]] = {
     int: numbers,
@@ -50,7 +53,7 @@ _PLAIN: dict[object, st.SearchStrategy[object]] = {
     ),
     bytes: st.sampled_from([b"", bytes(8), bytes(16), b"\xff" * 7, bytes(4096)]),
     type(None): st.none(),
-    m.SnapshotId: snapshots,
+    SnapshotId: snapshots,
 }
 
 
@@ -90,11 +93,11 @@ class Silence:
 class Daemon:
     """A service in this process, stepped by hand, that holds a snapshot and is linked to all others."""
 
-    def __init__(self, folder: Path, position: int, restore: m.SnapshotId | None) -> None:
+    def __init__(self, folder: Path, position: int, restore: SnapshotId | None) -> None:
         self.service = Service(node_dir=folder, host="127.0.0.1", port=0, secret=b"s", grace_seconds=3600.0)
         self.service.loop.spawn(self.service._attach())
-        peers = tuple(m.Peer(p, f"node-{p}", "127.0.0.1", 1) for p in range(NODES))
-        self.membership = m.Membership(1, position, 1, 1, peers, groups=groups(NODES, 1), codec="numpy", scrub=False)
+        peers = tuple(Peer(p, f"node-{p}", "127.0.0.1", 1) for p in range(NODES))
+        self.membership = Membership(1, position, 1, 1, peers, groups=groups(NODES, 1), codec="numpy", scrub=False)
         self.serve(self.membership)
         for _ in self.service._store.reserve(0, SIZE):
             pass
@@ -110,7 +113,7 @@ class Daemon:
     def session(self) -> typing.Any:
         return self.service._session
 
-    def serve(self, membership: m.Membership) -> None:
+    def serve(self, membership: Membership) -> None:
         assert isinstance(self.service._configure(membership), m.Done)
         for position in range(NODES):
             if position != membership.position:
@@ -129,7 +132,7 @@ class Daemon:
     def opens(self) -> None:
         """All say that they are ready: the gate's next word is written."""
         for position in range(NODES):
-            if self.session._gate is not None and position != self.membership.position:
+            if self.session.gate is not None and position != self.membership.position:
                 assert self.hears(position, w.Announce((), True, ()), b"")
 
     def asked(self, request: m.Request) -> None:
@@ -148,10 +151,10 @@ class Daemon:
         """It answers, and nothing has grown."""
         self.opens()
         msgspec.msgpack.encode(m.StatusReply(self.service._status()))
-        msgspec.msgpack.encode(m.InventoryReply(m.Inventory(self.service._holdings())))
-        if (gate := self.session._gate) is not None:
-            assert len(gate._records) <= RECORDS_MAX
-            assert len(gate._abandoned) <= SLOTS
+        msgspec.msgpack.encode(m.InventoryReply(Inventory(self.service._holdings())))
+        if (keeper := self.session.gate) is not None:
+            assert len(keeper._gate._records) <= RECORDS_MAX
+            assert len(keeper._gate._abandoned) <= SLOTS
 
 
 @pytest.fixture(scope="module", params=[(0, None), (0, KNOWN), (1, None), (1, KNOWN)], ids=str)
@@ -188,12 +191,12 @@ def test_every_number_that_may_come_has_its_bounds(union):
 @pytest.mark.parametrize(
     "message",
     [
-        w.Drop(m.SnapshotId(2**63, 1, 0)),
-        w.Drop(m.SnapshotId(-2, 1, 0)),
+        w.Drop(SnapshotId(2**63, 1, 0)),
+        w.Drop(SnapshotId(-2, 1, 0)),
         w.Describe(UnitDescriptor(1, 0, Header(KNOWN, 2**31, 1, 64, 0, 0, 0), bytes(8))),
         w.Describe(UnitDescriptor(1, 0, Header(KNOWN, 0, 1, 2**57, 0, 0, 0), bytes(8))),
-        w.Announce((m.Holding(KNOWN, 1, True, True),) * 17, True, ()),
-        w.Restoring(KNOWN, (m.Damage(0, 0, 0, 1),) * (m.DAMAGES_MAX + 1), ()),
+        w.Announce((Holding(KNOWN, 1, True, True),) * 17, True, ()),
+        w.Restoring(KNOWN, (Damage(0, 0, 0, 1),) * (DAMAGES_MAX + 1), ()),
     ],
     ids=str,
 )
@@ -229,7 +232,7 @@ def test_a_client_may_ask_anything(daemon: Daemon, kind, data):
     daemon.check()
 
 
-FIELDS = {name: kind for name, kind in typing.get_type_hints(m.Membership).items() if name != "resumed"}
+FIELDS = {name: kind for name, kind in typing.get_type_hints(Membership).items() if name != "resumed"}
 
 
 @pytest.mark.parametrize("field", FIELDS)

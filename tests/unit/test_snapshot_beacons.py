@@ -12,7 +12,7 @@ from snapshot_lines import SECRET, Bench, bench
 from ftrain_snapshot import beacons
 from ftrain_snapshot.beacons import HEARD_MAX, Beacon, Beacons, opened, sealed
 from ftrain_snapshot.errors import ProtocolError
-from ftrain_snapshot.messages import Peer
+from ftrain_snapshot.membership import Peer
 
 HOST = "127.0.0.1"
 

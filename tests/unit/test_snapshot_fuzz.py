@@ -22,6 +22,7 @@ from ftrain_snapshot import wire as w
 from ftrain_snapshot.errors import ProtocolError
 from ftrain_snapshot.frames import FrameBuffer, decode, encode_frame
 from ftrain_snapshot.handshake import Handshake
+from ftrain_snapshot.inventory import Inventory
 from ftrain_snapshot.manifest import (
     CHUNK_BYTES,
     HEADER_BYTES,
@@ -34,17 +35,19 @@ from ftrain_snapshot.manifest import (
     write_header,
     write_state,
 )
+from ftrain_snapshot.membership import Membership, Peer
 from ftrain_snapshot.peer_frames import HEAD_BYTES_MAX, encode_message, encode_prefix
 from ftrain_snapshot.transport import Connection
 from ftrain_snapshot.usage import Traffic
+from ftrain_snapshot.words import SnapshotId
 
 few = settings(max_examples=20, deadline=None, derandomize=True, database=None)
 
-ID = m.SnapshotId(3, 2, 1)
+ID = SnapshotId(3, 2, 1)
 HEADER = Header(ID, 0, 4, 5000, 70, 11, 12)
 UNIT = UnitDescriptor(1, 0, HEADER, bytes(range(64)))
 CATALOG = Catalog(ID, 1, [UNIT], [ParityDescriptor(0, 1, "xor", 5000, bytes(8), b"\1")])
-MEMBERSHIP = m.Membership(2, 1, 1, 1, tuple(m.Peer(i, f"node-{i}", "10.0.0.1", 9000 + i) for i in range(4)), ID)
+MEMBERSHIP = Membership(2, 1, 1, 1, tuple(Peer(i, f"node-{i}", "10.0.0.1", 9000 + i) for i in range(4)), ID)
 PEER_MESSAGES: list[w.PeerMessage] = [
     w.PeerHello(2, 1, "node-1", 0),
     w.PeerWelcome(2),
@@ -106,9 +109,9 @@ def little_memory(bytes_max: int) -> Iterator[None]:
     [
         (w.PeerMessage, PEER_MESSAGES),
         (m.Request, REQUESTS),
-        (m.Reply, [m.Done(), m.InventoryReply(m.Inventory()), m.Refused("no")]),
+        (m.Reply, [m.Done(), m.InventoryReply(Inventory()), m.Refused("no")]),
         (Catalog, [CATALOG]),
-        (m.Membership, [MEMBERSHIP]),
+        (Membership, [MEMBERSHIP]),
     ],
     ids=["peer message", "request", "reply", "catalog", "membership"],
 )
@@ -247,8 +250,8 @@ def test_a_mad_peer_closes_its_own_connection_at_most(stream, step):
 @given(data=st.data())
 def test_what_is_flipped_on_the_way_is_noticed(data):
     """Anywhere but in a body, which has the checksum of its source, or in padding."""
-    frames = [bytes(encode_message(w.Drop(m.SnapshotId(n, 0, 0)), 64, Traffic.PROTECT)) + bytes(64) for n in range(3)]
-    used = len(encode_prefix(b"", 0, Traffic.PROTECT)) + len(msgspec.msgpack.encode(w.Drop(m.SnapshotId(0, 0, 0))))
+    frames = [bytes(encode_message(w.Drop(SnapshotId(n, 0, 0)), 64, Traffic.PROTECT)) + bytes(64) for n in range(3)]
+    used = len(encode_prefix(b"", 0, Traffic.PROTECT)) + len(msgspec.msgpack.encode(w.Drop(SnapshotId(0, 0, 0))))
     hit, at = data.draw(st.integers(0, 2)), data.draw(st.integers(0, used - 1))
     flipped = bytearray(frames[hit])
     flipped[at] ^= 1 << data.draw(st.integers(0, 7))

@@ -1,7 +1,8 @@
 """What nodes hold: which snapshot is complete, and what an operator is told where none is."""
 
 from ftrain_snapshot.holdings import explain, newest_complete
-from ftrain_snapshot.messages import Damage, Holding, SnapshotId
+from ftrain_snapshot.inventory import Damage, Holding
+from ftrain_snapshot.words import SnapshotId
 
 
 def snapshot(version: int, generation: int = 1) -> SnapshotId:

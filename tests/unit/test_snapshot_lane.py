@@ -9,7 +9,7 @@ from ftrain_snapshot.arena import HOMES, SLOTS
 from ftrain_snapshot.errors import ChecksumMismatch, SnapshotIncomplete
 from ftrain_snapshot.lane import Lane, Region
 from ftrain_snapshot.manifest import CHUNK_BYTES, Header, State, checksum
-from ftrain_snapshot.messages import SnapshotId
+from ftrain_snapshot.words import SnapshotId
 
 ID = SnapshotId(5, 1, 0)
 MANIFEST = b"manifest"

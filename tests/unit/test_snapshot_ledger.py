@@ -1,7 +1,9 @@
 """The ledger: which snapshots count, and when the gate opens for which slot."""
 
+from ftrain_snapshot.inventory import Damage, Holding
 from ftrain_snapshot.ledger import RECORDS_MAX, SLOTS, Exposure, Gate, Word
-from ftrain_snapshot.messages import Damage, Holding, Levels, SnapshotId
+from ftrain_snapshot.status import Levels
+from ftrain_snapshot.words import SnapshotId
 
 
 def snapshot(version: int, generation: int = 1) -> SnapshotId:

@@ -25,7 +25,7 @@ from ftrain_snapshot.manifest import (
     write_header,
     write_state,
 )
-from ftrain_snapshot.messages import SnapshotId
+from ftrain_snapshot.words import SnapshotId
 
 ID = SnapshotId(3, 2, 1)
 REFERENCE = SnapshotId(2, 2, 0)

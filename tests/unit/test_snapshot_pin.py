@@ -2,9 +2,11 @@
 
 from itertools import pairwise
 
+from ftrain_snapshot.inventory import Holding
 from ftrain_snapshot.ledger import Gate
-from ftrain_snapshot.messages import Holding, Membership, Origin, SnapshotId
+from ftrain_snapshot.membership import Membership, Origin
 from ftrain_snapshot.pin import Pin, newest_written
+from ftrain_snapshot.words import SnapshotId
 
 
 def step(gate: Gate, version: int, *, protected: bool = True) -> SnapshotId:

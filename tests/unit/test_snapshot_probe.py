@@ -11,7 +11,8 @@ from snapshot_lines import SECRET, Bench, bench
 from ftrain_snapshot import probe
 from ftrain_snapshot.beacons import Beacons
 from ftrain_snapshot.errors import ProtocolError
-from ftrain_snapshot.messages import LinkFigure, Peer, Probe, Probed, Reply
+from ftrain_snapshot.membership import Peer
+from ftrain_snapshot.messages import LinkFigure, Probe, Probed, Reply
 from ftrain_snapshot.probe import PIECE_BYTES, Probes
 from ftrain_snapshot.probe_line import KEPT_SECONDS
 from ftrain_snapshot.tcp_counts import Segments, segments

@@ -11,12 +11,13 @@ from ftrain_snapshot.codec import codec_for
 from ftrain_snapshot.fetch import Fetches
 from ftrain_snapshot.loop import Task
 from ftrain_snapshot.manifest import CHUNK_BYTES
-from ftrain_snapshot.messages import Membership, Peer, SnapshotId
+from ftrain_snapshot.membership import Membership, Peer
 from ftrain_snapshot.node import Node as Member
 from ftrain_snapshot.placement import group_of
 from ftrain_snapshot.protect import DAMAGED_MAX, Protect
 from ftrain_snapshot.store import Store
 from ftrain_snapshot.wire import Abandon, Chunk, Describe, Fetch, FetchFailed, PositionSealed, PositionStored
+from ftrain_snapshot.words import SnapshotId
 
 SIZE = 2 * CHUNK_BYTES + 5000
 
@@ -271,7 +272,7 @@ def test_a_reference_that_a_holder_lost_costs_the_bytes_and_nothing_else(tmp_pat
     world = World(tmp_path, 3, 1)
     world.take()
     world.nodes[0].store.drop_newer(None)
-    world.nodes[0].store.lane(0).regions[0].clear()
+    world.nodes[0].store.lanes.get(0).regions[0].clear()
     snapshot = world.take()
     assert all(world.stored(snapshot))
     world.check(snapshot)

@@ -11,11 +11,12 @@ from ftrain_snapshot.codec import codec_for
 from ftrain_snapshot.gather import Order
 from ftrain_snapshot.loop import Loop
 from ftrain_snapshot.manifest import CHUNK_BYTES, Header, UnitDescriptor, checksum
-from ftrain_snapshot.messages import Membership, Peer, SnapshotId
+from ftrain_snapshot.membership import Membership, Peer
 from ftrain_snapshot.node import Node
 from ftrain_snapshot.placement import group_of
 from ftrain_snapshot.rebuild import Rebuild
 from ftrain_snapshot.store import Store
+from ftrain_snapshot.words import SnapshotId
 
 SNAPSHOT = SnapshotId(3, 1, 0)
 PARITY = (0, 0, 0)
@@ -70,7 +71,7 @@ def test_who_waits_is_told_when_the_last_chunk_is_back_even_if_a_plan_is_due(nod
     node.loop.turn()
     (order,) = gather.orders
     if planned:
-        rebuild.hear(1, ())
+        rebuild.sources.hear(1, ())
         rebuild.plan()
     order.on_stripe(0, BYTES)
     order.on_done()

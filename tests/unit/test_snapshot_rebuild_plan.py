@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftrain_snapshot.codec import generator
+from ftrain_snapshot.inventory import Damage
 from ftrain_snapshot.manifest import CHUNK_BYTES
-from ftrain_snapshot.messages import Damage
 from ftrain_snapshot.placement import Group
 from ftrain_snapshot.rebuild_plan import STRIPES_MAX, Piece, Shape, Sight, Stuck, impossible, pieces
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from ftrain_snapshot.loop import Loop
-from ftrain_snapshot.messages import SnapshotId
 from ftrain_snapshot.rebuild_plan import Source
 from ftrain_snapshot.relay import LINK_SECONDS_MAX, OPEN_MAX, PIECE_STRIPES_MAX, Relays
 from ftrain_snapshot.wire import Chunk, Fetch, FetchFailed
+from ftrain_snapshot.words import SnapshotId
 
 SNAPSHOT = SnapshotId(3, 1, 0)
 HERE, ASKER = 1, 0

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from ftrain_snapshot.manifest import CHUNK_BYTES, Header, UnitDescriptor
-from ftrain_snapshot.messages import SnapshotId
 from ftrain_snapshot.peer_frames import encode_message
 from ftrain_snapshot.repair import in_parts
 from ftrain_snapshot.usage import Traffic
 from ftrain_snapshot.wire import Restoring
+from ftrain_snapshot.words import SnapshotId
 
 SNAPSHOT = SnapshotId(3, 1, 0)
 

@@ -11,10 +11,12 @@ from snapshot_nodes import capture, content, read
 from ftrain_snapshot import arena
 from ftrain_snapshot.damage import damages
 from ftrain_snapshot.errors import ArenaTooSmall
+from ftrain_snapshot.inventory import Damage
 from ftrain_snapshot.lanes import Lanes
 from ftrain_snapshot.manifest import CHUNK_BYTES, UnitDescriptor, checksum, chunk_bytes
-from ftrain_snapshot.messages import Damage, Membership, Peer, SnapshotId
+from ftrain_snapshot.membership import Membership, Peer
 from ftrain_snapshot.store import Store
+from ftrain_snapshot.words import SnapshotId
 
 NODES = 4
 SIZE = 2 * CHUNK_BYTES + 1000
@@ -121,7 +123,7 @@ def test_damage_is_found_chunk_by_chunk_after_a_restart_and_the_rest_still_count
     store = made(tmp_path)
     write(store, IDS[0], content(0, 1, 0, SIZE))
     put_parity(store, IDS[0], [b"p" * 64], None)
-    lane = store.lane(0)
+    lane = store.lanes.get(0)
     assert lane is not None
     lane.regions[0].chunk(1)[7] ^= 1
     found = again(store)
@@ -204,7 +206,7 @@ def test_a_lost_unit_is_put_back_without_touching_other_slots(tmp_path):
     assert catalog is not None
     (unit,) = catalog.units
     for target in (store, made(tmp_path / "spare")):
-        lane = target.lane(0)
+        lane = target.lanes.get(0)
         assert lane is not None
         lane.regions[1].chunk(0)[0] ^= 1
         lane.regions[1].page[70] ^= 1  # the header
@@ -231,7 +233,7 @@ def spare_with(store: Store, folder: Path) -> tuple[Store, UnitDescriptor]:
 
 
 def put_all(spare: Store, unit: UnitDescriptor, store: Store) -> None:
-    lane = store.lane(0)
+    lane = store.lanes.get(0)
     assert lane is not None
     for place in run(spare.prepare(unit)):
         chunk = spare.group.chunk_of(1, place[1], place[2])

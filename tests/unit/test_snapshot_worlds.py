@@ -9,11 +9,13 @@ from snapshot_nodes import capture, content
 
 from ftrain_snapshot import arena
 from ftrain_snapshot.errors import ArenaTooSmall, PlacementImpossible
+from ftrain_snapshot.inventory import Holding
 from ftrain_snapshot.ledger import Gate
 from ftrain_snapshot.manifest import CHUNK_BYTES
-from ftrain_snapshot.messages import Holding, Membership, Origin, Peer, SnapshotId
+from ftrain_snapshot.membership import Membership, Origin, Peer
 from ftrain_snapshot.read_plan import READ_BYTES_MAX, READ_CHUNKS_MAX, Wanted, read_requests
 from ftrain_snapshot.store import Store
+from ftrain_snapshot.words import SnapshotId
 from ftrain_snapshot.worlds import Worlds, check_origin, follow
 
 OLD, NEWER, OTHER = SnapshotId(5, 1, 0), SnapshotId(9, 2, 1), SnapshotId(12, 3, 2)

@@ -15,10 +15,10 @@ from ftrain.environment import read_environment
 from ftrain.errors import EnvironmentInvalid
 from ftrain_launcher.commands import checks
 from ftrain_launcher.errors import UsageError
-from ftrain_launcher.messages import Form
 from ftrain_launcher.processes.environment import worker_environment
+from ftrain_launcher.to_agent import Form
 from ftrain_launcher.work import Work
-from ftrain_snapshot.messages import Peer
+from ftrain_snapshot.membership import Peer
 
 TORCH = timedelta(minutes=30)
 Begin = Callable[..., None]

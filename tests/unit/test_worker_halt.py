@@ -12,8 +12,8 @@ import pytest
 
 from ftrain.halt import HOLD_SECONDS_MAX, STAY_SECONDS_MAX, Halt
 from ftrain.link import Halted
-from ftrain_launcher.messages import GoOn, HaltAfter, Hold
 from ftrain_launcher.node.halt import NodeHalt
+from ftrain_launcher.to_agent import GoOn, HaltAfter, Hold
 from ftrain_snapshot.control import ControlPage, HaltMode
 
 FORM: Any = SimpleNamespace(work=SimpleNamespace(nproc_per_node=2))

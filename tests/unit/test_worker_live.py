@@ -18,7 +18,7 @@ from ftrain.layout import Kind, Layout, flat_bytes, lay_out
 from ftrain.live import Held, hold
 from ftrain.restore import Restored, read_state
 from ftrain.state import load_state
-from ftrain_snapshot.messages import SnapshotId
+from ftrain_snapshot.words import SnapshotId
 
 WIDTH = 600
 """A weight of more than one chunk."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -46,9 +48,13 @@ def test_a_world_that_does_not_fit_is_told_in_one_line(
 
 
 @pytest.mark.parametrize(
-    ("names", "sizes"), [([], {}), (["dp", "dp"], {}), (["dp", "tp"], {}), (["dp"], {"tp": 2}), (["dp"], {"dp": 0})]
-)
-def test_a_call_that_no_world_could_fulfil_is_refused(names: list[str], sizes: dict[str, int]) -> None:
+    ("names", "sizes"),
+    [
+        ([], {}), (["dp", "dp"], {}), (["dp", "tp"], {}), (["dp"], {"tp": 2}), (["dp"], {"dp": 0}),
+        ([["dp", "tp"]], {"tp": 2}), ([2, 4], {}), (["dp", "tp"], {"tp": "2"}), (["dp", "tp"], {"tp": 2.0}),
+    ],
+)  # fmt: skip
+def test_a_call_that_no_world_could_fulfil_is_refused(names: list[Any], sizes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"mesh"):
         mesh_sizes(names, sizes, 4)
 

@@ -24,7 +24,7 @@ from ftrain.probe import foreseen_bytes, missing_state_bytes
 from ftrain.rng import rng_state, set_rng_state
 from ftrain.slots import SlotChooser
 from ftrain_snapshot.frames import bind_unix, recv_frame
-from ftrain_snapshot.messages import SnapshotId
+from ftrain_snapshot.words import SnapshotId
 
 
 class FakeStore(dict[str, bytes]):

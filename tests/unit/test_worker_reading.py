@@ -20,7 +20,7 @@ from ftrain.restore import read_state
 from ftrain_snapshot.arena import SLOTS, extend, home_bytes, home_path, table_bytes, table_path
 from ftrain_snapshot.lane import Lane, Region
 from ftrain_snapshot.manifest import Header, unit_bytes
-from ftrain_snapshot.messages import SnapshotId
+from ftrain_snapshot.words import SnapshotId
 
 ID = SnapshotId(1, 1, 0)
 many = settings(

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from itertools import islice
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftrain import ElasticSampler, StateMismatch
+from ftrain import ElasticSampler, ExactMisuse, StateMismatch
 
 
 @settings(max_examples=40, deadline=None)
@@ -56,6 +57,31 @@ def test_a_loader_without_workers_draws_as_it_hands_out() -> None:
     batches = iter(DataLoader(list(range(20)), batch_sampler=sampler))
     assert next(batches).tolist() == sampler.batch(0)
     assert sampler.position == 1
+
+
+def test_a_loader_of_more_ranks_than_samples_is_refused_on_all_of_them_unless_it_can_make_empty_batches() -> None:
+    from torch.utils.data import DataLoader
+
+    def first_batch(world: int, **more: Any) -> Any:
+        sampler = ElasticSampler(20, global_batch=3, shuffle=False, rank=0, world_size=world)
+        return next(iter(DataLoader(list(range(20)), batch_sampler=sampler, **more)))
+
+    assert first_batch(3).tolist() == [0]
+    with pytest.raises(ExactMisuse, match="global_batch=3 leaves some of 4 ranks without a sample"):
+        first_batch(4)
+    assert first_batch(4, collate_fn=list) == []
+
+
+def test_a_loader_that_hands_out_batches_as_they_come_is_refused() -> None:
+    class AsTheyCome:
+        _next_index = None
+        _in_order = False
+
+        def first(self) -> list[int]:
+            return next(iter(ElasticSampler(20, global_batch=8)))
+
+    with pytest.raises(ExactMisuse, match="in_order=False"):
+        AsTheyCome().first()
 
 
 @pytest.mark.parametrize("wrong", [{"length": 0}, {"global_batch": 0}, {"rank": 1}])

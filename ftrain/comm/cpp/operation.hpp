@@ -11,12 +11,13 @@ struct Operation {
   Ring* ring = nullptr;                       // the one that it was entered in
   Record* recent = nullptr;                   // its second copy, if it has one
   Word *completed = nullptr, *failed = nullptr;  // null: no communicator, or no channel, to count it in
+  bool of_steps = true;                       // what it waits for, the training waits for
 
   // Not in a child of the process in which it was entered, nor once that goes on with another ring.
   bool is_recorded() const { return ring != nullptr && the_ring.load(acquire) == ring; }
 
   void go_outside() const {
-    if (is_recorded()) ring->go_outside(now_ns());
+    if (is_recorded()) ring->go_outside(now_ns(), of_steps);
   }
 
   void leave(bool did_fail, bool and_go_outside = false) const {
@@ -29,7 +30,7 @@ struct Operation {
       if (failed != nullptr) failed->fetch_add(1, relaxed);
     }
     if (completed != nullptr) completed->fetch_add(1, release);
-    if (and_go_outside) ring->go_outside(now);
+    if (and_go_outside) ring->go_outside(now, of_steps);
   }
 
   void leave_and_go_outside(bool did_fail) const { leave(did_fail, true); }
@@ -37,17 +38,18 @@ struct Operation {
   void note_wait() const {
     if (!is_recorded()) return;
     const uint64_t now = now_ns();
-    ring->begin_stretch(now, true);
-    ring->go_inside(now);
+    if (of_steps) ring->begin_stretch(now, true);
+    ring->go_inside(now, of_steps);
     for (Record* record : {&ring->records[id % RECORDS_MAX], recent})
       if (record != nullptr && record->id.load(acquire) == id) record->facts.waited_ns = now;
   }
 };
 
-inline Operation enter(Ring& ring, Facts facts, uint64_t now, bool send, bool receive) {
+inline Operation enter(Ring& ring, Facts facts, uint64_t now, bool send, bool receive, bool of_steps) {
   Header& header = *ring.header;
   Operation operation;
   operation.ring = &ring;
+  operation.of_steps = of_steps;
   facts.thread = this_thread();
   facts.step = the_step.load(relaxed);
   Word* entered = nullptr;
@@ -74,7 +76,7 @@ inline Operation enter(Ring& ring, Facts facts, uint64_t now, bool send, bool re
     operation.failed = &communicator.failed;
     slots = ring.recent[facts.communicator];
   }
-  const uint64_t gap = ring.go_inside(now);
+  const uint64_t gap = ring.go_inside(now, of_steps);
   const uint64_t seq = entered == nullptr ? 0 : entered->fetch_add(1) + 1;
   operation.id = header.head.fetch_add(1) + 1;
   ring.records[operation.id % RECORDS_MAX].write(operation.id, seq, now, gap, facts);

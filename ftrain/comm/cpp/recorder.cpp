@@ -127,9 +127,11 @@ class Wrapper final : public c10::OperatorKernel {
       if (tag_ >= 0) facts.tag = int32_t(arguments[tag_].toInt());
       facts.communicator = communicator_of(ring, arguments[group_].toCustomClass<ProcessGroup>());
       if (root_ >= 0) facts.root = global_rank(ring, facts.communicator, arguments[root_].toInt());
+      const bool of_steps = ring.is_of_steps(facts.communicator);
       // On CUDA the thread that enters waits for nothing: what its device waits for is not known.
-      if (!cuda_) ring.begin_stretch(now, op_.kind != Kind::collective || (async_ >= 0 && !arguments[async_].toBool()));
-      return enter(ring, facts, now, op_.kind == Kind::send, op_.kind == Kind::receive);
+      if (!cuda_ && of_steps)
+        ring.begin_stretch(now, op_.kind != Kind::collective || (async_ >= 0 && !arguments[async_].toBool()));
+      return enter(ring, facts, now, op_.kind == Kind::send, op_.kind == Kind::receive, of_steps);
     } catch (...) {
       return Operation();
     }
@@ -232,6 +234,7 @@ void ftrain_recorder_mark(int64_t step) {
   Header& header = *ring->header;
   const uint64_t number = header.marks.load(relaxed) + 1, now = now_ns();
   ring->begin_stretch(now, true);
+  ring->marker.store(this_thread(), relaxed);
   Mark& mark = ring->marks[number % MARKS_MAX];
   mark.number.store(0, relaxed);
   std::atomic_thread_fence(release);

@@ -137,6 +137,11 @@ struct Ring {
     Word begun_ns{0}, processor_ns{BLOCKS};
     std::atomic<uint32_t> thread{0};
   } stretch;
+  // Of the operations of steps only: how many are under way, and when the last of them ended.
+  std::atomic<int64_t> under_way{0};
+  Word last_end_ns{0};
+  std::atomic<uint32_t> marker{0};  // the thread that marks steps; 0: none was marked
+  Word used[COMMUNICATORS_MAX]{};   // by that thread last in this step, counted from 1
 
   explicit Ring(char* at) : header(reinterpret_cast<Header*>(at)) {
     at += sizeof(Header);
@@ -161,21 +166,35 @@ struct Ring {
     return at + count * sizeof(T);
   }
 
+  // Whether an operation that this thread enters is part of the steps: it is the thread that marks them, or has used
+  // the communicator in this step or the last one itself, as a hook's callbacks do. Others do their work beside the
+  // training (a checkpoint that is written, a monitor): while they wait, the training does not.
+  bool is_of_steps(uint32_t communicator) {
+    const uint32_t thread = marker.load(relaxed);
+    if (thread == 0) return true;
+    const uint64_t step = header->marks.load(relaxed) + 1;
+    Word* last = communicator == NONE ? nullptr : &used[communicator];
+    if (thread != this_thread()) return last != nullptr && last->load(relaxed) + 1 >= step;
+    if (last != nullptr) last->store(step, relaxed);
+    return true;
+  }
+
   // Returns for how long the process had been outside of all operations.
-  uint64_t go_inside(uint64_t now) {
+  uint64_t go_inside(uint64_t now, bool of_steps) {
+    if (of_steps) under_way.fetch_add(1);
     if (header->inside.fetch_add(1) > 0) return 0;
     const uint64_t left = header->last_exit_ns.load(relaxed);
     return now > left ? now - left : 0;
   }
 
-  // A stretch is what a thread does from one entry, wait or mark to the next. What was under way while nothing was
-  // computed, it has waited for: the one that ends is added up, another begins. Where the only operation under way
-  // blocks its caller, no processor time has to be asked for.
+  // A stretch is what a thread does from one entry, wait or mark to the next, of those that are of steps. What was under
+  // way while nothing was computed, it has waited for: the one that ends is added up, another begins. Where the only
+  // operation under way blocks its caller, no processor time has to be asked for.
   void begin_stretch(uint64_t now, bool blocks) {
-    const bool inside = header->inside.load() > 0, covers = !blocks || inside;
+    const bool inside = under_way.load() > 0, covers = !blocks || inside;
     const uint64_t begun = stretch.begun_ns.load(relaxed), before = stretch.processor_ns.load(relaxed);
     const uint64_t processor = covers || before != BLOCKS ? processor_ns() : BLOCKS;
-    const uint64_t left = inside ? now : header->last_exit_ns.load(relaxed);
+    const uint64_t left = inside ? now : last_end_ns.load(relaxed);
     uint64_t waited = begun != 0 && left > begun ? left - begun : 0;
     if (waited > 0 && before != BLOCKS && stretch.thread.load(relaxed) == this_thread()) {
       const uint64_t computed = processor - before;
@@ -187,7 +206,11 @@ struct Ring {
     stretch.thread.store(this_thread(), relaxed);
   }
 
-  void go_outside(uint64_t now) {
+  void go_outside(uint64_t now, bool of_steps) {
+    if (of_steps) {
+      last_end_ns.store(now, relaxed);
+      under_way.fetch_sub(1);
+    }
     header->last_exit_ns.store(now, relaxed);
     header->inside.fetch_sub(1);
   }

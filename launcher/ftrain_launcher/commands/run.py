@@ -20,6 +20,7 @@ from ftrain_launcher.errors import UsageError
 if TYPE_CHECKING:
     from ftrain_launcher.engine_messages import Offer
     from ftrain_launcher.job.events import JobConfig
+    from ftrain_launcher.work import Work
 
 _RESTARTS = 20
 """Where the user says nothing."""
@@ -31,6 +32,16 @@ def add_to(commands: Commands) -> None:
     parser = add_command(commands, "run", run, about)
     parser.allow_abbrev = True  # as torchrun's; see `cli.Parser`
     add = adder(parser)
+    _add_nodes(add)
+    _add_faults(add)
+    _add_job(add)
+    _add_processes(add)
+    torchrun.add_options(parser)
+    add("script", metavar="SCRIPT", help="the training script, or with -m the module")
+    add("arguments", metavar="ARGS", nargs=argparse.REMAINDER, help="its arguments")
+
+
+def _add_nodes(add: Callable[..., object]) -> None:
     about = "hosts of the job; run the same command on each; MIN:MAX: it goes on with as few as MIN; default 1"
     add("--nnodes", default="1", metavar="N|MIN:MAX", help=about)
     add("--local-nodes", metavar="N|MIN:MAX", help="emulate this many nodes on this machine")
@@ -42,6 +53,9 @@ def add_to(commands: Commands) -> None:
     add("--codec", choices=["auto", "numpy", "isal", "zfec"], default="auto", help="what computes parity; default auto")
     add("--protect-bandwidth", metavar="RATE", help="what a node may send for parity, like 500M bytes a second")
     add("--failure-domain", metavar="LABEL", help="this host's rack or switch; emulated: a label a node, with commas")
+
+
+def _add_faults(add: Callable[..., object]) -> None:
     add(
         "--demote-after-nan",
         action=argparse.BooleanOptionalAction,
@@ -69,6 +83,9 @@ def add_to(commands: Commands) -> None:
         help="what follows when a rank hangs or a link breaks: act (restart, take nodes out), warn (only tell) or off",
     )
     add("--isolate-slow", action="store_true", help="take out nodes that stay slow; else they are only told")
+
+
+def _add_job(add: Callable[..., object]) -> None:
     add("--name", metavar="JOB", help="the job's name; default: made from the script's")
     about = "SIGTERM is a notice, S seconds ahead: the job is flushed (docs/launching.md); else it ends the job"
     add("--flush-seconds", type=float, metavar="S", help=about)
@@ -86,6 +103,9 @@ def add_to(commands: Commands) -> None:
     add("--node-rank", type=int, metavar="R", help="this host's place among several; default: in order of joining")
     add("--secret-file", type=Path, metavar="FILE", help="what all hosts know: only those that do can join")
     tls.add_options(add)
+
+
+def _add_processes(add: Callable[..., object]) -> None:
     about = "local; ray: a Ray cluster; host: this one, also with --nnodes 1; none: only the controller; default local"
     add("--engine", choices=["local", "host", "none", "ray"], default="local", help=f"where nodes come from: {about}")
     on_ray.add_options(add)
@@ -95,9 +115,6 @@ def add_to(commands: Commands) -> None:
     about = "after a fault, survivors go on in the same processes (docs/recovery.md); default: with --standby"
     add("--in-process", action=argparse.BooleanOptionalAction, help=about)
     add("--no-zygote", action="store_true", help="start workers by exec, not by fork from a process with torch")
-    torchrun.add_options(parser)
-    add("script", metavar="SCRIPT", help="the training script, or with -m the module")
-    add("arguments", metavar="ARGS", nargs=argparse.REMAINDER, help="its arguments")
 
 
 def _add_waits(add: Callable[..., object]) -> None:
@@ -162,11 +179,35 @@ def _run_with(
 
 def _config(chosen: argparse.Namespace, least: int, nodes: int, *, hosts: bool) -> JobConfig:
     from ftrain_launcher.job.events import LAST_CALL_SECONDS, Detect, JobConfig
+
+    work, last_call = _work(chosen, nodes, hosts=hosts), chosen.last_call_seconds
+    config = JobConfig(
+        work=work,
+        nodes=nodes,
+        nodes_min=least if least < nodes else None,
+        shrink_after_seconds=checks.not_negative("--shrink-after-seconds", chosen.shrink_after_seconds),
+        spares=checks.at_least("--spares", chosen.spares, 0),
+        preflight=chosen.preflight,
+        hosts=hosts,
+        host_wait_seconds=checks.positive("--join-timeout-seconds", chosen.join_timeout_seconds),
+        last_call_seconds=LAST_CALL_SECONDS if last_call is None else checks.not_negative("--rdzv-conf", last_call),
+        heartbeat_timeout_seconds=checks.positive("--heartbeat-timeout-seconds", chosen.heartbeat_timeout_seconds),
+        agent_grace_seconds=checks.positive("--agent-grace-seconds", chosen.agent_grace_seconds),
+        shutdown_grace_seconds=checks.not_negative("--shutdown-timeout", chosen.shutdown_timeout),
+        detect=Detect(chosen.detect),
+        isolate_slow=chosen.isolate_slow,
+    )
+    checks.positive("--controller-grace-seconds", chosen.controller_grace_seconds)
+    if chosen.flush_seconds is not None:
+        checks.positive("--flush-seconds", chosen.flush_seconds)
+    return config
+
+
+def _work(chosen: argparse.Namespace, nodes: int, *, hosts: bool) -> Work:
     from ftrain_launcher.work import Work
 
-    workers = devices.workers(chosen.nproc_per_node)
-    last_call, restarts = chosen.last_call_seconds, chosen.max_restarts
-    work = Work(
+    workers, restarts = devices.workers(chosen.nproc_per_node), chosen.max_restarts
+    return Work(
         job=_new_name(Path(chosen.script).stem) if chosen.name is None else checks.job_name(chosen.name),
         argv=(_program(chosen), *chosen.arguments),
         kind=torchrun.kind(chosen),
@@ -195,26 +236,6 @@ def _config(chosen: argparse.Namespace, least: int, nodes: int, *, hosts: bool) 
         standby=checks.at_least("--standby", chosen.standby, 0),
         abort_grace_seconds=checks.abort_grace(chosen.abort_grace_seconds),
     )
-    config = JobConfig(
-        work=work,
-        nodes=nodes,
-        nodes_min=least if least < nodes else None,
-        shrink_after_seconds=checks.not_negative("--shrink-after-seconds", chosen.shrink_after_seconds),
-        spares=checks.at_least("--spares", chosen.spares, 0),
-        preflight=chosen.preflight,
-        hosts=hosts,
-        host_wait_seconds=checks.positive("--join-timeout-seconds", chosen.join_timeout_seconds),
-        last_call_seconds=LAST_CALL_SECONDS if last_call is None else checks.not_negative("--rdzv-conf", last_call),
-        heartbeat_timeout_seconds=checks.positive("--heartbeat-timeout-seconds", chosen.heartbeat_timeout_seconds),
-        agent_grace_seconds=checks.positive("--agent-grace-seconds", chosen.agent_grace_seconds),
-        shutdown_grace_seconds=checks.not_negative("--shutdown-timeout", chosen.shutdown_timeout),
-        detect=Detect(chosen.detect),
-        isolate_slow=chosen.isolate_slow,
-    )
-    checks.positive("--controller-grace-seconds", chosen.controller_grace_seconds)
-    if chosen.flush_seconds is not None:
-        checks.positive("--flush-seconds", chosen.flush_seconds)
-    return config
 
 
 def _program(chosen: argparse.Namespace) -> str:

@@ -15,26 +15,17 @@ from ftrain_launcher.control.detection import Detection
 from ftrain_launcher.control.outbox import Outbox
 from ftrain_launcher.control.requests import Requests
 from ftrain_launcher.detect.records import NodeReport
+from ftrain_launcher.from_agent import FromAgent, Heartbeat, Join, Recalled, ReplicaDigests, WorkerExit
 from ftrain_launcher.job.coordinator import Coordinator
 from ftrain_launcher.job.events import Event, Joined, Left
 from ftrain_launcher.job.membership import Phase
 from ftrain_launcher.job.progress import ProgressFilter
 from ftrain_launcher.jobs import JobFolder, JobRecord
-from ftrain_launcher.messages import (
-    PROTOCOL_VERSION,
-    Form,
-    FromAgent,
-    Heartbeat,
-    Join,
-    Recalled,
-    ReplicaDigests,
-    Stand,
-    ToAgent,
-    WorkerExit,
-)
 from ftrain_launcher.packing import Packer
+from ftrain_launcher.protocol import PROTOCOL_VERSION
 from ftrain_launcher.questions import Reply
 from ftrain_launcher.terminal import announce
+from ftrain_launcher.to_agent import Form, Stand, ToAgent
 
 _JOIN_SECONDS = 10.0
 """How long an agent may take to say who it is."""
@@ -59,7 +50,6 @@ class AgentLines:
         self._submit, self._hear_of, self._ended = submit, hear_of, ended
         self._observations: dict[str, views.Observation] = {}
         self._outboxes: dict[str, Outbox] = {}
-        self._connections: dict[str, int] = {}
         self._connections_made = int(time.time() * 1000)
         self._packer = Packer()
         self._progress = ProgressFilter()
@@ -114,7 +104,7 @@ class AgentLines:
         self._connections_made += 1
         connection = self._connections_made
         outbox = Outbox(socket, request.transport)
-        self._outboxes[join.node], self._connections[join.node] = outbox, connection
+        self._outboxes[join.node] = outbox
         self._observations[join.node] = views.Observation(
             agent_pid=join.agent_pid,
             daemon_pid=join.daemon_pid,
@@ -125,7 +115,7 @@ class AgentLines:
         self._submit(Joined(join, connection))
         try:
             async for message in socket:
-                if self._connections.get(join.node) != connection:
+                if self._outboxes.get(join.node) is not outbox:
                     break  # The agent has made a newer one.
                 if message.type is WSMsgType.BINARY:
                     self._hear(join.node, _decode(message.data))
@@ -134,8 +124,8 @@ class AgentLines:
         except ConnectionError:  # while a ping was answered
             pass
         finally:
-            if self._connections.get(join.node) == connection:
-                del self._outboxes[join.node], self._connections[join.node]
+            if self._outboxes.get(join.node) is outbox:
+                del self._outboxes[join.node]
             await outbox.close()
             if not self._ended.is_set():
                 self._submit(Left(join.node, connection))

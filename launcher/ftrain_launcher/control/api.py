@@ -20,7 +20,7 @@ from ftrain_launcher.health.shown import shown
 from ftrain_launcher.job.coordinator import Coordinator
 from ftrain_launcher.job.events import CordonNode, Event, Leave, UncordonNode
 from ftrain_launcher.job.membership import Node, NodeState, Phase
-from ftrain_launcher.messages import Inject
+from ftrain_launcher.to_agent import Inject
 from ftrain_launcher.trace.records import STEPS_MAX, JobTrace
 from ftrain_launcher.trace.tracing import Tracing
 

@@ -27,10 +27,10 @@ from ftrain_launcher.detect.records import NodeReport
 from ftrain_launcher.detect.slow_links import Slowed
 from ftrain_launcher.detect.stopped import Stopped
 from ftrain_launcher.detect.verdict import Kind, Verdict
+from ftrain_launcher.from_agent import ReplicaDigests
 from ftrain_launcher.job.coordinator import Coordinator
 from ftrain_launcher.job.events import Detect, Diagnosed, QuickAgain
 from ftrain_launcher.job.membership import NodeState, Phase
-from ftrain_launcher.messages import ReplicaDigests
 from ftrain_launcher.questions import Finding, Inspect, Inspected
 
 JUDGE_SECONDS = 0.1

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from aiohttp import web
 
 from ftrain_launcher import handshake
-from ftrain_launcher.messages import MESSAGE_BYTES_MAX
+from ftrain_launcher.protocol import MESSAGE_BYTES_MAX
 
 SILENCE_SECONDS_MAX = 10.0
 """Who has connected and asks for nothing is sent away after this; a line of an agent or a launcher is none of these."""

@@ -16,9 +16,9 @@ from pathlib import Path
 import msgspec
 
 from ftrain_launcher.errors import JournalDamaged
+from ftrain_launcher.from_agent import RankRestored, RankStepped
 from ftrain_launcher.job.coordinator import Coordinator
 from ftrain_launcher.job.events import Event, JobStarted, Progress, StoodStill
-from ftrain_launcher.messages import RankRestored, RankStepped
 
 UNSYNCED = (Progress, RankRestored, RankStepped, StoodStill)
 """Nobody waits until these are on the disk, as far as that is up to the operating system."""

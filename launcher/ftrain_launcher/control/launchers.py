@@ -7,7 +7,7 @@ import asyncio
 from ftrain_launcher.control.outbox import Outbox
 from ftrain_launcher.engine_messages import JobEnded, Offer, ReapNode, StartNode
 from ftrain_launcher.job.events import JobConfig
-from ftrain_launcher.messages import PROTOCOL_VERSION
+from ftrain_launcher.protocol import PROTOCOL_VERSION
 
 
 def refusal(offer: Offer, config: JobConfig) -> str | None:

@@ -14,7 +14,8 @@ from ftrain_launcher.control.requests import Requests
 from ftrain_launcher.detect.links import ALL_PAIRS_MAX, Matrix, Pair, best_of, probe_pairs
 from ftrain_launcher.job.coordinator import Coordinator
 from ftrain_launcher.questions import Probe, Probed
-from ftrain_snapshot.messages import LinkFigure, Peer
+from ftrain_snapshot.membership import Peer
+from ftrain_snapshot.messages import LinkFigure
 
 ROUND_TRIPS = 50
 BURSTS, BURST_BYTES = 4, 256 << 10

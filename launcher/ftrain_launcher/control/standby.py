@@ -22,14 +22,15 @@ from ftrain_launcher.control.followers import Follow, Have, Lines, parts
 from ftrain_launcher.control.journal_copy import JournalCopy
 from ftrain_launcher.control.outbox import Outbox
 from ftrain_launcher.errors import SecretRefused
+from ftrain_launcher.from_agent import FromAgent, Join, Recalled
 from ftrain_launcher.job.fencing import Ask, Elected, Election, Nodes, Stale
 from ftrain_launcher.job.membership import Phase
 from ftrain_launcher.jobs import JobFolder
 from ftrain_launcher.leadership import LOOK_EVERY_SECONDS, Leadership, Seen
 from ftrain_launcher.line import LINE_ERRORS, open_line
-from ftrain_launcher.messages import Elect, FromAgent, Join, Recall, Recalled, Stand
 from ftrain_launcher.processes.pidfds import wait_gone
 from ftrain_launcher.terminal import announce
+from ftrain_launcher.to_agent import Elect, Recall, Stand
 
 _from_agent = msgspec.msgpack.Decoder(FromAgent).decode
 _lines = msgspec.msgpack.Decoder(Lines).decode

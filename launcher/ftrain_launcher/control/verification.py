@@ -9,7 +9,8 @@ from typing import Any
 from ftrain_launcher.control.requests import Requests
 from ftrain_launcher.job.worlds import Worlds
 from ftrain_launcher.questions import Verified, Verify
-from ftrain_snapshot.messages import Damage, LaneReport
+from ftrain_snapshot.inventory import Damage
+from ftrain_snapshot.messages import LaneReport
 from ftrain_snapshot.placement import Group, group_of
 
 ANSWER_SECONDS_MAX = 570.0

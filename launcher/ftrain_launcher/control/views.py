@@ -13,6 +13,7 @@ import msgspec
 from ftrain_launcher.control.story import phases
 from ftrain_launcher.detect.verdict import Verdict
 from ftrain_launcher.errors import UsageError
+from ftrain_launcher.from_agent import RankState, WorkerExit
 from ftrain_launcher.job.causes import Sign, classify, describe
 from ftrain_launcher.job.coordinator import Coordinator
 from ftrain_launcher.job.durable import DurableTier
@@ -21,8 +22,9 @@ from ftrain_launcher.job.incidents import Incident
 from ftrain_launcher.job.membership import Node, NodeState, Phase
 from ftrain_launcher.job.policy import isolations_max
 from ftrain_launcher.job.strikes import Strike
-from ftrain_launcher.messages import RankState, WorkerExit
-from ftrain_snapshot.messages import DaemonStatus, Inventory, Levels, SnapshotId, Volume
+from ftrain_snapshot.inventory import Inventory
+from ftrain_snapshot.status import DaemonStatus, Levels, Volume
+from ftrain_snapshot.words import SnapshotId
 
 CPU_WINDOW_SECONDS = 5.0
 """A daemon's share of a core is taken over so long."""
@@ -111,9 +113,9 @@ def status(coordinator: Coordinator, observations: Observations, controller_pid:
 
 
 def _size(coordinator: Coordinator) -> dict[str, int]:
-    """How many nodes hold ranks, and between which numbers that may change."""
+    """How many nodes hold ranks, between which numbers that may change, and how many are wanted besides."""
     config, here = coordinator.config, sum(name is not None for name in coordinator.positions)
-    return {"nodes": here, "min": config.least, "max": config.nodes}
+    return {"nodes": here, "min": config.least, "max": config.nodes, "spares": config.spares}
 
 
 def _snapshot_counts(observations: Observations) -> dict[str, int]:

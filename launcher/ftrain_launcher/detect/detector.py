@@ -68,7 +68,7 @@ class Detector:
         if it differs from what others are in."""
         self._halted: set[int] = set()
         self._told: dict[Kind, tuple[tuple[object, ...], float]] = {}
-        """The suspects last told of, and when they last were found."""
+        """The suspects last told of, whether that was sure, and when they last were found."""
         self._looked = float("-inf")
 
     def take(self, report: NodeReport, now: float) -> None:
@@ -105,7 +105,8 @@ class Detector:
         self._spells.look(found_now.judge)
         for verdict in found_now.find():
             suspects, last = self._told.get(verdict.kind, ((), float("-inf")))
-            found = (verdict.ranks, verdict.nodes)
+            # Nothing follows from a guess; what has become sure since is news.
+            found = (verdict.ranks, verdict.nodes, verdict.confidence >= findings.SURE)
             if found != suspects or now - last > FORGET_SECONDS:
                 new.append(verdict)
                 if verdict.allowed_seconds:

@@ -74,19 +74,11 @@ class Findings:
         return self._mismatch(found[0]) if found else None
 
     def _hang(self, late: list[Late]) -> Verdict:
-        graph, first = self._graph, late[0]
-        ranks = tuple(found.rank for found in late)
-        waiters = sorted(rank for rank, _ in first.gate.waiters if rank not in ranks)
-        called = _called(first.gate.waiters[0][1].op, first.gate.seq, first.gate.communicator)
-        has = "have" if len(ranks) > 1 else "has"
-        entered = f"{has} not entered {called} for {first.seconds:.1f} s"
-        if first.gate.group is not None and first.rank not in first.gate.lacking():
-            entered = f"{has} been inside {called} for {first.seconds:.1f} s"
-        waits = f"{wording.ranks(waiters)} {'wait' if len(waiters) > 1 else 'waits'} for it"
-        clauses = [f"{wording.ranks(ranks, self._nodes)} {entered}", waits if waiters else "the others have left it"]
-        standing = graph.standings[first.rank]
-        if state := wording.state(standing.record.process):
-            clauses.append(state)
+        first = late[0]
+        standing = self._graph.standings[first.rank]
+        # Which of them has kept others waiting a moment longer changes from look to look.
+        ranks = tuple(found.rank for found in sorted(late, key=lambda found: (-found.confidence, found.rank)))
+        clauses = self._who_is_late(first, ranks)
         given, usual = (0.0, 0.0) if standing.halted else self.judge.given(standing, first.gate)
         if given > usual:
             clauses.append(f"it was given {given:.1f} s, since it might have been slow only")
@@ -99,6 +91,27 @@ class Findings:
             gates=[found.gate for found in late],
         )
         return msgspec.structs.replace(verdict, allowed_seconds=given)
+
+    def _who_is_late(self, first: Late, ranks: tuple[int, ...]) -> list[str]:
+        """At one gate, and which of these ranks keep others waiting elsewhere."""
+        late, at_gate = set(ranks), set(first.gate.lacking())
+        entered = "not entered"
+        if first.rank not in at_gate:  # it was stopped within
+            entered, at_gate = "been inside", {rank for rank, _ in first.gate.waiters}
+        here = [rank for rank in ranks if rank in at_gate]
+        elsewhere = [rank for rank in ranks if rank not in at_gate]
+        has, them = ("have", "them") if len(here) > 1 else ("has", "it")
+        called = _called(first.gate.waiters[0][1].op, first.gate.seq, first.gate.communicator)
+        clauses = [f"{wording.ranks(here, self._nodes)} {has} {entered} {called} for {first.seconds:.1f} s"]
+        waiters = sorted(rank for rank, _ in first.gate.waiters if rank not in late)
+        waits = f"{wording.ranks(waiters)} {'wait' if len(waiters) > 1 else 'waits'} for {them}"
+        clauses.append(waits if waiters else "the others have left it")
+        if state := wording.state(self._graph.standings[first.rank].record.process):
+            clauses.append(state if len(here) == 1 else f"of rank {first.rank}: {state}")
+        if elsewhere:
+            keep = "keep" if len(elsewhere) > 1 else "keeps"
+            clauses.append(f"{wording.ranks(elsewhere, self._nodes)} {keep} others waiting, too")
+        return clauses
 
     def _mismatch(self, found: Difference) -> Verdict:
         with_type = len({call.dtype for _, call in found.calls}) > 1

@@ -224,6 +224,11 @@ def _minority(
     return [(node, of(f), usual) for node, f in figures.items() if of(f) != usual]
 
 
+def _goodness(link: LinkFigure) -> tuple[bool, float]:
+    """What is cut is worse than what is slow."""
+    return not link.failure, link.bytes_per_second or 0.0
+
+
 def _links(findings: _Findings, checkup: Checkup) -> None:
     busy = {node for node, f in checkup.nodes.items() if isinstance(f, str) or f.cpu_share < BUSY_SHARE}
     sick = sick_links(checkup.links, busy)
@@ -231,7 +236,7 @@ def _links(findings: _Findings, checkup: Checkup) -> None:
     for node in nodes:
         mine = {pair: words for pair, words in sick.items() if node in pair}
         cut = any(checkup.links[pair].failure for pair in mine)
-        worst = next((pair for pair in mine if checkup.links[pair].failure), next(iter(mine)))
+        worst = min(mine, key=lambda pair: _goodness(checkup.links[pair]))
         partners = sorted({other for pair in mine for other in pair} - {node})
         whom = ", ".join(partners) if len(partners) < 4 else f"{len(partners)} nodes"
         text = f"its links to {whom} are sick: {_link(worst, mine[worst])}"

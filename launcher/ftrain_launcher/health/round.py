@@ -26,7 +26,8 @@ from ftrain_launcher.job.events import NodeChecked
 from ftrain_launcher.job.membership import Node, NodeState
 from ftrain_launcher.questions import CheckHealth, Health, Probe, Probed
 from ftrain_launcher.terminal import announce
-from ftrain_snapshot.messages import LinkFigure, Peer
+from ftrain_snapshot.membership import Peer
+from ftrain_snapshot.messages import LinkFigure
 
 ROUNDS_MAX = 15
 """With more than 16 nodes, links are a sample: each node meets so many others."""

@@ -17,7 +17,7 @@ from ftrain_launcher.job.orders import Orders
 from ftrain_launcher.job.policy import EXIT_NODES, Action
 from ftrain_launcher.job.roster import Roster
 from ftrain_launcher.job.rungs import rung_of
-from ftrain_launcher.messages import Form
+from ftrain_launcher.to_agent import Form
 
 LOOK_SECONDS = 4.5
 """How long an agent that is well may take to find who has taken over: it tries one candidate after the other, waits 2 s

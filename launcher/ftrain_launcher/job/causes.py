@@ -19,8 +19,8 @@ from enum import IntEnum, StrEnum
 import msgspec
 
 from ftrain_launcher.detect.verdict import Kind, Verdict
+from ftrain_launcher.from_agent import Failure, WorkerExit
 from ftrain_launcher.job.last_words import last_words, misses_a_peer
-from ftrain_launcher.messages import Failure, WorkerExit
 
 UNLIKE = "unlike_ranks"
 """The kind of a `Trouble`: ranks keep what they have in common in different orders."""
@@ -313,20 +313,21 @@ def describe(sign: Sign) -> str:
     """One clause that a person understands."""
     if sign.kind == "worker_exit":
         where = f"rank {sign.rank} on {sign.node}"
-        after = "before its first step" if sign.step is None else f"after step {sign.step}"
+        # Of a script without a `Context` no step is known: nothing is said then.
+        after = "" if sign.step is None else f" after step {sign.step}"
         number = _signal_of(sign)
         if sign.failure is not None:
-            return f"{where} raised {sign.failure.error} {after}"
+            return f"{where} raised {sign.failure.error}{after}"
         last = last_words(sign.last_lines)
         if sign.with_zygote:
-            return f"{where} died with its node's zygote {after}"
+            return f"{where} died with its node's zygote{after}"
         if number is not None:
             # Libraries say why before they abort.
             why = f": {last}" if last and number == signal.SIGABRT else ""
-            return f"{where} was killed by {_signal_name(number)} {after}{why}"
+            return f"{where} was killed by {_signal_name(number)}{after}{why}"
         how = "is gone" if sign.code is None else f"exited with code {sign.code}"
         too_soon = ", before the others" if sign.code == 0 else ""
-        return f"{where} {how} {after}{too_soon}" + (f": {last}" if last and sign.code else "")
+        return f"{where} {how}{after}{too_soon}" + (f": {last}" if last and sign.code else "")
     if sign.verdict is not None:
         return sign.reason
     text = _WORDS.get(sign.kind, f"{sign.kind} on {{node}}").format(node=sign.node)

@@ -23,8 +23,8 @@ from typing import assert_never
 
 import msgspec
 
-from ftrain_launcher import messages as m
 from ftrain_launcher.engine_messages import FlushJob, HostLeaves, NodeGone, StopJob
+from ftrain_launcher.from_agent import Held, Join, RankHalted, Stopped, Trouble
 from ftrain_launcher.job.causes import GROWN, HARMLESS, MISFIT, NOT_CERTIFIED, Sign, describe
 from ftrain_launcher.job.events import (
     Command,
@@ -46,6 +46,7 @@ from ftrain_launcher.job.membership import Node, NodeState, Phase, check_phase
 from ftrain_launcher.job.policy import Action
 from ftrain_launcher.job.running import Report
 from ftrain_launcher.job.state import JobState
+from ftrain_launcher.to_agent import Shutdown
 
 
 class Coordinator(JobState):
@@ -96,12 +97,12 @@ class Coordinator(JobState):
                 node = self.nodes.get(name)
                 if node is not None and not node.gone:
                     self._lose(node, reason, now)
-            case m.Stopped():
+            case Stopped():
                 if self.phase is Phase.STOPPING and self._forming.take(event):
                     self._form_if_ready(now)
-            case m.Trouble():
+            case Trouble():
                 self._trouble(event, now)
-            case m.Held() | m.RankHalted():
+            case Held() | RankHalted():
                 self.halting.take(event, now)
             case CordonNode() | UncordonNode():
                 self.quarantine.take(event, now)
@@ -175,12 +176,12 @@ class Coordinator(JobState):
         if self.phase not in (Phase.ENDING, Phase.ENDED):
             self._recruiting.take_host(event, now)
 
-    def _join(self, join: m.Join, connection: int, now: float) -> None:
+    def _join(self, join: Join, connection: int, now: float) -> None:
         """An agent is there, for the first time or again, perhaps before its old connection is seen to be closed."""
         node = self.nodes.get(join.node) or self._roster.add(join.node)
         node.connection = connection
         if node.gone:
-            self._orders.send(node, m.Shutdown("the job goes on without this node", 0.0))
+            self._orders.send(node, Shutdown("the job goes on without this node", 0.0))
             return
         is_new = node.state is NodeState.STARTING
         self._roster.arrive(node, join)
@@ -277,7 +278,7 @@ class Coordinator(JobState):
             case Action() as action:
                 self._end(action, now)
 
-    def _trouble(self, event: m.Trouble, now: float) -> None:
+    def _trouble(self, event: Trouble, now: float) -> None:
         node = self.nodes.get(event.node)
         if node is None or node.gone or self.phase not in (Phase.STOPPING, Phase.RUNNING):
             return

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 import msgspec
 
 from ftrain_launcher.job.causes import NOT_CERTIFIED, Sign
-from ftrain_snapshot.messages import SnapshotId
+from ftrain_snapshot.words import SnapshotId
 
 
 class Demotion(msgspec.Struct, frozen=True):

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import msgspec
 
+from ftrain_launcher.from_agent import DurableEnded, DurableSearch
 from ftrain_launcher.job.events import Progress
 from ftrain_launcher.job.formation import Start
-from ftrain_launcher.messages import DurableEnded, DurableSearch, Unpin, WriteDurable
+from ftrain_launcher.to_agent import Unpin, WriteDurable
 from ftrain_launcher.work import Durable
-from ftrain_snapshot.messages import Levels, SnapshotId
+from ftrain_snapshot.status import Levels
+from ftrain_snapshot.words import SnapshotId
 
 SEARCH_SECONDS_MAX = 30.0
 """How long storage may take to say what it holds."""

@@ -9,7 +9,7 @@ from ftrain_launcher.job.membership import Node, NodeState
 from ftrain_launcher.job.orders import Orders
 from ftrain_launcher.job.policy import Action
 from ftrain_launcher.job.roster import Roster
-from ftrain_launcher.messages import Shutdown
+from ftrain_launcher.to_agent import Shutdown
 
 
 class Ending:

@@ -13,10 +13,9 @@ import msgspec
 from ftrain_launcher.detect.patience import WentOn
 from ftrain_launcher.detect.verdict import Verdict
 from ftrain_launcher.engine_messages import FlushJob, HostLeaves, NodeGone, ReapNode, StartNode, StopJob
-from ftrain_launcher.messages import (
+from ftrain_launcher.from_agent import (
     ArenaShort,
     DurableEnded,
-    Form,
     Held,
     Join,
     RankHalted,
@@ -24,12 +23,12 @@ from ftrain_launcher.messages import (
     RankStepped,
     StateCertified,
     Stopped,
-    ToAgent,
     Trouble,
     WorkerExit,
 )
+from ftrain_launcher.to_agent import Form, ToAgent
 from ftrain_launcher.work import Work
-from ftrain_snapshot.messages import SnapshotId
+from ftrain_snapshot.words import SnapshotId
 
 LAST_CALL_SECONDS = 30.0
 """Once the fewest nodes are here with which the job can begin, more are waited for so long; as torchrun does."""

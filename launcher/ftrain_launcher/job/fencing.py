@@ -19,8 +19,9 @@ from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 
+from ftrain_launcher.from_agent import Join
 from ftrain_launcher.job.generation import Generation
-from ftrain_launcher.messages import Form, Join
+from ftrain_launcher.to_agent import Form
 
 FIRST_TERM = 1
 """Of the candidate that the job begins with."""

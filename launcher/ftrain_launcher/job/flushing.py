@@ -17,7 +17,7 @@ from ftrain_launcher.job.halting import Halting
 from ftrain_launcher.job.orders import Orders
 from ftrain_launcher.job.policy import EXIT_NOT_FLUSHED, Action
 from ftrain_launcher.job.roster import Roster
-from ftrain_launcher.messages import PinDurable
+from ftrain_launcher.to_agent import PinDurable
 
 ENDING_SECONDS = 1.0
 """What agents and daemons need to end, once the workers have."""

@@ -15,9 +15,10 @@ import msgspec
 from ftrain_launcher.job.demotion import Demotion
 from ftrain_launcher.job.worlds import NOTHING, Held, Holdings
 from ftrain_snapshot.holdings import explain, newest_complete
-from ftrain_snapshot.messages import Levels, SnapshotId
 from ftrain_snapshot.placement import Groups
+from ftrain_snapshot.status import Levels
 from ftrain_snapshot.storage import DurableId
+from ftrain_snapshot.words import SnapshotId
 
 
 class Past(msgspec.Struct, frozen=True, kw_only=True):

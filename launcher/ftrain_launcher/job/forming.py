@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from ftrain_launcher.from_agent import Stopped
 from ftrain_launcher.job.causes import Sign
 from ftrain_launcher.job.durable import SEARCH_SECONDS_MAX, DurableTier
 from ftrain_launcher.job.events import JobConfig
@@ -24,10 +25,11 @@ from ftrain_launcher.job.quarantine import Quarantine
 from ftrain_launcher.job.roster import Roster
 from ftrain_launcher.job.rungs import rung_of
 from ftrain_launcher.job.worlds import World, Worlds, is_same, place
-from ftrain_launcher.messages import STORE_SECONDS_MAX, Form, Stop, Stopped
+from ftrain_launcher.to_agent import STORE_SECONDS_MAX, Form, Stop
 from ftrain_snapshot.errors import PlacementImpossible
-from ftrain_snapshot.messages import Origin, Peer, SnapshotId
+from ftrain_snapshot.membership import Origin, Peer
 from ftrain_snapshot.placement import Groups
+from ftrain_snapshot.words import SnapshotId
 
 Outcome = Generation | Sign | Action | None
 """The generation, that can begin; what has broken of it, so that it must be announced anew; how the job ends; or

@@ -6,14 +6,15 @@ from collections.abc import Sequence
 
 import msgspec
 
+from ftrain_launcher.from_agent import Join
 from ftrain_launcher.job.causes import Sign
 from ftrain_launcher.job.demotion import Demotion
 from ftrain_launcher.job.formation import Past, Start, choose_start
 from ftrain_launcher.job.membership import Node
 from ftrain_launcher.job.ranks import Ranks
 from ftrain_launcher.job.worlds import Worlds
-from ftrain_launcher.messages import Form, Join
-from ftrain_snapshot.messages import Levels
+from ftrain_launcher.to_agent import Form
+from ftrain_snapshot.status import Levels
 
 
 def recalled(form: Form) -> Generation:

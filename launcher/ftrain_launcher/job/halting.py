@@ -11,12 +11,13 @@ node do is in `ftrain.halt` and `node_halt`.
 
 from __future__ import annotations
 
+from ftrain_launcher.from_agent import Held, RankHalted
 from ftrain_launcher.job.generation import Generation
 from ftrain_launcher.job.membership import Node
 from ftrain_launcher.job.orders import Orders
 from ftrain_launcher.job.roster import Roster
-from ftrain_launcher.messages import GoOn, HaltAfter, Held, Hold, RankHalted
-from ftrain_snapshot.messages import Levels
+from ftrain_launcher.to_agent import GoOn, HaltAfter, Hold
+from ftrain_snapshot.status import Levels
 
 HOLD_SECONDS = 3.0
 """How long all nodes may take to answer `Hold`; their ranks wait meanwhile."""

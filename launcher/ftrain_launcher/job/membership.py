@@ -6,9 +6,9 @@ from enum import StrEnum
 
 import msgspec
 
+from ftrain_launcher.from_agent import DurableSearch
 from ftrain_launcher.job.events import Leave
-from ftrain_launcher.messages import DurableSearch
-from ftrain_snapshot.messages import Inventory
+from ftrain_snapshot.inventory import Inventory
 
 
 class NodeState(StrEnum):

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from ftrain_launcher.engine_messages import ReapNode, StartNode
 from ftrain_launcher.job.events import Announce, CheckNodes, Command, EndJob, Send
 from ftrain_launcher.job.membership import Node
-from ftrain_launcher.messages import ToAgent
+from ftrain_launcher.to_agent import ToAgent
 
 
 class Orders:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ftrain_launcher.job.durable import DurableTier
 from ftrain_launcher.job.events import Progress
-from ftrain_snapshot.messages import DaemonStatus
+from ftrain_snapshot.status import DaemonStatus
 
 _JOURNAL_SECONDS = 10.0
 

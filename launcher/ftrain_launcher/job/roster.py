@@ -11,9 +11,10 @@ import heapq
 from collections import Counter
 from collections.abc import Sequence
 
+from ftrain_launcher.from_agent import Join, Stopped
 from ftrain_launcher.job.membership import Cordon, Node, NodeState
 from ftrain_launcher.job.sizes import Sizes
-from ftrain_launcher.messages import Cordoned, Join, Stopped
+from ftrain_launcher.to_agent import Cordoned
 
 _ON_THEIR_WAY = (NodeState.STARTING, NodeState.AWAY)
 

@@ -10,6 +10,15 @@ from typing import assert_never
 
 from ftrain_launcher.detect.patience import WentOn
 from ftrain_launcher.detect.verdict import Kind
+from ftrain_launcher.from_agent import (
+    ArenaShort,
+    DurableEnded,
+    Join,
+    RankRestored,
+    RankStepped,
+    StateCertified,
+    WorkerExit,
+)
 from ftrain_launcher.job.causes import MISFIT, Sign, describe, sign_of_exit, sign_of_verdict
 from ftrain_launcher.job.durable import DurableTier
 from ftrain_launcher.job.events import Diagnosed, JobConfig, Progress, QuickAgain
@@ -21,18 +30,8 @@ from ftrain_launcher.job.policy import EXIT_USAGE, Action, Response, respond
 from ftrain_launcher.job.quarantine import Quarantine
 from ftrain_launcher.job.recruiting import Recruiting
 from ftrain_launcher.job.roster import Roster
-from ftrain_launcher.messages import (
-    ArenaShort,
-    DurableEnded,
-    Join,
-    RankRestored,
-    RankStepped,
-    StateCertified,
-    Unpin,
-    WorkerExit,
-    WriteDurable,
-)
-from ftrain_snapshot.messages import Levels
+from ftrain_launcher.to_agent import Unpin, WriteDurable
+from ftrain_snapshot.status import Levels
 
 Report = (
     WorkerExit

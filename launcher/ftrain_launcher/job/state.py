@@ -25,8 +25,9 @@ from ftrain_launcher.job.recruiting import Recruiting
 from ftrain_launcher.job.roster import Roster
 from ftrain_launcher.job.running import Running
 from ftrain_launcher.job.worlds import Worlds
-from ftrain_snapshot.messages import Levels, SnapshotId
 from ftrain_snapshot.placement import Groups
+from ftrain_snapshot.status import Levels
+from ftrain_snapshot.words import SnapshotId
 
 
 class JobState:

@@ -14,8 +14,10 @@ import msgspec
 
 from ftrain_launcher.job.membership import Node
 from ftrain_snapshot.errors import PlacementImpossible
-from ftrain_snapshot.messages import Holding, Origin, Peer, SnapshotId
+from ftrain_snapshot.inventory import Holding
+from ftrain_snapshot.membership import Origin, Peer
 from ftrain_snapshot.placement import Groups, groups
+from ftrain_snapshot.words import SnapshotId
 
 WORLDS_KEPT = 16
 """A node has room for three snapshots, and one that was away or idle for long may come back with older ones."""

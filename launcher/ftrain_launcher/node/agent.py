@@ -22,19 +22,23 @@ import msgspec
 
 from ftrain_launcher import leadership, names
 from ftrain_launcher.errors import SecretRefused
+from ftrain_launcher.from_agent import FromAgent, Recalled
 from ftrain_launcher.jobs import Endpoint, JobFolder
 from ftrain_launcher.line import LINE_ERRORS, OPENING_SECONDS_MAX, Socket, open_line
-from ftrain_launcher.messages import (
+from ftrain_launcher.node.node import NodeRunner
+from ftrain_launcher.packing import decode
+from ftrain_launcher.processes.pidfds import wait_gone
+from ftrain_launcher.questions import Question
+from ftrain_launcher.search import PATIENCE_SHARE, Search
+from ftrain_launcher.to_agent import (
     Elect,
     Form,
-    FromAgent,
     GoOn,
     HaltAfter,
     Hold,
     Inject,
     PinDurable,
     Recall,
-    Recalled,
     Shutdown,
     Stand,
     Stop,
@@ -42,11 +46,6 @@ from ftrain_launcher.messages import (
     Unpin,
     WriteDurable,
 )
-from ftrain_launcher.node.node import NodeRunner
-from ftrain_launcher.packing import decode
-from ftrain_launcher.processes.pidfds import wait_gone
-from ftrain_launcher.questions import Question
-from ftrain_launcher.search import PATIENCE_SHARE, Search
 
 HEARTBEAT_SECONDS = 0.5
 _INVENTORY_EVERY = 2

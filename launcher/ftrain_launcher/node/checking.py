@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ftrain_launcher.messages import Trouble
+from ftrain_launcher.from_agent import Trouble
 from ftrain_launcher.questions import Verified, Verify
 from ftrain_snapshot.client import DaemonClient
 from ftrain_snapshot.errors import SnapshotError
-from ftrain_snapshot.messages import DaemonStatus
+from ftrain_snapshot.status import DaemonStatus
 
 VERIFY_TIMEOUT_SECONDS = 540.0
 """For reading all of a node's memory: hundreds of GB take minutes."""

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import TypeVar
 
 from ftrain_launcher.jobs import JobRecord, TlsFiles
-from ftrain_launcher.messages import Form
 from ftrain_launcher.processes import nursery
 from ftrain_launcher.processes.pidfds import PidHandle
+from ftrain_launcher.to_agent import Form
 from ftrain_snapshot.client import DaemonClient
 from ftrain_snapshot.errors import DaemonLost, SnapshotError
-from ftrain_snapshot.messages import Membership
+from ftrain_snapshot.membership import Membership
 
 _CALL_TIMEOUT_SECONDS = 10.0
 _DEATH_SEEN_SECONDS = 2.0

@@ -7,8 +7,8 @@ import sys
 
 import msgspec
 
+from ftrain_launcher.from_agent import DurableSearch
 from ftrain_launcher.job.durable import SEARCH_SECONDS_MAX
-from ftrain_launcher.messages import DurableSearch
 from ftrain_snapshot.storage import DurableId
 
 

@@ -11,12 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ftrain_launcher.errors import SpawnFailed, WorkersWillNotDie, ZygoteFailed
+from ftrain_launcher.from_agent import DurableEnded, FromAgent
 from ftrain_launcher.jobs import JobRecord
-from ftrain_launcher.messages import DurableEnded, Form, FromAgent
 from ftrain_launcher.processes.output import last_lines
 from ftrain_launcher.processes.spawning import Exited, Spawn
 from ftrain_launcher.processes.workers import WorkerHost
-from ftrain_snapshot.messages import SnapshotId
+from ftrain_launcher.to_agent import Form
+from ftrain_snapshot.words import SnapshotId
 
 _WORD = "durable"
 _logger = logging.getLogger(__name__)

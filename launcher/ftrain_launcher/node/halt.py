@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from ftrain_launcher.messages import Form, GoOn, HaltAfter, Held, Hold
+from ftrain_launcher.from_agent import Held
+from ftrain_launcher.to_agent import Form, GoOn, HaltAfter, Hold
 from ftrain_snapshot.control import ControlPage, HaltMode
 
 SETTLE_SECONDS = 0.001

@@ -25,26 +25,10 @@ from pathlib import Path
 from ftrain import link
 from ftrain_launcher.background import Background
 from ftrain_launcher.errors import SpawnFailed, ZygoteFailed
+from ftrain_launcher.from_agent import DurableSearch, FromAgent, Heartbeat, Join, Stopped, Trouble
 from ftrain_launcher.job.causes import FOLDER_GONE
 from ftrain_launcher.job.events import Detect
 from ftrain_launcher.jobs import JobFolder
-from ftrain_launcher.messages import (
-    DurableSearch,
-    Form,
-    FromAgent,
-    GoOn,
-    HaltAfter,
-    Heartbeat,
-    Hold,
-    Inject,
-    Join,
-    PinDurable,
-    Stop,
-    Stopped,
-    Trouble,
-    Unpin,
-    WriteDurable,
-)
 from ftrain_launcher.node.answering import Answering
 from ftrain_launcher.node.checking import DamageWatch
 from ftrain_launcher.node.daemons import DaemonFailed, DaemonKeeper
@@ -60,7 +44,8 @@ from ftrain_launcher.processes.workers import WorkerHost
 from ftrain_launcher.processes.zygote_line import wait_for_root
 from ftrain_launcher.processes.zygote_start import ZygoteConfig
 from ftrain_launcher.rings.watch import CommWatch
-from ftrain_snapshot.messages import Inventory
+from ftrain_launcher.to_agent import Form, GoOn, HaltAfter, Hold, Inject, PinDurable, Stop, Unpin, WriteDurable
+from ftrain_snapshot.inventory import Inventory
 
 _PROTECTED_POLL_SECONDS = 0.02
 _logger = logging.getLogger(__name__)

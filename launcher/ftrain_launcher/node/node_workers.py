@@ -17,12 +17,9 @@ from pathlib import Path
 import psutil
 
 from ftrain import link
-from ftrain_launcher.job.causes import NOT_CERTIFIED, UNLIKE
-from ftrain_launcher.jobs import JobRecord
-from ftrain_launcher.messages import (
+from ftrain_launcher.from_agent import (
     ArenaShort,
     Failure,
-    Form,
     FromAgent,
     RankHalted,
     RankRestored,
@@ -30,10 +27,11 @@ from ftrain_launcher.messages import (
     RankStepped,
     ReplicaDigests,
     StateCertified,
-    Stop,
     Trouble,
     WorkerExit,
 )
+from ftrain_launcher.job.causes import NOT_CERTIFIED, UNLIKE
+from ftrain_launcher.jobs import JobRecord
 from ftrain_launcher.node.links import LinkServer
 from ftrain_launcher.node.state import WorkerRecord
 from ftrain_launcher.node.staying import Seen, Waiting, WaitingRoom, can_stay
@@ -44,6 +42,7 @@ from ftrain_launcher.processes.linux import has_ended
 from ftrain_launcher.processes.spawning import Exited, Spawn
 from ftrain_launcher.processes.workers import WorkerHost
 from ftrain_launcher.rings.process_state import ProcessWatch
+from ftrain_launcher.to_agent import Form, Stop
 from ftrain_snapshot.control import ControlPage
 
 _RESTORE_TROUBLES = {

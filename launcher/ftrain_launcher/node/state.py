@@ -14,7 +14,7 @@ import msgspec
 import psutil
 
 from ftrain_launcher.jobs import write_atomically
-from ftrain_launcher.messages import Form
+from ftrain_launcher.to_agent import Form
 
 _logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from ftrain_launcher.errors import SpawnFailed, ZygoteFailed
 from ftrain_launcher.jobs import JobRecord
-from ftrain_launcher.messages import STORE_SECONDS_MAX
 from ftrain_launcher.processes.spawning import Exited, Spawn
 from ftrain_launcher.processes.workers import WorkerHost
+from ftrain_launcher.to_agent import STORE_SECONDS_MAX
 
 _RESOLVER = {"RES_OPTIONS": "timeout:1 attempts:1"}
 """torch asks for the name of each of its sockets, for a log: ten seconds where the name server is lost, too."""

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from ftrain_launcher.errors import NotBound, SpawnFailed
 from ftrain_launcher.jobs import JobRecord
-from ftrain_launcher.messages import Form
 from ftrain_launcher.node.worker_output import WorkerOutput
 from ftrain_launcher.processes import numa
 from ftrain_launcher.processes.environment import interface_of, worker_environment
 from ftrain_launcher.processes.spawning import Spawn
+from ftrain_launcher.to_agent import Form
 
 _LOCAL_RANK = re.compile(r"\$(local_rank\b|\{local_rank\})")
 """In a script's arguments, as torchrun has it."""

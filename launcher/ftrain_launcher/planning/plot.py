@@ -69,7 +69,8 @@ def _draw_intervals(axes: Axes, job: model.Job) -> None:
 
 def _draw_survival(axes: Axes, job: model.Job) -> None:
     rates = _spread(*_FAILURES_PER_NODE_DAY)
-    for parity in range(1, min(_PARITY_MAX, job.group_size - 1) + 1):
+    parity_max = min(_PARITY_MAX, job.group_size - 1)  # none for one node
+    for parity in range(min(1, parity_max), parity_max + 1):
         scheme = model.ours(replace(job, parity=parity))
         axes.plot(rates, _losing(job, scheme, rates), label=scheme.name)
     if job.nodes >= 2:

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import psutil
 
-from ftrain_launcher.messages import Form
+from ftrain_launcher.to_agent import Form
 
 
 def worker_environment(

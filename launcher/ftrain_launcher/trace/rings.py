@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ftrain.comm.ring import HOLDS, MARKS_MAX, WAITS, RingInvalid, RingReader, exit_ns, is_failed, is_pending, ring_path
 from ftrain_launcher.detect.records import Communicator
-from ftrain_launcher.messages import RankState
+from ftrain_launcher.from_agent import RankState
 from ftrain_launcher.questions import TraceWanted
 from ftrain_launcher.rings.reader import communicator_of
 from ftrain_launcher.trace.records import (
