@@ -33,6 +33,28 @@ def test_orders_that_cross_are_a_mismatch_and_the_one_against_the_others_is_name
     assert "in a circle" in verdict.sentence
 
 
+@pytest.mark.parametrize(
+    ("saver", "idle", "found"),
+    [
+        (9, LONG + 0.1, [(Kind.HANG, (2,), 0.6)]),
+        (9, 0.3, []),
+        (5, 0.3, [(Kind.MISMATCH, (0, 2), 0.6)]),
+    ],
+    ids=["another thread, late", "another thread, not late yet", "the same thread"],
+)
+def test_a_thread_that_waits_beside_the_training_closes_no_circle(
+    saver: int, idle: float, found: list[tuple[Kind, tuple[int, ...], float]]
+) -> None:
+    """All wait for rank 0 to have written a checkpoint; then rank 2 hangs, whose own thread does the waiting."""
+    saving = Communicator("saving", (0, 1, 2, 3))
+    save = inside(called(1, 12.0, thread=saver), 1)
+    first = rank(0, inside(called(8, idle, thread=5)), idle=idle)
+    others = [rank(number, inside(called(8, idle, thread=5)), save, idle=idle) for number in (1, 3)]
+    late = rank(2, beyond(called(7, idle + 0.1, thread=5)), save, idle=idle)
+    verdicts = told(first, *others, late, communicators=(WORLD, saving))
+    assert [(verdict.kind, verdict.ranks, verdict.confidence) for verdict in verdicts] == found
+
+
 def test_after_a_crash_what_was_called_last_shows_the_mismatch() -> None:
     records = [rank(number, beyond(called(8, 0.1, elements=100 if number else 7))) for number in range(4)]
     report = NodeReport(node="a", generation=1, communicators=(WORLD,), ranks=tuple(records))

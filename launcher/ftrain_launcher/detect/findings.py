@@ -14,7 +14,7 @@ from ftrain_launcher.detect.patience import Patience
 from ftrain_launcher.detect.records import Communicator
 from ftrain_launcher.detect.timeouts import DIFFERENT_SECONDS, allowed_seconds
 from ftrain_launcher.detect.verdict import WAITS_MAX, Kind, Verdict, Wait
-from ftrain_launcher.detect.waits import Gate, Graph, Group, pending_of
+from ftrain_launcher.detect.waits import Gate, Graph, Group, is_beside, pending_of
 
 SURE = 0.5
 """Below it a finding is a guess, and another explanation is looked for first."""
@@ -185,16 +185,22 @@ class Findings:
         ]
 
     def _computing(self, gates: list[Gate]) -> list[Late]:
-        """Ranks that others wait for and that have something pending themselves, but do not wait for it."""
+        """Ranks that others wait for and that have something pending themselves, but do not wait for it.
+
+        They compute, another thread of theirs waits for it, or they went on with it outstanding.
+        """
         graph = self._graph
         candidates: dict[int, Gate] = {}
         for gate in gates:
             for rank in gate.lacking():
-                if rank in candidates or rank not in graph.waiting or not (self._is_busy(rank) or self._went_on(rank)):
+                if rank in candidates or rank not in graph.waiting:
+                    continue
+                if not (self._is_busy(rank) or self._went_on(rank) or is_beside(graph, rank, gate)):
                     continue  # cheap questions first: in a knot of many ranks, all of them are asked
                 if self.judge.is_late(graph.standings[rank], gate):
                     candidates[rank] = gate
-        for confidence, shows in ((0.6, self._is_busy), (0.45, self._went_on)):
+        beside = {rank for rank, gate in candidates.items() if is_beside(graph, rank, gate)}
+        for confidence, shows in ((0.6, beside.__contains__), (0.6, self._is_busy), (0.45, self._went_on)):
             found = [rank for rank in candidates if shows(rank)]
             if found and 2 * len(found) <= len(graph.waiting):
                 return [Late(rank, candidates[rank], self.judge.waited(candidates[rank]), confidence) for rank in found]

@@ -6,8 +6,9 @@ before they came. A long checkpoint or compilation that all go through makes nob
 no comparison.
 
 Confidence: 0.99 stopped or gone; 0.9 a root, alone; 0.8 one of several; 0.6 a rank that computes with an operation
-pending, by its processor time; 0.45 the same by the order of its entries alone; each 0.8 times that where nothing is
-known of some who may lack as well. A communication hang has 0.6: links and nodes are suspects until probes decide.
+pending, by its processor time, or of which another thread has entered that; 0.45 the same by the order of its entries
+alone; each 0.8 times that where nothing is known of some who may lack as well. A communication hang has 0.6: links and
+nodes are suspects until probes decide.
 """
 
 from __future__ import annotations

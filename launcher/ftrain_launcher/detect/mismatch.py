@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from ftrain_launcher.detect.records import NO_DTYPE, Channel, Communicator, NodeReport, Op, Operation, RankRecord
-from ftrain_launcher.detect.waits import Graph, Group, Standing, look, recent_of
+from ftrain_launcher.detect.waits import Graph, Group, Standing, is_beside, look, recent_of
 
 UNEVEN = frozenset((Op.ALL_TO_ALL, Op.ALL_TO_ALL_SINGLE, Op.GATHER, Op.SCATTER, Op.BARRIER, Op.MONITORED_BARRIER))
 """Members may count different elements."""
@@ -190,8 +190,9 @@ def circle(graph: Graph, longest: int) -> Circle | None:
         if not gates:
             return None
         # Who lacks and waits itself; the one furthest behind stands for the others.
-        rank = next((other for other in gates[0].lacking() if other in graph.waiting and other != rank), -1)
-        if rank < 0:
+        gate = gates[0]
+        rank = next((other for other in gate.lacking() if other in graph.waiting and other != rank), -1)
+        if rank < 0 or is_beside(graph, rank, gate):
             return None
     ranks = tuple(sorted(other for other, place in walked.items() if place >= walked[rank]))
     departed = _departed(graph, ranks)

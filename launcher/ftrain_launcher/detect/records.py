@@ -72,6 +72,8 @@ class Operation(msgspec.Struct, frozen=True, array_like=True):
     usual_seconds: float | None = None
     """The 99th percentile of how long operations of this class (communicator, op, size) took this rank so far; None: it
     has seen too few of them to say."""
+    thread: int = 0
+    """Which thread of the rank's process has entered it; 0: it is not known."""
 
 
 class Collectives(msgspec.Struct, frozen=True, array_like=True):

@@ -287,6 +287,20 @@ def pending_of(record: RankRecord) -> list[Operation]:
     return pending if record.commit is None else [*pending, record.commit]
 
 
+def is_beside(graph: Graph, rank: int, gate: Gate) -> bool:
+    """Whether all that is pending of a rank that lacks at a gate was entered by other threads than come there.
+
+    Those are free to come: what is waited for beside them, a checkpoint that is written, is no waiting of the rank.
+    """
+    if gate.group is None or rank not in gate.group.at:
+        return False
+    last = gate.group.at[rank].last
+    entered = [*gate.group.recent.get(rank, ()), *([last] if last is not None else [])]
+    usual = {operation.thread for operation in entered}
+    within = {operation.thread for operation in pending_of(graph.standings[rank].record)}
+    return bool(usual and within) and 0 not in usual | within and usual.isdisjoint(within)
+
+
 def recent_of(record: RankRecord) -> dict[int, tuple[Operation, ...]]:
     """The recent operations that a report tells, by communicator."""
     return {place.communicator: place.recent for place in record.collectives if place.recent}

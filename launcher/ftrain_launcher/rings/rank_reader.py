@@ -307,6 +307,7 @@ class RankReader:
             max(0, now_ns - record.enter_ns) * 1e-9,
             record.gap_ns * 1e-9,
             self._history.usual_seconds(kind),
+            record.thread,
         )
 
     def _is_unseen(self, live: Live, record: RankRecord) -> bool:
