@@ -190,26 +190,29 @@ class Findings:
         They compute, another thread of theirs waits for it, or they went on with it outstanding.
         """
         graph = self._graph
+        signs = ((0.6, self._is_beside), (0.6, self._is_busy), (0.45, self._went_on))
         candidates: dict[int, Gate] = {}
         for gate in gates:
             for rank in gate.lacking():
                 if rank in candidates or rank not in graph.waiting:
                     continue
-                if not (self._is_busy(rank) or self._went_on(rank) or is_beside(graph, rank, gate)):
+                if not any(shows(rank, gate) for _, shows in reversed(signs)):
                     continue  # cheap questions first: in a knot of many ranks, all of them are asked
                 if self.judge.is_late(graph.standings[rank], gate):
                     candidates[rank] = gate
-        beside = {rank for rank, gate in candidates.items() if is_beside(graph, rank, gate)}
-        for confidence, shows in ((0.6, beside.__contains__), (0.6, self._is_busy), (0.45, self._went_on)):
-            found = [rank for rank in candidates if shows(rank)]
+        for confidence, shows in signs:
+            found = [rank for rank, gate in candidates.items() if shows(rank, gate)]
             if found and 2 * len(found) <= len(graph.waiting):
                 return [Late(rank, candidates[rank], self.judge.waited(candidates[rank]), confidence) for rank in found]
         return []
 
-    def _is_busy(self, rank: int) -> bool:
+    def _is_beside(self, rank: int, gate: Gate) -> bool:
+        return is_beside(self._graph, rank, gate)
+
+    def _is_busy(self, rank: int, _: Gate) -> bool:
         return self._graph.standings[rank].busy
 
-    def _went_on(self, rank: int) -> bool:
+    def _went_on(self, rank: int, _: Gate) -> bool:
         """What it entered last has completed, so it went on with what is pending outstanding."""
         record = self._graph.standings[rank].record
         idle = record.idle_seconds
