@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from processors import Given
 from rich.console import Console
 from rich.table import Table
 
@@ -43,6 +44,7 @@ class Report:
     def __init__(self, title: str) -> None:
         self.title = title
         self.rows: list[Row] = []
+        self._begun = Given.now()
 
     def add(self, figure: str, value: float, unit: str, limit: float | None = None) -> None:
         """Add a figure; ``limit`` is the largest value that is good enough, None if there is no such thing."""
@@ -56,9 +58,13 @@ class Report:
             table.add_row(
                 row.figure, f"{row.value:.3f}", row.unit, limit, {None: "", True: "yes", False: "NO"}[row.met]
             )
+        given = Given.now().share_since(self._begun)
         Console().print(table)
+        print(f"the host gave this machine {given:.0%} of its processors' time meanwhile")
         if file is not None:
-            file.write_text(json.dumps({"rows": [asdict(row) for row in self.rows]}, indent=1) + "\n")
+            file.write_text(
+                json.dumps({"rows": [asdict(row) for row in self.rows], "processor_time_given": given}, indent=1) + "\n"
+            )
 
 
 def parser(description: str) -> argparse.ArgumentParser:

@@ -39,6 +39,7 @@ import psutil
 from common import CLEAN_TIMEOUT_SECONDS, ROOT, Report, median, parser
 from job import FTRAIN, MARK, STOP_TIMEOUT_SECONDS, Job, JobFailed, Json, mark_session, ranks
 from leftovers import SHARED_MEMORY, marked_processes, shared_memory_entries, wait_until_clean
+from processors import Given
 from reshard_notes import Again, again, generations_of, lines_of, losses, reads_of, samples_of
 
 WORKER = ROOT / "scripts" / "bench" / "reshard_worker.py"
@@ -65,9 +66,11 @@ def wait_until(what: str, alive: Callable[[], bool], condition: Callable[[], boo
         time.sleep(0.05)
 
 
-def wait_again(folder: Path, killed_at: float, world: int, alive: Callable[[], bool]) -> Again:
-    """Until so many new processes train, and have noted what reading their state took."""
+def wait_again(folder: Path, killed_at: float, world: int, alive: Callable[[], bool]) -> tuple[Again, float]:
+    """Until so many new processes train, and have noted what reading their state took; and what the host gave of the
+    processors' time till then."""
     found: list[Again] = []
+    begun = Given.now()
 
     def all_there() -> bool:
         found[:] = [each for each in (again(lines_of(folder), killed_at, world),) if each is not None]
@@ -75,7 +78,7 @@ def wait_again(folder: Path, killed_at: float, world: int, alive: Callable[[], b
 
     wait_until("going again", alive, all_there)
     wait_until("noting its reads", alive, lambda: len(reads_of(folder, world)) >= world)
-    return found[0]
+    return found[0], Given.now().share_since(begun)
 
 
 class Started:
@@ -148,14 +151,16 @@ def recovery(report: Report, folder: Path, mib: int, dense: bool, chance: random
         status = ours.wait_world(NODES, WARM_STEPS)
         ours.job.wait_for("protected", lambda s: s["snapshots"]["protected"] is not None, TIMEOUT_SECONDS)
         killed_at = ours.lose(status, chance)
-        own = wait_again(ours.folder, killed_at, NODES - 1, ours.alive)
-    theirs = rival_recovery(folder / "theirs", mib, layers)
+        own, own_given = wait_again(ours.folder, killed_at, NODES - 1, ours.alive)
+    theirs, their_given = rival_recovery(folder / "theirs", mib, layers)
     report.add("node lost, ftrain: to the first step on 3 nodes", own.any_step, "s")
     report.add("the same, torchrun --nnodes 3:4, tightest settings", theirs.any_step, "s")
     report.add("ftrain over torchrun", own.any_step / theirs.any_step, "ratio", 0.2)
     report.add("node lost, ftrain: to the first step that nobody had done", own.new_step, "s")
     report.add("the same, torchrun", theirs.new_step, "s")
     report.add("ftrain over torchrun", own.new_step / theirs.new_step, "ratio")
+    for side, given in (("ftrain", own_given), ("torchrun", their_given)):
+        report.add(f"of the processors' time till then, what the host gave, {side}", given, "share")
     mine, dcp = reads_of(ours.folder, NODES - 1), reads_of(folder / "theirs", NODES - 1)
     for side, entries in (("ftrain", mine), ("torchrun", dcp)):
         report.add(f"the first step itself, {side}", max(entry["step_seconds"] for entry in entries), "s")
@@ -175,7 +180,7 @@ def recovery(report: Report, folder: Path, mib: int, dense: bool, chance: random
         report.add(f"extra memory while reading, share of a rank's state, {side}", peak, "ratio", limit)
 
 
-def rival_recovery(folder: Path, mib: int, layers: Sequence[str]) -> Again:
+def rival_recovery(folder: Path, mib: int, layers: Sequence[str]) -> tuple[Again, float]:
     """Four torchrun agents; one that does not host the rendezvous is killed with its worker."""
     folder.mkdir()
     with socket.socket() as free:
