@@ -19,13 +19,14 @@ import torch
 from ftrain import outcome, rejoin
 from ftrain.comm import worker as recorder
 from ftrain.environment import JobEnvironment, WorkerEnvironment, read_environment
-from ftrain.errors import ArenaFull, FtrainError, GenerationEnded, LossNotFinite, StepOrder
+from ftrain.errors import ArenaFull, ExactMisuse, FtrainError, GenerationEnded, LossNotFinite, StepOrder
 from ftrain.exact.keyed import KeyedRandom, derive_seed
 from ftrain.exact.loop import Exact, MicroBatch
 from ftrain.group import choose_device, process_group
 from ftrain.link import AgentLink, Finished, Hello, OutOfMemory
 from ftrain.logical.rules import Rules
 from ftrain.mesh import mesh_sizes
+from ftrain.sampler import ElasticSampler
 from ftrain.session import Session
 from ftrain.state import check_trackable, collect, state_of
 
@@ -107,6 +108,8 @@ class Context:
             check_trackable(name, tracked)
             if self._tracked.get(name, tracked) is not tracked:
                 raise ValueError(f"{name} is tracked already, as another object")
+            if self.generation == 1 and isinstance(tracked, ElasticSampler) and tracked.fetched_ahead:
+                raise ExactMisuse(f"a loader has begun to fetch from {name}: call iter(loader) after ctx.track")
             collect({name: state_of(tracked)["state"]})
         self._tracked.update(objects)
         if self._session is not None:

@@ -109,8 +109,6 @@ def _state(parameters: list[nn.Parameter], optimizers: Sequence[torch.optim.Opti
     """What optimizers keep for parameters that are equal: equal gradients keep it equal."""
     found = []
     for optimizer in optimizers:
-        if type(optimizer).__name__ == "ZeroRedundancyOptimizer":
-            continue  # each rank keeps a part
         for parameter in parameters:
             for value in optimizer.state.get(parameter, {}).values():
                 if isinstance(value, Tensor) and (value.shape == parameter.shape or value.numel() == 1):

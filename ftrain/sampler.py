@@ -11,8 +11,7 @@ With ``micro_batch`` a global batch is cut into numbered parts of that size, whi
 from __future__ import annotations
 
 import sys
-import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import count
 from typing import Any
 
@@ -29,8 +28,8 @@ class ElasticSampler:
     """Batches of sample indices for this rank. Use it as ``DataLoader(..., batch_sampler=sampler)``, or `batch`.
 
     A ``DataLoader`` with workers fetches ahead of the training loop; batches that it holds back are not counted in
-    `position`, as long as its iterator lives: keep one for the whole training. Anything else that fetches ahead must
-    be tracked in its own right. With ``micro_batch`` it is `Context.microbatches` that counts.
+    `position`. Anything else that fetches ahead must be tracked in its own right. The newest iterator goes on from
+    `position`, and older ones are over. With ``micro_batch`` it is `Context.microbatches` that counts.
 
     ``drop_last`` leaves out the last samples of each epoch's permutation where they do not fill a global batch.
     """
@@ -62,15 +61,20 @@ class ElasticSampler:
         self._cut = None if micro_batch is None else Cut(global_batch, micro_batch)
         self._shares: Shares | None = None
         self._drawn = 0
-        self._consumer: weakref.ref[Any] | None = None
+        self._consumer: Mapping[str, Any] = {}
+        """What the loader's iterator knows of itself. Its attributes only: it ends its workers when it is let go."""
+        self._iterators = 0
         self._permutations: dict[int, npt.NDArray[np.int64]] = {}
 
     @property
     def position(self) -> int:
         """How many global batches have been handed to the training loop."""
-        consumer: Any = self._consumer() if self._consumer is not None else None
-        # Batches that a DataLoader has asked its workers for and not handed out yet.
-        return self._drawn - (consumer._send_idx - consumer._rcvd_idx if hasattr(consumer, "_send_idx") else 0)
+        return self._drawn - self.fetched_ahead
+
+    @property
+    def fetched_ahead(self) -> int:
+        """How many global batches a loader has asked its workers for and not handed out yet."""
+        return int(self._consumer.get("_send_idx", 0) - self._consumer.get("_rcvd_idx", 0))
 
     @property
     def epoch(self) -> int:
@@ -119,9 +123,9 @@ class ElasticSampler:
             return self._draw_micro()
         self._drawn = self.position
         caller = sys._getframe(1).f_locals.get("self")
-        ahead = hasattr(caller, "_sampler_iter") or hasattr(caller, "_next_index")
-        self._consumer = weakref.ref(caller) if ahead else None
-        return self._draw(self._complaint(caller))
+        self._consumer = vars(caller) if hasattr(caller, "_next_index") else {}
+        self._iterators += 1
+        return self._draw(self._complaint(caller), self._iterators)
 
     def __len__(self) -> int:
         """Global batches per epoch, the last one counted whole."""
@@ -136,26 +140,32 @@ class ElasticSampler:
         for name, value in {"drop_last": False, **self._fixed}.items():
             if state.get(name, False) != value:
                 raise StateMismatch(f"the sampler's {name} is {value}, in the snapshot it is {state.get(name, False)}")
+        if self.fetched_ahead:  # an iterator without workers has not looked yet where it is
+            self._iterators += 1
         self._drawn = state["position"]
-        self._consumer = None
+        self._consumer = {}
 
     def _complaint(self, loader: Any) -> str | None:
-        """About batches that a loader cannot make, or would hand out at another time."""
+        """About batches that would come at another time than is counted, or that nothing can be computed of."""
         if not getattr(loader, "_in_order", True):
             return "a loader with in_order=False hands out other batches than are counted as seen: leave it out"
         _, world_size = self.place()
-        collate = getattr(getattr(loader, "_collate_fn", None), "__name__", "")
-        if collate != "default_collate" or self._global_batch >= world_size:
+        if self._global_batch >= world_size:
             return None
         return (
-            f"global_batch={self._global_batch} leaves some of {world_size} ranks without a sample, and a loader "
-            "cannot make a batch of none: give a larger global_batch, or micro_batch=1 and use ctx.microbatches"
+            f"global_batch={self._global_batch} leaves some of {world_size} ranks without a sample, and a mean over "
+            "none is no number: give a larger global_batch, or micro_batch=1 and use ctx.microbatches"
         )
 
-    def _draw(self, complaint: str | None) -> Iterator[list[int]]:
+    def _draw(self, complaint: str | None, iterator: int) -> Iterator[list[int]]:
         if complaint is not None:  # only now: a loader that is half made cannot end its workers in peace
             raise ExactMisuse(complaint)
         while True:
+            if iterator != self._iterators:
+                raise ExactMisuse(
+                    "this iterator is over: another one was made of its ElasticSampler, or its position was set while "
+                    "workers fetched ahead; make a sampler for each loader"
+                )
             indices = self.batch(self._drawn)
             self._drawn += 1  # before the batch is handed out: the position is that of the next one
             yield indices

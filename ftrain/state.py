@@ -66,6 +66,12 @@ def collect(tree: Mapping[str, Any], *, names: bool = False) -> Collected:
 
 def check_trackable(name: str, tracked: object) -> None:
     """Raises NotTrackable if the object cannot hand out and take back its state."""
+    if any(kind.__qualname__ == "ZeroRedundancyOptimizer" for kind in type(tracked).__mro__):
+        raise NotTrackable(
+            name,
+            "ZeroRedundancyOptimizer",
+            "its state_dict() is what was last consolidated, on one rank: shard by FSDP2 (fully_shard) instead",
+        )
     for method in ("state_dict", "load_state_dict"):
         if not callable(getattr(tracked, method, None)):
             kind = f"{type(tracked).__module__}.{type(tracked).__qualname__}".removeprefix("builtins.")

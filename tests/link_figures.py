@@ -1,7 +1,9 @@
 """Figures of real probes: four hosts in network namespaces on two busy cores (`hosts.Lab`), all probing at once.
 
 Two lines are a round, its cells in the order of `PAIRS`: the shortest round trip in milliseconds, MB/s, and segments
-that were lost of those that were sent. Faults are of the second host (1), or of its link to the third (2).
+that were lost of those that were sent. Faults are of the second host (1), or of its link to the third (2). Of
+"crowded, a link cut" (1 to 3; eight ranks train on the hosts, and other jobs beside) the first three rounds were one
+look, the other three another.
 """
 
 from __future__ import annotations
@@ -61,6 +63,20 @@ _RECORDED = {
         20.79 10.2 0/779, 0.39 232 0/787, 0.36 64.5 0/786, 20.79 11.9 0/779, 21.12 7.2 0/771, 20.88 10.6 0/779,
         0.41 222 0/787, 20.58 12.1 0/773, 0.31 171 0/786, 0.32 82.8 0/787, 20.95 12 0/779, 0.24 51.7 0/786
     """,
+    "crowded, a link cut": """
+        1.7 36.5 0/779, 0.7 35.6 0/778, 0.2 167 0/779, 2.9 108 0/779, 2 25.1 0/778, cut,
+        1.5 27.4 0/778, 0.9 63 0/780, 0.7 673 0/782, 0.3 23.6 0/778, cut, 0.1 94.1 0/786
+        0.1 330 0/778, 0.2 699 0/781, 0.1 719 0/779, 0.1 164 0/780, 0.3 47.6 0/780, cut,
+        0.2 674 0/779, 0.1 57.1 0/780, 0.1 606 0/785, 0.1 242 0/780, cut, 0.1 47.8 0/787
+        0.2 44.2 0/785, 0.3 366 0/786, 0.1 357 0/786, 0.2 435 0/778, 0.1 348 0/779, cut,
+        0.3 353 0/784, 0.4 40.2 0/781, 0.2 54.9 0/786, 0.1 297 0/786, cut, 0.1 92.5 0/786
+        0.2 705 0/784, 0.3 139 0/786, 0.3 110 0/779, 0.1 86.9 0/780, 0.3 121 0/787, cut,
+        0.2 597 0/779, 0.4 913 0/783, 0.3 608 0/786, 0.3 128 0/786, cut, 0.3 125 0/787
+        0.1 21.6 0/784, 0.6 15.2 0/787, 0.2 27.9 0/786, 0.1 44.5 0/782, 0.7 25.6 0/786, cut,
+        0.4 12.9 0/785, 0.9 58.1 0/786, 1.4 24.5 0/787, 0.2 20.9 0/788, cut, 0.9 47.3 0/787
+        0.7 99.3 0/783, 0.7 29 0/788, 0.2 18.5 0/784, 1.1 30.9 0/779, 0.1 25.4 0/788, cut,
+        1.2 30 0/784, 0.1 24.1 0/787, 0.5 27.9 0/787, 0.2 19.3 0/786, cut, 0.4 17.1 0/786
+    """,
 }
 
 
@@ -74,7 +90,9 @@ def recorded(name: str) -> list[dict[tuple[int, int], LinkFigure]]:
     ]
 
 
-def _figure(destination: int, milliseconds: str, megabytes: str, segments: str) -> LinkFigure:
+def _figure(destination: int, milliseconds: str, megabytes: str = "", segments: str = "") -> LinkFigure:
+    if milliseconds == "cut":
+        return LinkFigure(destination, failure="no answer within 1 s")
     lost, sent = map(int, segments.split("/"))
     seconds = float(milliseconds) / 1e3
     return LinkFigure(destination, seconds, seconds, float(megabytes) * 1e6, sent_segments=sent, lost_segments=lost)

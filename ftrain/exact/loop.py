@@ -8,6 +8,7 @@ micro-batch, with the weight zero.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,12 +19,15 @@ from torch import Tensor
 
 from ftrain.errors import ExactMisuse
 from ftrain.exact.clip import clip_grad_norm
+from ftrain.exact.limits import NOISE, generators, refuse_across_ranks, warn_of_limits
+from ftrain.exact.loaders import Readings, Source, source_of
 from ftrain.exact.models import Models, find_models
 from ftrain.exact.shares import Cut, Shares
-from ftrain.exact.stream import ElasticStream
 from ftrain.exact.sums import Summing, Sums
 from ftrain.exact.trees import Trees
 from ftrain.sampler import ElasticSampler
+
+LEFT_EARLY = "a loop over ctx.microbatches was left early: its gradients are not complete"
 
 
 @dataclass(frozen=True)
@@ -40,10 +44,6 @@ class MicroBatch:
     """Which samples of the data set it counts (none of a stand-in, or of a stream)."""
 
 
-Source = ElasticSampler | ElasticStream
-"""What says which samples a loader's micro-batches are made of."""
-
-
 class Exact:
     """What `Context` keeps for exact batches; nothing is looked up before it is asked for."""
 
@@ -52,8 +52,11 @@ class Exact:
         self._deterministic = deterministic
         self._models: Models | None = None
         self._summing: Sums | Trees | None = None
-        self._iterators: dict[int, tuple[Any, Iterator[Any]]] = {}
+        self._readings = Readings(tracked)
         self._now: MicroBatch | None = None
+        self._is_weighed = False
+        """The micro-batch at hand went through `scale_loss`."""
+        self._watches_noise = deterministic
         self._left_early = False
         self._step_begun: int | None = None
         self._losses: dict[int, Tensor] = {}
@@ -67,45 +70,48 @@ class Exact:
         return None if self._now is None else self._now.number
 
     def check_committed(self) -> None:
-        """A step is committed. Raises ExactMisuse if it cannot have been bit-exact, though the job asked for it."""
+        """A step is committed. Raises ExactMisuse if it was half a batch's, or not bit-exact, though the job asked."""
+        if self._left_early:
+            raise ExactMisuse(LEFT_EARLY)
         if self._deterministic and not self.used:
             raise ExactMisuse("--deterministic-reduction has an effect only on gradients made in ctx.microbatches")
 
     def microbatches(self, loader: Any) -> Iterator[MicroBatch]:
         """This rank's micro-batches of the next global batch; when they are over the gradients are complete."""
-        source = _source_of(loader)
+        source = source_of(loader)
         models, summing = self._prepared()
-        cut = source.cut
-        if cut is None:
-            raise ExactMisuse("ctx.microbatches needs micro-batches: ElasticSampler(..., micro_batch=N)")
-        if self._left_early:
-            raise ExactMisuse("a loop over ctx.microbatches was left early: its gradients are not complete")
-        rank, world = source.place()
-        if world != models.world_size:
-            raise ExactMisuse(
-                f"data is dealt to {world} ranks and gradients are summed over {models.world_size}: "
-                "give ElasticSampler the rank and world_size of the data-parallel group"
-            )
-        shares = Shares(cut.count, rank, world, summing.in_turn)
-        iterator = self._iterator(loader, source, shares)
-        self.used = True
+        cut, shares = self._dealt(source, models, summing)
+        self._judge(models, shares)
+        reading = self._readings.of(loader, source, shares)
+        drawn = generators() if self._watches_noise else None
         self._shares, self._global_batch, self._losses = shares, cut.global_batch, {}
         summing.begin(shares, cut.global_batch)
         self._left_early = True
         rounds = shares.rounds_max if models.sharded else max(1, len(shares.own))
         data: Any = None
+        weighed = 0
         for turn in range(rounds):
             real = turn < len(shares.own)
             if real or turn == 0:
-                data = _next(iterator)
+                data = reading.next()
             number = shares.own[turn] if real else None
             summing.before(turn, number, last=turn == rounds - 1)
-            self._now = _micro_batch(source, cut, number, data)
+            self._now, self._is_weighed = _micro_batch(source, cut, number, data), False
             yield self._now
+            weighed += self._is_weighed
             summing.after(number)
         self._now = None
         summing.finish()
+        if weighed < rounds and any(parameter.grad is not None for parameter in models.parameters):
+            raise ExactMisuse(
+                f"{rounds - weighed} of {rounds} micro-batches did not go through ctx.scale_loss: call "
+                "ctx.scale_loss(loss, micro.samples).backward() for each, also where samples is 0"
+            )
+        if drawn is not None and drawn != generators():
+            self._watches_noise = False
+            warnings.warn(NOISE, stacklevel=2)
         source.advance()
+        reading.position += 1
         self._left_early = False
 
     def scale_loss(self, loss: Tensor, samples: int, step: int) -> Tensor:
@@ -113,8 +119,9 @@ class Exact:
         models, summing = self._prepared()
         if self._now is None:
             return self._scale_outside(loss, samples, step, models, summing)
+        self._is_weighed = True
         if samples:
-            weighed = loss.detach() * samples
+            weighed = loss.detach().double() * samples  # which rounds nothing
             before = self._losses.get(self._now.number)
             self._losses[self._now.number] = weighed if before is None else before + weighed
         return loss * samples
@@ -127,7 +134,7 @@ class Exact:
         device = models.parameters[0].device
         sums = torch.zeros(self._shares.count, dtype=torch.float64, device=device)
         for number, loss in self._losses.items():
-            sums[number] = loss.double()
+            sums[number] = loss
         for group in models.groups if self._shares.world_size > 1 else ():
             dist.all_reduce(sums, group=group)  # each entry is one rank's: nothing is rounded
         return math.fsum(sums.tolist()) / self._global_batch
@@ -135,6 +142,29 @@ class Exact:
     def clip_grad_norm(self, max_norm: float) -> float:
         """Clip the tracked models' gradients by a norm that does not depend on the world. A collective."""
         return clip_grad_norm(self._prepared()[0], max_norm)
+
+    def _dealt(self, source: Source, models: Models, summing: Summing) -> tuple[Cut, Shares]:
+        """The micro-batches of a step, and who computes which."""
+        cut = source.cut
+        if cut is None:
+            raise ExactMisuse("ctx.microbatches needs micro-batches: ElasticSampler(..., micro_batch=N)")
+        if self._left_early:
+            raise ExactMisuse(LEFT_EARLY)
+        rank, world = source.place()
+        if world != models.world_size:
+            raise ExactMisuse(
+                f"data is dealt to {world} ranks and gradients are summed over {models.world_size}: "
+                "give ElasticSampler the rank and world_size of the data-parallel group"
+            )
+        return cut, Shares(cut.count, rank, world, summing.in_turn)
+
+    def _judge(self, models: Models, shares: Shares) -> None:
+        """What can be seen of the script's limits, when training begins."""
+        if not self.used:
+            refuse_across_ranks(self._tracked.values())
+            if self._deterministic and shares.rank == 0:
+                warn_of_limits(self._tracked.values(), models)
+        self.used = True
 
     def _scale_outside(self, loss: Tensor, samples: int, step: int, models: Models, summing: Summing) -> Tensor:
         if not isinstance(summing, Sums):
@@ -158,44 +188,8 @@ class Exact:
             self._summing = Trees(self._models) if self._deterministic else Sums(self._models)
         return self._models, self._summing
 
-    def _iterator(self, loader: Any, source: Source, shares: Shares) -> Iterator[Any]:
-        """One for the whole training: a loader's workers fetch ahead."""
-        if id(loader) not in self._iterators:
-            source.deal(shares)
-            with torch.random.fork_rng(devices=[]):  # a loader draws when it begins: not from what is state
-                self._iterators[id(loader)] = loader, iter(loader)
-        return self._iterators[id(loader)][1]
-
 
 def _micro_batch(source: Source, cut: Cut, number: int | None, data: Any) -> MicroBatch:
     if number is None:
         return MicroBatch(0, 0, data)
     return MicroBatch(number, len(cut.samples(number)), data, tuple(source.indices(source.position, number)))
-
-
-def _next(iterator: Iterator[Any]) -> Any:
-    try:
-        return next(iterator)
-    except StopIteration:
-        raise ExactMisuse("the loader came to an end: its data set or its workers must go on without one") from None
-
-
-def _source_of(loader: Any) -> Source:
-    for source in (getattr(loader, "batch_sampler", None), getattr(loader, "dataset", None)):
-        if isinstance(source, ElasticSampler | ElasticStream):
-            _refuse_other_batches(loader, source)
-            return source
-    raise ExactMisuse(
-        "ctx.microbatches needs a loader whose order is ours: DataLoader(data, batch_sampler=ElasticSampler(...)), or "
-        "DataLoader(ElasticStream(...), batch_size=None); other samplers' order depends on the world"
-    )
-
-
-def _refuse_other_batches(loader: Any, source: Source) -> None:
-    """What a loader hands out must be the micro-batches, one by one."""
-    if not getattr(loader, "in_order", True):
-        raise ExactMisuse("ctx.microbatches takes batches in the order of their numbers: leave out in_order=False")
-    if isinstance(source, ElasticStream) and getattr(loader, "batch_size", None) is not None:
-        raise ExactMisuse(
-            "an ElasticStream makes the batches itself: DataLoader(stream, batch_size=None, collate_fn=default_collate)"
-        )

@@ -100,5 +100,11 @@ def refuse_leftovers(parameters: Iterable[nn.Parameter]) -> None:
             parameter.grad = None
 
 
+def refuse_unsummed(sharded: Iterable[Any]) -> None:
+    """A backward pass is over. Raises ExactMisuse where FSDP2 was told to keep its gradients back."""
+    if not all(group.reduce_grads for part in sharded for group in part._get_fsdp_state()._fsdp_param_groups):
+        raise ExactMisuse("FSDP2 was told not to sum gradients: leave set_requires_gradient_sync to ctx.microbatches")
+
+
 def _local(tensor: Any) -> Any:
     return tensor.to_local() if _is_distributed(tensor) else tensor

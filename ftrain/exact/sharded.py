@@ -77,6 +77,10 @@ class ShardedTree(ReduceScatter):
             )
         self._pending = False
         first = self._turn * self._shares.world_size
+        if any(node.numel() != leaves.shape[1] for node in self._tree.nodes.values()):
+            raise ExactMisuse(
+                "parameters of a sharded module had gradients in some micro-batches of a step only: shard them apart"
+            )
         for number, leaf in zip(range(first, self._shares.count), leaves, strict=False):
             self._tree.put((0, number), leaf.to(wide(leaf.dtype), copy=True))
         if self._turn + 1 < self._shares.rounds_max:

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from ftrain.errors import ExactMisuse
-from ftrain.exact.models import Models, refuse_leftovers
+from ftrain.exact.models import Models, refuse_leftovers, refuse_unsummed
 from ftrain.exact.shares import Shares
 
 
@@ -75,8 +75,11 @@ class Sums:
     def finish(self) -> None:
         """See `Summing`."""
         models = self._models
-        for ddp in models.ddps:
+        for ddp, hook in zip(models.ddps, self._hooks, strict=True):
             ddp.require_backward_grad_sync = True
+            if not hook.done and any(parameter.grad is not None for parameter in ddp.parameters()):
+                raise ExactMisuse("DDP did not sum these gradients: leave model.no_sync() to ctx.microbatches")
+        refuse_unsummed(models.sharded)
         summed = {id(parameter) for ddp in models.ddps for parameter in ddp.parameters()}
         alone = [p.grad for p in models.whole if p.grad is not None and id(p) not in summed]
         if alone and models.world_size > 1:
@@ -93,20 +96,21 @@ class _Hook:
             raise ExactMisuse("this DDP has a communication hook; exact batches sum its gradients by one of their own")
         self._group = ddp.process_group
         self._count = 1
-        self._done = False
+        self.done = False
+        """All of its gradients have been summed in this step."""
         ddp.register_comm_hook(None, lambda state, bucket: self._run(bucket))
 
     def begin(self, count: int) -> None:
-        self._count, self._done = count, False
+        self._count, self.done = count, False
 
     def _run(self, bucket: Any) -> torch.futures.Future[torch.Tensor]:
         # What was summed before would be summed again, once for each rank.
-        if self._done:
+        if self.done:
             raise ExactMisuse(
                 "DDP summed its gradients twice in one step: use ctx.microbatches, or model.no_sync() for all "
                 "backward passes but the last"
             )
-        self._done = bucket.is_last()
+        self.done = bucket.is_last()
         work = dist.all_reduce(bucket.buffer(), group=self._group, async_op=True)
         future: Any = work.get_future()
         return future.then(lambda done: done.value()[0].div_(self._count))  # type: ignore[no-any-return]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ftrain.errors import ExactMisuse
 from ftrain.exact.exchange import Exchange, Gradients, add_gradients, wide
-from ftrain.exact.models import Models, refuse_leftovers
+from ftrain.exact.models import Models, refuse_leftovers, refuse_unsummed
 from ftrain.exact.shares import Shares
 from ftrain.exact.tree import FixedTree, nodes_of
 
@@ -51,6 +51,7 @@ class Trees:
 
     def after(self, number: int | None) -> None:
         """See `Summing`."""
+        refuse_unsummed(self._models.sharded)
         leaf = [_take_gradient(parameter) for parameter in self._parameters]
         if number is not None and leaf:
             self._tree.put((0, number), leaf)

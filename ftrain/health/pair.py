@@ -29,7 +29,10 @@ def join(address: str, port: int) -> TCPStore:
 def run(store: TCPStore, rank: int) -> PairFigures:
     """Some all-reduces. Raises RuntimeError if they do not get through."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=_TIMEOUT)
+    try:
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=2, timeout=_TIMEOUT)
+    except dist.DistStoreError as error:  # which names keys, in words of its own
+        raise RuntimeError(f"the two did not meet within {_TIMEOUT.total_seconds():g} s") from error
     try:
         dist.all_reduce(torch.ones(1))
         seconds, exact = [], True

@@ -39,5 +39,5 @@ def _beside(parameter: LogicalTensor, name: str, tensor: LogicalTensor) -> Logic
         axes, strides = tuple(axis(whole(length)) for length in tensor.shape), contiguous_strides(tensor.shape)
     return LogicalTensor(
         name, tensor.dtype, tensor.item_bytes, tensor.shape, axes, strides,
-        parameter.copies, tensor.scope, parameter.name,
+        parameter.copies, parameter.scope, parameter.name,
     )  # fmt: skip

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import get_world_size
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.distributed.tensor import DTensor, Replicate
 from torch.distributed.tensor import Shard as DShard
 from torch.distributed.tensor.placement_types import Placement as DPlacement
@@ -138,6 +138,8 @@ class _Description:
                 part.reshard()
             elif isinstance(part, DistributedDataParallel):
                 self.note_ddp(part)
+            elif isinstance(part, FullyShardedDataParallel):
+                raise LayoutInvalid(f"{name} is sharded by FSDP1, whose parts have no names: use FSDP2 (fully_shard)")
         self._walk(name, module, by_fsdp=False)
 
     def _walk(self, prefix: str, module: nn.Module, by_fsdp: bool) -> None:

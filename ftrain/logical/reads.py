@@ -63,7 +63,7 @@ class Copy(NamedTuple):
     tensor: int
     """Index into the target's tensors."""
     term: int
-    """Which one of the values to be averaged; 0 of all others."""
+    """Which one of the values to be averaged or compared; 0 of all others."""
     block: Block
     """Its ``source`` counts from elsewhere: see ``start``."""
 
@@ -85,7 +85,8 @@ class Plan:
 
     reads: tuple[Read, ...]
     terms: Mapping[int, int]
-    """Of tensors to be averaged, by index: how many values. Those from 1 on go to scratch memory like the tensor's."""
+    """Of tensors to be averaged or compared, by index: how many values. Those from 1 on go to scratch memory like the
+    tensor's."""
 
 
 class _Part(NamedTuple):
@@ -151,11 +152,8 @@ class Planner:
         turns = _Turns(self.world, node)
         copies: dict[int, list[Copy]] = defaultdict(list)
         terms: dict[int, int] = {}
-        aliases: dict[str, list[str]] = defaultdict(list)
-        for alias, name in target.aliases.items():
-            aliases[name].append(alias)
-        for index, tensor in enumerate(target.tensors):
-            sources = self._terms(self._find(tensor.name, aliases[tensor.name]), target.rank)
+        for index, (tensor, found) in enumerate(zip(target.tensors, self._found(target), strict=True)):
+            sources = self._terms(found, tensor, target.rank)
             if len(sources) > 1:
                 terms[index] = len(sources)
             for term, source in enumerate(sources):
@@ -164,6 +162,21 @@ class Planner:
                     for rank, start, stop, block in _asked(source.part(number), blocks, turns, tensor.name):
                         copies[rank].append(Copy(start, stop, index, term, block))
         return Plan(tuple(_reads(copies, turns)), terms)
+
+    def scopes(self, target: RankState) -> list[Scope]:
+        """What ranks here hold of each of the target's tensors: the same, or values of their own.
+
+        Raises StateUnreadable.
+        """
+        return [source.first.scope for source in self._found(target)]
+
+    def _found(self, target: RankState) -> Iterator[_Source]:
+        """Of each of its tensors."""
+        aliases: dict[str, list[str]] = defaultdict(list)
+        for alias, name in target.aliases.items():
+            aliases[name].append(alias)
+        for tensor in target.tensors:
+            yield self._find(tensor.name, aliases[tensor.name])
 
     def _find(self, name: str, aliases: Sequence[str]) -> _Source:
         """By its name or another of its names, here or there."""
@@ -175,10 +188,12 @@ class Planner:
                     return self._sources[there]
         raise StateUnreadable(f"{name}: no rank of the world that is read from holds it")
 
-    def _terms(self, source: _Source, rank: int) -> list[_Source]:
-        """What is read one beside the other: all values that are to be averaged, else one."""
+    def _terms(self, source: _Source, tensor: LogicalTensor, rank: int) -> list[_Source]:
+        """What is read one beside the other: all values that are to be averaged, or to be one; else one."""
         if source.first.scope is Scope.SAME:
             return [source]
+        if source.first.scope is Scope.OWN and tensor.scope is not Scope.OWN:
+            return [self._source([held]) for held in source.holders]
         if source.first.scope is Scope.OWN:
             # A rank that is new takes over another's, each in turn.
             position = next((at for at, (holder, _) in enumerate(source.holders) if holder == rank), rank)

@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
 from ftrain.logical.axes import Axis, Span
+from ftrain.logical.placements import Scope
 from ftrain.logical.state import LogicalTensor, RankState
 from ftrain.reshard.origin import OldWorld
 from ftrain.reshard.tensors import TensorReader
@@ -104,4 +105,6 @@ def _box(tensor: LogicalTensor, item: ReadItem, place: Tensor) -> LogicalTensor:
         Axis(length, (Span(start, 0, length),) if length else ())
         for start, length in zip(item.storage_offsets, item.lengths, strict=True)
     )
-    return msgspec.structs.replace(tensor, axes=axes, strides=tuple(place.stride()), extents=())
+    # Each rank's own is given as such to who asks for all of it; a part is one of a tensor that ranks share.
+    scope = tensor.scope if tuple(item.lengths) == tensor.shape else Scope.SAME
+    return msgspec.structs.replace(tensor, axes=axes, strides=tuple(place.stride()), extents=(), scope=scope)

@@ -8,6 +8,7 @@ import msgspec
 import torch
 from torch import Tensor
 
+from ftrain.errors import StateMismatch
 from ftrain.layout import flat_bytes
 from ftrain.logical.placements import Scope
 from ftrain.logical.reads import Plan
@@ -29,9 +30,9 @@ class TensorReader:
 
         ``aliases``: other names to find them by. Raises StateUnreadable, and what reading raises.
         """
-        known = self._old.world.tensors
-        is_mean = [tensor.name in known and known[tensor.name].scope is Scope.MEAN for tensor in tensors]
-        plain = [number for number, mean in enumerate(is_mean) if not mean]
+        scopes = self._old.planner.scopes(RankState(self._rank, tuple(tensors), aliases))
+        own = [scope is Scope.OWN is tensor.scope for scope, tensor in zip(scopes, tensors, strict=True)]
+        plain = [n for n, scope in enumerate(scopes) if scope is Scope.SAME or own[n]]
         dense = [memory[n] if flat_bytes(memory[n]) is not None else _densely(memory[n]) for n in plain]
         targets = [_in_memory(tensors[n], place) for n, place in zip(plain, dense, strict=True)]
         plan = self._old.planner.plan(RankState(self._rank, tuple(targets), aliases), self._node)
@@ -42,19 +43,18 @@ class TensorReader:
         for n, place in zip(plain, dense, strict=True):
             if place is not memory[n]:
                 fill_tensor(memory[n], place)
-        for tensor, place, mean in zip(tensors, memory, is_mean, strict=True):
-            if mean:
-                self._average(tensor, place, aliases)
+        for n in sorted(set(range(len(tensors))) - set(plain)):
+            terms = self._terms(tensors[n], memory[n], aliases)
+            fill_tensor(memory[n], _mean(terms) if scopes[n] is Scope.MEAN else _one(tensors[n].name, terms))
 
-    def _average(self, tensor: LogicalTensor, place: Tensor, aliases: dict[str, str]) -> None:
-        """One tensor of which each holder has values of its own."""
-        terms: list[Tensor] = [_densely(place)]
+    def _terms(self, tensor: LogicalTensor, place: Tensor, aliases: dict[str, str]) -> list[Tensor]:
+        """One tensor of which holders have values of their own: all of them."""
+        terms = [_densely(place).zero_()]  # padding is never read
         target = RankState(self._rank, (_in_memory(tensor, terms[0]),), aliases)
         plan = self._old.planner.plan(target, self._node)
-        terms += [torch.empty_like(terms[0]) for _ in range(1, plan.terms.get(0, 1))]
+        terms += [torch.zeros_like(terms[0]) for _ in range(1, plan.terms.get(0, 1))]
         self._carry_out(plan, Places([[term] for term in terms]))
-        total = sum((term.double() for term in terms[1:]), terms[0].double())
-        fill_tensor(place, (total / len(terms)).to(place.dtype))
+        return terms
 
     def _carry_out(self, plan: Plan, places: Places) -> None:
         fill(plan, places, self._old.source, self._old.lanes, self._old.origin.position, self._rank)
@@ -74,3 +74,20 @@ def _in_memory(tensor: LogicalTensor, place: Tensor) -> LogicalTensor:
 def _densely(tensor: Tensor) -> Tensor:
     """A new tensor like it, without gaps."""
     return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
+def _mean(terms: Sequence[Tensor]) -> Tensor:
+    total = sum((term.double() for term in terms[1:]), terms[0].double())
+    return (total / len(terms)).to(terms[0].dtype)
+
+
+def _one(name: str, terms: Sequence[Tensor]) -> Tensor:
+    """What was each rank's own and is one tensor here: parts of it come from one rank or another, so all must agree."""
+    first, *others = (term.reshape(-1).view(torch.uint8) for term in terms)
+    for other in others:
+        if not torch.equal(first, other):
+            raise StateMismatch(
+                f"{name} was each rank's own in the world that is read, with values that differ, and is one tensor of "
+                "all ranks here: say by ctx.layout what it is"
+            )
+    return terms[0]

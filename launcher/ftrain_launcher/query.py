@@ -31,6 +31,7 @@ def ask(folder: JobFolder, path: str, body: dict[str, Any] | None = None, wait_s
         ControllerAway: nobody answered within ``wait_seconds``; JobHasEnded: nor ever will.
         UsageError: the controller refused what was asked.
     """
+    _refuse_ended(folder)  # its address may be another's by now, who is to learn no token
     deadline = time.monotonic() + wait_seconds
     turns, candidates = 0, folder.record().config.candidates
     while True:
@@ -44,14 +45,18 @@ def ask(folder: JobFolder, path: str, body: dict[str, Any] | None = None, wait_s
             if endpoint is not None:
                 return _ask_once(endpoint, folder.token(), path, body, max(0.05, deadline - time.monotonic()))
         except (OSError, http.client.HTTPException):
-            if (over := folder.result()) is not None:
-                raise JobHasEnded(f"job {folder.record().name!r} has ended: {over.message}") from None
+            _refuse_ended(folder)
         if time.monotonic() >= deadline:
             name = folder.record().name
             if not folder.is_running():
                 raise JobHasEnded(f"job {name!r} has ended: its launcher is gone")
             raise ControllerAway(f"the controller of job {name!r} does not answer; its launcher restarts it: try again")
         time.sleep(_RETRY_SECONDS)
+
+
+def _refuse_ended(folder: JobFolder) -> None:
+    if (over := folder.result()) is not None:
+        raise JobHasEnded(f"job {folder.record().name!r} has ended: {over.message}") from None
 
 
 def _ask_once(endpoint: Endpoint, token: str, path: str, body: dict[str, Any] | None, timeout_seconds: float) -> Any:

@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,7 @@ def gradients(target: Path) -> None:
             found[f"{kind} {global_batch}"] = whole_gradients(model)
             found[f"loss of {kind} {global_batch}"] = exact.global_loss()
     found["scaled"], found["refused"] = scaled()
+    found["misuse"] = {way: misused(way) for way in ("no_sync", "no reduction", "a part")}
     if dist.get_rank() == 0:
         torch.save(found, target)
 
@@ -146,6 +148,34 @@ def scaled() -> tuple[list[torch.Tensor], str]:
     except ExactMisuse as error:
         return found, str(error)
     return found, "nothing"
+
+
+class Halves(nn.Module):
+    """Uses one of its layers only where it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Linear(9, 9), nn.Linear(9, 9)
+
+    def forward(self, x: torch.Tensor, both: bool) -> torch.Tensor:
+        return self.one(x) + self.other(x) if both else self.one(x)
+
+
+def misused(way: str) -> str:
+    """What is said where gradients are kept back from the sum, or are not of the same parameters."""
+    model = DDP(Halves()) if way == "no_sync" else fully_shard(Halves())
+    if way == "no reduction":
+        model.set_requires_gradient_sync(False)
+    sampler = ElasticSampler(len(DATA), global_batch=12, micro_batch=2)
+    exact = Exact({"model": model, "sampler": sampler}, deterministic=way != "no_sync")
+    try:
+        for turn, micro in enumerate(exact.microbatches(DataLoader(DATA, batch_sampler=sampler))):
+            with model.no_sync() if way == "no_sync" else nullcontext():
+                both = way != "a part" or turn == 0
+                exact.scale_loss(model(micro.data.float(), both).square().mean(), micro.samples, 0).backward()
+    except ExactMisuse as error:
+        return str(error)
+    return "nothing"
 
 
 def whole_gradients(model: nn.Module) -> list[torch.Tensor]:

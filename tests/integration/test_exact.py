@@ -70,3 +70,10 @@ def test_gradients_are_the_mean_over_the_global_batch(result: Any, way: str, bat
 
 def test_summing_twice_in_a_step_is_refused(result: Any) -> None:
     assert "model.no_sync()" in result["gradients"]["refused"]
+
+
+def test_gradients_that_do_not_come_to_the_sum_are_refused(result: Any) -> None:
+    said = result["gradients"]["misuse"]
+    assert "leave model.no_sync() to ctx.microbatches" in said["no_sync"]
+    assert "leave set_requires_gradient_sync to ctx.microbatches" in said["no reduction"]
+    assert "in some micro-batches of a step only" in said["a part"]

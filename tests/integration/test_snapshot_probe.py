@@ -210,7 +210,7 @@ def test_which_way_a_link_is_cut_is_told_also_where_no_connection_stands(directi
             assert found[1, 2].failure
             assert found[2, 1].failure
             assert not found[link[::-1]].heard, "a beacon came through where all is cut"
-            verdict = judge_matrix(found, {}, {host: f"h{host}" for host in lab.hosts}, 1, hangs=True)
+            verdict = judge_matrix([found], {}, {host: f"h{host}" for host in lab.hosts}, 1, hangs=True)
             return verdict is not None and verdict.links == (Link(*link),)
 
         for _ in range(2):

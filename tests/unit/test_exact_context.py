@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fractions
 import math
+import warnings
+from contextlib import nullcontext
 from itertools import islice
 from typing import Any
 
@@ -15,6 +18,8 @@ import ftrain
 from ftrain import ElasticSampler, ElasticStream, ExactMisuse
 from ftrain.context import Context
 from ftrain.environment import WorkerEnvironment, read_environment
+from ftrain.exact.limits import warn_of_limits
+from ftrain.exact.models import Models
 
 ROWS = torch.randn(23, 3, generator=torch.Generator().manual_seed(1))
 
@@ -99,7 +104,8 @@ def test_a_stream_is_read_through_a_loader() -> None:
     script = Script()
     stream = ElasticStream([9] * 4, lambda shard, start: iter(ROWS[start:9]), global_batch=7, micro_batch=2)
     script.loader = DataLoader(stream, batch_size=None, collate_fn=default_collate)
-    first = script.step()
+    with pytest.warns(UserWarning, match="ElasticStream of ctx.microbatches is not tracked"):
+        first = script.step()
     assert [micro.data.shape for micro in first] == [(2, 3), (2, 3), (2, 3), (1, 3)]
     assert stream.position == 1
     script.model.zero_grad()
@@ -132,6 +138,85 @@ def test_what_would_not_be_exact_is_refused() -> None:
         break
     with pytest.raises(ExactMisuse, match="left early"):
         script.step()
+    with pytest.raises(ExactMisuse, match="left early"):
+        script.ctx.commit(0)
+
+
+def test_a_loss_that_was_not_weighed_is_told_of() -> None:
+    script = Script()
+    loop = script.ctx.microbatches(script.loader)
+    for micro in islice(loop, 3):
+        script.ctx.scale_loss(script.model(micro.data).square().mean(), micro.samples).backward()
+    script.model(next(loop).data).square().mean().backward()
+    with pytest.raises(ExactMisuse, match=r"1 of 4 micro-batches did not go through ctx\.scale_loss"):
+        next(loop)
+
+
+def test_loaders_of_one_sampler_take_over_from_each_other() -> None:
+    script = Script()
+    first, second = script.loader, DataLoader(ROWS, batch_sampler=script.sampler)
+    for step, loader in enumerate([first, second, second, first]):
+        for micro in script.ctx.microbatches(loader):
+            assert torch.equal(micro.data, ROWS[list(micro.indices)])
+        assert script.sampler.position == step + 1
+    script.sampler.load_state_dict({**script.sampler.state_dict(), "position": 9})
+    for micro in script.ctx.microbatches(first):
+        assert torch.equal(micro.data, ROWS[script.sampler.indices(9, micro.number)])
+
+
+def test_the_loss_is_rounded_once() -> None:
+    script = Script(global_batch=6, micro_batch=3)
+    losses = []
+    for micro in script.ctx.microbatches(script.loader):
+        losses.append(script.model(micro.data).square().mean())
+        script.ctx.scale_loss(losses[-1], micro.samples).backward()
+    assert script.ctx.global_loss() == sum(fractions.Fraction(loss.item()) for loss in losses) / 2
+
+
+def test_statistics_across_ranks_are_refused_and_those_of_a_rank_told_of() -> None:
+    script = Script()
+    script.ctx.track(more=nn.Sequential(nn.SyncBatchNorm(3)))
+    with pytest.raises(ExactMisuse, match="SyncBatchNorm"):
+        script.step()
+    script = Script(deterministic=True)
+    script.ctx.track(more=nn.Sequential(nn.BatchNorm1d(3)))
+    with pytest.warns(UserWarning, match="running statistics"):
+        script.step()
+    script.model.zero_grad()
+    script.step()  # told once
+
+
+def test_noise_of_the_rank_is_told_of_once_where_bits_matter() -> None:
+    def step(script: Script, *, keyed: bool) -> None:
+        script.model.zero_grad()
+        for micro in script.ctx.microbatches(script.loader):
+            with script.ctx.rng("dropout") if keyed else nullcontext():
+                noisy = nn.functional.dropout(micro.data, 0.5)
+            script.ctx.scale_loss(script.model(noisy).square().mean(), micro.samples).backward()
+
+    step(Script(), keyed=False)
+    exact = Script(deterministic=True)
+    step(exact, keyed=True)
+    with pytest.warns(UserWarning, match=r"outside ctx\.rng"):
+        step(exact, keyed=False)
+    step(exact, keyed=False)
+
+
+def test_optimizers_that_treat_the_ends_of_shards_apart_are_told_of() -> None:
+    def warned(optimizer: torch.optim.Optimizer, sharded: tuple[Any, ...]) -> bool:
+        models = Models(tuple(model.parameters()), (), (), sharded)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            warn_of_limits([model, optimizer], models)
+        return any("ends of FSDP2's shards" in str(one.message) for one in said)
+
+    model = nn.Linear(3, 1)
+    fused = torch.optim.AdamW(model.parameters(), fused=True)
+    assert warned(fused, (model,))
+    assert not warned(fused, ())
+    assert not warned(torch.optim.SGD(model.parameters()), (model,))
+    model.bfloat16()
+    assert warned(torch.optim.SGD(model.parameters()), (model,))
 
 
 def test_a_context_without_a_model_or_a_batch_size_says_so() -> None:
@@ -175,3 +260,21 @@ def test_a_stateful_loader_serves_as_well() -> None:
     assert torch.equal(torch.cat([micro.data for micro in seen]), ROWS[script.sampler.batch(0)])
     assert script.loader.state_dict()
     assert script.sampler.position == 1
+
+
+def test_a_loader_that_fetches_before_its_sampler_is_tracked_is_told_of_at_once() -> None:
+    class FetchesAhead:
+        _send_idx, _rcvd_idx = 0, 0
+
+        def __init__(self, sampler: ElasticSampler) -> None:
+            self._batches = iter(sampler)
+            self._send_idx = len(self._next_index())
+
+        def _next_index(self) -> list[int]:
+            return next(self._batches)
+
+    ctx = Context(WorkerEnvironment(), torch.device("cpu"), None)
+    sampler = ElasticSampler(20, global_batch=8)
+    FetchesAhead(sampler)
+    with pytest.raises(ExactMisuse, match=r"call iter\(loader\) after ctx\.track"):
+        ctx.track(sampler=sampler)

@@ -75,6 +75,13 @@ def test_equal_nodes_are_sound():
     assert judged(SOUND) == {}
 
 
+def test_a_machine_alone_is_told_that_others_use_it_unless_its_own_ranks_do():
+    crowded = but(cpu_share=0.06)
+    words = "it gets 6% of a core: other processes, or a quota, take the rest"
+    assert judged(crowded) == {"node-0": ("SUSPICIOUS", words)}
+    assert judged(crowded, training=True) == judged(crowded, crowded) == {}
+
+
 @pytest.mark.parametrize("others", [1, 2, 7])
 @pytest.mark.parametrize(
     ("change", "state", "words"),
@@ -193,6 +200,9 @@ def test_on_one_host_no_node_is_bad_for_a_rate() -> None:
     assert judged(*[SOUND] * 4, links=links(4, n1=CUT), hosts=host)["node-1"][0] == "BAD"
     assert judged(*[SOUND] * 4, pairs=late | sound)["node-1"][0] == "BAD"
     assert judged(*[SOUND] * 4, pairs=late | sound, hosts=host)["node-1"][0] == "SUSPICIOUS"
+    never = dict.fromkeys(late, "the two did not meet within 15 s")
+    assert judged(*[SOUND] * 4, pairs=never | sound)["node-1"][0] == "BAD"
+    assert judged(*[SOUND] * 4, pairs=never | sound, hosts=host)["node-1"][0] == "SUSPICIOUS"
     wrong = {pair: PairFigures(0.01, False) for pair in late}
     assert judged(*[SOUND] * 4, pairs=wrong | sound, hosts=host)["node-1"][0] == "BAD"
 

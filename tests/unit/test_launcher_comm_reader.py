@@ -9,7 +9,8 @@ import pytest
 from ftrain.comm.ring import NONE, PYTHON, RECORDS_MAX, Identity, RingReader, ring_path
 from ftrain.comm.writer import Call, Entered, RingWriter
 from ftrain_launcher.detect.records import Communicator, NodeReport, Op, RankRecord
-from ftrain_launcher.rings.rank_reader import RankReader, late_in_seconds
+from ftrain_launcher.rings.lateness import late_in_seconds
+from ftrain_launcher.rings.rank_reader import RankReader
 from ftrain_launcher.rings.reader import CommReader
 
 MS = 1_000_000

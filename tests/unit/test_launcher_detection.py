@@ -65,12 +65,15 @@ class Agents:
         self.rounds = 0
         self.before_probes: Callable[[], None] = lambda: None
         self.before_looks: Callable[[], None] = lambda: None
+        self.waits: Callable[[], None] = lambda: None
+        """Each that is asked for something takes its time."""
         self._links = links or {}
         outboxes: dict[str, Any] = {f"node-{n}": Line(self, n) for n in range(3)}
         self.requests = Requests(outboxes)
         self._answer = answer
 
     def take(self, source: int, wish: Inspect | Probe) -> None:
+        self.waits()
         if isinstance(wish, Probe):
             self._probe(source, wish)
             return
@@ -145,6 +148,22 @@ def test_who_went_on_while_it_was_looked_at_did_not_hang_and_how_long_it_took_is
     assert (went_on.rank, went_on.seconds) == (1, pytest.approx(1.1))
 
 
+def test_how_long_it_lasted_is_told_of_the_moment_at_which_it_is_told(monkeypatch: Any) -> None:
+    """A story's beginning is reckoned back from there; a look at links takes seconds."""
+    clock = [100.0]
+    monkeypatch.setattr(detection, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def wait() -> None:
+        clock[0] += 1.0 / 3
+
+    cut = Agents(answer=True, links={(0, 2): LinkFigure(2, failure="timeout")})
+    for agents, given, rounds in ((cut, STUCK, detection.ROUNDS_OF_HANG), (Agents(answer=True), reports(1), 1 / 3)):
+        agents.waits = wait
+        (found,) = asyncio.run(watch(running(), agents, given))
+        asked = found.verdict.seconds - rounds
+        assert asked == pytest.approx(2.0 if agents is cut else 1.0, abs=0.01)
+
+
 def test_an_agent_that_does_not_answer_holds_no_verdict_up(monkeypatch: Any) -> None:
     monkeypatch.setattr(detection, "INSPECT_SECONDS", 0.01)
     (found,) = asyncio.run(watch(running(), Agents(answer=False), reports(1)))
@@ -189,10 +208,20 @@ def test_what_hangs_and_no_link_is_bad_is_told_without_one() -> None:
     assert agents.rounds == 1
 
 
+def test_members_that_leave_one_by_one_call_for_one_look_at_the_links() -> None:
+    """Over a slow line each is a new finding. Probes in line would keep the first for half a minute."""
+    beyond = [stuck(rank, 3, seq=11, age=0.1) for rank in range(3)]
+    agents = Agents(answer=True, links={(0, 2): LOSSY})
+    found = asyncio.run(watch(running(), agents, [*STUCK, beyond[0], stuck(2, 3), beyond[1], stuck(2, 3)]))
+    assert [(one.verdict.kind, one.verdict.links) for one in found] == [(Kind.COMMUNICATION_HANG, (Link(0, 2),))]
+    assert agents.rounds == detection.ROUNDS_OF_HANG
+
+
 def test_what_went_on_while_links_were_probed_was_no_hang() -> None:
     assert asyncio.run(watch(running(), Agents(answer=True), STUCK, WENT_ON)) == []
     (found,) = asyncio.run(watch(running(), Agents(answer=True, links={(0, 2): LOSSY}), STUCK, WENT_ON))
     assert (found.verdict.kind, found.verdict.links) == (Kind.COMMUNICATION_SLOW, (Link(0, 2),))
+    assert found.verdict.sentence.endswith("have not left it for 2.0 s, and then went on")
 
 
 def test_nor_was_what_went_on_in_the_same_step() -> None:

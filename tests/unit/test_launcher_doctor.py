@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 
 import msgspec
 import pytest
@@ -91,3 +92,19 @@ def test_a_job_is_only_asked_for_its_nodes(capsys):
         main(["doctor", "--job", "some"])
     assert ended.value.code == 2
     assert "--job some: only with --nodes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "told"),
+    [
+        (-9, b"", "it could not be checked: its process was ended by SIGKILL"),
+        (1, b"", "it could not be checked: its process ended with exit code 1"),
+        (1, b"Traceback ...\nImportError: no torch\n", "it could not be checked: ImportError: no torch"),
+        (0, b"", "it could not be checked: its process ended with exit code 0"),
+    ],
+)
+def test_a_check_that_ends_without_a_word_is_a_reason(code, said, told, monkeypatch):
+    monkeypatch.undo()
+    ended = subprocess.CompletedProcess([], code, b"", said)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: ended)
+    assert local.check("/", "/dev/shm")["reasons"] == [told]

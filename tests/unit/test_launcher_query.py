@@ -122,3 +122,15 @@ def test_a_wish_is_posted_and_a_refusal_is_one_line(folder: JobFolder, connectio
         query.ask(folder, "/api/inject", {"kind": "kill-worker", "rank": 9})
     method, _, body, _ = connection.asked[0]
     assert (method, body) == ("POST", b'{"kind":"kill-worker","rank":9}')
+
+
+def test_who_listens_where_an_ended_jobs_controller_did_is_told_nothing(
+    folder: JobFolder, connection: type[Connection]
+) -> None:
+    """Addresses and ports are given again."""
+    connection.answers = [(404, b"")]
+    folder.write_endpoint(Endpoint("127.0.0.1", 1, None))
+    folder.write_result(Result(0, "training finished"))
+    with pytest.raises(JobHasEnded, match="'one' has ended: training finished"):
+        query.ask(folder, "/api/nodes")
+    assert connection.asked == []

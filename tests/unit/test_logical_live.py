@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 
 from ftrain.logical.errors import LayoutInvalid
 from ftrain.logical.live import describe
@@ -84,3 +85,10 @@ def test_factored_state_of_a_sharded_parameter_needs_a_rule_of_its_own() -> None
 def test_parameters_that_no_module_has_are_named_by_their_number() -> None:
     optimizer = stepped([nn.Parameter(torch.zeros(2))])
     assert {"opt.params[0]", "opt.opt.params[0].exp_avg"} < set(describe({"opt": optimizer}, 0, 1).state.by_name)
+
+
+def test_the_first_fsdp_is_refused_in_one_line() -> None:
+    sharded = FullyShardedDataParallel.__new__(FullyShardedDataParallel)  # no process group is needed
+    nn.Module.__init__(sharded)
+    with pytest.raises(LayoutInvalid, match=r"model is sharded by FSDP1, .*: use FSDP2 \(fully_shard\)"):
+        describe({"model": sharded}, 0, 1)

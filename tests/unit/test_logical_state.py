@@ -59,6 +59,14 @@ def test_a_new_optimizer_gets_the_state_of_its_parameters() -> None:
     assert with_optimizer_state(grown, world) == grown
 
 
+def test_new_state_is_as_much_of_all_ranks_as_its_parameter_is_here() -> None:
+    [whole] = states_of(SIX_BY_TWO, {"model.w": Made((1,), (Shard(0),))}, 1)
+    own = msgspec.structs.replace(whole.tensors[0], scope=Scope.OWN)
+    average = msgspec.structs.replace(own, name="opt.model.w.exp_avg", like="model.w")
+    world = World((RankState(0, (own, average)),), {0: 0})
+    assert with_optimizer_state(whole, world).by_name["opt.model.w.exp_avg"].scope is Scope.SAME
+
+
 def test_a_tied_parameters_state_is_found_by_each_of_its_names() -> None:
     """Given two names for one tensor there, and two tensors here, then both get its optimizer state."""
     [one] = states_of({"m.a": np.zeros(2, np.int8)}, {"m.a": Made((1,), (Shard(0),))}, 1)

@@ -45,8 +45,16 @@ def test_goodput_is_nothing_where_no_segment_is_ever_finished() -> None:
 
 
 def test_the_rate_of_losing_a_group_by_hand() -> None:
-    # λ W = 0.1, so a = 1/11; (3 - 1) λ * 3 a (1 - a)^2
-    assert formulas.group_losses_per_second(3, 1, 0.001, 100) == pytest.approx(2 * 0.001 * 3 / 11 * (10 / 11) ** 2)
+    # x = λ W = 0.1: one of three is exposed, and no more are, for 3 x / (1 + 3 x) of the time; then two may fail
+    assert formulas.group_losses_per_second(3, 1, 0.001, 100) == pytest.approx(2 * 0.001 * 0.3 / 1.3)
+    # x = 1/2: 15/4 of 1 + 6/2 + 15/4
+    assert formulas.group_losses_per_second(6, 2, 0.001, 500) == pytest.approx(4 * 0.001 * 3.75 / 7.75)
+
+
+def test_where_members_fail_faster_than_they_are_repaired_a_group_does_not_last() -> None:
+    # Nearly always two are exposed at least, and the third fails after a second.
+    assert formulas.group_losses_per_second(3, 2, 1.0, 1e9) == pytest.approx(1.0)
+    assert formulas.group_losses_per_second(100, 99, 1e6, 1e9) == pytest.approx(1e6)
 
 
 def test_without_parity_the_first_failure_of_the_group_is_the_loss() -> None:

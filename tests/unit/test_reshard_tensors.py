@@ -6,15 +6,17 @@ from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from logical_worlds import Made, snapshot_of
 
-from ftrain.logical.axes import axis, whole
-from ftrain.logical.placements import Shard, Spread
+from ftrain.errors import StateMismatch
+from ftrain.logical.axes import Axis, Span, axis, whole
+from ftrain.logical.placements import Scope, Shard, Spread
 from ftrain.logical.reads import Planner, World
-from ftrain.logical.state import LogicalTensor
+from ftrain.logical.state import LogicalTensor, RankState
 from ftrain.reshard.tensors import TensorReader
 from ftrain_snapshot.read_plan import Wanted
 
@@ -79,11 +81,43 @@ def test_padding_is_zero() -> None:
     assert place[8].tolist() == [0.0] * 6
 
 
-def test_values_that_are_each_ranks_own_are_averaged() -> None:
+def values_of_each(scope: Scope, more: float) -> Any:
+    """An old world of two ranks, of which the second one's values are so much larger."""
     world, kept = snapshot_of({"w": ARRAY}, {"w": Made((2,), (Spread.AVERAGE,))}, range(2))
     values = [np.frombuffer(bytearray(each.tobytes()), np.uint8) for each in kept]
     extent = world.states[1].tensors[0].extents[0]
-    values[1][extent.offset : extent.offset + ARRAY.nbytes] = np.frombuffer((ARRAY + 3).tobytes(), np.uint8)
+    values[1][extent.offset : extent.offset + ARRAY.nbytes] = np.frombuffer((ARRAY + more).tobytes(), np.uint8)
+    states = [
+        RankState(state.rank, tuple(msgspec.structs.replace(tensor, scope=scope) for tensor in state.tensors))
+        for state in world.states
+    ]
+    return as_old(World(tuple(states), world.nodes), values, 0)
+
+
+@pytest.mark.parametrize("name", ["w", "tied"])
+def test_values_that_are_each_ranks_own_are_averaged(name: str) -> None:
     place = torch.zeros(8, 6)
-    TensorReader(as_old(world, values, 0), 0).read([target(place)], [place], {})
+    tensor = msgspec.structs.replace(target(place), name=name)
+    TensorReader(values_of_each(Scope.MEAN, 3), 0).read([tensor], [place], {"w": name})
     assert place.tolist() == (ARRAY + 1.5).tolist()
+
+
+@pytest.mark.parametrize("rows", [slice(0, 8), slice(4, 8), slice(6, 9)])
+def test_what_was_each_ranks_own_becomes_one_tensor_where_they_agree(rows: slice) -> None:
+    length = rows.stop - rows.start
+    place = torch.full((length, 6), 7.0)
+    covered = min(rows.stop, 8) - rows.start
+    axes = Axis(length, (Span(rows.start, 0, covered),)), axis(whole(6))
+    tensor = msgspec.structs.replace(target(place), shape=(8, 6), axes=axes)
+    TensorReader(values_of_each(Scope.OWN, 0), 1).read([tensor], [place], {})
+    assert place[:covered].tolist() == ARRAY[rows].tolist()
+    assert not place[covered:].any()
+    with pytest.raises(StateMismatch, match="w was each rank's own in the world that is read, with values that differ"):
+        TensorReader(values_of_each(Scope.OWN, 3), 1).read([tensor], [place], {})
+
+
+def test_what_was_each_ranks_own_and_still_is_need_not_agree() -> None:
+    place = torch.zeros(8, 6)
+    tensor = msgspec.structs.replace(target(place), scope=Scope.OWN)
+    TensorReader(values_of_each(Scope.OWN, 3), 1).read([tensor], [place], {})
+    assert place.tolist() == (ARRAY + 3).tolist()

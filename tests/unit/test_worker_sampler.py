@@ -1,7 +1,7 @@
 from __future__ import annotations
 
+import weakref
 from itertools import islice
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -59,17 +59,18 @@ def test_a_loader_without_workers_draws_as_it_hands_out() -> None:
     assert sampler.position == 1
 
 
-def test_a_loader_of_more_ranks_than_samples_is_refused_on_all_of_them_unless_it_can_make_empty_batches() -> None:
+def test_fewer_samples_than_ranks_are_refused_on_all_of_them() -> None:
     from torch.utils.data import DataLoader
 
-    def first_batch(world: int, **more: Any) -> Any:
-        sampler = ElasticSampler(20, global_batch=3, shuffle=False, rank=0, world_size=world)
-        return next(iter(DataLoader(list(range(20)), batch_sampler=sampler, **more)))
+    def sampler(rank: int, world: int) -> ElasticSampler:
+        return ElasticSampler(20, global_batch=3, shuffle=False, rank=rank, world_size=world)
 
-    assert first_batch(3).tolist() == [0]
-    with pytest.raises(ExactMisuse, match="global_batch=3 leaves some of 4 ranks without a sample"):
-        first_batch(4)
-    assert first_batch(4, collate_fn=list) == []
+    assert next(iter(DataLoader(list(range(20)), batch_sampler=sampler(0, 3)))).tolist() == [0]
+    for rank in range(4):
+        for batches in (sampler(rank, 4), DataLoader(list(range(20)), batch_sampler=sampler(rank, 4))):
+            with pytest.raises(ExactMisuse, match="global_batch=3 leaves some of 4 ranks without a sample"):
+                next(iter(batches))
+    assert [sampler(rank, 4).batch(0) for rank in range(4)] == [[], [0], [1], [2]]
 
 
 def test_a_loader_that_hands_out_batches_as_they_come_is_refused() -> None:
@@ -88,3 +89,54 @@ def test_a_loader_that_hands_out_batches_as_they_come_is_refused() -> None:
 def test_wrong_arguments_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError):
         ElasticSampler(**{"length": 3, "global_batch": 2, **wrong})
+
+
+class FetchesAhead:
+    """A loader's iterator with workers: it has asked for three batches more than it has handed out."""
+
+    def __init__(self, sampler: ElasticSampler) -> None:
+        self._batches, self._send_idx, self._rcvd_idx = iter(sampler), 0, 0
+        for _ in range(3):
+            self._next_index()
+
+    def _next_index(self) -> list[int]:
+        self._send_idx += 1
+        return next(self._batches)
+
+    def hand_out(self) -> None:
+        self._next_index()
+        self._rcvd_idx += 1
+
+
+def test_what_a_loader_has_fetched_ahead_is_not_counted_when_its_loop_was_left_either() -> None:
+    sampler = ElasticSampler(20, global_batch=8)
+    loader = FetchesAhead(sampler)
+    loader.hand_out()
+    loader.hand_out()
+    assert sampler.position == 2
+    ended = weakref.ref(loader)
+    del loader
+    assert ended() is None  # it ends its workers now, and not at some time
+    assert sampler.position == 2
+    assert next(iter(sampler)) == sampler.batch(2)
+
+
+def test_of_iterators_of_one_sampler_only_the_newest_goes_on() -> None:
+    sampler = ElasticSampler(20, global_batch=8)
+    first = iter(sampler)
+    next(first)
+    second = iter(sampler)
+    assert next(second) == sampler.batch(1)
+    with pytest.raises(ExactMisuse, match="a sampler for each loader"):
+        next(first)
+    sampler.load_state_dict({**sampler.state_dict(), "position": 7})
+    assert next(second) == sampler.batch(7)  # it has not fetched ahead
+
+
+def test_what_was_fetched_ahead_before_the_position_was_set_is_not_trained_on() -> None:
+    sampler = ElasticSampler(20, global_batch=8)
+    loader = FetchesAhead(sampler)
+    sampler.load_state_dict({**sampler.state_dict(), "position": 7})
+    with pytest.raises(ExactMisuse, match="fetched ahead"):
+        loader.hand_out()
+    assert next(iter(sampler)) == sampler.batch(7)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from ftrain.capture import Capturer
 from ftrain.errors import NotTrackable, StateMismatch
@@ -177,6 +178,12 @@ def test_tensors_without_bytes_of_their_own_are_refused(tensor: torch.Tensor, re
 def test_objects_without_state_are_refused() -> None:
     with pytest.raises(NotTrackable, match=r"cannot track loader \(list\): it has no state_dict"):
         check_trackable("loader", [])
+
+
+def test_an_optimizer_whose_state_dict_is_of_an_earlier_step_is_refused() -> None:
+    sharding = ZeroRedundancyOptimizer.__new__(ZeroRedundancyOptimizer)  # no process group is needed
+    with pytest.raises(NotTrackable, match=r"opt \(ZeroRedundancyOptimizer\): .* shard by FSDP2"):
+        check_trackable("opt", sharding)
 
 
 def test_another_objects_state_is_refused(round_trip: RoundTrip) -> None:

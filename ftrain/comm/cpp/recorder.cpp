@@ -145,7 +145,8 @@ class Wrapper final : public c10::OperatorKernel {
     if (op_.kind == Kind::collective && has_future_.load(relaxed)) {
       try {
         work->getFuture()->addCallback(
-            [operation](c10::ivalue::Future& future) { operation.leave_and_go_outside(future.hasError()); });
+            [operation](c10::ivalue::Future& future) { operation.leave_and_go_outside(future.hasError()); },
+            /*uses_future=*/false);  // its value is not looked at: no device or stream has to be waited for
         return;
       } catch (const std::exception&) {
         has_future_.store(false, relaxed);

@@ -127,7 +127,8 @@ def _show_node(found: dict[str, Any]) -> None:
     if figures is not None:
         disk = figures["disk_mb_per_second"]
         print_line(
-            f"processor: {figures['matmul_gflops']:.1f} GFLOP/s a thread, {figures['cpu_share']:.0%} of a core; "
+            f"processor: {figures['matmul_gflops']:.1f} GFLOP/s a thread, "
+            f"which got {figures['cpu_share']:.0%} of a core; "
             f"memory {figures['memory_gb_per_second']:.1f} GB/s, "
             f"loopback {figures['loopback_gb_per_second']:.1f} GB/s, "
             f"disk here {'-' if disk is None else format(disk, '.0f')} MB/s"

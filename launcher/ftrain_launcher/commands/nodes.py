@@ -188,7 +188,8 @@ def _cordon(cordon: dict[str, Any] | None, now: float) -> str | None:
         return None
     since = _ago(cordon["since"], now)
     why = f": {cordon['reason']}" if cordon["reason"] else ""
-    return f"quarantined {since}{why}" if cordon["quarantined"] else f"{since}{why}"
+    checked = " (asked for again: its health is being checked)" if cordon["returning"] else ""
+    return f"{'quarantined ' if cordon['quarantined'] else ''}{since}{why}{checked}"
 
 
 def _health(health: dict[str, Any] | None, now: float) -> str | None:

@@ -221,7 +221,7 @@ class OperatorApi:
 
     def _node_called(self, word: str) -> str:
         """The node of a name, or the one that holds a position."""
-        job, called = self._coordinator, word
+        job, called = self._coordinator, f"at position {word}" if word.isdecimal() else word
         if word.isdecimal() and int(word) < len(job.positions):
             word = job.positions[int(word)] or word
         if word not in job.nodes or job.nodes[word].gone:

@@ -19,7 +19,7 @@ from ftrain_launcher.control.link_matrix import LinkMatrix
 from ftrain_launcher.control.requests import Requests
 from ftrain_launcher.detect.detector import Detector
 from ftrain_launcher.detect.divergence import Divergence
-from ftrain_launcher.detect.links import ALL_PAIRS_MAX, Matrix, best_of, judge_matrix
+from ftrain_launcher.detect.links import ALL_PAIRS_MAX, Matrix, judge_matrix
 from ftrain_launcher.detect.pace import Pace
 from ftrain_launcher.detect.patience import Patience, WentOn
 from ftrain_launcher.detect.reached import judge_reach
@@ -87,7 +87,7 @@ class Detection:
         self._coordinator, self._requests, self._submit = coordinator, requests, submit
         self._links = LinkMatrix(coordinator, requests)
         self._watched: _Watched | None = None
-        self._looking_for_links = False
+        self._looking_for_links = self._probing_hang = False
         self._background = Background()
 
     async def run(self) -> None:
@@ -169,7 +169,7 @@ class Detection:
     def _tell(self, watched: _Watched, verdicts: Iterable[Verdict]) -> None:
         for verdict in verdicts:
             if verdict.kind is Kind.COMMUNICATION_HANG:
-                self._background.begin(self._probe_and_submit(watched, verdict))
+                self._probe_hang(watched, verdict)
             elif verdict.kind in _BY_STACK and verdict.ranks:
                 self._background.begin(self._look_and_submit(watched, verdict))
             else:
@@ -177,17 +177,34 @@ class Detection:
 
     # ---- links
 
+    def _probe_hang(self, watched: _Watched, verdict: Verdict) -> None:
+        """One at a time: over a slow line members leave one by one, each a new finding, and probes of all links that
+        stand in line would make the first wait for the last. What still hangs after them is found again."""
+        if self._probing_hang:
+            watched.detector.forget(verdict.kind)
+            return
+        self._probing_hang = True
+        self._background.begin(self._probe_and_submit(watched, verdict))
+
     async def _probe_and_submit(self, watched: _Watched, verdict: Verdict) -> None:
         """All have entered and none leaves: if a link is cut, that is why. What goes on meanwhile was none: over a link
         that loses segments, TCP rests for seconds."""
-        step = watched.slowest_step
-        found = await self._suspect_link(verdict.generation, self._links.names(), hangs=True)
+        step, began = watched.slowest_step, time.monotonic()
+        try:
+            found = await self._suspect_link(verdict.generation, self._links.names(), hangs=True)
+        finally:
+            self._probing_hang = False
         if watched.slowest_step > step or watched.detector.has_passed(verdict):
             watched.detector.forget(verdict.kind)
             if found is not None:
-                self._submit(Diagnosed(msgspec.structs.replace(found, kind=Kind.COMMUNICATION_SLOW)))
+                slow, sentence = Kind.COMMUNICATION_SLOW, f"{found.sentence}; {verdict.sentence}, and then went on"
+                found = msgspec.structs.replace(found, kind=slow, sentence=sentence, step=verdict.step)
+                self._submit(Diagnosed(found))
             return
-        if found is not None:
+        if found is None:
+            sentence = f"{verdict.sentence}: a link or a node is suspect, and no link that was probed stands out"
+            verdict = msgspec.structs.replace(verdict, sentence=sentence)
+        else:
             verdict = msgspec.structs.replace(
                 verdict,
                 ranks=(),
@@ -197,7 +214,7 @@ class Detection:
                 sentence=f"{found.sentence}; {verdict.sentence}",
                 details={**verdict.details, **found.details},
             )
-        self._submit(Diagnosed(verdict))
+        self._submit(Diagnosed(_lasting(verdict, began)))
 
     async def _look_for_link(self, generation: int, slowed: Sequence[Slowed]) -> None:
         """Communication has become slow: it is a link's fault only if the probes say so."""
@@ -243,8 +260,8 @@ class Detection:
         found: Verdict | None = None
         while len(rounds) < (ROUNDS_OF_HANG if hangs else ROUNDS):
             rounds.append(await self._links.measure(positions))
-            found = judge_matrix(best_of(rounds), self._links.quiet(), names, generation, hangs=hangs)
-            if found is None:
+            found = judge_matrix(rounds, self._links.quiet(), names, generation, hangs=hangs)
+            if found is None and len(rounds) == 1:
                 break
         return found
 
@@ -267,6 +284,7 @@ class Detection:
 
     async def _look_and_submit(self, watched: _Watched, verdict: Verdict) -> None:
         details: dict[str, str] = {}
+        began = time.monotonic()
         try:
             looks = self._look_at(verdict.ranks[:RANKS_INSPECTED_MAX]), self._link_behind(verdict)
             details, verdict = await asyncio.gather(*looks)
@@ -274,7 +292,8 @@ class Detection:
             if watched.detector.has_passed(verdict):
                 watched.detector.forget(verdict.kind)
             else:
-                self._submit(Diagnosed(msgspec.structs.replace(verdict, details={**verdict.details, **details})))
+                verdict = msgspec.structs.replace(verdict, details={**verdict.details, **details})
+                self._submit(Diagnosed(_lasting(verdict, began)))
 
     async def _look_at(self, ranks: Iterable[int]) -> dict[str, str]:
         by_node: dict[str, list[int]] = defaultdict(list)
@@ -294,3 +313,9 @@ class Detection:
         if isinstance(answer, str):
             return tuple(Finding(rank, "not known", no_stack=answer) for rank in ranks)
         return answer.findings
+
+
+def _lasting(verdict: Verdict, found: float) -> Verdict:
+    """A verdict of the moment ``found``, as it is now: it took a while to look into it, and that is when it is told."""
+    lasted = verdict.seconds + time.monotonic() - found
+    return msgspec.structs.replace(verdict, seconds=lasted) if verdict.seconds else verdict

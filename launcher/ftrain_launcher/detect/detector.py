@@ -14,12 +14,14 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from ftrain_launcher.detect import findings
+from ftrain_launcher.detect.beside import training_waits
+from ftrain_launcher.detect.look import look
 from ftrain_launcher.detect.patience import Patience, WentOn
 from ftrain_launcher.detect.records import NodeReport, RankRecord
 from ftrain_launcher.detect.spells import WATCH_SECONDS, Spells
 from ftrain_launcher.detect.timeouts import DIFFERENT_SECONDS, HALTED_SECONDS, STALE_SECONDS, allowed_seconds
 from ftrain_launcher.detect.verdict import Kind, Verdict
-from ftrain_launcher.detect.waits import Standing, look, pending_of, recent_of
+from ftrain_launcher.detect.waits import Standing, pending_of, recent_of
 
 FORGET_SECONDS = 5.0
 """A finding that was not made for so long is told again when it is made."""
@@ -163,9 +165,9 @@ class Detector:
         before = self._standings.get(record.rank)
         idle = _idle_seconds(record, before, now)
         stalls = before.stalls if before is not None else ()
-        if idle >= STALL_SECONDS and not pending_of(record):
+        if idle >= STALL_SECONDS and not training_waits(record):
             stalls = _with_stall(stalls, now, idle)
-        elif before is not None and before.idle_seconds >= STALL_SECONDS and not pending_of(before.record):
+        elif before is not None and before.idle_seconds >= STALL_SECONDS and not training_waits(before.record):
             # Over since: it may have ended as late as the rank moved.
             moved = now - idle
             stalls = _with_stall(stalls, moved, before.idle_seconds + moved - before.taken)

@@ -8,13 +8,14 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from ftrain_launcher.detect import mismatch, wording
+from ftrain_launcher.detect.beside import is_beside
 from ftrain_launcher.detect.hang import Judge, Late, Stuck
 from ftrain_launcher.detect.mismatch import Difference
 from ftrain_launcher.detect.patience import Patience
 from ftrain_launcher.detect.records import Communicator
 from ftrain_launcher.detect.timeouts import DIFFERENT_SECONDS, allowed_seconds
 from ftrain_launcher.detect.verdict import WAITS_MAX, Kind, Verdict, Wait
-from ftrain_launcher.detect.waits import Gate, Graph, Group, is_beside, pending_of
+from ftrain_launcher.detect.waits import Gate, Graph, Group, pending_of
 
 SURE = 0.5
 """Below it a finding is a guess, and another explanation is looked for first."""
@@ -150,7 +151,7 @@ class Findings:
         verdict = self._verdict(
             Kind.COMMUNICATION_HANG,
             ranks,
-            sentence=f"{who} for {first.seconds:.1f} s: a link or a node is suspect",
+            sentence=f"{who} for {first.seconds:.1f} s",
             confidence=0.6,
             seconds=first.seconds,
             gates=graph.gates,

@@ -18,10 +18,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from statistics import median, median_high
 
+from ftrain_launcher.detect.beside import idle_at
 from ftrain_launcher.detect.patience import Patience, Waiting, waiting_in
 from ftrain_launcher.detect.records import Communicator, Op, Operation
 from ftrain_launcher.detect.timeouts import COMPUTING_SECONDS, FIRST_SECONDS, HALTED_SECONDS, allowed_seconds
-from ftrain_launcher.detect.waits import Gate, Graph, Group, Standing
+from ftrain_launcher.detect.waits import SAMPLE, Gate, Graph, Group, Standing
 
 REPORT_SECONDS = 0.5
 """Between an agent's reports: for so long after one, what was pending is taken to be so still."""
@@ -31,8 +32,6 @@ for rank 0's word or for memory (`ftrain.slots`). A report from before that does
 the one that does may not have come: of a link that is cut its last reports are heard."""
 STARVED_SECONDS_MAX = 10.0
 """So long may a rank be late because it waits for a processor: one that loops on a crowded machine does so, too."""
-SAMPLE = 64
-"""So many of an operation's waiters show what is usual for it."""
 
 
 @dataclass(slots=True)
@@ -89,7 +88,7 @@ class Judge:
     def allowed(self, gate: Gate) -> float:
         """How long a gate's waiters may wait."""
         if gate not in self._allowed:
-            self._allowed[gate] = median_high(allowed_seconds(operation) for _, operation in _sample(gate))
+            self._allowed[gate] = median_high(allowed_seconds(operation) for _, operation in gate.sample())
         return self._allowed[gate]
 
     def overdue(self) -> list[Gate]:
@@ -116,7 +115,7 @@ class Judge:
         idle = sorted(
             standing.idle_seconds
             for rank, standing in self.graph.known()
-            if rank not in self.graph.waiting and rank not in self.graph.held
+            if rank in self.graph.accused or (rank not in self.graph.waiting and rank not in self.graph.held)
         )
         most = (len(self.graph.standings) - len(self.graph.unknown & self.graph.standings.keys())) / 2
         found = []
@@ -140,17 +139,17 @@ class Judge:
         unseen = self.now - standing.taken
         # Where it is the only root, others that still wait later show that it has not come since its report. What
         # nobody has seen is not known: it may have come, and the report that says so is on its way.
-        later = max(self.graph.standings[rank].taken for rank, _ in _sample(gate)) - standing.taken
+        later = max(self.graph.standings[rank].taken for rank, _ in gate.sample()) - standing.taken
         known = max(0.0, min(REPORT_SECONDS, later)) if gate.roots == 1 else 0.0
-        share = starved_share(standing)
+        share, unmoved = starved_share(standing), idle_at(self.graph, standing.record.rank, gate)
         # What has passed since its report is taken to be as what had passed before, also if it runs: it may loop, but
         # who merely waits its turn on a crowded machine runs just so.
-        idle = (standing.idle_seconds + known) * (1.0 - share)
+        idle = (unmoved + known) * (1.0 - share)
         # Cheap questions first: this is asked of every rank that computes while others wait.
         if min(waited, waited - unseen + known, idle) < allowed:
             return False
         gap = self.gap(gate, standing)
-        return idle >= allowed + 2 * gap and standing.idle_seconds >= NOTED_SECONDS + gap
+        return idle >= allowed + 2 * gap and unmoved >= NOTED_SECONDS + gap
 
     def given(self, standing: Standing, gate: Gate, least: float = 0.0) -> tuple[float, float]:
         """How long a rank may keep a gate's waiters, and how long it might if nothing were known of it."""
@@ -168,7 +167,7 @@ class Judge:
         since = late.taken - late.idle_seconds
         standings = self.graph.standings
         waiters = median(
-            max(operation.gap_seconds, standings[rank].stalled(since)) for rank, operation in _sample(gate)
+            max(operation.gap_seconds, standings[rank].stalled(since)) for rank, operation in gate.sample()
         )
         some = [one.stalled(since) for one in self._some if one is not late]
         return max(waiters, median(some) if some else 0.0)
@@ -184,6 +183,8 @@ class Judge:
                 gate = Gate(group.communicator, seq, waiters, group)
                 others_left = all(rank in halted for rank, _ in waiters)
                 for rank, operation in waiters:
+                    if others_left and self.graph.standings[rank].gone:
+                        continue  # nobody waits for it, and how it ended its agent tells
                     seconds = self.age(rank, operation) if others_left else self.waited(gate)
                     if rank in halted and seconds >= HALTED_SECONDS:
                         found[rank] = Late(rank, gate, seconds, 0.99)
@@ -198,6 +199,8 @@ class Judge:
         for group in self.graph.groups.values():
             for seq, waiters in group.under_way.items():
                 if not group.holds(seq) or any(member in self.graph.unknown for member in group.members):
+                    continue
+                if all(self.graph.standings[rank].gone for rank, _ in waiters):
                     continue
                 # Nobody leaves what a member that waits for a processor has to do its part in.
                 share = max(starved_share(self.graph.standings[rank]) for rank, _ in waiters)
@@ -217,7 +220,11 @@ class Judge:
     def _stuck_transfers(self) -> Iterable[Stuck]:
         standings = self.graph.standings
         for transfer in self.graph.transfers:
-            if transfer.peer in self.graph.unknown or transfer.rank not in self.graph.held:
+            if (
+                transfer.peer in self.graph.unknown
+                or transfer.rank not in self.graph.held
+                or standings[transfer.rank].gone
+            ):
                 continue
             peer, taken = standings[transfer.peer], standings[transfer.rank].taken
             # The peer entered its side when it last entered anything, or before.
@@ -237,7 +244,3 @@ def starved_share(standing: Standing) -> float:
     """Of the time since a rank last moved, in which share it may have waited for a processor."""
     starved = min(standing.record.starved_seconds, STARVED_SECONDS_MAX)
     return min(1.0, starved / standing.idle_seconds) if starved and standing.idle_seconds else 0.0
-
-
-def _sample(gate: Gate) -> list[tuple[int, Operation]]:
-    return gate.waiters[:: max(1, len(gate.waiters) // SAMPLE)]

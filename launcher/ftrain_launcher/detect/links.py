@@ -6,14 +6,16 @@ the links are not to blame: processors may be busy, or a rank slow.
 
 A cell is hot if nothing gets through, if segments get lost (TCP counts them, in the one direction in which they went),
 or if it has become much slower than it was, and that much more than the others: what busy processors do to figures
-differs by little from cell to cell, so a gap divides the hot ones from the rest. Round trips go both ways, so a delay
-shows in the cells of both directions; bandwidth, loss and cuts tell the direction.
+differs by little from cell to cell, so a gap divides the hot ones from the rest, in most of the rounds: in a single one
+the few bursts that met no other work may be that far ahead. Where cells are broken, what is only slower beside them
+must be so by much. Round trips go both ways, so a delay shows in the cells of both directions; bandwidth, loss and cuts
+tell the direction.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import IntEnum
 from itertools import pairwise
 from math import sqrt
@@ -31,7 +33,8 @@ ALL_PAIRS_MAX = 8
 HOT_FACTOR = 3.0
 """So much slower than usual."""
 HOT_FACTOR_SURE = 10.0
-"""Enough by itself: where it must explain that communication stands still, or too few others can be compared with."""
+"""Enough by itself: where it must explain that communication stands still, where other cells are broken, which explains
+what was looked into, or where too few others can be compared with."""
 GAP = 3.0
 """So much worse is the best of the hot cells than the worst of the others."""
 HOT_SHARE_MAX = 0.7
@@ -55,10 +58,16 @@ class Fault(IntEnum):
 
     SLOW = 1
     LOSSY = 2
-    CUT = 3
+    CLOGGED = 3
+    CUT = 4
 
 
-_WORDS = {Fault.SLOW: "slow", Fault.LOSSY: "segments get lost", Fault.CUT: "cut"}
+_WORDS = {
+    Fault.SLOW: "slow",
+    Fault.LOSSY: "segments get lost",
+    Fault.CLOGGED: "next to nothing gets through",
+    Fault.CUT: "cut",
+}
 
 
 class Heat(NamedTuple):
@@ -117,23 +126,25 @@ def _known(values: Iterable[float | None]) -> list[float]:
 
 
 def judge_matrix(
-    figures: Matrix, quiet: Matrix, nodes: Mapping[int, str], generation: int, *, hangs: bool = False
+    rounds: Sequence[Matrix], quiet: Matrix, nodes: Mapping[int, str], generation: int, *, hangs: bool = False
 ) -> Verdict | None:
     """The link or node at fault; None: no link stands out, or too little was measured.
 
     Args:
-        figures: what was measured now; what was not is missing.
+        rounds: what was measured now, once or more often; what was not is missing.
         quiet: the same from quiet times, as far as there is any.
         nodes: names by position.
         hangs: communication does not go on at all, so a link that is only slower does not explain it.
     """
-    hot = _hot(figures, quiet, HOT_FACTOR_SURE if hangs else HOT_FACTOR)
+    figures = best_of(rounds)
+    hot = _steadily_hot(rounds, figures, quiet, HOT_FACTOR_SURE if hangs else HOT_FACTOR)
     if not hot or (len(figures) > COMPARED_MIN and len(hot) > HOT_SHARE_MAX * len(figures)):
         return None
     found, links = _explain(hot, set(figures))
-    blamed = [f"all links of {nodes.get(node, node)}" for node in found] + [_words(link, nodes) for link in links]
+    blamed = [f"all links of {nodes.get(node, node)}" for node in found] + list(_blamed(links, nodes))
     listed = ", ".join(blamed[:8]) + (f" and {len(blamed) - 8} more" if len(blamed) > 8 else "")
     worst = max(hot, key=lambda pair: hot[pair])
+    example = hot[worst].figure if len(hot) == 1 else f"{_arrow(worst, nodes)}: {hot[worst].figure}"
     fine = len(figures) - len(hot)
     return Verdict(
         kind=Kind.COMMUNICATION_HANG if hangs else Kind.COMMUNICATION_SLOW,
@@ -141,15 +152,29 @@ def judge_matrix(
         nodes=tuple(nodes[node] for node in found if node in nodes),
         links=tuple(links),
         confidence=0.9 if fine or quiet else 0.6,
-        sentence=f"{listed}: {_WORDS[hot[worst].fault]} ({_arrow(worst, nodes)}: {hot[worst].figure}); "
+        sentence=f"{listed}: {_WORDS[hot[worst].fault]} ({example}); "
         f"{fine} of {len(figures)} links that were probed are as usual",
-        details={f"link {_arrow(pair, nodes)}": heat.figure for pair, heat in sorted(hot.items())[:32]},
+        details={
+            f"link {_arrow(pair, nodes)}": f"{_WORDS[heat.fault]}: {heat.figure}"
+            for pair, heat in sorted(hot.items())[:32]
+        },
     )
+
+
+def _steadily_hot(rounds: Sequence[Matrix], figures: Matrix, quiet: Matrix, factor_min: float) -> dict[Pair, Heat]:
+    """The cells that stand out in the best that was measured; those that are only slower, in most rounds, too."""
+    often = Counter(pair for measured in rounds for pair in _hot(measured, quiet, factor_min))
+    return {
+        pair: heat
+        for pair, heat in _hot(figures, quiet, factor_min).items()
+        if heat.fault > Fault.SLOW or 2 * often[pair] > len(rounds)
+    }
 
 
 def _hot(figures: Matrix, quiet: Matrix, factor_min: float) -> dict[Pair, Heat]:
     """The cells that stand out."""
     hot = {pair: heat for pair in figures if (heat := _broken(pair, figures)) is not None}
+    factor_min = HOT_FACTOR_SURE if hot else factor_min
     for heats in (_late(figures, quiet), _narrow(figures, quiet)):
         hot_from = _gap([heat.factor for heat in heats.values()], factor_min)
         for pair, heat in heats.items():
@@ -175,7 +200,7 @@ def _broken(pair: Pair, figures: Matrix) -> Heat | None:
     if figure.failure:
         if _only_back(figure, figures.get((pair[1], pair[0]))):
             return None
-        return Heat(Fault.CUT, float("inf"), f"cut: {figure.failure}")
+        return Heat(Fault.CUT if figure.rtt_seconds is None else Fault.CLOGGED, float("inf"), figure.failure)
     if loses(figure):
         words = f"{figure.lost_segments} of {figure.sent_segments} segments got lost on the way"
         return Heat(Fault.LOSSY, figure.lost_segments / figure.sent_segments, words)
@@ -210,8 +235,14 @@ def _narrow(figures: Matrix, quiet: Matrix) -> dict[Pair, Heat]:
     for pair, figure in figures.items():
         rate, usual = _rate(figure), _reference(pair, figures, quiet, _rate)
         factor = max(1.0, usual / rate) if rate and usual else 1.0
-        heats[pair] = Heat(Fault.SLOW, factor, f"{(rate or 0) / 1e6:.0f} MB/s, not {(usual or 0) / 1e6:.0f}")
+        heats[pair] = Heat(Fault.SLOW, factor, f"{_megabytes(rate)} MB/s, not {_megabytes(usual)}")
     return heats
+
+
+def _megabytes(rate: float | None) -> str:
+    """Of a slow line digits that tell something."""
+    megabytes = (rate or 0.0) / 1e6
+    return f"{megabytes:.0f}" if megabytes >= 10 else f"{megabytes:.2g}"
 
 
 def loses(figure: LinkFigure) -> bool:
@@ -278,9 +309,15 @@ def _arrow(pair: Pair, nodes: Mapping[int, str]) -> str:
     return f"{nodes.get(pair[0], pair[0])} -> {nodes.get(pair[1], pair[1])}"
 
 
-def _words(link: Link, nodes: Mapping[int, str]) -> str:
-    if link.destination < 0:
-        return f"what {nodes.get(link.source, link.source)} sends"
-    if link.source < 0:
-        return f"what {nodes.get(link.destination, link.destination)} receives"
-    return f"the link {_arrow((link.source, link.destination), nodes)}"
+def _blamed(links: Sequence[Link], nodes: Mapping[int, str]) -> Iterator[str]:
+    """In words; both directions of one link are one."""
+    for link in links:
+        source, destination = (nodes.get(end, end) for end in (link.source, link.destination))
+        if link.destination < 0:
+            yield f"what {source} sends"
+        elif link.source < 0:
+            yield f"what {destination} receives"
+        elif Link(link.destination, link.source) not in links:
+            yield f"the link {source} -> {destination}"
+        elif link.source < link.destination:
+            yield f"the link {source} <-> {destination}"

@@ -19,8 +19,10 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 
+from ftrain_launcher.detect.beside import is_beside
+from ftrain_launcher.detect.look import look
 from ftrain_launcher.detect.records import NO_DTYPE, Channel, Communicator, NodeReport, Op, Operation, RankRecord
-from ftrain_launcher.detect.waits import Graph, Group, Standing, is_beside, look, recent_of
+from ftrain_launcher.detect.waits import Graph, Group, Standing, recent_of
 
 UNEVEN = frozenset((Op.ALL_TO_ALL, Op.ALL_TO_ALL_SINGLE, Op.GATHER, Op.SCATTER, Op.BARRIER, Op.MONITORED_BARRIER))
 """Members may count different elements."""

@@ -104,6 +104,8 @@ class Channel(msgspec.Struct, frozen=True, array_like=True):
     receives_completed: int
     pending: tuple[Operation, ...] = ()
     """Of both directions, oldest first."""
+    thread: int = 0
+    """Which thread has entered its newest operation; 0: it is not told, since only one enters any."""
 
 
 class ProcessState(msgspec.Struct, frozen=True, array_like=True):
@@ -153,7 +155,8 @@ class RankRecord(msgspec.Struct, frozen=True, array_like=True):
     channels: tuple[Channel, ...] = ()
     process: ProcessState | None = None
     idle_seconds: float | None = None
-    """Since it entered or left any operation; None: not told, or none yet."""
+    """Since it entered or left any operation, but for what threads ``beside`` its training do; None: not told, or none
+    yet."""
     departure: Departure | None = None
     """Told while it is in an operation for longer than is usual, if there is one."""
     commit: Operation | None = None
@@ -163,8 +166,12 @@ class RankRecord(msgspec.Struct, frozen=True, array_like=True):
     ended: bool = False
     """Its process has ended in good order, or is about to."""
     starved_seconds: float = 0.0
-    """How long of ``idle_seconds`` it may have waited for a processor that others used, or for a thread or process
-    of its own which did."""
+    """How long of the time in which it has not moved it may have waited for a processor that others used, or for a
+    thread or process of its own which did."""
+    beside: tuple[int, ...] = ()
+    """Threads other than the main one that enter operations in communicators where nobody else does."""
+    beside_idle_seconds: float | None = None
+    """Since any thread at all entered or left an operation; None: there are none beside."""
 
 
 class CollectivesStep(msgspec.Struct, frozen=True, array_like=True):

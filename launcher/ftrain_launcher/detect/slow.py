@@ -11,7 +11,9 @@ theirs, so that what slows down all is no fault. Time in which others used the r
 far as it goes beyond what its peers are kept waiting for so much use of one (`rings.starvation`); the peers' times stay
 as they are, so that nobody looks slow beside a starved rank. That count is of the thread that trains, and where a
 machine is crowded that thread waits for others, too, which wait for a processor (helpers, loaders, the kernel's). So
-there what a rank is behind, and has neither computed nor been held back by a quota, must last.
+there what a rank is behind, and has neither computed nor been held back by a quota, must last. Nor is the same work
+always the same processor time there: beside processes that take its cache, a rank needs half as much again for a
+second. Such noise is of milliseconds, however short steps are, so that what is lost must add up to something.
 
 The excess is summed up (`cusum`). Of three sums one that is full names a rank, and it is quiet again once the first is
 empty. That of what it is behind needs no reason, and is noisy: sleepers wake late, processors are waited for. Those of
@@ -56,6 +58,10 @@ _CROWDED_SECONDS = 2.0
 BLOCKED_SECONDS_MIN = 1.5
 """So long must a rank be behind on a crowded machine that has not computed for longer than its peers: what happens to
 the helpers of one rank alone is shorter. Twenty steps of a twentieth of a second, each by half too long."""
+LOST_SECONDS_MIN, LOST_SECONDS_MIN_COMPUTED = 0.4, 0.06
+"""So much must a rank have been behind on a crowded machine, all in all: if it has not computed for longer than its
+peers, or if it has. Of steps of 20 ms, neighbours alone cost it 0.28 and 0.03 (eight ranks and more on two
+processors)."""
 EXCESS_SECONDS_MIN = 0.0005
 EXCESS_OF_STEP_MIN = 0.02
 """An excess below that of the step time slows nobody down."""
@@ -152,8 +158,12 @@ class _Rank:
     @property
     def computes_longer(self) -> bool:
         """Whether it was on a processor for half of what it takes longer, or more."""
-        behind = median(seen.own for seen in self.seen) - median(seen.reference for seen in self.seen)
-        return 2 * median(seen.computed for seen in self.seen) >= behind
+        return 2 * median(seen.computed for seen in self.seen) >= self.behind_seconds
+
+    @property
+    def behind_seconds(self) -> float:
+        """In a step, lately."""
+        return median(seen.own for seen in self.seen) - median(seen.reference for seen in self.seen)
 
     @property
     def proof(self) -> Cusum | None:
@@ -204,17 +214,17 @@ class SlowRanks:
                 if state.behind.sum == 0.0:
                     state.named = False
                     gone.append(found.rank)
-            elif by := self._slow_by(found.rank, state):
+            elif by := self._slow_by(found.rank, state, step.number):
                 state.named = True
                 named.append(self._verdict(found, state, by, step.number))
                 state.behind.sum = state.behind.limit
         return Change(tuple(named), tuple(gone))
 
-    def _slow_by(self, rank: int, state: _Rank) -> Cusum | None:
+    def _slow_by(self, rank: int, state: _Rank, step: int) -> Cusum | None:
         """What shows that a rank is slow; None: it is not."""
-        if (proof := state.proof) is not None:
+        if (proof := state.proof) is not None and (proof is state.held_back or self._lasts(rank, state, proof, step)):
             return proof
-        return state.behind if state.behind.stands_out and self._lasts(rank, state) else None
+        return state.behind if state.behind.stands_out and self._lasts(rank, state, state.behind, step) else None
 
     def _follow_crowd(self, step: Step, seconds: float) -> None:
         own = sum(share.step.own_seconds for share in step.shares.values())
@@ -223,10 +233,14 @@ class SlowRanks:
             self._seconds = min(_CROWDED_SECONDS, self._seconds + seconds)
             self._crowd += min(1.0, seconds / self._seconds) * (starved / own - self._crowd)
 
-    def _lasts(self, rank: int, state: _Rank) -> bool:
+    def _lasts(self, rank: int, state: _Rank, by: Cusum, step: int) -> bool:
         """Whether what a rank is behind is more than a moment of a crowded machine."""
-        shown = self._crowd < CROWDED or state.computes_longer or self._quotas.holds(rank)
-        return shown or state.behind.seconds >= BLOCKED_SECONDS_MIN
+        if self._crowd < CROWDED or self._quotas.holds(rank):
+            return True
+        lost = state.behind_seconds * (step - by.since)
+        if state.computes_longer:
+            return lost >= LOST_SECONDS_MIN_COMPUTED
+        return by.seconds >= BLOCKED_SECONDS_MIN and lost >= LOST_SECONDS_MIN
 
     def _ratios(self, own: Mapping[int, float], step: Step) -> Iterator[_Ratio]:
         """Each rank of the step, over its reference; none for those of which nothing can be said."""

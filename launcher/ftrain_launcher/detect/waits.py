@@ -4,19 +4,17 @@ An operation that some members have entered and others have not is a *gate*: who
 lack. Members of a communicator are sorted by how far they are, so that who lacks at a gate is the beginning of a list,
 and nothing here grows with the square of a communicator's size.
 
-Who is waited for and waits for nobody is a *root*: the graph's sinks, where the fault is. An operation that all members
-have entered and not all have left is *stuck* or just under way; who is held in it is no root.
+`look` makes it.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
 
-from ftrain_launcher.detect.records import Channel, Collectives, Communicator, Op, Operation, ProcessState, RankRecord
-from ftrain_launcher.detect.timeouts import COMPUTING_SHARE, FIRST_SECONDS
+from ftrain_launcher.detect.records import Collectives, Communicator, Op, Operation, ProcessState, RankRecord
+from ftrain_launcher.detect.timeouts import COMPUTING_SHARE
 
 Key = tuple[str, int, int]
 """A communicator's name, first member and size. Groups that share a name are disjoint: their first members differ, and
@@ -24,10 +22,10 @@ tens of thousands of members need not be hashed with each report."""
 
 LEFT_WHEN_WAITED = frozenset((Op.REDUCE_SCATTER, Op.REDUCE_SCATTER_SINGLE, Op.REDUCE_SCATTER_SINGLE_COALESCED))
 """Gloo gives these no future: a rank leaves them when it waits for the result, however long ago they ended."""
-HALTED = frozenset(("T", "t", "Z", "X", "x", ""))
-COMMITTER = 0
-"""The rank that all others wait for at the end of a step."""
-_STEPS = Communicator("steps", (), "default_pg")
+GONE = frozenset(("Z", "X", "x", ""))
+HALTED = GONE | {"T", "t"}
+SAMPLE = 64
+"""So many of an operation's waiters are asked for what holds for all."""
 BUSY_SHARE = 0.3
 """Of a core: who uses less is blocked or sleeps."""
 
@@ -62,6 +60,12 @@ class Standing:
         """Its process is stopped or gone."""
         process = self.record.process
         return process is not None and process.letter in HALTED
+
+    @property
+    def gone(self) -> bool:
+        """Its process is gone, or about to be."""
+        process = self.record.process
+        return process is not None and process.letter in GONE
 
     def stalled(self, since: float) -> float:
         """The longest of its stalls that lasted into the time since a moment, in seconds."""
@@ -104,6 +108,10 @@ class Gate:
     """Nothing is known of some of those who may lack."""
     roots: int = 0
     """How many of those who lack wait for nobody."""
+
+    def sample(self) -> list[tuple[int, Operation]]:
+        """Some of those who wait at it, who show what is usual for it."""
+        return self.waiters[:: max(1, len(self.waiters) // SAMPLE)]
 
     def lacking(self) -> list[int]:
         """The ranks that have not entered it, those furthest behind first."""
@@ -192,93 +200,6 @@ class Graph:
         return ((rank, standing) for rank, standing in self.standings.items() if rank not in self.unknown)
 
 
-def look(standings: Mapping[int, Standing], stale: set[int]) -> Graph:
-    """Build the graph; of ranks in ``stale`` only what they had entered still holds."""
-    graph = Graph(standings, set(stale))
-    channels: dict[tuple[Key, int, int], Channel] = {}
-    for rank, standing in standings.items():
-        keys = [key_of(communicator) for communicator in standing.communicators]
-        for place in standing.record.collectives:
-            key = keys[place.communicator]
-            group = graph.groups.get(key)
-            if group is None:
-                group = graph.groups[key] = Group(standing.communicators[place.communicator])
-            group.at[rank] = place
-            if standing.recent:
-                group.recent[rank] = standing.recent.get(place.communicator, ())
-        for channel in standing.record.channels:
-            channels[keys[channel.communicator], rank, channel.peer] = channel
-    for group in graph.groups.values():
-        _add_group(graph, group)
-    for rank, standing in standings.items():
-        if standing.record.commit is not None and rank not in stale:
-            _add_commit(graph, rank, standing.record.commit)
-        if standing.record.holds_seconds is not None and standing.record.holds_seconds < FIRST_SECONDS:
-            graph.held.add(rank)
-    for (key, rank, _), channel in channels.items():
-        if channel.pending and rank not in stale:
-            _add_channel(graph, standings[rank], rank, channel, channels.get((key, channel.peer, rank)))
-    _accuse(graph)
-    return graph
-
-
-def _add_group(graph: Graph, group: Group) -> None:
-    pending = [(rank, at.pending) for rank, at in group.at.items() if at.pending and rank not in graph.unknown]
-    if not pending:
-        return
-    graph.unknown.update(rank for rank in group.members if rank not in graph.standings)
-    group.sort()
-    for rank, operations in pending:
-        for operation in operations:
-            if operation.seq <= group.entered[0]:
-                group.under_way.setdefault(operation.seq, []).append((rank, operation))
-                continue
-            gate = group.gates.get(operation.seq)
-            if gate is None:
-                gate = group.gates[operation.seq] = Gate(group.communicator, operation.seq, group=group)
-                graph.gates.append(gate)
-            gate.waiters.append((rank, operation))
-            graph.waiting.setdefault(rank, []).append(gate)
-            break
-    for seq, waiters in group.under_way.items():
-        if group.holds(seq):
-            graph.held.update(rank for rank, _ in waiters)
-
-
-def _add_channel(graph: Graph, standing: Standing, rank: int, channel: Channel, other: Channel | None) -> None:
-    communicator = standing.communicators[channel.communicator]
-    for operation in channel.pending:
-        if operation.op == Op.RECEIVE_ANY:
-            graph.held.add(rank)  # any member can end it: it accuses nobody
-            continue
-        if _met(operation, other) < operation.seq:
-            if channel.peer not in graph.standings:
-                graph.unknown.add(channel.peer)
-            gate = Gate(communicator, operation.seq, [(rank, operation)], peer=channel.peer)
-            graph.gates.append(gate)
-            graph.waiting.setdefault(rank, []).append(gate)
-        elif operation.op == Op.RECEIVE:
-            # What was sent has not come, or it was not waited for; who computes is not held by it.
-            graph.transfers.append(Transfer(rank, channel.peer, communicator, operation))
-            if not standing.busy:
-                graph.held.add(rank)
-
-
-def _add_commit(graph: Graph, rank: int, operation: Operation) -> None:
-    if COMMITTER not in graph.standings:
-        graph.unknown.add(COMMITTER)
-    gate = Gate(_STEPS, operation.seq, [(rank, operation)], peer=COMMITTER)
-    graph.gates.append(gate)
-    graph.waiting.setdefault(rank, []).append(gate)
-
-
-def _met(operation: Operation, other: Channel | None) -> int:
-    """How many of the operations that answer such a one the peer has entered."""
-    if other is None:
-        return 0
-    return other.sends_entered if operation.op == Op.RECEIVE else other.receives_entered
-
-
 def pending_of(record: RankRecord) -> list[Operation]:
     """All that a rank has entered and not left."""
     pending = [operation for place in record.collectives for operation in place.pending]
@@ -287,49 +208,6 @@ def pending_of(record: RankRecord) -> list[Operation]:
     return pending if record.commit is None else [*pending, record.commit]
 
 
-def is_beside(graph: Graph, rank: int, gate: Gate) -> bool:
-    """Whether all that is pending of a rank that lacks at a gate was entered by other threads than come there.
-
-    Those are free to come: what is waited for beside them, a checkpoint that is written, is no waiting of the rank.
-    """
-    if gate.group is None or rank not in gate.group.at:
-        return False
-    last = gate.group.at[rank].last
-    entered = [*gate.group.recent.get(rank, ()), *([last] if last is not None else [])]
-    usual = {operation.thread for operation in entered}
-    within = {operation.thread for operation in pending_of(graph.standings[rank].record)}
-    return bool(usual and within) and 0 not in usual | within and usual.isdisjoint(within)
-
-
 def recent_of(record: RankRecord) -> dict[int, tuple[Operation, ...]]:
     """The recent operations that a report tells, by communicator."""
     return {place.communicator: place.recent for place in record.collectives if place.recent}
-
-
-def _accuse(graph: Graph) -> None:
-    free = graph.waiting.keys() | graph.held
-    for group in graph.groups.values():
-        if not group.gates:
-            continue
-        seqs = sorted(group.gates)
-        unknown = seqs[-1]
-        for rank, entered in zip(group.order, group.entered, strict=True):
-            if entered >= seqs[-1]:
-                break
-            gate = group.gates[seqs[bisect_right(seqs, entered)]]
-            if rank in graph.unknown:
-                unknown = min(unknown, entered)
-            elif rank not in free or graph.standings[rank].halted:
-                graph.accused.setdefault(rank, []).append(gate)
-                gate.roots += 1
-        for seq, after in pairwise(seqs):
-            group.gates[after].roots += group.gates[seq].roots
-        for seq in seqs[bisect_right(seqs, unknown) :]:
-            group.gates[seq].unknown = True
-    for gate in graph.gates:
-        if gate.group is None:
-            if gate.peer in graph.unknown:
-                gate.unknown = True
-            elif gate.peer not in free or graph.standings[gate.peer].halted:
-                graph.accused.setdefault(gate.peer, []).append(gate)
-                gate.roots = 1

@@ -68,12 +68,14 @@ class _Rate(NamedTuple):
     """Of the median of the others; 0: never."""
 
 
+CROWDED_SHARE = 0.5
+"""Of a core, or of what the others get of theirs, if there are any."""
 RATES = (
     _Rate("multiplies", "GFLOP/s", lambda f: f.matmul_gflops, 0.75, 0.5),
     _Rate("copies memory", "GB/s", lambda f: f.memory_gb_per_second, 0.6, 0.33),
     _Rate("sends to itself", "GB/s", lambda f: f.loopback_gb_per_second, 0.33, 0.0),
     _Rate("writes to disk", "MB/s", lambda f: f.disk_mb_per_second, 0.2, 0.0),
-    _Rate("gets", "of a core", lambda f: f.cpu_share, 0.5, 0.0),
+    _Rate("gets", "of a core", lambda f: f.cpu_share, CROWDED_SHARE, 0.0),
     _Rate("has", "GB of shared memory", lambda f: f.arena_bytes / 1e9, 0.5, 0.0),
     _Rate("may use", "cores", lambda f: f.cores, 0.75, 0.0),
 )
@@ -120,6 +122,9 @@ def judge(checkup: Checkup, known: Mapping[str, NodeFigures] = {}) -> list[NodeH
     for node, mine in figures.items():
         others = [theirs for name, theirs in all_known.items() if name != node]
         _alone(findings, node, mine)
+        if not others and not checkup.training and mine.cpu_share < CROWDED_SHARE:
+            words = f"it gets {mine.cpu_share:.0%} of a core: other processes, or a quota, take the rest"
+            findings.add(node, State.SUSPICIOUS, words)
         _rates(findings, node, mine, others, training=checkup.training)
         _gpus(findings, node, mine, [gpu for f in others for gpu in f.gpus], training=checkup.training)
     _equal(findings, all_known)
@@ -272,8 +277,8 @@ def _pairs(findings: _Findings, checkup: Checkup) -> None:
     nodes, pairs = locate(checkup.pairs, sick)
     for node in nodes:
         mine = {pair: words for pair, words in sick.items() if node in pair}
-        late = all(isinstance(found := checkup.pairs[pair], PairFigures) and found.exact for pair in mine)
-        excused = checkup.training or (late and all(map(checkup.on_one_host, mine)))
+        wrong = any(isinstance(found := checkup.pairs[pair], PairFigures) and not found.exact for pair in mine)
+        excused = checkup.training or (not wrong and all(map(checkup.on_one_host, mine)))
         text = f"all-reduces with others: {next(iter(mine.values()))}"
         findings.add(node, State.SUSPICIOUS if excused else State.BAD, text)
     for a, b in pairs:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from typing import Any
 
 import msgspec
 
-from ftrain.health.words import NODE_SECONDS_MAX, Answer, CheckNode, Failed, NodeFigures
+from ftrain.health.words import Answer, CheckNode, Failed, NodeFigures
 from ftrain_launcher.health.judge import Checkup, judge
+from ftrain_launcher.health.process import seconds_max
 
 _NODE = "this machine"
 
@@ -29,12 +31,19 @@ def _measure(task: CheckNode) -> NodeFigures | str:
     command = [sys.executable, "-P", "-m", "ftrain.health"]
     try:
         done = subprocess.run(
-            command, input=msgspec.json.encode(task) + b"\n", capture_output=True, timeout=NODE_SECONDS_MAX, check=False
+            command,
+            input=msgspec.json.encode(task) + b"\n",
+            capture_output=True,
+            timeout=seconds_max(task),
+            check=False,
         )
     except subprocess.TimeoutExpired:
-        return f"no answer within {NODE_SECONDS_MAX:g} s"
-    if done.returncode != 0:
-        return done.stderr.decode(errors="replace").strip().splitlines()[-1]
+        return f"no answer within {seconds_max(task):g} s"
+    if done.returncode < 0:  # nothing is said by who is killed for want of memory
+        return f"its process was ended by {signal.Signals(-done.returncode).name}"
+    if done.returncode != 0 or not done.stdout:
+        said = done.stderr.decode(errors="replace").strip()
+        return said.splitlines()[-1] if said else f"its process ended with exit code {done.returncode}"
     match msgspec.json.decode(done.stdout, type=Answer):
         case NodeFigures() as figures:
             return figures

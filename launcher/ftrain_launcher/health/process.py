@@ -14,10 +14,11 @@ import msgspec
 
 from ftrain.health.words import NODE_SECONDS_MAX, PAIR_SECONDS_MAX, Answer, CheckNode, Failed, Task
 
-_IDLE_SECONDS = 20.0
 _LINE_BYTES_MAX = 1 << 20
 _IMPORT_SECONDS = 30.0
 """For torch, on a machine that is busy."""
+_IDLE_SECONDS = _IMPORT_SECONDS + PAIR_SECONDS_MAX
+"""So long may the other one of a pair take to begin."""
 _answer: msgspec.json.Decoder[Answer] = msgspec.json.Decoder(Answer)
 
 

@@ -173,6 +173,8 @@ class HealthRounds:
         """All-reduces of disjoint pairs; where a link is cut, there is no use in trying."""
 
         async def reduce(a: str, b: str) -> PairFigures | str:
+            # Both are asked, so that both have begun, and have torch, before one waits for the other.
+            await asyncio.gather(*(self._do(node, HostPair(self._nodes[node].host)) for node in (a, b)))
             hosting = await self._do(a, HostPair(self._nodes[a].host))
             if not isinstance(hosting, Hosting):
                 return str(hosting)

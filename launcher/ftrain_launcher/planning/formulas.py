@@ -44,17 +44,18 @@ def goodput(interval_seconds: float, cost_seconds: float, mtbf_seconds: float, r
 
 
 def group_losses_per_second(members: int, parity: int, failures_per_second: float, repair_seconds: float) -> float:
-    """How often a group comes to have more than ``parity`` members exposed at once.
+    """How often a group that has lost nothing comes to have more than ``parity`` members exposed at once.
 
     A member fails at the given rate, is *exposed* for the repair time, and is then as new; members do so independently.
-    So each is exposed with probability a = λW / (1 + λW), their number is binomial, and it steps from m to m + 1 at the
-    rate (n - m) λ C(n, m) a^m (1 - a)^(n - m): exact in the long run, and whatever the distribution of repair times
-    with this mean.
+    Of a group in which at most m are exposed the share of time with m is Engset's C(n, m) x^m / Σ C(n, k) x^k over
+    k <= m, with x = λW, whatever the distribution of repair times with this mean; then n - m may fail, at λ each.
     """
     exposed = failures_per_second * repair_seconds
-    share = exposed / (1 + exposed)
-    healthy = members - parity
-    return healthy * failures_per_second * math.comb(members, parity) * share**parity * (1 - share) ** healthy
+    share = 1.0
+    for number in range(1, parity + 1):
+        entering = (members - number + 1) * exposed * share
+        share = entering / (number + entering)
+    return (members - parity) * failures_per_second * share
 
 
 def survival(losses_per_second: float, seconds: float) -> float:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import bisect
 import functools
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from operator import itemgetter
 from pathlib import Path
 
@@ -31,7 +30,9 @@ from ftrain_launcher.detect.records import (
     RankRecord,
     RankStep,
 )
+from ftrain_launcher.rings.beside import beside
 from ftrain_launcher.rings.helpers import Helpers, StarvedHelpers, waits_of
+from ftrain_launcher.rings.lateness import late_in_seconds, pending_operations, waits_long
 from ftrain_launcher.rings.op_history import DIRECT, OpHistory, class_of
 from ftrain_launcher.rings.process_state import ProcessWatch
 from ftrain_launcher.rings.program_order import departure
@@ -42,8 +43,6 @@ from ftrain_launcher.rings.view import FAILED, PENDING, ChannelCounts, Record, R
 _CATCH_UP_RECORDS = RECORDS_MAX // 4
 """The records are read when so many have come, if no report is wanted before."""
 _STEPS_KEPT_MAX = 1024
-_LATE_SECONDS_MIN = 0.2
-"""No operation is late before (less than half of the shortest time that the detector allows)."""
 _HEALTHY = frozenset("RSDIPK")
 """Letters of processes that may go on by themselves: runnable, asleep, waiting for a disk and the like."""
 _WITHOUT_FUTURE = DIRECT | {Op.REDUCE_SCATTER, Op.REDUCE_SCATTER_SINGLE, Op.REDUCE_SCATTER_SINGLE_COALESCED}
@@ -58,7 +57,7 @@ class RankReader:
 
     def __init__(self, path: Path, rank: int, pid: int, index: Index, now_ns: int) -> None:
         self.ring = RingView(path)
-        self._rank, self._index_of = rank, index
+        self._rank, self._index_of, self._pid = rank, index, pid
         self._process = ProcessWatch(pid)
         self._process_state: ProcessState | None = None
         self._starvation, self._counted_from_ns = Starvation(pid), now_ns
@@ -87,6 +86,8 @@ class RankReader:
         """As of then."""
         self._moved_ns: int | None = None
         """When it last entered or left an operation."""
+        self._trained_ns: int | None = None
+        """The same, of those that are not beside its training."""
         self._done: list[RankStep] = []
         """Steps that were completed since the last report."""
         self._live: Live | None = None
@@ -144,7 +145,7 @@ class RankReader:
         self._process_state = self._process.read()
         record = self._record(live, now_ns)
         place = live.head, live.marks
-        if (is_last or _waits_long(record)) and self._recent_told != place:
+        if (is_last or waits_long(record)) and self._recent_told != place:
             self._recent_told, self._departure = place, self._find_departure(live)
             record = self._with_recent(record, now_ns)
         if self._recent_told == place:
@@ -174,7 +175,7 @@ class RankReader:
         return spread_helpers(told, helpers_share)
 
     def _note_starved_outside(self, more_seconds: float, now_ns: int) -> None:
-        moved = self._moved_ns or 0
+        moved = self._trained_ns or 0
         before = self._starved_outside_seconds if moved <= self._noted_ns else 0.0
         self._noted_ns = now_ns
         # Of the time since the last report some may have been before it moved: rather too much than too little.
@@ -198,18 +199,30 @@ class RankReader:
         )
         # A work without a future counts as inside only while somebody waits for it.
         all_inside = live.inside >= pending
+        collectives = self._collectives(counts, now_ns, all_inside)
+        several = any(place.last is not None and place.last.thread != self._pid for place in collectives)
+        threads, trained_ns = self._beside(counts, channels) if several else ((), 0)
+        self._trained_ns = trained_ns if threads else self._moved_ns
         return RankRecord(
             self._rank,
             self._step,
             (now_ns - self._step_ns) * 1e-9,
-            self._collectives(counts, now_ns, all_inside),
-            self._channels(channels, now_ns, all_inside),
+            collectives,
+            self._channels(channels, now_ns, all_inside, with_thread=several),
             self._process_state,
-            None if self._moved_ns is None else max(0, now_ns - self._moved_ns) * 1e-9,
+            _seconds_since(self._trained_ns, now_ns),
             commit=self._commit(now_ns),
-            holds_seconds=None if self._holds_ns is None else max(0, now_ns - self._holds_ns) * 1e-9,
+            holds_seconds=_seconds_since(self._holds_ns, now_ns),
             ended=bool(live.closed),
+            beside=threads,
+            beside_idle_seconds=_seconds_since(self._moved_ns, now_ns) if threads else None,
         )
+
+    def _beside(self, counts: list[tuple[int, int]], channels: list[ChannelCounts]) -> tuple[tuple[int, ...], int]:
+        """The threads beside its training, and when another one moved."""
+        recent = [self.ring.recent(number) for number, (entered, _) in enumerate(counts) if entered]
+        recent += map(self.ring.channel_recent, range(len(channels)))
+        return beside(recent, self._pid)
 
     def _commit(self, now_ns: int) -> Operation | None:
         if self._waits_ns is None:
@@ -277,17 +290,21 @@ class RankReader:
             steps.append([])  # the step at hand is over
         return departure(steps)
 
-    def _channels(self, channels: list[ChannelCounts], now_ns: int, all_inside: bool) -> tuple[Channel, ...]:
+    def _channels(
+        self, channels: list[ChannelCounts], now_ns: int, all_inside: bool, *, with_thread: bool
+    ) -> tuple[Channel, ...]:
         found: list[Channel] = []
         for number, channel in enumerate(channels):
             index = self._indices[channel.communicator]
             if index is None:
                 continue
-            pending: tuple[Operation, ...] = ()
-            if channel.sends_entered > channel.sends_completed or channel.receives_entered > channel.receives_completed:
-                records = [record for record in self.ring.channel_recent(number) if record.exit >= PENDING]
-                pending = self._pending(records, now_ns, all_inside)
-            found.append(Channel(index, channel.peer, *channel[2:], pending))
+            is_open = channel.sends_entered > channel.sends_completed
+            is_open = is_open or channel.receives_entered > channel.receives_completed
+            records = self.ring.channel_recent(number) if is_open or with_thread else []
+            open_ones = [record for record in records if record.exit >= PENDING]
+            pending = self._pending(open_ones, now_ns, all_inside) if open_ones else ()
+            thread = records[-1].thread if records and with_thread else 0
+            found.append(Channel(index, channel.peer, *channel[2:], pending, thread))
         return tuple(found)
 
     def _pending(self, records: list[Record], now_ns: int, all_inside: bool) -> tuple[Operation, ...]:
@@ -313,7 +330,7 @@ class RankReader:
     def _is_unseen(self, live: Live, record: RankRecord) -> bool:
         """It is in some operation, none is seen, and some have been entered of which the ring tells too little."""
         missed = live.missed_communicators + live.missed_channels + live.missed_members
-        return missed > 0 and live.inside > 0 and next(_pending(record), None) is None
+        return missed > 0 and live.inside > 0 and next(pending_operations(record), None) is None
 
     # ---- what it has done
 
@@ -374,26 +391,5 @@ class RankReader:
         self._moved_ns = moved or None
 
 
-def late_in_seconds(rank: RankRecord) -> float:
-    """When one of its operations will have lasted for longer than is usual; negative: since when."""
-    return min((_allowed(operation) - operation.age_seconds for operation in _pending(rank)), default=math.inf)
-
-
-def _waits_long(rank: RankRecord) -> bool:
-    """Whether an operation lasts for longer than is usual; of one without history, than one that is never late. Or it
-    waits at the end of a step."""
-    return rank.commit is not None or any(
-        operation.age_seconds >= max(operation.usual_seconds or 0.0, _LATE_SECONDS_MIN) for operation in _pending(rank)
-    )
-
-
-def _pending(rank: RankRecord) -> Iterator[Operation]:
-    for collectives in rank.collectives:
-        yield from collectives.pending
-    for channel in rank.channels:
-        yield from channel.pending
-
-
-def _allowed(operation: Operation) -> float:
-    usual = operation.usual_seconds
-    return math.inf if usual is None else max(usual, _LATE_SECONDS_MIN)
+def _seconds_since(ns: int | None, now_ns: int) -> float | None:
+    return None if ns is None else max(0, now_ns - ns) * 1e-9
