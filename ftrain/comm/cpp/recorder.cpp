@@ -82,6 +82,13 @@ void add_payload(const IValue& payload, Facts& facts) {
       if (one.isTensor()) add(one.toTensor());
 }
 
+// As toCustomClass(), without what that asks about types: the operator's schema says which it is, and each question is a
+// walk through memory that nobody has touched since the last operation.
+template <typename T>
+c10::intrusive_ptr<T> held_by(const IValue& value) {
+  return c10::static_intrusive_pointer_cast<T>(value.toObjectRef().getSlot(0).toCapsule());
+}
+
 using Kernel = std::decay_t<decltype(std::declval<OperatorHandle>().getComputedKernelForDispatchKey(DispatchKey::CPU))>;
 
 class Wrapper final : public c10::OperatorKernel {
@@ -125,7 +132,7 @@ class Wrapper final : public c10::OperatorKernel {
       facts.op = op_.number;
       if (payload_ >= 0) add_payload(arguments[payload_], facts);
       if (tag_ >= 0) facts.tag = int32_t(arguments[tag_].toInt());
-      facts.communicator = communicator_of(ring, arguments[group_].toCustomClass<ProcessGroup>());
+      facts.communicator = communicator_of(ring, held_by<ProcessGroup>(arguments[group_]));
       if (root_ >= 0) facts.root = global_rank(ring, facts.communicator, arguments[root_].toInt());
       const bool of_steps = ring.is_of_steps(facts.communicator);
       // On CUDA the thread that enters waits for nothing: what its device waits for is not known.
@@ -139,7 +146,7 @@ class Wrapper final : public c10::OperatorKernel {
 
   // Sees to it that the end of the work is noted; may put a wrapped work in its place.
   void follow(const Operation& operation, IValue& result) {
-    const WorkPtr work = result.isNone() ? WorkPtr() : result.toCustomClass<Work>();
+    const WorkPtr work = result.isNone() ? WorkPtr() : held_by<Work>(result);
     if (!work || (cuda_ && is_capturing())) return operation.leave_and_go_outside(false);
     if (cuda_ || watch_all.load(relaxed)) return watcher.add(work, operation);
     if (op_.kind == Kind::collective && has_future_.load(relaxed)) {
