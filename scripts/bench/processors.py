@@ -6,14 +6,10 @@ A crowded host stops a machine for part of each 100 ms. What it takes so is in n
 
 from __future__ import annotations
 
-import os
 import time
-from pathlib import Path
 from typing import NamedTuple
 
-_COLUMNS = slice(1, 9)
-"""user, nice, system, idle, iowait, irq, softirq, steal; guests are in user and nice already (proc(5))."""
-_STEAL = 7
+import psutil
 
 
 class Given(NamedTuple):
@@ -26,11 +22,9 @@ class Given(NamedTuple):
     @classmethod
     def now(cls) -> Given:
         """As the kernel counts it."""
-        first, *others = Path("/proc/stat").read_text().splitlines()
-        ticks = [int(word) for word in first.split()[_COLUMNS]]
-        processors = sum(line.startswith("cpu") for line in others)
-        given = sum(ticks) - ticks[_STEAL]
-        return cls(given / os.sysconf("SC_CLK_TCK"), time.monotonic(), processors)
+        times = psutil.cpu_times()
+        given = sum(times) - times.steal - times.guest - times.guest_nice  # guests are in user and nice (proc(5))
+        return cls(given, time.monotonic(), psutil.cpu_count() or 1)
 
     def share_since(self, before: Given) -> float:
         """Of the processor time that there was in between; a moment is too short to tell, and counts as all of it."""

@@ -224,3 +224,11 @@ class NodeReport(msgspec.Struct, frozen=True, tag="comm", kw_only=True):
 
 
 PENDING_MAX = 8
+
+
+def pending_operations(record: RankRecord) -> list[Operation]:
+    """All that a rank has entered and not left."""
+    pending = [operation for place in record.collectives for operation in place.pending]
+    for channel in record.channels:
+        pending += channel.pending
+    return pending

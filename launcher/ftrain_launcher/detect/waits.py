@@ -13,7 +13,15 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from ftrain_launcher.detect.records import Collectives, Communicator, Op, Operation, ProcessState, RankRecord
+from ftrain_launcher.detect.records import (
+    Collectives,
+    Communicator,
+    Op,
+    Operation,
+    ProcessState,
+    RankRecord,
+    pending_operations,
+)
 from ftrain_launcher.detect.timeouts import COMPUTING_SHARE
 
 Key = tuple[str, int, int]
@@ -201,10 +209,8 @@ class Graph:
 
 
 def pending_of(record: RankRecord) -> list[Operation]:
-    """All that a rank has entered and not left."""
-    pending = [operation for place in record.collectives for operation in place.pending]
-    for channel in record.channels:
-        pending += channel.pending
+    """All that a rank has entered and not left, and its wait at the end of a step."""
+    pending = pending_operations(record)
     return pending if record.commit is None else [*pending, record.commit]
 
 

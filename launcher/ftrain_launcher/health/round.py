@@ -174,8 +174,7 @@ class HealthRounds:
 
         async def reduce(a: str, b: str) -> PairFigures | str:
             # Both are asked, so that both have begun, and have torch, before one waits for the other.
-            await asyncio.gather(*(self._do(node, HostPair(self._nodes[node].host)) for node in (a, b)))
-            hosting = await self._do(a, HostPair(self._nodes[a].host))
+            hosting, _ = await asyncio.gather(*(self._do(node, HostPair(self._nodes[node].host)) for node in (a, b)))
             if not isinstance(hosting, Hosting):
                 return str(hosting)
             ours, theirs = await asyncio.gather(

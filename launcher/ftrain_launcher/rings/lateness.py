@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
-from ftrain_launcher.detect.records import Operation, RankRecord
+from ftrain_launcher.detect.records import Operation, RankRecord, pending_operations
 
 LATE_SECONDS_MIN = 0.2
 """No operation is late before (less than half of the shortest time that the detector allows)."""
@@ -25,14 +24,6 @@ def waits_long(rank: RankRecord) -> bool:
         operation.age_seconds >= max(operation.usual_seconds or 0.0, LATE_SECONDS_MIN)
         for operation in pending_operations(rank)
     )
-
-
-def pending_operations(rank: RankRecord) -> Iterator[Operation]:
-    """All that it has entered and not left."""
-    for collectives in rank.collectives:
-        yield from collectives.pending
-    for channel in rank.channels:
-        yield from channel.pending
 
 
 def _allowed(operation: Operation) -> float:

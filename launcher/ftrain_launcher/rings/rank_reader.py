@@ -29,10 +29,11 @@ from ftrain_launcher.detect.records import (
     ProcessState,
     RankRecord,
     RankStep,
+    pending_operations,
 )
 from ftrain_launcher.rings.beside import beside
 from ftrain_launcher.rings.helpers import Helpers, StarvedHelpers, waits_of
-from ftrain_launcher.rings.lateness import late_in_seconds, pending_operations, waits_long
+from ftrain_launcher.rings.lateness import late_in_seconds, waits_long
 from ftrain_launcher.rings.op_history import DIRECT, OpHistory, class_of
 from ftrain_launcher.rings.process_state import ProcessWatch
 from ftrain_launcher.rings.program_order import departure
@@ -330,7 +331,7 @@ class RankReader:
     def _is_unseen(self, live: Live, record: RankRecord) -> bool:
         """It is in some operation, none is seen, and some have been entered of which the ring tells too little."""
         missed = live.missed_communicators + live.missed_channels + live.missed_members
-        return missed > 0 and live.inside > 0 and next(pending_operations(record), None) is None
+        return missed > 0 and live.inside > 0 and not pending_operations(record)
 
     # ---- what it has done
 
