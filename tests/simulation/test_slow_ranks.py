@@ -7,15 +7,8 @@ import time
 from collections import defaultdict
 
 import pytest
-from simulation.made_up_steps import (
-    Faults,
-    Noise,
-    Player,
-    Shape,
-    data_parallel,
-    with_pipeline,
-    with_tensor_parallel,
-)
+from simulation.made_up_shapes import Shape, data_parallel, with_pipeline, with_tensor_parallel
+from simulation.made_up_steps import Faults, Noise, Player
 
 from ftrain_launcher.detect.pace import Pace
 from ftrain_launcher.detect.records import CollectivesStep, Communicator, NodeReport, RankStep
