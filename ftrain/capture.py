@@ -10,7 +10,7 @@ reference for the next, as long as the plan is the same.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import xxhash
-from torch import Tensor
+from torch import Tensor, nn
 
 from ftrain.copier import copier_for
 from ftrain.encoding import DICT, Packer
@@ -36,7 +36,7 @@ from ftrain_snapshot.lane import Lane
 from ftrain_snapshot.manifest import NO_SNAPSHOT, Header, State, checksum
 from ftrain_snapshot.words import SnapshotId
 
-FORMAT = 3
+FORMAT = 4
 """Version of the manifest's format."""
 TRIAL_CAPTURES = 3
 """A large buffer that so many captures in a row find equal is taken for one that its marks tell the truth of."""
@@ -176,12 +176,7 @@ class Capturer:
         return msgspec.msgpack.encode(Manifest(FORMAT, self._rank, version, layout, tail, logical, content.tree))
 
     def _pack(self, packer: Packer, rest: Mapping[str, Any]) -> Any:
-        objects: list[Any] = [DICT]
-        with packer.inside("objects"):
-            for source in self._sources:
-                with packer.inside(source.name):
-                    objects += (source.name, source.pack(packer))
-        return [*packer.pack(dict(rest)), "objects", objects]
+        return [*packer.pack(dict(rest)), "objects", _pack_objects(packer, self._sources)]
 
     def _settle(self) -> tuple[Plan, Numbers]:
         """The plan (the last one, if nothing has moved) and what torch has counted of its tensors."""
@@ -209,6 +204,9 @@ class Capturer:
                 used.setdefault(key, owned[key])
             return 0
 
+        given = _given_by_modules(self._sources)
+        for source in self._sources:
+            source.adopt(given)
         self._pack(Packer(note), {})
         for source in self._sources:
             source.forget()
@@ -327,3 +325,29 @@ class Capturer:
             self._references.clear()
             text = "was dropped: memory of an earlier one is damaged; the next is captured whole"
         warnings.warn(f"the snapshot of step {version} {text}", SnapshotDropped, stacklevel=4)
+
+
+def _pack_objects(packer: Packer, sources: Iterable[Source]) -> list[Any]:
+    objects: list[Any] = [DICT]
+    with packer.inside("objects"):
+        for source in sources:
+            with packer.inside(source.name):
+                objects += (source.name, source.pack(packer))
+    return objects
+
+
+def _given_by_modules(sources: Iterable[Source]) -> set[TensorKey]:
+    """The tensors that modules give with their state, and so put back in place. What else gives a tensor may have
+    another one when it has loaded."""
+    given: set[TensorKey] = set()
+
+    def note(tensor: Tensor, path: Callable[[], str]) -> int:
+        refuse_special(tensor, path)
+        given.add(tensor_key(tensor))
+        return 0
+
+    modules = [source for source in sources if isinstance(source.tracked, nn.Module)]
+    _pack_objects(Packer(note), modules)
+    for source in modules:
+        source.forget()
+    return given

@@ -1,11 +1,10 @@
 """The way back: from the lanes of all ranks to each rank's state, for the world size that captured it.
 
-Bytes go from the arena straight to where they are needed, once. A module's tensors (of a DTensor the local one) are
-filled in place, and ``load_state_dict`` then finds them there; everything else becomes a new tensor, which an optimizer
-keeps as its own.
-So nothing ever refers to the arena: training would write into the snapshot (FACTS 7). Ranges of replicated tensors
-that other ranks keep come over the process group (exchange.py). What a survivor still holds of the snapshot is proved,
-and not read (live.py).
+Bytes go from the arena straight to where they are needed, once. A module's tensors (of a DTensor the local one), and
+parameters that only an optimizer has, are filled in place, and ``load_state_dict`` then finds them there; everything
+else becomes a new tensor, which an optimizer keeps as its own. So nothing ever refers to the arena: training would
+write into the snapshot (FACTS 7). Ranges of replicated tensors that other ranks keep come over the process group
+(exchange.py). What a survivor still holds of the snapshot is proved, and not read (live.py).
 
 New tensors cost page faults, ten times the copy (FACTS 1): an optimizer's are made in huge pages (memory.py), and all
 are filled by two threads.
@@ -13,7 +12,7 @@ are filled by two threads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, NamedTuple
@@ -30,7 +29,7 @@ from ftrain.plan import Row, rows_of
 from ftrain.reading import part_of, read_manifest, read_tree
 from ftrain.sharded import local_of
 from ftrain.shards import Part
-from ftrain.state import own_tensors
+from ftrain.state import own_tensors, parameters_of
 from ftrain.together import each
 from ftrain_snapshot.arena import Mapping as Mapped
 from ftrain_snapshot.lane import Region
@@ -109,17 +108,22 @@ def _places(
     ``given``, or a new one."""
     places: dict[int, Tensor] = {}
     kept: list[int] = []
+
+    def fill(own: Mapping[Any, Tensor], values: Iterable[tuple[Any, Any]]) -> None:
+        for path, index in values:
+            tensor = own.get(path)
+            index = index.local if isinstance(index, Part) else index
+            tensor = None if tensor is None else local_of(tensor)
+            if isinstance(index, _Index) and tensor is not None and _fits(specs[index.value], tensor):
+                places.setdefault(index.value, tensor)
+
     for name, tracked in objects.items():
         state = saved.get(name)
         if state is not None and isinstance(tracked, nn.Module):
-            own = own_tensors(tracked)
-            for path, index in chain(part_of(state, "state").items(), part_of(state, "buffers").items()):
-                tensor = own.get(path)
-                index = index.local if isinstance(index, Part) else index
-                tensor = None if tensor is None else local_of(tensor)
-                if isinstance(index, _Index) and tensor is not None and _fits(specs[index.value], tensor):
-                    places.setdefault(index.value, tensor)
+            fill(own_tensors(tracked), chain(part_of(state, "state").items(), part_of(state, "buffers").items()))
         if state is not None and isinstance(tracked, torch.optim.Optimizer):
+            if "params" in state:
+                fill(dict(enumerate(parameters_of(tracked))), part_of(state, "params").items())
             kept += _indices(state)
     places = {**given, **places}
     large = [index for index in dict.fromkeys(kept) if index not in places and specs[index].size_bytes >= LARGE_BYTES]

@@ -34,7 +34,7 @@ from ftrain.restore import read_state
 from ftrain.rng import rng_state, set_rng_state
 from ftrain.sharded import is_same_everywhere, local_of
 from ftrain.slots import SlotChooser
-from ftrain.state import TensorKey, load_state, tensor_key, unique_parameters
+from ftrain.state import TensorKey, check_owners, load_state, tensor_key, unique_parameters
 from ftrain_snapshot.control import ControlPage
 from ftrain_snapshot.manifest import unit_bytes
 from ftrain_snapshot.words import SnapshotId
@@ -286,6 +286,7 @@ class Session:
             return
         if self._restored is None:
             self._restored = self._read(objects)
+        check_owners(self._objects, self._restored["objects"])
         for name, tracked in objects.items():
             if name not in self._restored["objects"]:
                 raise StateMismatch(f"{name} is tracked, but the snapshot of step {step} lacks it")

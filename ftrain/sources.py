@@ -6,6 +6,9 @@ very objects in its lists and dictionaries, compared in one call (looks.py). Whi
 memory lies where it did and is read as it was (that is for the plan to say, of all sources at once), the packed state
 of a module or an optimizer is used again as it is (FACTS 7: a plan can be cached).
 
+A parameter that only an optimizer has (a master in float32 of a model in bfloat16) is state of the optimizer's, though
+its ``state_dict`` leaves it out: which ones these are is found once per plan (`Source.adopt`).
+
 An object that makes its state in a way of its own (a ``state_dict`` overridden, hooks, any class of the user's) is
 asked each time. Tensors that it hands out and that nobody else lists are copied each time, before commit returns.
 """
@@ -25,7 +28,7 @@ from torch.optim import Optimizer
 from ftrain.encoding import DICT, LIST, Packer
 from ftrain.looks import Containers
 from ftrain.sharded import Gathering, is_state_hook, local_of
-from ftrain.state import state_of
+from ftrain.state import TensorKey, parameters_of, state_of, tensor_key
 
 _CELLS = ("_parameters", "_buffers", "_modules", "_state_dict_hooks", "_state_dict_pre_hooks")
 _HOOKS = attrgetter("_optimizer_state_dict_pre_hooks", "_optimizer_state_dict_post_hooks")
@@ -63,6 +66,9 @@ class Source:
     def pack(self, packer: Packer) -> Any:
         """The object's state, as `Packer.pack` gives it for `state_of`."""
         return packer.pack(state_of(self.tracked))
+
+    def adopt(self, given: set[TensorKey]) -> None:
+        """From now on pack also what this object uses, and is not ``given`` by others, to which it is added."""
 
     def forget(self) -> None:
         """What was packed may refer to another plan's tensors."""
@@ -135,19 +141,21 @@ class OptimizerSource(Source):
         """Take the fingerprint."""
         state = self.tracked.state
         self._structure = self._read_structure()
-        self._params = list(chain.from_iterable(group["params"] for group in self.tracked.param_groups))
+        self._params = parameters_of(self.tracked)
+        self._adopted: dict[int, Tensor] = {}
         self._states = [entry if isinstance(entry, dict) else {} for entry in map(state.get, self._params)]
         self._contents = Containers(dictionaries=self._states)
-        # Parameters are checked by the module whose state they are.
+        # Parameters are checked by the module whose state they are, or are tensors of the plan.
         self.own = list(map(local_of, _dense(self._contents.items[1::2])))
         self._keyed_by_parameters = len(state) == sum(parameter in state for parameter in self._params)
         self._packed: msgspec.Raw | None = None
         self._packed_params: list[msgspec.Raw] = []
+        self._packed_adopted: msgspec.Raw | None = None
 
     def tensors(self) -> Iterator[tuple[str, Tensor, Tensor | None]]:
         """See `Source`."""
         for index, (parameter, state) in enumerate(zip(self._params, self._states, strict=True)):
-            yield f"{self.name}.params[{index}]", parameter, parameter
+            yield f"{self.name}.params.{index}", parameter, parameter
             for key, value in state.items():
                 if isinstance(value, Tensor):
                     yield f"{self.name}.state[{index}].{key}", value, parameter
@@ -187,6 +195,16 @@ class OptimizerSource(Source):
 
     def pack(self, packer: Packer) -> Any:
         """See `Source`."""
+        packed = self._pack_state(packer)
+        if not self._adopted:
+            return packed
+        if self._packed_adopted is None:
+            with packer.inside("params"):
+                self._packed_adopted = msgspec.Raw(msgspec.msgpack.encode(packer.pack(self._adopted)))
+        return [*packed, "params", self._packed_adopted]
+
+    def _pack_state(self, packer: Packer) -> Any:
+        """What its ``state_dict`` gives."""
         optimizer = self.tracked
         if not self._is_plain():
             return super().pack(packer)
@@ -207,9 +225,15 @@ class OptimizerSource(Source):
         ]
         return [DICT, "state", [DICT, "state", packed, "param_groups", [LIST, *groups]]]
 
+    def adopt(self, given: set[TensorKey]) -> None:
+        """See `Source`."""
+        keys = [tensor_key(local_of(parameter)) for parameter in self._params]
+        self._adopted = {number: self._params[number] for number, key in enumerate(keys) if key not in given}
+        given.update(keys)
+
     def forget(self) -> None:
         """See `Source`."""
-        self._packed = None
+        self._packed = self._packed_adopted = None
 
     def _is_plain(self) -> bool:
         optimizer = self.tracked

@@ -2,7 +2,8 @@
 
 Anything with ``state_dict`` and ``load_state_dict`` can be tracked. The tree is packed by `ftrain.encoding`, which
 takes the tensors out; tied tensors are listed once. Modules also give the buffers that their ``state_dict`` leaves
-out (``persistent=False``): they are state all the same. A DTensor's bytes are those of its local tensor.
+out (``persistent=False``): they are state all the same. So are the parameters that an optimizer alone has (masters in
+float32): they go with it, by their numbers. A DTensor's bytes are those of its local tensor.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ from torch import nn
 
 from ftrain.encoding import Packer
 from ftrain.errors import NotTrackable, StateMismatch
-from ftrain.sharded import Gathering, is_sharded, joined, spec_of
+from ftrain.sharded import Gathering, is_sharded, joined, local_of, spec_of
 from ftrain.shards import Part
 
 TensorKey = tuple[int, torch.dtype, torch.Size, tuple[int, ...], torch.device, bool, bool]
@@ -114,12 +116,13 @@ def _loads_plainly(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def load_state(name: str, tracked: Any, state: dict[str, Any], others: Iterable[Any] = ()) -> None:
-    """Put back what `state_of` returned, as it came out of a snapshot. The tensors may become the object's own: give
-    it copies (FACTS 7). DTensors go onto the meshes of this object's, or of ``others``.
+    """Put back what a source has packed (sources.py), as it came out of a snapshot. The tensors may become the
+    object's own: give it copies (FACTS 7). DTensors go onto the meshes of this object's, or of ``others``.
 
     Raises StateMismatch if the object does not take it.
     """
     _check_shards(name, tracked, state)
+    alone = dict(state.get("params", {}))
     state = joined(state, [tracked, *others])
     own = own_tensors(tracked) if isinstance(tracked, nn.Module) else {}
     _fill_expanded(own, state["state"])
@@ -133,6 +136,32 @@ def load_state(name: str, tracked: Any, state: dict[str, Any], others: Iterable[
         _load_buffers(name, tracked, state["buffers"])
     if isinstance(tracked, torch.optim.Optimizer):
         _keep_kinds(tracked, state["state"])
+        _load_parameters(name, tracked, alone)
+
+
+def check_owners(objects: Mapping[str, Any], saved: Mapping[str, dict[str, Any]]) -> None:
+    """Raises StateMismatch if a parameter whose values went with its optimizer is one that a module has put back."""
+    modules = [(name, each) for name, each in objects.items() if isinstance(each, nn.Module) and name in saved]
+    given = {
+        id(parameter): f"{name}.{path}"
+        for name, module in modules
+        for path, parameter in module.named_parameters(remove_duplicate=False)
+        if path in saved[name]["state"]
+    }
+    for name, tracked in objects.items():
+        alone = saved[name].get("params", {}) if isinstance(tracked, torch.optim.Optimizer) and name in saved else {}
+        for number, parameter in enumerate(parameters_of(tracked)) if alone else ():
+            if number in alone and id(parameter) in given:
+                raise StateMismatch(
+                    f"{name}.params.{number} was the optimizer's alone when it was captured, and is "
+                    f"{given[id(parameter)]} here: what the script had changed about its model it must change again "
+                    "before ctx.track"
+                )
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """An optimizer's parameters, by their numbers."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def unique_parameters(objects: Mapping[str, Any]) -> list[nn.Parameter]:
@@ -148,7 +177,7 @@ def unique_parameters(objects: Mapping[str, Any]) -> list[nn.Parameter]:
     # Last: one that a script has replaced in its module, and forgotten here, must not move the others.
     for tracked in objects.values():
         if isinstance(tracked, torch.optim.Optimizer):
-            found.update((id(p), p) for group in tracked.param_groups for p in group["params"])
+            found.update((id(parameter), parameter) for parameter in parameters_of(tracked))
     return list(found.values())
 
 
@@ -237,13 +266,31 @@ def _load_buffers(name: str, module: nn.Module, buffers: dict[str, torch.Tensor]
             owner._non_persistent_buffers_set.add(leaf)  # one that was registered in the middle of training
 
 
+def _load_parameters(name: str, optimizer: torch.optim.Optimizer, saved: Mapping[int, Any]) -> None:
+    """Fill the parameters whose values went with the optimizer."""
+    own = {f"params.{number}": local_of(parameter) for number, parameter in enumerate(parameters_of(optimizer))}
+    locals_ = ((number, each.local if isinstance(each, Part) else local_of(each)) for number, each in saved.items())
+    values = {f"params.{number}": value for number, value in locals_}
+    for path, value in values.items():
+        if path not in own or own[path].shape != value.shape:
+            here = f"has shape {tuple(own[path].shape)}" if path in own else "is none"
+            raise StateMismatch(f"{name}.{path} was captured in shape {tuple(value.shape)}, here it {here}")
+    _warn_of_conversion(name, own, values)
+    for path, value in values.items():
+        fill_tensor(own[path], value)
+
+
 def _check_shards(name: str, tracked: Any, state: dict[str, Any]) -> None:
     """Raises StateMismatch if a tensor was sharded in another way than it is now."""
     pairs: Iterable[tuple[str, Any, Any]] = ()
     if isinstance(tracked, nn.Module):
         pairs = ((path, state["state"].get(path), live) for path, live in own_tensors(tracked).items())
     elif isinstance(tracked, torch.optim.Optimizer):
-        pairs = _beside_parameters(tracked, state["state"])
+        own = enumerate(parameters_of(tracked))
+        pairs = chain(
+            ((f"params.{number}", state.get("params", {}).get(number), parameter) for number, parameter in own),
+            _beside_parameters(tracked, state["state"]),
+        )
     for path, saved, live in pairs:
         then, now = (saved.spec if isinstance(saved, Part) else None), (spec_of(live) if is_sharded(live) else None)
         if saved is None or then is now or (then is not None and now is not None and then.fits(now)):

@@ -107,6 +107,8 @@ class RankContents:
             found[key] = Leaf(path, index, None if index is not None else value, self._parts.get(id(value)))
 
         traverse_state_dict({name: state["state"] for name, state in tree["objects"].items()}, visit)
+        for name, state in tree["objects"].items():  # beside what it gives, what an optimizer alone has
+            traverse_state_dict({name: {"params": state.get("params", {})}}, visit)
         return found
 
     @cached_property

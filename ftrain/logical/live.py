@@ -5,9 +5,11 @@
     a parameter inside DDP             the same on all ranks of its group
     the only rank's                    whole
     any other plain tensor, a buffer   the rank's own
+    one that an optimizer alone has    the same on all ranks, which is proved when it is read (masters in float32)
 
-Optimizer state goes with its parameter, under the parameter's name, as do tied weights under their first name. Wrappers
-leave no trace in names, so that a state of DDP can be read by FSDP2.
+Optimizer state goes with its parameter, under the parameter's name, as do tied weights under their first name. A
+parameter of no module is named by its number in the optimizer: ``optimizer.params.3``. Wrappers leave no trace in
+names, so that a state of DDP can be read by FSDP2.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ from ftrain.logical.placements import (
 from ftrain.logical.rules import NamedMesh, Rule, Rules
 from ftrain.logical.state import LogicalTensor, RankState
 from ftrain.sharded import local_of
+from ftrain.state import TensorKey, parameters_of, tensor_key
 
 TRANSPARENT = ("_orig_mod", "_checkpoint_wrapped_module")
 """Under these names torch.compile and activation checkpointing keep the module that they wrap."""
@@ -127,6 +130,8 @@ class _Description:
         """Where DTensors of the same kind are."""
         self._together: dict[int, int] = {}
         """On how many ranks DDP keeps a parameter the same."""
+        self._by_fsdp: set[object] = set()
+        """What FSDP2's parameters look like."""
 
     def note_ddp(self, ddp: DistributedDataParallel) -> None:
         group: Any = ddp.process_group
@@ -147,6 +152,8 @@ class _Description:
         for leaf, parameter in module._parameters.items():
             if parameter is not None:
                 self._add(f"{prefix}.{leaf}", parameter, by_fsdp)
+                if by_fsdp and isinstance(parameter, DTensor):
+                    self._by_fsdp.add(_form(parameter))
         for leaf, buffer in module._buffers.items():
             if buffer is not None:
                 self._add(f"{prefix}.{leaf}", buffer, by_fsdp)
@@ -163,10 +170,13 @@ class _Description:
         also: dict[str, list[str]] = {}
         for alias, first in self.aliases.items():
             also.setdefault(first, []).append(alias)
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        parameters = parameters_of(optimizer)
+        seen = {} if all(id(each) in self._known for each in parameters) else self._by_memory()
         for index, parameter in enumerate(parameters):
+            if (known := seen.get(tensor_key(local_of(parameter)))) is not None:
+                self._known.setdefault(id(parameter), known)
             if id(parameter) not in self._known:
-                self._add(f"{name}.params[{index}]", parameter, by_fsdp=False)
+                self._add_alone(f"{name}.params.{index}", parameter)
             owner, placed = self._known[id(parameter)]
             for key, value in optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
@@ -174,6 +184,28 @@ class _Description:
                     self._put(full, value, self._beside(full, value, parameter, placed), like=owner)
                     self.aliases |= {f"{name}.{alias}.{key}": full for alias in also.get(owner, ())}
         self.parameters[name] = tuple(self._known[id(parameter)][0] for parameter in parameters)
+
+    def _add_alone(self, name: str, parameter: Tensor) -> None:
+        """A parameter that no module has: a master.
+
+        What a clone of FSDP2's has is cut as that is. Whether ranks have the same of a plain one only its bytes tell:
+        they are compared when it is read, unless a rule says what it is.
+        """
+        placed = self._place(name, parameter, isinstance(parameter, DTensor) and _form(parameter) in self._by_fsdp)
+        if placed.located.scope is Scope.OWN and name not in self.by_rule:
+            placed = placed._replace(located=placed.located._replace(copies=0, scope=Scope.SAME))
+        self._known[id(parameter)] = name, placed
+        self._put(name, parameter, placed.located)
+
+    def _by_memory(self) -> dict[TensorKey, tuple[str, _Placed]]:
+        """What is known: an optimizer may have another object of the same memory (``nn.Parameter(p.data)``)."""
+        placed = dict(self._known.values())
+        pairs = zip(self.found, self.tensors, strict=True)
+        return {
+            tensor_key(local): (tensor.name, placed[tensor.name])
+            for tensor, local in pairs
+            if tensor.name in placed and local.numel()
+        }
 
     def _beside(self, name: str, value: Tensor, parameter: Tensor, placed: _Placed) -> Located:
         """How an optimizer's state is spread: as its parameter if it has its shape; else whole, if it is a scalar."""
@@ -215,7 +247,7 @@ class _Description:
 
     def _place_dtensor(self, name: str, tensor: DTensor, by_fsdp: bool, rule: Rule) -> _Placed:
         """As `_cut_dtensor`; layers are alike, and worked out once."""
-        key = tensor.shape, tensor.placements, tensor.device_mesh, by_fsdp, id(rule)
+        key = _form(tensor), by_fsdp, id(rule)
         if key not in self._alike:
             self._alike[key] = _cut_dtensor(name, tensor, by_fsdp, rule, self._mesh)
         placed = self._alike[key]
@@ -243,6 +275,11 @@ class _Description:
             )
         )  # fmt: skip
         self.tensors.append(local)
+
+
+def _form(tensor: DTensor) -> object:
+    """Two with the same are cut alike."""
+    return tensor.shape, tensor.placements, tensor.device_mesh
 
 
 def _cut_dtensor(name: str, tensor: DTensor, by_fsdp: bool, rule: Rule, mesh: NamedMesh) -> _Placed:

@@ -1,8 +1,9 @@
 """Replicas that no layout speaks of, compared before one of them is taken for all.
 
 A tensor on a mesh that is not all of the job (FSDP2's ``dp`` beside ``tp``) has its like on the ranks beside it, or
-these have nothing of it: its own rank cannot tell. Where several ranks of the snapshot hold the same part, their bytes
-must be equal. The new ranks share the work; each reads and drops.
+these have nothing of it: its own rank cannot tell. Nor can it of a plain parameter that only an optimizer has. Where
+several ranks of the snapshot hold the same part, their bytes must be equal. The new ranks share the work; each reads
+and drops.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def compare_replicas(world: World, source: Source, lanes: int, rank: int, world_
         if len(sums) > 1:
             ranks = ", ".join(str(holder) for holder, _ in group)
             raise StateUncovered(
-                f"{group[0][1].name}: ranks {ranks} hold the same part of it with different values: if it is cut on "
-                "a mesh dimension that its DTensor does not know, say so by ctx.layout"
+                f"{group[0][1].name}: ranks {ranks} hold the same part of it with different values: say by "
+                "ctx.layout on which mesh dimension it is cut, or that it is each rank's own ('per_rank')"
             )
 
 

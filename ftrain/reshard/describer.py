@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from ftrain.logical.errors import LayoutInvalid
 from ftrain.logical.rules import NamedMesh, Rules
 from ftrain.logical.state import Extent, RankState, kept
 from ftrain.plan import Plan
@@ -76,10 +75,4 @@ class Describer:
             if index is not None:  # else it is not of the state: nobody gets it back
                 tensors.append(tensor)
                 extents[tensor.name] = tuple(places.get(index, ()))
-        for name, parameters in live.state.parameters.items():
-            if lacking := [each for each in parameters if each not in extents]:
-                raise LayoutInvalid(
-                    f"{len(lacking)} parameters of {name} are of no module that is tracked, so that no snapshot has "
-                    "their values: track what holds them (masters in float32: an nn.ParameterList) before it"
-                )
         return kept(RankState(self._rank, tuple(tensors), live.state.aliases, live.state.parameters), extents)

@@ -86,7 +86,9 @@ def check_layout(live: Live, rules: Rules) -> None:
     no rule is about. Raises LayoutInvalid, on all ranks.
     """
     without = [
-        each.scope is Scope.OWN and each.name not in live.by_rule and isinstance(memory, nn.Parameter)
+        (each.scope is Scope.OWN or each.copies == 0)
+        and each.name not in live.by_rule
+        and isinstance(memory, nn.Parameter)
         for each, memory in zip(live.state.tensors, live.tensors, strict=True)
     ]
     sums = [

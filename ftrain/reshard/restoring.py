@@ -86,7 +86,7 @@ class Restoring:
         live = self._describer.describe(every)
         known = {each for state in self.old.world.states for names in state.parameters.values() for each in names}
         for name in live.state.parameters.keys() & objects.keys():
-            if any(each.startswith(f"{name}.params[") and each not in known for each in live.state.parameters[name]):
+            if any(each.startswith(f"{name}.params.") and each not in known for each in live.state.parameters[name]):
                 raise StateMismatch(f"{name} has parameters of no module: ctx.track their module before it, or with it")
         optimizers = {name: each for name, each in objects.items() if isinstance(each, torch.optim.Optimizer)}
         made = self._fill(live, objects, optimizers)

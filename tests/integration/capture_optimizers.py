@@ -255,3 +255,23 @@ class Lookahead(torch.optim.Optimizer):
 def state_that_aliases() -> Case:
     model = net()
     return simple(model, Lookahead(model.parameters()))
+
+
+@case
+def masters() -> Case:
+    """In float32, of a model in bfloat16; nobody but the optimizer has them."""
+    model = net().bfloat16()
+    optimizer = torch.optim.AdamW([nn.Parameter(each.detach().float()) for each in model.parameters()])
+
+    def step(index: int) -> None:
+        F.mse_loss(model(torch.randn(16, 8).bfloat16()), torch.randn(16, 4).bfloat16()).backward()
+        pairs = list(zip(model.parameters(), optimizer.param_groups[0]["params"], strict=True))
+        for parameter, master in pairs:
+            master.grad = parameter.grad.float()
+        optimizer.step()
+        with torch.no_grad():
+            for parameter, master in pairs:
+                parameter.copy_(master)
+        model.zero_grad()
+
+    return Case({"model": model, "optimizer": optimizer}, step)

@@ -129,6 +129,10 @@ LAYOUTS: Mapping[str, Callable[[], Built]] = {
 }  # fmt: skip
 
 
+MASTERS = ("ddp", "fsdp", "hsdp", "tensor_parallel", "fsdp_tp")
+"""Where all ranks number their parameters alike: an optimizer that alone has wider clones of them."""
+
+
 def stepped(model: nn.Module) -> torch.optim.Optimizer:
     """An optimizer with state: moments made of the parameters' own values, which do not move."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, foreach=False)
@@ -151,6 +155,10 @@ def main(folder: Path) -> None:
             if "running_mean" in buffer_name:
                 buffer.fill_(100.0 + RANK)
         objects = {"optimizer": stepped(model), "model": model, "noise": torch.tensor([RANK, 7])}
+        if name in MASTERS:
+            mine = (each for path, each in model.named_parameters() if "head" not in path)  # which not all tie
+            clones = [nn.Parameter(parameter.detach().double()) for parameter in mine]
+            objects["masters"] = torch.optim.SGD(clones, momentum=0.9)
         with CommDebugMode() as spoken:
             live = describe(objects, RANK, WORLD, rules, mesh)
         assert spoken.get_total_counts() == 0

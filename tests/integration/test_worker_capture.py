@@ -21,7 +21,7 @@ from torch import nn
 from ftrain import flight, plan, restore, samples
 from ftrain.capture import SnapshotDropped
 from ftrain.errors import GenerationEnded
-from ftrain.state import state_of
+from ftrain.state import parameters_of, state_of
 from ftrain_snapshot import arena, lane, manifest
 
 STEPS = 7
@@ -29,7 +29,19 @@ CASES = {**capture_optimizers.CASES, **capture_modules.CASES}
 
 
 def copied(objects: dict[str, Any]) -> dict[str, Any]:
-    return {name: copy.deepcopy(state_of(tracked)) for name, tracked in objects.items()}
+    states = {name: copy.deepcopy(state_of(tracked)) for name, tracked in objects.items()}
+    for name, tracked in objects.items():
+        if isinstance(tracked, torch.optim.Optimizer):
+            states[name]["params"] = [parameter.detach().clone() for parameter in parameters_of(tracked)]
+            states[name]["alone"] = alone(tracked, objects)
+    return states
+
+
+def alone(optimizer: torch.optim.Optimizer, objects: dict[str, Any]) -> list[int]:
+    """The numbers of the parameters that no module has."""
+    modules = [tracked for tracked in objects.values() if isinstance(tracked, nn.Module)]
+    held = {id(parameter) for module in modules for parameter in module.parameters()}
+    return [number for number, parameter in enumerate(parameters_of(optimizer)) if id(parameter) not in held]
 
 
 def fresh_like(make: Callable[[], Case], rank: Rank, states: dict[str, Any]) -> dict[str, Any]:
@@ -39,6 +51,8 @@ def fresh_like(make: Callable[[], Case], rank: Rank, states: dict[str, Any]) -> 
         for name, state in states.items():
             probe = copy.deepcopy(objects[name])
             probe.load_state_dict(copy.deepcopy(state["state"]))
+            if "alone" in state and state["alone"] != alone(objects[name], objects):
+                raise ValueError("a parameter has been replaced")
         return make().objects
     except (RuntimeError, ValueError, KeyError, IndexError):
         objects = copy.deepcopy(rank.objects)

@@ -83,8 +83,34 @@ def test_factored_state_of_a_sharded_parameter_needs_a_rule_of_its_own() -> None
 
 
 def test_parameters_that_no_module_has_are_named_by_their_number() -> None:
+    model = nn.Linear(3, 2, bias=False)
+    optimizer = stepped([model.weight, nn.Parameter(torch.zeros(2))])
+    found = describe({"opt": optimizer, "net": model}, 0, 1).state
+    assert set(found.by_name) >= {"net.weight", "opt.params.1", "opt.opt.params.1.exp_avg"}
+    assert found.parameters == {"opt": ("net.weight", "opt.params.1")}
+
+
+def test_of_those_the_bytes_must_tell_whether_ranks_have_the_same() -> None:
     optimizer = stepped([nn.Parameter(torch.zeros(2))])
-    assert {"opt.params[0]", "opt.opt.params[0].exp_avg"} < set(describe({"opt": optimizer}, 0, 1).state.by_name)
+    found = describe({"opt": optimizer}, 1, 2).state.by_name
+    for name in ("opt.params.0", "opt.opt.params.0.exp_avg", "opt.opt.params.0.step"):
+        assert (found[name].scope, found[name].copies) == (Scope.SAME, 0)
+
+
+@pytest.mark.parametrize(("rule", "scope", "copies"), [("per_rank", Scope.OWN, 1), ("replicate", Scope.SAME, 2)])
+def test_or_a_rule_says_so(rule: str, scope: Scope, copies: int) -> None:
+    optimizer = stepped([nn.Parameter(torch.zeros(2))])
+    found = describe({"opt": optimizer}, 1, 2, Rules({"opt.params.*": rule})).state.by_name
+    assert {found[name].scope for name in ("opt.params.0", "opt.opt.params.0.exp_avg")} == {scope}
+    assert found["opt.params.0"].copies == copies
+
+
+def test_another_object_of_a_modules_memory_is_the_modules_parameter() -> None:
+    model = nn.Linear(3, 2, bias=False)
+    optimizer = stepped([nn.Parameter(model.weight.data)])
+    found = describe({"opt": optimizer, "net": model}, 0, 1).state
+    assert {name for name, tensor in found.by_name.items() if not tensor.like} == {"net.weight"}
+    assert found.parameters == {"opt": ("net.weight",)}
 
 
 def test_the_first_fsdp_is_refused_in_one_line() -> None:

@@ -6,7 +6,6 @@ import warnings
 from typing import Any
 
 import msgspec
-import pytest
 import torch
 from torch import nn
 
@@ -31,16 +30,20 @@ def said_of(objects: dict[str, Any]) -> Any:
     return msgspec.msgpack.decode(capturer.collect(lambda _: {}).plan.logical)
 
 
-def test_parameters_that_no_snapshot_has_are_no_state_of_another_world() -> None:
+def test_parameters_that_only_an_optimizer_has_are_state_like_any_other() -> None:
     model = nn.Linear(3, 2, dtype=torch.bfloat16)
     masters = nn.ParameterList([parameter.detach().float() for parameter in model.parameters()])
     optimizer = torch.optim.AdamW(masters)
-    with pytest.warns(UserWarning, match="2 parameters of opt are of no module that is tracked"):
-        said_of({"model": model, "opt": optimizer})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        rank, tensors, *_ = said_of({"model": model, "masters": masters, "opt": optimizer})
-    assert (rank, [tensor[0] for tensor in tensors]) == (0, ["model.weight", "model.bias", "masters.0", "masters.1"])
+        for objects, expected in (
+            ({"model": model, "opt": optimizer}, ["opt.params.0", "opt.params.1"]),
+            ({"model": model, "masters": masters, "opt": optimizer}, ["masters.0", "masters.1"]),
+        ):
+            rank, tensors, *_ = said_of(objects)
+            assert (rank, [tensor[0] for tensor in tensors]) == (0, ["model.weight", "model.bias", *expected])
+            *_, extents = tensors[-1]
+            assert extents[0][1] == masters[1].nbytes  # all of it is in this rank's data
 
 
 def test_a_parameter_without_elements_is_one_all_the_same() -> None:
