@@ -5,8 +5,10 @@ optimizer's state for them, and sends both to its agent; the controller compares
 in a sum makes no error anywhere, and spoils a training all the same.
 
 What must be equal is what something keeps equal: the parameters under a DDP, among its process group; a DTensor's local
-part, among the ranks of its mesh that differ in `Replicate` dimensions only. Buffers differ by design (BatchNorm), and
-so may all else. Ranks compare only sets of the same members, shapes and types, so that an uneven program stays silent.
+part, among the ranks of its mesh that differ in `Replicate` dimensions only. Of other, plain parameters nothing tells;
+who keeps the same ones equal, averaging gradients itself, shows by digests alone (`ftrain_launcher.detect.likeness`).
+Buffers differ by design (BatchNorm), and so may all else. Ranks compare only sets of the same members, shapes and
+types, so that an uneven program stays silent.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ftrain.ddp import kept_equal
 from ftrain.layout import flat_bytes, materialized_bytes
 from ftrain.link import LinkMessage, ReplicaDigest, Replicas
-from ftrain.sharded import local_of
+from ftrain.sharded import is_sharded, local_of
 
 BYTES_MAX = 8 << 30
 """One check hashes no more; tensors of a larger state take turns."""
@@ -63,7 +65,7 @@ class ReplicaCheck:
         try:
             digests = [
                 digest
-                for members, shared in replica_sets(parameters, ddps).items()
+                for members, shared in (*replica_sets(parameters, ddps).items(), ((), plain(parameters, ddps)))
                 for what, tensors in (("parameters", shared), ("optimizer state", _state(shared, optimizers)))
                 if (digest := _digest(what, members, [local_of(tensor) for tensor in tensors], turn)) is not None
             ]
@@ -88,6 +90,12 @@ def replica_sets(
         if len(members) > 1:
             sets.setdefault(members, []).append(parameter)
     return sets
+
+
+def plain(parameters: Sequence[nn.Parameter], ddps: Iterable[DistributedDataParallel]) -> list[nn.Parameter]:
+    """Those of which nothing tells who has them in common."""
+    told = {id(parameter) for ddp in ddps for parameter in ddp.module.parameters()}
+    return [parameter for parameter in parameters if id(parameter) not in told and not is_sharded(parameter)]
 
 
 def _same_shard(tensor: Tensor) -> Members:
@@ -127,9 +135,8 @@ def _digest(what: str, members: Members, tensors: list[Tensor], turn: int) -> Re
             hasher.update(piece)
     facts = [members, [(str(tensor.dtype), tuple(tensor.shape)) for tensor in taken]]
     kind = xxhash.xxh3_64_intdigest(msgspec.msgpack.encode(facts))
-    return ReplicaDigest(
-        f"{what}: {len(members)} ranks from {members[0]}, {kind:016x}", len(members), hasher.intdigest()
-    )
+    whose = f"{len(members)} ranks from {members[0]}" if members else "plain tensors"
+    return ReplicaDigest(f"{what}: {whose}, {kind:016x}", len(members), hasher.intdigest())
 
 
 def pieces(tensor: Tensor) -> Iterator[Any]:

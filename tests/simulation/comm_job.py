@@ -7,7 +7,6 @@ different ones. Sends do not wait for the other side. `reduce_scatter` is left w
 
 from __future__ import annotations
 
-import math
 import random
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
@@ -47,6 +46,7 @@ from ftrain_launcher.detect.records import (
 )
 from ftrain_launcher.detect.verdict import Verdict
 from ftrain_launcher.detect.waits import LEFT_WHEN_WAITED, pending_of
+from ftrain_launcher.rings.op_history import OpHistory
 from ftrain_launcher.rings.program_order import departure
 
 STEPS_ON_RECORD = 32
@@ -56,20 +56,6 @@ REPORT_SECONDS = 0.5
 LATENCY_SECONDS = 0.0005
 WITHOUT_FUTURE = LEFT_WHEN_WAITED | {Op.SEND, Op.RECEIVE}
 FOREVER = 1e9
-
-
-class History:
-    """What an operation of each class usually takes one rank: the 99th percentile of the newest 256 durations."""
-
-    def __init__(self) -> None:
-        self._durations: dict[tuple[int, ...], deque[float]] = defaultdict(lambda: deque(maxlen=256))
-
-    def add(self, kind: tuple[int, ...], seconds: float) -> None:
-        self._durations[kind].append(seconds)
-
-    def usual_seconds(self, kind: tuple[int, ...]) -> float | None:
-        durations = self._durations[kind]
-        return None if len(durations) < 3 else sorted(durations)[math.ceil(0.99 * len(durations)) - 1]
 
 
 @dataclass(eq=False)
@@ -86,10 +72,10 @@ class Entry:
     ended: bool = False
     """It is over, left or not."""
 
-    def shown(self, now: float, usual: float | None) -> Operation:
-        return Operation(
-            self.seq, self.op, 4 * self.elements, FLOAT, self.elements, self.root, now - self.entered, self.gap, usual
-        )
+    def shown(self, now: float, history: OpHistory) -> Operation:
+        size, usual, gap = 4 * self.elements, history.usual_seconds(self.kind), history.usual_gap_seconds(self.kind)
+        facts = (self.seq, self.op, size, FLOAT, self.elements, self.root)
+        return Operation(*facts, now - self.entered, self.gap, usual, usual_gap_seconds=gap)
 
 
 @dataclass(eq=False)
@@ -114,7 +100,7 @@ class Rank:
     actions: Iterator[Action] = field(default_factory=lambda: iter(()))
     places: dict[Communicator, Place] = field(default_factory=dict)
     transfers: dict[tuple[str, int], Place] = field(default_factory=dict)
-    history: History = field(default_factory=History)
+    history: OpHistory = field(default_factory=OpHistory)
     letter: str = "S"
     frozen: bool = False
     computing_since: float | None = None
@@ -215,6 +201,7 @@ class Job:
                     rank.done.append(RankStep(rank.number, rank.step, now - rank.marked, rank.outside))
                     rank.marked, rank.outside = now, 0.0
                     rank.calls.append([])
+                    rank.history.begin_step(rank.step + 2)  # the first is 1
                 case WaitAll():
                     if not self._free(rank, rank.outstanding()):
                         return None
@@ -244,6 +231,7 @@ class Job:
 
     def _stop(self, rank: Rank) -> None:
         rank.frozen, rank.letter = True, "T"
+        self._computes(rank, False)
 
     def _computes(self, rank: Rank, does: bool) -> None:
         if rank.computing_since is not None:
@@ -328,7 +316,7 @@ class Job:
                 place.pending.remove(entry)
                 place.completed += 1
                 rank.moved = self.world.now
-                rank.history.add(entry.kind, self.world.now - entry.entered)
+                rank.history.add(entry.kind, int((self.world.now - entry.entered) * 1e9), int(entry.gap * 1e9))
         if not rank.outstanding():
             rank.left = self.world.now
 
@@ -370,13 +358,14 @@ class Job:
 
     def _record(self, rank: Rank, table: dict[Communicator, int]) -> RankRecord:
         now = self.world.now
+        rank.history.refresh()
 
         def in_it(entry: Entry) -> bool:
             """Of what has no future it is only known who waits for it."""
             return entry.op not in WITHOUT_FUTURE or entry in (rank.waiting_for or ())
 
         def shown(entry: Entry) -> Operation:
-            return entry.shown(now, rank.history.usual_seconds(entry.kind))
+            return entry.shown(now, rank.history)
 
         late = rank.told != rank.entered and any(
             now - entry.entered > max(rank.history.usual_seconds(entry.kind) or 0.0, LONG_SECONDS)

@@ -173,6 +173,21 @@ def test_a_rank_that_departs_from_the_program_is_named_as_a_mismatch(seed: int, 
         assert verdict.ranks == (fault.rank,)
 
 
+@pytest.mark.parametrize("mesh", [Mesh(4), Mesh(2, tp=2), Mesh(2, pp=2)], ids=str)
+@pytest.mark.parametrize("seed", SEEDS[:2])
+def test_where_steps_take_seconds_a_hang_is_named_as_soon_as_history_allows(seed: int, mesh: Mesh) -> None:
+    fault = Injected(random.Random(seed), "sleep", mesh)
+    work = Work(mesh, 4.0, fsdp=mesh == Mesh(4), world_every=1, noise=lambda dice: dice.lognormvariate(0.0, 0.02))
+    job = Job(seed, work, 2, fault)
+    with replayable(seed, job):
+        job.run(300.0, lambda: bool(job.verdicts))
+        (_, verdict), *_ = job.verdicts
+        assert (verdict.kind, verdict.ranks) == (Kind.HANG, (fault.rank,))
+        waiter = job.ranks[verdict.waits[0].waiter]
+        usual = max(waiter.history.usual_seconds(entry.kind) or 0.0 for entry in waiter.outstanding())
+        assert verdict.seconds <= 5 * usual + 1.0
+
+
 INNOCENT = {
     "long first steps": (Innocent("first step", 30.0, 6.0), {}),
     "evaluation by rank 0 while the others wait at a barrier": (Innocent("evaluation", 30.0, every=100), {}),

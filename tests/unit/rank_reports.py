@@ -14,6 +14,7 @@ from ftrain_launcher.detect.records import (
     RankRecord,
 )
 from ftrain_launcher.detect.verdict import Verdict
+from ftrain_launcher.detect.waits import PAUSE_SECONDS_MAX
 
 WORLD = Communicator("world", (0, 1, 2, 3))
 PAIR = Communicator("pair", (2, 3))
@@ -50,11 +51,13 @@ def rank(number: int, *places: Collectives, letter: str = "S", idle: float = LON
 def told(
     *records: RankRecord, now: float = 100.0, communicators: tuple[Communicator, ...] = (WORLD, PAIR)
 ) -> list[Verdict]:
-    """The verdicts on one report from each rank's own node."""
+    """The verdicts on one report from each rank's own node; of one that is stopped, on two."""
     detector = Detector(1, {number: f"node-{number}" for number in range(4)})
-    for record in records:
-        node = f"node-{record.rank}"
-        detector.take(NodeReport(node=node, generation=1, communicators=communicators, ranks=(record,)), now)
+    stopped = [record for record in records if record.process is not None and record.process.letter == "T"]
+    for moment, newest in ((now - PAUSE_SECONDS_MAX - 0.1, stopped), (now, records)):
+        for record in newest:
+            node = f"node-{record.rank}"
+            detector.take(NodeReport(node=node, generation=1, communicators=communicators, ranks=(record,)), moment)
     return detector.verdicts(now)
 
 

@@ -189,7 +189,9 @@ def test_where_it_was_called_it_is_called_again_after_twice_the_time_and_that_is
 
 
 def test_who_is_stopped_or_elsewhere_has_no_more_time() -> None:
-    (verdict,) = Watched(tried()).report(0.6, "T")
+    watched = Watched(tried())
+    assert watched.report(0.2, "T") == []
+    (verdict,) = watched.report(0.6, "T")
     assert verdict.allowed_seconds == 0.0, "and none is given for it"
     assert [v.ranks for v in Watched(tried(), step=STEP + 1).report(1.0)] == [(3,)]
 

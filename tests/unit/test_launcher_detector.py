@@ -8,7 +8,7 @@ import msgspec
 from unit.rank_reports import LONG, PAIR, WORLD, beyond, called, inside, rank, told, waiting
 
 from ftrain_launcher.detect.detector import Detector
-from ftrain_launcher.detect.records import Communicator, NodeReport, Op, RankRecord
+from ftrain_launcher.detect.records import Communicator, NodeReport, Op, ProcessState, RankRecord
 from ftrain_launcher.detect.timeouts import allowed_seconds
 from ftrain_launcher.detect.verdict import WAITS_MAX, Kind, Verdict
 
@@ -66,6 +66,87 @@ def test_a_stopped_process_needs_no_history_and_only_half_a_second() -> None:
     (verdict,) = told(*others, rank(3, letter="T", idle=0.6))
     assert (verdict.ranks, verdict.confidence) == ((3,), 0.99)
     assert "its process is stopped (T)" in verdict.sentence
+
+
+def test_a_process_that_pauses_for_a_moment_is_not_stopped() -> None:
+    """A profiler's look at it, or who limits its processor by signals; while others evaluate, or steps are long."""
+
+    def named(*looks: tuple[float, str, float]) -> bool:
+        """By each report's moment, the process's letter and its processor time so far."""
+        detector = Detector(1, {number: f"node-{number}" for number in range(4)})
+        others = [rank(number, inside(called(1, LONG, usual_seconds=None)), idle=LONG) for number in (0, 1, 2)]
+        found: list[Verdict] = []
+        for now, letter, cpu_seconds in looks:
+            late = msgspec.structs.replace(rank(3, idle=LONG), process=ProcessState(letter, cpu_seconds, letter))
+            report = NodeReport(node="node", generation=1, communicators=(WORLD,), ranks=(*others, late))
+            detector.take(report, now)
+            found += detector.verdicts(now)
+        return [verdict.ranks for verdict in found] == [(3,)]
+
+    assert not named((0.0, "T", 1.0)), "it may go on at once"
+    assert not named((0.0, "T", 1.0), (0.1, "S", 1.0), (0.2, "T", 1.0), (0.4, "T", 1.0)), "it did go on"
+    assert not named(*((0.1 * n, "T", 1.0 + 0.03 * n) for n in range(9))), "it goes on between the looks"
+    assert not named(*((0.1 * n, "t", 1.0) for n in range(9))), "who is traced is looked at"
+    assert named(*((0.1 * n, "T", 1.0) for n in range(5)))
+
+
+def test_of_ranks_that_are_stopped_together_none_is_named() -> None:
+    """A session that is suspended: one after the other, and not all reports of it have come yet."""
+
+    def named(*looks: tuple[float, str]) -> list[tuple[int, ...]]:
+        """By report: its moment, and the letters of all ranks; ``-``: none of it."""
+        detector = Detector(1, {number: f"node-{number}" for number in range(4)})
+        found: list[Verdict] = []
+        for now, letters in looks:
+            for number, letter in enumerate(letters):
+                place = inside(called(8, 0.1 + now)) if number else beyond(called(7, 0.1 + now))
+                record = rank(number, place, letter=letter, idle=0.1 + now)
+                report = NodeReport(node=f"node-{number}", generation=1, communicators=(WORLD,), ranks=(record,))
+                detector.take(report, now) if letter != "-" else None
+            found += detector.verdicts(now)
+        return [verdict.ranks for verdict in found]
+
+    assert named((0.0, "TTTS"), (0.2, "TTT-"), (0.4, "TTT-"), (0.5, "TTTT"), (1.0, "TTTT")) == []
+    assert named((0.0, "TSSS"), (0.2, "T---"), (0.41, "TSSS")) == [(0,)]
+
+
+def test_where_all_work_for_seconds_in_each_step_history_says_who_is_late() -> None:
+    """After five times the 99th percentile and a second at most. A pause that is longer than in other steps is one of
+    a checkpoint, say, which takes each rank its own time."""
+
+    def named(waited: float, gap: float, usual_gap: float | None, usual: float = 0.02) -> bool:
+        waits = called(8, waited, gap_seconds=gap, usual_gap_seconds=usual_gap, usual_seconds=usual)
+        others = [rank(number, inside(waits), idle=waited) for number in (0, 1, 2)]
+        return bool(told(*others, rank(3, beyond(called(7, gap + waited)), idle=gap + waited)))
+
+    assert named(0.75, 10.0, 10.0)
+    assert not named(2.0, 10.0, None), "what is usual is not known"
+    assert not named(2.0, 10.0, 0.05), "all save a checkpoint"
+    assert not named(2.0, 10.0, 7.0)
+    assert named(2.0, 10.0, 9.5)
+    assert not named(2.0, 10.0, 10.0, usual=0.3), "they usually wait for that long"
+    assert named(2.4, 10.0, 10.0, usual=0.3)
+
+
+def test_who_compiles_for_longer_than_others_that_compiled_is_not_late() -> None:
+    """In the middle of training, one rank after the other: 0, 2.7, 5.3 and 8 s."""
+
+    def named(waited: float) -> bool:
+        others = [(waited, 0.03), (waited - 2.7, 2.7), (waited - 5.3, 5.3)]
+        waiters = [rank(n, inside(called(8, age, gap_seconds=gap)), idle=age) for n, (age, gap) in enumerate(others)]
+        return bool(told(*waiters, rank(3, beyond(called(7, waited + 0.03)), idle=waited + 0.03)))
+
+    assert not named(7.9)
+    assert named(9.0)
+
+
+def test_who_came_late_is_as_late_for_the_next_operation_of_the_step() -> None:
+    """Seen in a step of seconds: the others have entered all buckets, and it computes what is between two of them."""
+    waits = called(8, 2.3, gap_seconds=0.0, usual_gap_seconds=0.8)
+    others = [rank(number, inside(waits), idle=2.3) for number in (0, 1, 2)]
+    assert told(*others, rank(3, beyond(called(7, 0.75)), idle=0.75)) == []
+    (verdict,) = told(*others, rank(3, beyond(called(7, 1.6)), idle=1.6))
+    assert verdict.ranks == (3,)
 
 
 def test_a_rank_that_was_stopped_within_an_operation_explains_that_none_leaves_it() -> None:

@@ -3,7 +3,7 @@
 import pytest
 
 from ftrain_launcher.detect.records import Op
-from ftrain_launcher.rings.op_history import CLASSES_MAX, WINDOW, OpHistory, class_of
+from ftrain_launcher.rings.op_history import CLASSES_MAX, GAPS_MIN, WINDOW, OpHistory, class_of
 
 MS = 1_000_000
 KIND = class_of(0, Op.ALL_REDUCE, -1, 4096)
@@ -73,6 +73,18 @@ def test_a_full_window_is_looked_at_again_too():
             history.add(KIND, 4 * MS)
         history.refresh()
     assert history.usual_seconds(KIND) == pytest.approx(0.004)
+
+
+def test_a_usual_gap_is_what_most_steps_have_and_no_pause_now_and_then():
+    """Of a step's operations the first is entered after the work, the others at once. The first step never counts."""
+    history = OpHistory()
+    for step in range(1, GAPS_MIN + 3):
+        assert (history.usual_gap_seconds(KIND) is not None) == (step > GAPS_MIN + 2)
+        history.begin_step(step)
+        pauses = step in (1, 5, 7)
+        for gap in (10_000 if pauses else 2_000, 0, 0):
+            history.add(KIND, MS, gap * MS)
+    assert history.usual_gap_seconds(KIND) == pytest.approx(2.0)
 
 
 def test_sizes_within_a_factor_of_two_peers_and_communicators_make_the_class():

@@ -15,7 +15,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from ftrain import replicas
 from ftrain.link import LinkMessage, Replicas
-from ftrain.replicas import ReplicaCheck, replica_sets
+from ftrain.replicas import ReplicaCheck, plain, replica_sets
 
 WORLD, RANK = 4, 1
 
@@ -54,13 +54,23 @@ def test_what_ddp_owns_is_shared_by_its_group_and_nothing_else_is() -> None:
 
 @pytest.mark.usefixtures("world")
 def test_a_dtensor_is_shared_by_the_ranks_with_the_same_shard() -> None:
-    hybrid, plain, partial = (
+    hybrid, split, partial = (
         sharded(Replicate(), Shard(0)),
         sharded(Shard(0), Shard(1)),
         sharded(Partial(), Replicate()),
     )
     both = sharded(Replicate(), Replicate())
-    assert replica_sets([hybrid, plain, partial, both], []) == {(1, 3): [hybrid], (0, 1, 2, 3): [both]}
+    assert replica_sets([hybrid, split, partial, both], []) == {(1, 3): [hybrid], (0, 1, 2, 3): [both]}
+
+
+@pytest.mark.usefixtures("world")
+def test_of_plain_parameters_it_is_left_open_who_shares_them() -> None:
+    model, other = DDP(nn.Linear(3, 3)), nn.Linear(2, 2)
+    parameters = [*model.parameters(), sharded(Shard(0), Shard(1)), *other.parameters()]
+    assert plain(parameters, [model]) == list(other.parameters())
+    (digest,) = digests_of(other, [], []).digests
+    assert digest.size == 0
+    assert digest.replicas.startswith("parameters: plain tensors, ")
 
 
 @pytest.mark.usefixtures("world")

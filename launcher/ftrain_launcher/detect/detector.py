@@ -21,7 +21,7 @@ from ftrain_launcher.detect.records import NodeReport, RankRecord
 from ftrain_launcher.detect.spells import WATCH_SECONDS, Spells
 from ftrain_launcher.detect.timeouts import DIFFERENT_SECONDS, HALTED_SECONDS, STALE_SECONDS, allowed_seconds
 from ftrain_launcher.detect.verdict import Kind, Verdict
-from ftrain_launcher.detect.waits import Standing, pending_of, recent_of
+from ftrain_launcher.detect.waits import STOPPED, Standing, pending_of, recent_of
 
 FORGET_SECONDS = 5.0
 """A finding that was not made for so long is told again when it is made."""
@@ -181,7 +181,8 @@ class Detector:
         then = before.cpu_seconds_then if stands and before is not None else None
         if then is None and record.process is not None:
             then = record.process.cpu_seconds
-        return Standing(record, report.communicators, report.node, now, idle, recent, stalls, earlier, then)
+        stopped = _stopped_since(record, before, now)
+        return Standing(record, report.communicators, report.node, now, idle, recent, stalls, earlier, then, stopped)
 
 
 def _with_stall(
@@ -190,6 +191,17 @@ def _with_stall(
     # Seen again while it lasts, the same stall is only longer.
     kept = [stall for stall in stalls if stall[0] <= until - seconds]
     return (*kept[-_STALLS_KEPT:], (until, seconds))
+
+
+def _stopped_since(record: RankRecord, before: Standing | None, now: float) -> float | None:
+    """Since when a rank's process has been seen to be stopped, and to use no processor."""
+    process = record.process
+    if process is None or process.letter != STOPPED:
+        return None
+    if before is None or before.stopped_since is None or before.record.process is None:
+        return now
+    rests = process.cpu_seconds == before.record.process.cpu_seconds
+    return before.stopped_since if rests else now
 
 
 def _idle_seconds(record: RankRecord, before: Standing | None, now: float) -> float:

@@ -1,9 +1,10 @@
 """Pure: who keeps the others waiting, and operations that all have entered and none leaves.
 
 A root of the graph is a suspect when it is late compared with its peers: those who wait for it have waited longer than
-their operation is allowed, and it has itself entered nothing for that long and twice as long as they were outside
-before they came. A long checkpoint or compilation that all go through makes nobody late. Who is stopped or gone needs
-no comparison.
+their operation is allowed, and it has itself entered nothing for that long, for as long as they were outside before
+they came, and for as long as the last of them was. A long checkpoint or compilation that all go through makes nobody
+late. Where they are outside for so long in each step (it takes seconds, or they average now and then), how long they
+usually wait tells enough. Who is stopped or gone needs no comparison.
 
 Confidence: 0.99 stopped or gone; 0.9 a root, alone; 0.8 one of several; 0.6 a rank that computes with an operation
 pending, by its processor time, or of which another thread has entered that; 0.45 the same by the order of its entries
@@ -21,8 +22,16 @@ from statistics import median, median_high
 from ftrain_launcher.detect.beside import idle_at
 from ftrain_launcher.detect.patience import Patience, Waiting, waiting_in
 from ftrain_launcher.detect.records import Communicator, Op, Operation
-from ftrain_launcher.detect.timeouts import COMPUTING_SECONDS, FIRST_SECONDS, HALTED_SECONDS, allowed_seconds
-from ftrain_launcher.detect.waits import SAMPLE, Gate, Graph, Group, Standing
+from ftrain_launcher.detect.timeouts import (
+    COMPUTING_SECONDS,
+    FIRST_SECONDS,
+    HALTED_SECONDS,
+    PEERS_FACTOR,
+    PEERS_MARGIN_SECONDS,
+    PEERS_UNUSUAL,
+    allowed_seconds,
+)
+from ftrain_launcher.detect.waits import PAUSE_SECONDS_MAX, SAMPLE, Gate, Graph, Group, Standing
 
 REPORT_SECONDS = 0.5
 """Between an agent's reports: for so long after one, what was pending is taken to be so still."""
@@ -81,7 +90,7 @@ class Judge:
         """How long the longest of its waiters that is able to go on has waited; 0: none is."""
         if gate not in self._waited:
             standings = self.graph.standings
-            alive = ((rank, operation) for rank, operation in gate.waiters if not standings[rank].halted)
+            alive = ((rank, operation) for rank, operation in gate.waiters if not standings[rank].stands)
             self._waited[gate] = max((self.age(rank, operation) for rank, operation in alive), default=0.0)
         return self._waited[gate]
 
@@ -133,7 +142,7 @@ class Judge:
         """Whether a rank keeps a gate's waiters for longer than it may."""
         waited, at_commit = self.waited(gate), gate.waiters[0][1].op == Op.COMMIT
         if standing.halted and not (at_commit and standing.record.ended):
-            return waited >= HALTED_SECONDS
+            return waited >= HALTED_SECONDS and self._alone(standing, (rank for rank, _ in gate.waiters))
         # Who has ended has given its word, which its waiter may have yet to read.
         allowed, _ = self.given(standing, gate, least)
         unseen = self.now - standing.taken
@@ -148,8 +157,17 @@ class Judge:
         # Cheap questions first: this is asked of every rank that computes while others wait.
         if min(waited, waited - unseen + known, idle) < allowed:
             return False
-        gap = self.gap(gate, standing)
-        return idle >= allowed + 2 * gap and unmoved >= NOTED_SECONDS + gap
+        gap, longest = self._gaps(gate, standing)
+        return idle >= allowed + self._with_peers(gap, longest, gate, allowed) and unmoved >= NOTED_SECONDS + gap
+
+    def _alone(self, halted: Standing, others: Iterable[int]) -> bool:
+        """Whether one who is stopped is so while some of these go on, or have ended: who suspends a session stops one
+        after the other, and not all reports of it have come."""
+        since = halted.stopped_since
+        if halted.gone or since is None:
+            return True
+        standings = (self.graph.standings[rank] for rank in others if rank in self.graph.standings)
+        return any(one.gone or (not one.stands and one.taken >= since + PAUSE_SECONDS_MAX) for one in standings)
 
     def given(self, standing: Standing, gate: Gate, least: float = 0.0) -> tuple[float, float]:
         """How long a rank may keep a gate's waiters, and how long it might if nothing were known of it."""
@@ -159,18 +177,33 @@ class Judge:
         record = standing.record
         return self.patience.allowed_seconds(record.rank, record.step, waiting_at(gate), usual), usual
 
-    def gap(self, gate: Gate, late: Standing) -> float:
-        """How long the peers had been outside, each its longest time since the late rank entered anything.
+    def pause(self, gate: Gate, late: Standing) -> float:
+        """For how much longer than its gate's waiters may wait a rank may be outside, since its peers were, too."""
+        return self._with_peers(*self._gaps(gate, late), gate, self.allowed(gate))
+
+    def _with_peers(self, gap: float, longest: float, gate: Gate, allowed: float) -> float:
+        waiters = [operation for _, operation in gate.sample()]
+        known = [operation.usual_gap_seconds for operation in waiters if operation.usual_gap_seconds is not None]
+        if 2 * len(known) <= len(waiters):
+            return gap + longest
+        usual = median_high(operation.usual_seconds or 0.0 for operation in waiters)
+        most = PEERS_FACTOR * usual + PEERS_MARGIN_SECONDS - allowed
+        # Who comes late to one of a step's operations is as late for the next, to which it still has to compute.
+        gap, longest = max(gap, median(known)), max(longest, *known)
+        return gap + min(longest, max(0.0, most, 2 * (longest - PEERS_UNUSUAL * max(known))))
+
+    def _gaps(self, gate: Gate, late: Standing) -> tuple[float, float]:
+        """How long the peers had been outside, each its longest time since the late rank entered anything: most of
+        them, and the longest of those who have come.
 
         The waiters, or all ranks if these took longer: a stage of a pipeline has one waiter only.
         """
         since = late.taken - late.idle_seconds
         standings = self.graph.standings
-        waiters = median(
-            max(operation.gap_seconds, standings[rank].stalled(since)) for rank, operation in gate.sample()
-        )
+        waiters = [max(operation.gap_seconds, standings[rank].stalled(since)) for rank, operation in gate.sample()]
         some = [one.stalled(since) for one in self._some if one is not late]
-        return max(waiters, median(some) if some else 0.0)
+        gap = max(median(waiters), median(some) if some else 0.0)
+        return gap, max(gap, *waiters)
 
     def _halted_inside(self) -> list[Late]:
         """Ranks that were stopped, or died, within what they had entered."""
@@ -186,12 +219,14 @@ class Judge:
                     if others_left and self.graph.standings[rank].gone:
                         continue  # nobody waits for it, and how it ended its agent tells
                     seconds = self.age(rank, operation) if others_left else self.waited(gate)
-                    if rank in halted and seconds >= HALTED_SECONDS:
+                    late = rank in halted and seconds >= HALTED_SECONDS
+                    if late and self._alone(self.graph.standings[rank], group.members):
                         found[rank] = Late(rank, gate, seconds, 0.99)
         for transfer in self.graph.transfers:
             waiters = [(transfer.rank, transfer.operation)]
             gate = Gate(transfer.communicator, transfer.operation.seq, waiters, peer=transfer.peer)
-            if transfer.peer in halted and self.waited(gate) >= HALTED_SECONDS:
+            late = transfer.peer in halted and self.waited(gate) >= HALTED_SECONDS
+            if late and self._alone(self.graph.standings[transfer.peer], (transfer.rank,)):
                 found[transfer.peer] = Late(transfer.peer, gate, self.waited(gate), 0.99)
         return list(found.values())
 

@@ -74,6 +74,8 @@ class Operation(msgspec.Struct, frozen=True, array_like=True):
     has seen too few of them to say."""
     thread: int = 0
     """Which thread of the rank's process has entered it; 0: it is not known."""
+    usual_gap_seconds: float | None = None
+    """The ``gap_seconds`` that most steps have before one of this class; None: too few of them are known."""
 
 
 class Collectives(msgspec.Struct, frozen=True, array_like=True):

@@ -30,8 +30,8 @@ class _Spell:
     at: float
     waited_seconds: float
     """By those who wait for it."""
-    gap_seconds: float
-    """How long they had been outside themselves."""
+    pause_seconds: float
+    """For how much longer it may be outside, since they were themselves."""
     idle_seconds: float
     """How long it had not moved, as of ``taken``."""
     taken: float
@@ -71,10 +71,10 @@ class Spells:
             if rank not in accused or standing.halted:
                 continue
             gates = sorted(accused[rank], key=judge.waited, reverse=True)
-            waited, gap = judge.waited(gates[0]), judge.gap(gates[0], standing)
+            waited, pause = judge.waited(gates[0]), judge.pause(gates[0], standing)
             waiting = tuple(dict.fromkeys(map(waiting_at, gates)))[:_WAITING_MAX]
             idle, seen = standing.idle_seconds, standing.record.step
-            self._open[rank] = _Spell(seen, judge.now, waited, gap, idle, standing.taken, waiting)
+            self._open[rank] = _Spell(seen, judge.now, waited, pause, idle, standing.taken, waiting)
 
     def take(self, standing: Standing) -> None:
         """A rank is so now."""
@@ -89,7 +89,7 @@ class Spells:
         fault = self._patience.fault_seconds(rank, spell.seen, spell.waiting[0], self._called.get(rank, inf))
         if rank in self._called:
             self._called[rank] = inf
-        if waited >= fault and idle >= fault + 2 * spell.gap_seconds:
+        if waited >= fault and idle >= fault + spell.pause_seconds:
             step, in_first_step = self._patience.step(spell.seen), spell.seen < 0
             self._ended.append(WentOn(self._generation, rank, step, idle, spell.waiting, in_first_step))
 

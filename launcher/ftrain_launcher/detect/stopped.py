@@ -37,6 +37,8 @@ class Stopped:
         """At most one, with all that stand still; told again when these change."""
         since = {rank: then for ranks in self._since.values() for rank, then in ranks.items()}
         ranks = tuple(sorted(rank for rank, then in since.items() if now - then >= STOPPED_SECONDS))
+        if len(ranks) == len(self._nodes) > 1:
+            ranks = ()  # who suspends a session stops them all
         if ranks == self._told:
             return []
         self._told = ranks

@@ -18,6 +18,11 @@ FIRST_SECONDS = 60.0
 """For a class without history: the first steps compile, allocate and connect."""
 BARRIER_SECONDS = 60.0
 """At least, for barriers: people make the others wait there while one rank evaluates."""
+PEERS_FACTOR, PEERS_MARGIN_SECONDS = 5.0, 0.6
+"""Of the 99th percentile, and beyond: where peers were outside before they came for as long as they are in each step, a
+rank that is late is given no more for that."""
+PEERS_UNUSUAL = 1.1
+"""Times what is usual: what exceeds that they were outside for longer than in other steps."""
 HALTED_SECONDS = 0.5
 """For a rank whose process is stopped or gone: it needs no comparison."""
 DIFFERENT_SECONDS = 1.0

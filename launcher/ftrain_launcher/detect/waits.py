@@ -31,7 +31,11 @@ tens of thousands of members need not be hashed with each report."""
 LEFT_WHEN_WAITED = frozenset((Op.REDUCE_SCATTER, Op.REDUCE_SCATTER_SINGLE, Op.REDUCE_SCATTER_SINGLE_COALESCED))
 """Gloo gives these no future: a rank leaves them when it waits for the result, however long ago they ended."""
 GONE = frozenset(("Z", "X", "x", ""))
-HALTED = GONE | {"T", "t"}
+STOPPED = "T"
+PAUSE_SECONDS_MAX = 0.3
+"""Seen to be stopped for so long, without using a processor, a process is not merely paused: a profiler's look takes
+milliseconds, and who limits its use of processors lets it go on ten times a second. One that is traced ("t") tells no
+more than that somebody looks at it."""
 SAMPLE = 64
 """So many of an operation's waiters are asked for what holds for all."""
 BUSY_SHARE = 0.3
@@ -62,12 +66,18 @@ class Standing:
     """What was known some tenths of a second before; it has no ``earlier`` itself."""
     cpu_seconds_then: float | None = None
     """What its process had used of processors when it was last seen to move."""
+    stopped_since: float | None = None
+    """When its process was first seen to be stopped; None: it is not, or has gone on since."""
 
     @property
     def halted(self) -> bool:
-        """Its process is stopped or gone."""
-        process = self.record.process
-        return process is not None and process.letter in HALTED
+        """Its process is stopped, and not for a moment only, or gone."""
+        return self.gone or (self.stopped_since is not None and self.taken - self.stopped_since >= PAUSE_SECONDS_MAX)
+
+    @property
+    def stands(self) -> bool:
+        """As `halted`, if only for a moment."""
+        return self.gone or self.stopped_since is not None
 
     @property
     def gone(self) -> bool:

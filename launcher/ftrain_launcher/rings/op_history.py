@@ -4,12 +4,16 @@ A class is an operation of one communicator, with one peer if it is point to poi
 (powers of two, so that payloads of changing size have a history too). Only the newest durations count, and the first
 one of a class never does: in it, connections are made and kernels compiled. What came in few steps only is no habit,
 however often it came in these: a checkpoint's operations take each rank its own time.
+
+How long the rank is usually outside of all operations before one of a class is told too: of each step the longest time
+counts, so that it is what most steps have, and no pause that comes now and then.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
+from statistics import median
 
 from ftrain_launcher.detect.records import Op
 
@@ -19,6 +23,8 @@ COMPLETIONS_MIN = 3
 """Before so many have completed, nothing is usual."""
 STEPS_MIN = 3
 """Nor before it has come in so many earlier steps, where steps are marked."""
+GAPS_MIN, GAPS_WINDOW = 8, 32
+"""Of so many steps the times outside are known before anything is usual; so many of the newest count."""
 CLASSES_MAX = 256
 """Beyond these, the class that was begun first is forgotten."""
 _FULL_EVERY = 8
@@ -37,7 +43,7 @@ def class_of(communicator: int, op: int, root: int, payload_bytes: int) -> Class
 class _Seen:
     """What is known of one class."""
 
-    __slots__ = ("earlier_steps", "newest_step", "window")
+    __slots__ = ("earlier_steps", "gap_ns", "gaps", "newest_step", "usual_gap_ns", "window")
 
     def __init__(self, step: int) -> None:
         self.window: deque[int] = deque(maxlen=WINDOW)
@@ -45,13 +51,24 @@ class _Seen:
         """The newest step in which it came."""
         self.earlier_steps = 0
         """In how many before that one."""
+        self.gaps: deque[int] = deque(maxlen=GAPS_WINDOW)
+        """The longest time outside before one of it, of each complete step but the first."""
+        self.gap_ns = 0
+        """The same, of the newest step."""
+        self.usual_gap_ns: float | None = None
 
-    def add(self, ns: int, step: int) -> None:
+    def add(self, ns: int, gap_ns: int, step: int) -> None:
         """It has come once more."""
         self.window.append(ns)
         if self.newest_step != step:
             self.newest_step = step
             self.earlier_steps += 1
+            if self.earlier_steps > 1:
+                self.gaps.append(self.gap_ns)
+                self.usual_gap_ns = median(self.gaps) if len(self.gaps) >= GAPS_MIN else None
+            self.gap_ns = gap_ns
+        elif gap_ns > self.gap_ns:
+            self.gap_ns = gap_ns
 
     def is_habit(self, step: int) -> bool:
         """Whether it came often enough before to say what is usual, in this step; 0: steps are not marked."""
@@ -72,11 +89,11 @@ class OpHistory:
         """What is added from now on came in this step (1, 2, ...); without steps, completions alone are counted."""
         self._step = number
 
-    def add(self, kind: Class, ns: int) -> None:
+    def add(self, kind: Class, ns: int, gap_ns: int = 0) -> None:
         """An operation of this class has completed; what is usual stays as it was until `refresh`."""
         seen = self._seen.get(kind)
         if seen is not None:
-            seen.add(ns, self._step)
+            seen.add(ns, gap_ns, self._step)
             return
         if len(self._seen) >= CLASSES_MAX:
             del self._seen[next(iter(self._seen))]
@@ -104,3 +121,8 @@ class OpHistory:
         window = sorted(seen.window)
         usual = self._usual[kind] = window[math.ceil(0.99 * len(window)) - 1] * 1e-9
         return usual
+
+    def usual_gap_seconds(self, kind: Class) -> float | None:
+        """How long the rank is outside of all operations before one of this class, in most steps; None: not known."""
+        seen = self._seen.get(kind)
+        return None if seen is None or seen.usual_gap_ns is None else seen.usual_gap_ns * 1e-9

@@ -284,7 +284,7 @@ class RankReader:
         if len(heads) < 2:
             return None
         steps: list[list[Call]] = [[] for _ in heads]
-        for number, _, _, size, communicator, _, op, root in self.ring.records(heads[0], live.head):
+        for number, _, _, _, size, communicator, _, op, root in self.ring.records(heads[0], live.head):
             index = self._indices[communicator] if communicator < len(self._indices) else None
             steps[bisect.bisect_left(heads, number) - 1].append(Call(-1 if index is None else index, op, root, size))
         if self._waits_ns is not None or self._holds_ns is not None:
@@ -326,6 +326,7 @@ class RankReader:
             record.gap_ns * 1e-9,
             self._history.usual_seconds(kind),
             record.thread,
+            self._history.usual_gap_seconds(kind),
         )
 
     def _is_unseen(self, live: Live, record: RankRecord) -> bool:
@@ -379,12 +380,12 @@ class RankReader:
     def _take(self, records: Sequence[tuple[int, ...]], *, in_step: bool = True) -> None:
         note, add = self._history.add, self._steps.add
         moved = self._moved_ns or 0
-        for number, enter_ns, word, size, communicator, channel, op, root in records:
+        for number, enter_ns, word, gap_ns, size, communicator, channel, op, root in records:
             if word < FAILED:
                 if word > moved:
                     moved = word
                 ns = word - enter_ns
-                note(class_of(communicator, op, root, size), ns)
+                note(class_of(communicator, op, root, size), ns, gap_ns)
                 if in_step and channel == NONE and communicator != NONE and op not in DIRECT:
                     add(communicator, size, ns)
             elif word >= PENDING:

@@ -27,7 +27,7 @@ from ftrain.comm.ring import (
 PENDING = 1 << 63
 FAILED = 1 << 62
 _RECORD = struct.Struct("<7QqQIIHHiiI32x")
-_DONE = struct.Struct("<Q8xQQ8xQ24xIIH2xi40x")
+_DONE = struct.Struct("<Q8xQQQQ24xIIH2xi40x")
 """The same record, without what only one that is pending is asked for."""
 _MARK = struct.Struct("<QqQQQQ16x")
 _COMMUNICATOR = struct.Struct("<208xQQ32x")
@@ -129,7 +129,7 @@ class RingView:
     def records(self, after: int, head: int) -> list[tuple[int, ...]]:
         """The records with ids from ``after + 1`` to ``head``, in order; some may be missing.
 
-        Of each: id, entry, exit, bytes, communicator, channel, op and root.
+        Of each: id, entry, exit, gap, bytes, communicator, channel, op and root.
         """
         return self._numbered(_DONE, self._layout.records, RECORDS_MAX, after, head)
 
