@@ -4,7 +4,7 @@
     ├── NotTrackable         an object, a value or a tensor that cannot be kept in a snapshot
     ├── StateMismatch        the snapshot does not fit what the script tracks now
     │   └── StateInconsistent   what is stored contradicts itself, whatever the script tracks
-    ├── StepOrder            a step was committed out of order
+    ├── StepOrder            a step was committed out of order, or before ctx.track
     ├── EnvironmentInvalid   the variables that `ftrain run` sets are missing or malformed
     ├── ArenaFull            the node's memory cannot hold the job's snapshots
     ├── PeerSilent           another rank did not answer in time
@@ -13,6 +13,7 @@
     ├── NotCertified         a re-sharded state is not what the snapshot held (reshard/certificate.py)
     ├── LogicalError         the state of another world cannot be described or read (logical/errors.py)
     ├── ExactMisuse          exact batches were used in a way that would not be exact
+    │   └── BatchTooSmall       there are more ranks than samples in a global batch
     └── LossNotFinite        the loss was infinite or no number, twice in a row
     GenerationEnded          (no Exception) the function is left, to run again from its top
 
@@ -52,7 +53,7 @@ class StateInconsistent(StateMismatch):
 
 
 class StepOrder(FtrainError):
-    """Steps must be committed once each, in rising order."""
+    """Steps must be committed once each, in rising order, and `Context.track` comes before the first."""
 
 
 class EnvironmentInvalid(FtrainError):
@@ -88,6 +89,19 @@ class MeshImpossible(FtrainError):
 
 class ExactMisuse(FtrainError):
     """Exact batches were used in a way that would not be exact; says what to do instead."""
+
+
+class BatchTooSmall(ExactMisuse):
+    """There are more ranks than samples in a global batch. An elastic job goes on with as many as there are samples."""
+
+    def __init__(self, global_batch: int, ranks: int, ranks_max: int) -> None:
+        """``ranks``: among whom it is dealt; ``ranks_max``: so many may be in the job."""
+        super().__init__(
+            f"global_batch={global_batch} leaves some of {ranks} ranks without a sample, and a mean over none is no "
+            "number: give a larger global_batch, or micro_batch=1 and use ctx.microbatches"
+        )
+        self.needs = f"a global batch of {global_batch} samples is for {ranks_max} ranks at most"
+        self.ranks_max = ranks_max
 
 
 class LossNotFinite(FtrainError):

@@ -51,17 +51,21 @@ class FirstStep(msgspec.Struct, frozen=True, tag="first_step"):
 
 
 class Misfit(msgspec.Struct, frozen=True):
-    """A device mesh cannot be made of the ranks that there are (`MeshImpossible`)."""
+    """The script cannot use the ranks that there are (`MeshImpossible`, `BatchTooSmall`)."""
 
     ranks: int
     """It needs so many,"""
     multiple: bool
-    """or a multiple of it."""
+    """or a multiple of it,"""
     reason: str
-    """What mesh it is, in words."""
+    """For what mesh or batch, in words."""
+    at_most: bool = False
+    """or so many and fewer."""
 
     def is_met_by(self, ranks: int) -> bool:
-        """Whether it could be made of so many."""
+        """Whether it could use so many."""
+        if self.at_most:
+            return ranks <= self.ranks
         return ranks % self.ranks == 0 if self.multiple else ranks == self.ranks
 
 
@@ -150,7 +154,7 @@ class ReplicaDigest(msgspec.Struct, frozen=True, array_like=True):
     replicas: str
     """What, and among whom: the same on all ranks that share it."""
     size: int
-    """How many ranks do."""
+    """How many ranks do; 0: who does is not known, but for that they have tensors of the same shapes."""
     digest: int
     """xxh3-64 of the bytes."""
 

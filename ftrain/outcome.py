@@ -19,7 +19,7 @@ from types import FrameType
 
 import torch.distributed as dist
 
-from ftrain.errors import LossNotFinite, MeshImpossible, PeerSilent
+from ftrain.errors import BatchTooSmall, LossNotFinite, MeshImpossible, PeerSilent
 from ftrain.link import COMMUNICATION, Failed, Misfit
 
 FATE_TIMEOUT_SECONDS = 10.0
@@ -54,8 +54,17 @@ def describe_failure(error: BaseException, step: int | None) -> Failed:
         communication=is_communication_error(error),
         not_finite=isinstance(error, LossNotFinite),
         newest_version=error.version if isinstance(error, LossNotFinite) else None,
-        misfit=Misfit(error.fixed, error.is_free, error.needs) if isinstance(error, MeshImpossible) else None,
+        misfit=_misfit_of(error),
     )
+
+
+def _misfit_of(error: BaseException) -> Misfit | None:
+    match error:
+        case MeshImpossible():
+            return Misfit(error.fixed, error.is_free, error.needs)
+        case BatchTooSmall():
+            return Misfit(error.ranks_max, False, error.needs, at_most=True)
+    return None
 
 
 def _text_of(error: BaseException) -> str:

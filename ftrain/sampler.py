@@ -13,12 +13,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from itertools import count
+from numbers import Integral
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ftrain.errors import ExactMisuse, StateMismatch
+from ftrain.errors import BatchTooSmall, ExactMisuse, StateMismatch
 from ftrain.exact.shares import Cut, Shares
 
 _EPOCHS_CACHED = 2
@@ -46,10 +47,12 @@ class ElasticSampler:
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        if length < 1 or global_batch < 1:
-            raise ValueError(f"length={length} and global_batch={global_batch} must be positive")
+        if not all(isinstance(number, Integral) and number >= 1 for number in (length, global_batch)):
+            raise ValueError(f"{length=} and {global_batch=} must be positive whole numbers")
         if (rank is None) != (world_size is None):
             raise ValueError("give both rank and world_size, or neither")
+        if rank is not None and world_size is not None and not 0 <= rank < world_size:
+            raise ValueError(f"{rank=} must be one of {world_size=}, counted from 0")
         if drop_last and length < global_batch:
             raise ValueError(f"drop_last leaves nothing of {length} samples in global batches of {global_batch}")
         self._fixed = {"length": length, "global_batch": global_batch, "seed": seed, "shuffle": shuffle}
@@ -145,21 +148,20 @@ class ElasticSampler:
         self._drawn = state["position"]
         self._consumer = {}
 
-    def _complaint(self, loader: Any) -> str | None:
+    def _complaint(self, loader: Any) -> ExactMisuse | None:
         """About batches that would come at another time than is counted, or that nothing can be computed of."""
         if not getattr(loader, "_in_order", True):
-            return "a loader with in_order=False hands out other batches than are counted as seen: leave it out"
+            said = "a loader with in_order=False hands out other batches than are counted as seen: leave it out"
+            return ExactMisuse(said)
         _, world_size = self.place()
         if self._global_batch >= world_size:
             return None
-        return (
-            f"global_batch={self._global_batch} leaves some of {world_size} ranks without a sample, and a mean over "
-            "none is no number: give a larger global_batch, or micro_batch=1 and use ctx.microbatches"
-        )
+        beside = max(1, rank_and_world(None, None)[1] // world_size)  # ranks of a model that share its batches
+        return BatchTooSmall(self._global_batch, world_size, self._global_batch * beside)
 
-    def _draw(self, complaint: str | None, iterator: int) -> Iterator[list[int]]:
+    def _draw(self, complaint: ExactMisuse | None, iterator: int) -> Iterator[list[int]]:
         if complaint is not None:  # only now: a loader that is half made cannot end its workers in peace
-            raise ExactMisuse(complaint)
+            raise complaint
         while True:
             if iterator != self._iterators:
                 raise ExactMisuse(

@@ -52,7 +52,7 @@ def test_where_three_are_no_mesh_two_go_on_and_the_third_one_is_a_spare_whose_me
     assert [forms[n].origin.position for n in ("node-0", "node-2", "node-3")] == [0, 2, 3]
     assert (forms["node-0"].origin.snapshot, forms["node-0"].work.parity) == (snapshot(5), 1)
     _, misfit = job.coordinator.incidents
-    assert misfit.cause.reason == f"so many ranks are no mesh ({PAIRS.reason})"
+    assert misfit.cause.reason == f"so many ranks do not fit ({PAIRS.reason})"
     assert (misfit.decision, misfit.steps_lost) == ("goes on with 2 nodes (4 ranks); state of step 5 is re-sharded", 0)
     assert job.replayed().positions == job.coordinator.positions
 

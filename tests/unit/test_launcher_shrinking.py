@@ -86,6 +86,8 @@ def test_too_many_losses_end_the_job_and_do_not_begin_it_anew() -> None:
     answer_as(job, "node-3", 3)
     assert job.end is None
     assert job.coordinator.exit_code == EXIT_LOST
+    assert "It started from what 4 nodes captured, by their positions: Snapshot 5" in job.coordinator.exit_message
+    assert "the data of positions 0, 1 and 2 are missing, and parity 1" in job.coordinator.exit_message
 
 
 def test_where_memory_is_too_small_for_fewer_nodes_that_is_said() -> None:

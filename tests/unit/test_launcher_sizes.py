@@ -37,6 +37,14 @@ def test_ranks_are_counted_and_not_nodes() -> None:
     assert usable(sizes, 4) == [0, 0, 2, 2, 2]
 
 
+def test_a_batch_is_for_so_many_ranks_at_most() -> None:
+    sizes = Sizes(2, 4)
+    assert sizes.strike_off(Misfit(6, False, "a global batch of 6 samples is for 6 ranks at most", at_most=True), 2)
+    assert usable(sizes, 4) == [0, 0, 2, 3, 3]
+    assert sizes.strike_off(Misfit(4, True, "a mesh of tp=4 needs a multiple of 4 ranks"), 2)
+    assert usable(sizes, 4) == [0, 0, 2, 2, 2]
+
+
 def test_if_no_number_would_be_left_none_is_struck_off() -> None:
     sizes = Sizes(2, 4)
     assert not sizes.strike_off(Misfit(5, True, "a mesh of tp=5 needs a multiple of 5 ranks"), 1)

@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import weakref
 from itertools import islice
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftrain import ElasticSampler, ExactMisuse, StateMismatch
+from ftrain.errors import BatchTooSmall
+from ftrain.link import Misfit
+from ftrain.outcome import describe_failure
 
 
 @settings(max_examples=40, deadline=None)
@@ -71,6 +75,13 @@ def test_fewer_samples_than_ranks_are_refused_on_all_of_them() -> None:
             with pytest.raises(ExactMisuse, match="global_batch=3 leaves some of 4 ranks without a sample"):
                 next(iter(batches))
     assert [sampler(rank, 4).batch(0) for rank in range(4)] == [[], [0], [1], [2]]
+
+
+def test_the_controller_is_told_for_how_many_ranks_a_global_batch_is() -> None:
+    with pytest.raises(BatchTooSmall) as raised:
+        next(iter(ElasticSampler(20, global_batch=3, rank=0, world_size=4)))
+    needs = "a global batch of 3 samples is for 3 ranks at most"
+    assert describe_failure(raised.value, None).misfit == Misfit(3, False, needs, at_most=True)
 
 
 def test_a_loader_that_hands_out_batches_as_they_come_is_refused() -> None:
@@ -140,3 +151,18 @@ def test_what_was_fetched_ahead_before_the_position_was_set_is_not_trained_on() 
     with pytest.raises(ExactMisuse, match="fetched ahead"):
         loader.hand_out()
     assert next(iter(sampler)) == sampler.batch(7)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"length": 10.5}, "length=10.5 and global_batch=4 must be positive whole numbers"),
+        ({"global_batch": 0}, "global_batch=0 must be"),
+        ({"rank": 2, "world_size": 2}, "rank=2 must be one of world_size=2, counted from 0"),
+        ({"rank": -1, "world_size": 2}, "rank=-1 must be"),
+        ({"rank": 1}, "give both rank and world_size"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(given: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        ElasticSampler(**{"length": 10, "global_batch": 4, **given})

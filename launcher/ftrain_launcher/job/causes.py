@@ -305,7 +305,7 @@ _WORDS = {
     FOLDER_GONE: "somebody removed the files of {node} in shared memory; at the next fault the node is lost",
     DRAINED: "{node} gives its ranks away",
     GROWN: "{node} is taken in",
-    MISFIT: "so many ranks are no mesh",
+    MISFIT: "so many ranks do not fit",
 }
 
 

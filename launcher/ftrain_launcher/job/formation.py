@@ -126,7 +126,7 @@ def choose_start(past: Past, held: Sequence[Held]) -> Start:
         lost = f"the state of step {past.doubted.version} could not be certified, and no older one is in memory{why}."
         return Start(None, 0, newest_known=_newest_known(past, held), lost=lost)
     if restore is None and _something_is_missing(past, holdings, groups, parity):
-        return Start(None, 0, newest_known=_newest_known(past, held), lost=_explain(past, holdings, groups, parity))
+        return Start(None, 0, newest_known=_newest_known(past, held), lost=_explain(past, held))
     return Start(
         restore,
         _count_lost(past, holdings, restore),
@@ -226,11 +226,16 @@ def _levels_after(levels: Levels, restore: SnapshotId | None) -> Levels:
     return Levels(sealed=restore.version, protected=protected)
 
 
-def _explain(past: Past, holdings: Holdings, groups: Groups, parity: int) -> str:
+def _explain(past: Past, held: Sequence[Held]) -> str:
+    """Of a world that has captured nothing yet: why it cannot read what it started from, which another one captured."""
+    left = [of for of in held if any(of.holdings.values())] or list(held[-1:]) or [Held(NOTHING, {})]
+    world, holdings = left[-1]
     gone = [f"{name} (position {p})" for p, name in enumerate(past.nodes) if p not in past.survivors]
     sealed = "" if past.levels.sealed is None else f" (step {past.levels.sealed} had been sealed, maybe later ones)"
     nodes = f" Lost: {', '.join(gone)}." if gone else ""
     # The promise was about what was protected: that is what people want to know of.
-    best = max(_kept_by_survivors(past, holdings, groups, parity), default=None)
-    text = explain(holdings, groups, parity, best)
-    return f"the job's state is lost{sealed}: no complete snapshot is left.{nodes} {text}"
+    is_own = world == held[-1].world if held else True
+    best = max(_kept_by_survivors(past, holdings, world.groups, world.parity), default=None) if is_own else None
+    text = explain(holdings, world.groups, world.parity, best)
+    of_another = "" if is_own else f" It started from what {world.nodes} nodes captured, by their positions:"
+    return f"the job's state is lost{sealed}: no complete snapshot is left.{nodes}{of_another} {text}"

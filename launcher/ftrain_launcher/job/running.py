@@ -195,7 +195,7 @@ class Running:
         return None
 
     def _misfit(self, event: WorkerExit, now: float) -> Sign | None:
-        """The script has no mesh for so many ranks, but the job may have another number of them."""
+        """The script has no mesh or no samples for so many ranks, but the job may have another number of them."""
         misfit = event.failure.misfit if event.failure is not None else None
         if misfit is None or not self._roster.sizes.strike_off(misfit, self._config.work.nproc_per_node):
             return None

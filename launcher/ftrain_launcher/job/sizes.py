@@ -1,8 +1,8 @@
-"""Pure: how many nodes a job may have: MIN to MAX, but for the numbers that make no device mesh of the script's.
+"""Pure: how many nodes a job may have: MIN to MAX, but for the numbers that the script has no mesh or no samples for.
 
 Nobody knows beforehand what a script does with a number of ranks: it may have a mesh for each. So a number is struck
-off once `ctx.mesh` has said in the workers that it does not fit, and with it all others that cannot either. Nodes that
-are left over then are spares.
+off once `ctx.mesh` has said in the workers that it does not fit, or a sampler that its global batch has too few
+samples, and with it all others that cannot either. Nodes that are left over then are spares.
 """
 
 from __future__ import annotations

@@ -1,21 +1,25 @@
 """An agent's side of its node's snapshot daemon: start it, adopt it, call it, start it again when it dies.
 
 The daemon outlives the agent, so it runs in a session of its own, and a new agent adopts it by its socket. Its
-calls block, so they run in a thread, one at a time.
+calls block, so they run in a thread, one at a time. One that a signal has stopped (SIGSTOP) is killed: what it keeps
+lies in shared memory, where the next one finds it, while a node whose daemon says nothing would be given up.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from ftrain_launcher.jobs import JobRecord, TlsFiles
 from ftrain_launcher.processes import nursery
+from ftrain_launcher.processes.linux import is_stopped, send_signal
 from ftrain_launcher.processes.pidfds import PidHandle
 from ftrain_launcher.to_agent import Form
 from ftrain_snapshot.client import DaemonClient
@@ -25,7 +29,10 @@ from ftrain_snapshot.membership import Membership
 _CALL_TIMEOUT_SECONDS = 10.0
 _DEATH_SEEN_SECONDS = 2.0
 """At most: a cut line is noticed before the death behind it, if there is one."""
+STOPPED_LOOK_SECONDS = 1.0
+"""Between looks at a daemon that has not answered yet; most calls take milliseconds."""
 T = TypeVar("T")
+_logger = logging.getLogger(__name__)
 
 
 class DaemonFailed(Exception):
@@ -50,9 +57,9 @@ class DaemonKeeper:
 
     async def adopt(self, pid: int, port: int) -> bool:
         """Take over a daemon that runs already; False if it is gone."""
-        self._client = DaemonClient(self._folder, role="agent", timeout_seconds=_CALL_TIMEOUT_SECONDS)
+        client = self._client = DaemonClient(self._folder, role="agent", timeout_seconds=_CALL_TIMEOUT_SECONDS)
         try:
-            await asyncio.to_thread(self._client.status)
+            await _answer(client.status, pid)
         except (SnapshotError, TimeoutError):
             return False
         self.pid, self.port = pid, port
@@ -136,7 +143,7 @@ class DaemonKeeper:
                 async with self._lock:
                     client = self._client
                     assert client is not None
-                    return await asyncio.to_thread(question, client)
+                    return await _answer(partial(question, client), self.pid)
             except DaemonLost as error:
                 last = error
                 if client is self._client:  # no other daemon has taken its place yet
@@ -171,7 +178,7 @@ class DaemonKeeper:
         self._unwatch()
         if self._client is not None:
             with contextlib.suppress(SnapshotError, TimeoutError):
-                await asyncio.to_thread(self._client.shutdown)
+                await _answer(self._client.shutdown, self.pid)
         if self.pid is not None:
             await self._await_end(self.pid, grace_seconds)
         if self._client is not None:
@@ -188,6 +195,24 @@ class DaemonKeeper:
             finally:
                 daemon.close()
         _bury(pid)
+
+
+async def _answer(question: Callable[[], T], pid: int | None) -> T:
+    """What the daemon says. If it was stopped, it is killed: then the line is cut, and this raises DaemonLost."""
+    looking = asyncio.create_task(_kill_if_stopped(pid)) if pid is not None else None
+    try:
+        return await asyncio.to_thread(question)
+    finally:
+        if looking is not None:
+            looking.cancel()
+
+
+async def _kill_if_stopped(pid: int) -> None:
+    await asyncio.sleep(STOPPED_LOOK_SECONDS)
+    while not is_stopped(pid):
+        await asyncio.sleep(STOPPED_LOOK_SECONDS)
+    _logger.warning("event=daemon_stopped pid=%d", pid)
+    send_signal(pid, signal.SIGKILL)
 
 
 def _kill(pid: int) -> None:
