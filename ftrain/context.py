@@ -56,6 +56,7 @@ class Context:
         self._next_step = 0 if start is None else start + 1
         self._current: int | None = None
         self._start_read = False
+        self._has_tracked = self._begun = False
         self._not_finite: list[int] = []
 
     @property
@@ -102,8 +103,11 @@ class Context:
         samplers, your own. Track all that steps change, after it is built and before the first step; the ranks do
         so in the same order. Generators (Python, NumPy, torch) are tracked always.
 
-        Raises NotTrackable naming what cannot be kept, StateMismatch if the snapshot does not fit.
+        Raises NotTrackable naming what cannot be kept, StateMismatch if the snapshot does not fit, StepOrder after the
+        first step.
         """
+        if self._session is not None and self._begun and not self._tracked.keys() >= objects.keys():
+            raise StepOrder("call ctx.track before the first step: what comes later could not be put back in time")
         for name, tracked in objects.items():
             check_trackable(name, tracked)
             if self._tracked.get(name, tracked) is not tracked:
@@ -112,6 +116,7 @@ class Context:
                 raise ExactMisuse(f"a loader has begun to fetch from {name}: call iter(loader) after ctx.track")
             collect({name: state_of(tracked)["state"]})
         self._tracked.update(objects)
+        self._has_tracked = True
         if self._session is not None:
             self._session.track(objects)
 
@@ -153,8 +158,11 @@ class Context:
         """Yield the steps that are still to be done, up to ``total - 1``; commit each when its iteration ends.
 
         The last one is always captured. Leaving the loop early leaves the step at hand uncommitted.
+
+        Raises StepOrder if nothing was tracked.
         """
         if self._session is not None:
+            self._begin()
             self._session.rewind_generators()
             self._session.begin()
         for step in range(self._next_step, total):
@@ -167,10 +175,10 @@ class Context:
     def commit(self, step: int) -> None:
         """Step ``step`` is done, for loops that do not use `steps`: from `start_step` on, one by one.
 
-        Raises StepOrder if it is not the next one.
+        Raises StepOrder if it is not the next one, or nothing was tracked.
         """
         if step != self._next_step:
-            raise StepOrder(f"step {step} was committed, but the next one is {self._next_step}")
+            raise StepOrder(f"step {step!r} was committed, but the next one is {self._next_step}")
         self._commit(step, last=False)
 
     def log(self, message: str | None = None, **values: Any) -> None:
@@ -242,9 +250,19 @@ class Context:
         if len(self._not_finite) > 1 and self._environment.job.demote_after_nan:
             raise LossNotFinite(tuple(self._not_finite), session.newest_version())
 
+    def _begin(self) -> None:
+        """The first step begins: a run that resumes must know what to put back."""
+        if not self._has_tracked:
+            raise StepOrder(
+                "nothing is tracked: call ctx.track(model=..., optimizer=...) before the first step, "
+                "or ctx.track() if there is no state to keep"
+            )
+        self._begun = True
+
     def _commit(self, step: int, *, last: bool) -> None:
         self._exact.check_committed()
         if self._session is not None:
+            self._begin()
             assert self._environment.job is not None
             every = self._environment.job.snapshot_every
             due = None if every == 0 else (step + 1) % every == 0

@@ -33,6 +33,16 @@ class Parser(argparse.ArgumentParser):
         return found[:1] if len({id(action) for action, *_ in found}) == 1 else []
 
 
+class _Version(argparse.Action):
+    """Looks for the version only when it is asked for."""
+
+    def __call__(self, *_: Any) -> NoReturn:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"ftrain {version('ftrain')}\n")
+        sys.exit()
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     # Not at the top: Ctrl-C while they load is to end like any other.
@@ -43,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Keeps a torch.distributed job training through crashes, hangs and lost nodes.",
         allow_abbrev=False,
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in (run, show, nodes, flush, snapshots, trace, doctor, plan, inject, controller):
         command.add_to(commands)

@@ -94,11 +94,20 @@ class Result(msgspec.Struct, frozen=True):
 
 
 def state_home() -> Path:
-    """The state folder: ``$FTRAIN_HOME``, else ``ftrain`` under the user's state directory."""
+    """The state folder: ``$FTRAIN_HOME``, else ``ftrain`` under the user's state directory.
+
+    Raises:
+        UsageError: nothing says where that is.
+    """
     chosen = os.environ.get("FTRAIN_HOME")
     if chosen:
         return Path(chosen)
-    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    try:
+        base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    except RuntimeError:  # a user without a name, in a container
+        raise UsageError(
+            "this user has no home folder: set FTRAIN_HOME to the folder for what is kept of jobs"
+        ) from None
     return Path(base) / "ftrain"
 
 
@@ -162,9 +171,10 @@ class JobFolder:
         self.write_endpoint(controller)
 
     def _write(self, record: JobRecord, secret: str) -> None:
-        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        state_home().mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.path.mkdir(parents=True, exist_ok=True)
         for private in (*self.path.parents, self.path):
-            if private == state_home() or state_home() in private.parents:
+            if state_home() in private.parents:  # not that one itself, if it was there: it may be /tmp
                 os.chmod(private, 0o700)
         write_atomically(self.secret, secret.encode())
         write_atomically(self.path / "job.json", msgspec.json.encode(record))
@@ -180,7 +190,10 @@ class JobFolder:
         with contextlib.suppress(OSError):  # no file can have such a name
             if name is not None and (jobs / name / "job.json").exists():
                 return cls(jobs / name)
-        found = [cls(p.parent) for p in (*jobs.glob("*/job.json"), *jobs.glob("*/hosts/*/job.json"))]
+        try:
+            found = [cls(p.parent) for p in (*jobs.glob("*/job.json"), *jobs.glob("*/hosts/*/job.json"))]
+        except OSError as error:
+            raise JobNotFound(f"{jobs}: {error.strerror or error}; set FTRAIN_HOME to another state folder") from error
         if name is not None:
             found = [f for f in found if f.record().name == name]
         if not found:

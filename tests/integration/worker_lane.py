@@ -10,7 +10,7 @@ from ftrain.capture import Capturer
 from ftrain.gradients import live_gradients, watch_optimizer
 from ftrain.restore import read_state
 from ftrain.rng import rng_state
-from ftrain.state import load_state
+from ftrain.state import check_owners, load_state
 from ftrain_snapshot.arena import SLOTS, extend, home_bytes, home_path, table_bytes, table_path
 from ftrain_snapshot.lane import Lane, Region
 from ftrain_snapshot.manifest import unit_bytes
@@ -96,6 +96,7 @@ class Rank:
         """Restore into other objects; what else was captured is returned."""
         assert self.lane is not None
         state = read_state(self.region(snapshot), self.lane.homes, snapshot, 0, 1, objects).tree
+        check_owners(objects, state["objects"])
         for name, tracked in objects.items():
             load_state(name, tracked, state["objects"][name])
         return state

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import socket
 import sys
+from argparse import Namespace
+from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from ftrain_launcher.cli import main
+from ftrain_launcher.commands import files, on_ray
 
 
 @pytest.fixture
@@ -57,8 +63,8 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["--snapshot-every", "often"], "--snapshot-every often: give a number of steps, or auto"),
         (["--max-restarts", "-1"], "--max-restarts must be at least 0"),
         (["--check-replicas", "-1"], "--check-replicas must be at least 0"),
-        (["--parity", "0"], "--parity must be at least 1, not 0"),
-        (["--local-nodes", "4", "--parity", "-2"], "--parity must be at least 1, not -2"),
+        (["--parity", "-1"], "--parity must be at least 0, not -1"),
+        (["--local-nodes", "4", "--parity", "-2"], "--parity must be at least 0, not -2"),
         (["--local-nodes", "2", "--parity", "2"], "so at most 1"),
         (["--local-nodes", "8", "--parity", "5"], "at most 4"),
         (["--codec", "raptor"], "--codec"),
@@ -96,6 +102,12 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
             "leave out --controller a:1; the job begins on the first candidate",
         ),
         (["--arena-dir", "/nowhere"], "/nowhere"),
+        (["--local-nodes", "1001"], "--local-nodes 1001: 1000 at most"),
+        (["--protect-bandwidth", "0"], "--protect-bandwidth 0: give bytes per second, like 500M or 1.5G; without it"),
+        (["--ray-address", "h:1"], "--ray-address h:1: only with --engine ray"),
+        (["--ray-per-worker", "CPU=2"], "--ray-per-worker CPU=2: only with --engine ray"),
+        (["-m"], "no such module: "),
+        (["--log-dir", "/proc/nowhere"], "--log-dir /proc/nowhere: it cannot be made: No such file"),
     ],
 )
 def test_a_bad_flag_of_run(flags: list[str], says: str, script: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,6 +135,68 @@ def test_a_secret_that_is_none(
 
 def test_a_missing_script_is_named_with_the_folder(capsys: pytest.CaptureFixture[str]) -> None:
     assert "no such script: nowhere.py (working folder /" in refused(capsys, "run", "nowhere.py")
+
+
+def test_a_state_folder_that_cannot_be_made(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FTRAIN_HOME", script)
+    assert f"the state folder {script}: is no folder; set FTRAIN_HOME" in refused(capsys, "run", script)
+    monkeypatch.setenv("FTRAIN_HOME", "/proc/nowhere")
+    assert "the state folder /proc/nowhere: it cannot be made: No such file" in refused(capsys, "run", script)
+
+
+def test_folders_that_may_not_be_entered(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    closed = {str(tmp_path)}
+    monkeypatch.setattr(os, "access", lambda path, _: str(path) not in closed)  # to root all folders are open
+    assert f"--arena-dir {tmp_path}: no right to write" in refused(capsys, "run", "--arena-dir", str(tmp_path), script)
+    closed.add(script)
+    assert f"{script}: no right to read it" in refused(capsys, "run", script)
+
+
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def no_home() -> Path:
+        raise RuntimeError
+
+    for name in ("FTRAIN_HOME", "XDG_STATE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    assert "this user has no home folder: set FTRAIN_HOME" in refused(capsys, "status")
+
+
+def test_folders_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 30))
+    assert files.arena(Path("."), "x") == tmp_path / "ftrain-x"
+    assert files.folder("", Path("logs"), "") == tmp_path / "logs"
+
+
+def test_a_module_is_looked_for_where_python_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "only_here.py").write_text("raise AssertionError")
+    monkeypatch.chdir(tmp_path)
+    assert files.module("only_here.part") == "only_here.part"
+
+
+def test_what_runs_on_rays_machines_gets_its_options() -> None:
+    """Given the words of ``ftrain run --engine ray``, handed on to what Ray starts with another engine, all is well."""
+    on_ray.check(Namespace(engine="host", ray_address="h:1", ray_per_worker="CPU=1"))
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert not ended.value.code
+    assert capsys.readouterr().out == f"ftrain {version('ftrain')}\n"
+
+
+def test_help_shows_each_flag_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    text = capsys.readouterr().out
+    assert "--max-restarts N" in text
+    assert "--max_restarts" not in text
 
 
 def test_a_folder_is_no_script(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

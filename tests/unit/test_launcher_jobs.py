@@ -53,6 +53,13 @@ def test_everything_is_readable_by_its_owner_only() -> None:
     assert {stat.S_IMODE(f.stat().st_mode) for f in files} == {0o600}
 
 
+def test_a_state_folder_that_was_there_keeps_its_mode() -> None:
+    state_home().mkdir(mode=0o755)
+    folder = JobFolder.create(record("one"))
+    assert stat.S_IMODE(state_home().stat().st_mode) == 0o755
+    assert stat.S_IMODE(folder.path.parent.stat().st_mode) == 0o700
+
+
 def test_what_is_written_comes_back() -> None:
     folder = JobFolder.create(record("one"))
     assert (folder.endpoint(), folder.last_status(), folder.result()) == (None, None, None)

@@ -48,6 +48,14 @@ def test_scripts_get_the_same_figures_as_json(capsys: pytest.CaptureFixture[str]
     assert ours["goodput"] > best["goodput"] > half_hours["goodput"]
 
 
+def test_without_parity_each_lost_node_loses_the_snapshots(capsys: pytest.CaptureFixture[str]) -> None:
+    """Given parity 0, as ``ftrain run`` takes it, then a month survives as often as no node fails in it."""
+    found = plan(capsys, "--params", "7B", "--nnodes", "8", "--parity", "0", "--failures", "0.001")
+    ours = found["schemes"][0]
+    assert (found["job"]["parity"], ours["name"]) == (0, "ftrain 8+0")
+    assert ours["losses_per_month"] == pytest.approx(8 * 0.001 * 30, rel=0.01)
+
+
 def test_what_is_given_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--state", "96G", "--nnodes", "8", "--nproc-per-node", "4", "--parity", "1", "--group-size", "4"]
     rates = [
@@ -116,7 +124,10 @@ def test_the_extremes_of_what_is_taken_are_still_printed(capsys: pytest.CaptureF
         (["--params", "7B", "--bytes-per-param", "0", "--nnodes", "8"], "--bytes-per-param 0"),
         (["--state", "1B", "--nnodes", "8"], "--state 1B: give bytes, like 840G"),
         (["--state", "1G", "--bytes-per-param", "2", "--nnodes", "8"], "--state has all bytes"),
-        (["--params", "7B", "--nnodes", "8", "--nproc-per-node", "0"], "--nproc-per-node must be at least 1"),
+        (
+            ["--params", "7B", "--nnodes", "8", "--nproc-per-node", "0"],
+            "--nproc-per-node 0: give ranks of a node, 1 to 1024",
+        ),
         (["--params", "7B", "--nnodes", "2", "--parity", "2"], "so at most 1"),
         (["--params", "7B", "--nnodes", "8", "--parity", "5"], "at most 4"),
         (["--params", "7B", "--nnodes", "8", "--group-size", "9"], "--group-size 9 with 8 nodes and parity 2"),

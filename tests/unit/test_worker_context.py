@@ -52,6 +52,35 @@ def test_the_decorator_may_be_called() -> None:
     assert run(train) == 0
 
 
+def test_what_is_kept_is_said_before_the_first_step() -> None:
+    """Given a protected script that tracks nothing, or only once it trains, then it hears so at once."""
+    session: Any = SimpleNamespace(
+        track=lambda objects: None, rewind_generators=lambda: None, begin=lambda: None, commit=lambda *_, **__: None
+    )
+    environment: Any = SimpleNamespace(
+        deterministic_reduction=False, job=SimpleNamespace(start=None, generation=1, snapshot_every=1)
+    )
+    ctx = ftrain.Context(environment, torch.device("cpu"), session)
+    with pytest.raises(ftrain.StepOrder, match=r"nothing is tracked: call ctx.track\(model="):
+        next(ctx.steps(2))
+    with pytest.raises(ftrain.StepOrder, match="nothing is tracked"):
+        ctx.commit(0)
+    model = nn.Linear(2, 2)
+    ctx.track(model=model)
+    for _ in ctx.steps(2):
+        ctx.track(model=model)
+        with pytest.raises(ftrain.StepOrder, match=r"call ctx\.track before the first step"):
+            ctx.track(other=nn.Linear(2, 2))
+
+
+def test_a_script_without_state_says_so() -> None:
+    session: Any = SimpleNamespace(track=lambda objects: None, rewind_generators=lambda: None, begin=lambda: None)
+    environment: Any = SimpleNamespace(deterministic_reduction=False, job=SimpleNamespace(start=None, generation=1))
+    ctx = ftrain.Context(environment, torch.device("cpu"), session)
+    ctx.track()
+    assert next(ctx.steps(2)) == 0
+
+
 def test_generators_are_put_back_where_the_start_is_read_first_after_track() -> None:
     """Given a script that asks how far the run is before it tracks, when its loop begins, then they are put back."""
     said: list[str] = []

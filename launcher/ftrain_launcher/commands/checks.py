@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
-import shutil
 import socket
 import stat
 from pathlib import Path
@@ -16,7 +14,6 @@ from ftrain_launcher.terminal import announce
 PARITY_MAX = 4
 _PARITY_TWO_FROM_NODES = 5
 """From here on, two-parity groups outlive mirrored pairs at a third of their memory (DESIGN 5)."""
-_ARENA_FREE_BYTES_MIN = 8 * 2**20
 _NAME_LENGTH_MAX = 48
 _LABEL_LENGTH_MAX = 64
 _SECRET_BYTES_MIN = 16
@@ -25,6 +22,8 @@ _CANDIDATE_PORT = 29400
 """Where candidates listen if nothing is said: torchrun's port for its rendezvous."""
 _SECRET_BYTES_MAX = 64 * 2**10
 _YEAR_SECONDS = 365 * 86400
+_LOCAL_NODES_MAX = 1000
+"""Emulated nodes: each is three processes or more."""
 _NUMBER_MAX = 10**15
 """What is said to agents and daemons has 64 bits, and more steps than this nobody trains."""
 _RATE_MAX = 1 << 56
@@ -88,7 +87,10 @@ def nodes(nnodes: str, local_nodes: str | None) -> tuple[int, int, bool]:
         raise UsageError(
             f"--nnodes {nnodes} with --local-nodes {local_nodes}: a node is either a host or emulated on this one"
         )
-    return *_range("--local-nodes", local_nodes), False
+    least, most = _range("--local-nodes", local_nodes)
+    if most > _LOCAL_NODES_MAX:
+        raise UsageError(f"--local-nodes {local_nodes}: {_LOCAL_NODES_MAX} at most; each is processes of its own")
+    return least, most, False
 
 
 def _range(flag: str, word: str) -> tuple[int, int]:
@@ -110,11 +112,11 @@ def snapshot_every(word: str) -> int:
 
 
 def parity(chosen: int | None, nodes: int) -> int:
-    """Lost nodes of a group that are survived."""
+    """Lost nodes of a group that are survived; 0: none."""
     if chosen is None:
         return min(nodes - 1, 2 if nodes >= _PARITY_TWO_FROM_NODES else 1)
-    if chosen < 1:
-        raise UsageError(f"--parity must be at least 1, not {chosen}")
+    if chosen < 0:
+        raise UsageError(f"--parity must be at least 0, not {chosen}")
     if chosen >= nodes:
         raise UsageError(
             f"--parity {chosen} with {nodes} nodes: parity lies on other nodes than the data, so at most {nodes - 1}"
@@ -138,16 +140,16 @@ def codec(choice: str) -> str:
 
 
 def bytes_per_second(flag: str, word: str | None) -> int:
-    """A rate like 500M; 0: no limit."""
+    """A rate like 500M; 0: none was given, so there is no limit."""
     if word is None:
         return 0
     number, unit = (word[:-1], word[-1].upper()) if word[-1:].isalpha() else (word, "")
     try:
         rate = float(number) * _UNITS[unit]
     except (ValueError, KeyError):
-        raise UsageError(f"{flag} {word}: give bytes per second, like 500M or 1.5G") from None
-    if not 0 <= rate <= _RATE_MAX:
-        raise UsageError(f"{flag} {word}: give bytes per second, like 500M or 1.5G")
+        rate = 0.0
+    if not 1 <= rate <= _RATE_MAX:
+        raise UsageError(f"{flag} {word}: give bytes per second, like 500M or 1.5G; without it there is no limit")
     return int(rate)
 
 
@@ -196,46 +198,11 @@ def secret(path: Path | None) -> bytes | None:
     return text
 
 
-def script(word: str) -> str:
-    """A script's path, absolute."""
-    path = Path(word)
-    if path.is_dir():
-        raise UsageError(f"{word} is a folder, not a training script")
-    if not path.exists():
-        raise UsageError(f"no such script: {word} (working folder {os.getcwd()})")
-    return str(path.absolute())
-
-
 def job_name(name: str) -> str:
     """A name that can be a folder's."""
     if not name or len(name) > _NAME_LENGTH_MAX or not all(c.isalnum() or c in "-_." for c in name) or name[0] == ".":
         raise UsageError(f"--name {name!r}: use up to {_NAME_LENGTH_MAX} letters, digits, '-', '_' and '.'")
     return name
-
-
-def arena(arena_dir: Path, name: str) -> Path:
-    """The job's folder in shared memory; its size is checked again when the state's size is known."""
-    if not arena_dir.is_dir():
-        raise UsageError(f"--arena-dir {arena_dir}: no such folder")
-    free = shutil.disk_usage(arena_dir).free
-    if free < _ARENA_FREE_BYTES_MIN:
-        raise UsageError(
-            f"too little shared memory in {arena_dir}: at least {_ARENA_FREE_BYTES_MIN >> 20} MiB are needed, "
-            f"{free >> 20} MiB are free; make it larger, or give --arena-dir another tmpfs"
-        )
-    folder = arena_dir / f"ftrain-{name}"
-    if folder.exists():
-        if _in_use(folder):
-            raise UsageError(f"{folder} is in use by a running job of this name: choose another --name")
-        shutil.rmtree(folder, ignore_errors=True)
-    return folder
-
-
-def _in_use(arena: Path) -> bool:
-    from ftrain_launcher.node.state import NodeFile
-
-    known = [NodeFile(p.parent).read() for p in arena.glob("*/node.json")]
-    return any(Path(f"/proc/{record.agent_pid}").exists() for record in known if record)
 
 
 def controller(word: str) -> tuple[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +27,22 @@ def adder(parser: argparse.ArgumentParser) -> Add:
         return made
 
     return add
+
+
+class Spelling(argparse.HelpFormatter):
+    """Help that shows each flag once: with underscores it is the same one."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        return super()._format_action_invocation(_once(action))
+
+    def _format_usage(self, usage: Any, actions: Any, groups: Any, prefix: Any) -> str:
+        return super()._format_usage(usage, [_once(action) for action in actions], groups, prefix)
+
+
+def _once(action: argparse.Action) -> argparse.Action:
+    shown = copy.copy(action)
+    shown.option_strings = [word for word in action.option_strings if "_" not in word]
+    return shown
 
 
 def _reader(variable: str, default: str, made: argparse.Action) -> Callable[[str], Any]:

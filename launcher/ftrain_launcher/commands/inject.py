@@ -16,9 +16,9 @@ def add_to(commands: Commands) -> None:
     """Add the command."""
     about = "Break something, with a real SIGKILL: a worker, an agent, a daemon, or a node with its memory."
     parser = add_command(commands, "inject", inject, about)
-    parser.add_argument("fault", choices=FAULTS, help="what to break")
-    parser.add_argument("--rank", type=int, help="for kill-worker: which rank")
-    parser.add_argument("--node", help="for the others: a node's name, or its position")
+    parser.add_argument("fault", metavar="KIND", choices=FAULTS, help=f"what to break: {', '.join(FAULTS)}")
+    parser.add_argument("--rank", type=int, metavar="R", help="for kill-worker: which rank")
+    parser.add_argument("--node", metavar="N", help="for the others: a node's name, or its position")
     add_job_options(parser)
 
 

@@ -6,6 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
+from ftrain_launcher.commands import files
 from ftrain_launcher.commands.flags import Add
 from ftrain_launcher.errors import UsageError
 from ftrain_launcher.processes.streams import Streams, is_choice
@@ -44,21 +45,11 @@ def streams(chosen: argparse.Namespace) -> Streams:
 
 
 def log_folder(chosen: argparse.Namespace) -> Path | None:
-    """Where the user wants the files: made, if it is not there. Raises UsageError if that is no folder."""
+    """Where the user wants the files: made, if it is not there. Raises UsageError if it cannot be written."""
     folder: Path | None = chosen.log_dir
     if folder is None:
         return None
-    first = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not first.is_dir():
-        what = "is no folder" if first == folder else f"{first} is no folder"
-        raise UsageError(f"--log-dir {folder}: {what}; output is kept in files, by default in the job's state folder")
-    if not os.access(first, os.W_OK | os.X_OK):
-        raise UsageError(f"--log-dir {folder}: no right to write in {first}")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--log-dir {folder}: it cannot be made: {error.strerror}") from error
-    return folder.absolute()
+    return files.folder("--log-dir", folder, "output is kept in files, by default in the job's state folder")
 
 
 def _words(text: str) -> tuple[str, ...]:

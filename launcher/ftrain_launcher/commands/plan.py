@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ftrain_launcher.planning.model import Job
 
 _NODES_MAX = 1_000_000
+_NPROC_MAX = 1024
 # Beyond these a figure is a slip of the pen, and its plan no number that can be printed.
 _BYTES_MAX = 1e18
 _BYTES_PER_PARAM_MIN, _BYTES_PER_PARAM_MAX = 0.01, 100
@@ -106,11 +107,11 @@ def _job(chosen: argparse.Namespace) -> Job:
     nodes = checks.at_least("--nnodes", chosen.nnodes, 1)
     if nodes > _NODES_MAX:
         raise UsageError(f"--nnodes {nodes}: at most {_NODES_MAX:,}")
-    parity = checks.parity(chosen.parity, nodes)
+    parity, ranks = checks.parity(chosen.parity, nodes), chosen.nproc_per_node
     return Job(
         state_bytes=_state_bytes(chosen),
         nodes=nodes,
-        nproc_per_node=checks.at_least("--nproc-per-node", chosen.nproc_per_node, 1),
+        nproc_per_node=int(_between(f"--nproc-per-node {ranks}", ranks, "ranks of a node", 1, _NPROC_MAX)),
         parity=parity,
         group_size=_group_size(chosen.group_size, nodes, parity),
         failures_per_node_day=_failures(chosen.failures),

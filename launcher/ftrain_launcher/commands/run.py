@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftrain_launcher.commands import checks, devices, durable, on_ray, output, starting, tls, torchrun
-from ftrain_launcher.commands.flags import adder
+from ftrain_launcher.commands import checks, devices, durable, files, on_ray, output, starting, tls, torchrun
+from ftrain_launcher.commands.flags import Spelling, adder
 from ftrain_launcher.commands.options import Commands, add_command
 from ftrain_launcher.errors import UsageError
 
@@ -31,6 +31,7 @@ def add_to(commands: Commands) -> None:
     about = "Run a training script and keep it training through killed workers and lost nodes."
     parser = add_command(commands, "run", run, about)
     parser.allow_abbrev = True  # as torchrun's; see `cli.Parser`
+    parser.formatter_class = Spelling
     add = adder(parser)
     _add_nodes(add)
     _add_faults(add)
@@ -38,7 +39,7 @@ def add_to(commands: Commands) -> None:
     _add_processes(add)
     torchrun.add_options(parser)
     add("script", metavar="SCRIPT", help="the training script, or with -m the module")
-    add("arguments", metavar="ARGS", nargs=argparse.REMAINDER, help="its arguments")
+    add("arguments", metavar="ARGS", nargs=argparse.REMAINDER, help="its arguments").required = False
 
 
 def _add_nodes(add: Callable[..., object]) -> None:
@@ -48,7 +49,7 @@ def _add_nodes(add: Callable[..., object]) -> None:
     add("--nproc-per-node", default="1", metavar="N", help="workers per node: a number, gpu, cpu or auto")
     add("--spares", type=int, default=0, metavar="N", help="nodes kept ready to take over a lost one's ranks")
     add("--snapshot-every", default="1", metavar="N|auto", help="steps between snapshots; auto: by cost; default 1")
-    add("--parity", type=int, metavar="M", help="lost nodes that a group survives, 1 to 4; default 1, 2 for 5 nodes")
+    add("--parity", type=int, metavar="M", help="lost nodes that a group survives, up to 4; default 1, 2 from 5 nodes")
     add("--preflight", action="store_true", help="check every node first; one that fails gives way to a spare")
     add("--codec", choices=["auto", "numpy", "isal", "zfec"], default="auto", help="what computes parity; default auto")
     add("--protect-bandwidth", metavar="RATE", help="what a node may send for parity, like 500M bytes a second")
@@ -134,8 +135,8 @@ def run(chosen: argparse.Namespace) -> int:
     torchrun.settle(chosen)
     least, nodes, hosts = checks.nodes(chosen.nnodes, chosen.local_nodes)
     hosts = hosts or chosen.engine != "local"
+    on_ray.check(chosen)
     if chosen.engine == "ray":
-        on_ray.check(chosen)
         return on_ray.run(chosen, lambda: _config(chosen, least, nodes, hosts=hosts))
     config = _config(chosen, least, nodes, hosts=hosts)
     shared_secret = checks.secret(chosen.secret_file)
@@ -241,10 +242,10 @@ def _work(chosen: argparse.Namespace, nodes: int, *, hosts: bool) -> Work:
 def _program(chosen: argparse.Namespace) -> str:
     """The script, made absolute; a module or a program keeps its name."""
     if (kind := torchrun.kind(chosen)) == "script":
-        return checks.script(chosen.script)
+        return files.script(chosen.script)
     if kind == "exec" and shutil.which(chosen.script) is None:
         raise UsageError(f"--no-python {chosen.script}: there is no such program, or it cannot be executed")
-    return str(chosen.script)
+    return files.module(chosen.script) if kind == "module" and chosen.engine != "none" else str(chosen.script)
 
 
 def _new_name(stem: str) -> str:

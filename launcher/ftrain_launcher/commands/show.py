@@ -26,7 +26,8 @@ def status(chosen: argparse.Namespace) -> int:
     """Print the status."""
     from ftrain_launcher import query
 
-    answer = query.status(JobFolder.find(chosen.job))
+    folder = JobFolder.find(chosen.job)
+    answer = query.status(folder)
     if chosen.json:
         print_json(answer)
         return 0
@@ -36,8 +37,11 @@ def status(chosen: argparse.Namespace) -> int:
         f"{answer['incidents']} incidents; snapshots: sealed {levels['sealed']}, protected {levels['protected']}, "
         f"durable {levels['durable']} (taken {levels['taken']}, skipped {levels['skipped']})"
     )
-    print_line(f"last snapshot: {_volume(answer['volume']['last'])}; all: {_volume(answer['volume']['total'])}")
-    print_line(_exposure(levels))
+    if folder.record().config.work.parity:
+        print_line(f"last snapshot: {_volume(answer['volume']['last'])}; all: {_volume(answer['volume']['total'])}")
+        print_line(_exposure(levels))
+    else:
+        print_line("without parity: nobody else has what a node holds")
     if (durable := answer.get("durable")) is not None:
         print_line(_durable(durable))
     rows = []

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftrain_launcher.commands import checks, devices, output, own_address, tls, torchrun
+from ftrain_launcher.commands import checks, devices, files, output, own_address, tls, torchrun
 from ftrain_launcher.errors import ZygoteFailed
 from ftrain_launcher.processes import zygote_start
 
@@ -37,14 +37,14 @@ def lead(
     """The controller runs here: make the job's folder, run the job to its end."""
     import msgspec
 
-    from ftrain_launcher.jobs import JobFolder, JobRecord, job_secret, state_home
+    from ftrain_launcher.jobs import JobFolder, JobRecord, job_secret
 
     reached = own_address.outward() if place[0] == own_address.EVERYWHERE else place[0]
     work = config.work
     if chosen.engine != "none":
         devices.check_binding(work.numa_binding, work.nproc_per_node)
-    arena = checks.arena(chosen.arena_dir, work.job)
-    logs = output.log_folder(chosen) or (state_home() / "jobs" / work.job / "logs").absolute()
+    arena, home = files.arena(chosen.arena_dir, work.job), _state_folder()
+    logs = output.log_folder(chosen) or home / "jobs" / work.job / "logs"
     work = msgspec.structs.replace(work, log_folder=str(logs))
     salt = secrets.token_hex(16)
     record = JobRecord(
@@ -116,7 +116,8 @@ def join(
     tls.check_same(theirs.tls, tls_files)
     checks.codec(theirs.config.work.codec)
     devices.check_binding(theirs.config.work.numa_binding, theirs.config.work.nproc_per_node)
-    arena = checks.arena(chosen.arena_dir, f"{theirs.name}-{os.getpid()}")
+    arena = files.arena(chosen.arena_dir, f"{theirs.name}-{os.getpid()}")
+    _state_folder()
     record = msgspec.structs.replace(
         theirs,
         launcher_pid=os.getpid(),
@@ -136,6 +137,13 @@ def join(
     folder.join(record, joined.secret, joined.endpoint)
     announce(f"job {theirs.name}: joined at {place.host}:{place.port} from {joined.address}; logs in {logs}")
     return _run(chosen, folder, record, offer)
+
+
+def _state_folder() -> Path:
+    """Where the job's folder goes. Raises UsageError if it cannot be written."""
+    from ftrain_launcher.jobs import state_home
+
+    return files.folder("the state folder", state_home(), "set FTRAIN_HOME to another one", mode=0o700)
 
 
 def _run(chosen: argparse.Namespace, folder: JobFolder, record: JobRecord, offer: Offer | None) -> int:

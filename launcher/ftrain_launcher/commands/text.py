@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 _WIDTH_MAX = 10_000
@@ -26,4 +27,8 @@ def print_table(heads: list[str], rows: list[list[Any]]) -> None:
         table.add_column(head, no_wrap=True)
     for row in rows:
         table.add_row(*(Text("-" if cell is None else str(cell)) for cell in row))
-    Console(highlight=False, soft_wrap=True, width=_WIDTH_MAX).print(table)
+    console = Console(highlight=False, soft_wrap=True, width=_WIDTH_MAX)
+    with console.capture() as captured:
+        console.print(table)
+    for line in captured.get().splitlines():  # the last column is padded as well
+        sys.stdout.write(f"{line.rstrip()}\n")

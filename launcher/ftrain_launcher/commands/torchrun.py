@@ -59,7 +59,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     about = "bind each worker to the processors near the GPU of its local rank"
     add("--numa-binding", choices=numa.MODES, default="", help=about)
     for flag, (_, instead) in _REFUSED.items():
-        add(flag, default="", help=f"refused: {instead}")
+        add(flag, default="", metavar="NAME", help=f"refused: {instead}")
 
 
 def settle(chosen: argparse.Namespace) -> None:

@@ -215,7 +215,8 @@ class OperatorApi:
         if wanted.kind == "kill-worker":
             rank = job.ranks.get(wanted.rank) if wanted.rank is not None else None
             if rank is None:
-                raise web.HTTPNotFound(text=f"no rank {wanted.rank}: ranks are {sorted(job.ranks)}")
+                ranks = ", ".join(map(str, sorted(job.ranks)))
+                raise web.HTTPNotFound(text=f"no rank {wanted.rank}: ranks are {ranks}")
             return rank.node
         return self._node_called(wanted.node or "")
 

@@ -68,6 +68,8 @@ def connect(address: str | None) -> dict[str, Any]:
         ray.init(address=word, namespace=NAMESPACE, logging_level=logging.ERROR, log_to_driver=False)
         return machines(ray.nodes())  # type: ignore[no-untyped-call]
     except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        if word == "auto" and isinstance(error, ConnectionError):
+            raise UsageError("--engine ray: no Ray cluster runs here; --ray-address HOST:PORT names another") from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UsageError(f"--ray-address {word}: {reason}") from error
 
