@@ -119,6 +119,11 @@ class Exact:
         models, summing = self._prepared()
         if self._now is None:
             return self._scale_outside(loss, samples, step, models, summing)
+        if (samples > 0) != (self._now.samples > 0) or samples > self._now.samples:
+            raise ExactMisuse(
+                f"ctx.scale_loss was given samples={samples} for a micro-batch that counts for {self._now.samples}: "
+                "give micro.samples, which is 0 for a stand-in"
+            )
         self._is_weighed = True
         if samples:
             weighed = loss.detach().double() * samples  # which rounds nothing

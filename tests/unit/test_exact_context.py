@@ -152,6 +152,15 @@ def test_a_loss_that_was_not_weighed_is_told_of() -> None:
         next(loop)
 
 
+@pytest.mark.parametrize("samples", [0, -1, 3])
+def test_a_loss_cannot_be_weighed_by_other_samples_than_its_micro_batch_has(samples: int) -> None:
+    script = Script()
+    micro = next(script.ctx.microbatches(script.loader))
+    assert micro.samples == 2
+    with pytest.raises(ExactMisuse, match=f"samples={samples} for a micro-batch that counts for 2"):
+        script.ctx.scale_loss(script.model(micro.data).square().mean(), samples)
+
+
 def test_loaders_of_one_sampler_take_over_from_each_other() -> None:
     script = Script()
     first, second = script.loader, DataLoader(ROWS, batch_sampler=script.sampler)
