@@ -4,13 +4,14 @@
                                               [--only PART ...]
 
 *recovery*: FSDP2 on four nodes (reshard_worker.py), ``--local-nodes 3:4``, no spare; one node is lost with its memory,
-and the job goes on with three. torchrun: four agents, ``--nnodes 3:4`` with the tightest settings that work (FACTS 5),
-a DCP checkpoint on tmpfs at each step, and as much state. From the kill to the first step of all ranks, and to one
-that nobody had done. On both sides layers take turns: a step goes through four of them, for one through all of them
-(``--dense``) gathers all parameters twice, through gloo and two cores, which takes longer than all else and is the same
-for both. What reading the state took is noted by the ranks themselves, beside one copy of the same bytes into warm
-memory, and one into fresh memory, all ranks at once; torchrun's ranks do so for ``dcp.load``. Processor time is the
-ranks' own: that of the daemons, which fetch and decode, is not in it.
+and the job goes on with three, in new processes or (``--in-process``) in those that are left. torchrun: four agents,
+``--nnodes 3:4`` with the tightest settings that work (FACTS 5), a DCP checkpoint on tmpfs at each step, and as much
+state. From the kill to the first step of all ranks, and to one that nobody had done. On both sides layers take turns: a
+step goes through four of them, for one through all of them (``--dense``) gathers all parameters twice, through gloo and
+two cores, which takes longer than all else and is the same for both. What reading the state took is noted by the ranks
+themselves, beside one copy of the same bytes into warm memory, and one into fresh memory, all ranks at once; torchrun's
+ranks do so for ``dcp.load``. Processor time is the ranks' own: that of the daemons, which fetch and decode, is not in
+it.
 
 *curve*: 4 -> 3 -> 4 nodes against a job that is left alone, same seed: losses step by step, in both modes of summing.
 
@@ -144,24 +145,21 @@ class Started:
 def recovery(report: Report, folder: Path, mib: int, dense: bool, chance: random.Random) -> None:
     """From a lost node to the first new step on three, and what reading took."""
     layers = ["--dense"] if dense else []
-    with ExitStack() as stack:
-        ours = Started(
-            stack, folder / "ours", "--local-nodes", "3:4", mib=mib, steps=10**6, pause_seconds=0.0, options=layers
-        )
-        status = ours.wait_world(NODES, WARM_STEPS)
-        ours.job.wait_for("protected", lambda s: s["snapshots"]["protected"] is not None, TIMEOUT_SECONDS)
-        killed_at = ours.lose(status, chance)
-        own, own_given = wait_again(ours.folder, killed_at, NODES - 1, ours.alive)
+    own, own_given = our_recovery(folder / "ours", mib, layers, chance)
+    staying, staying_given = our_recovery(folder / "staying", mib, layers, chance, "--in-process")
     theirs, their_given = rival_recovery(folder / "theirs", mib, layers)
     report.add("node lost, ftrain: to the first step on 3 nodes", own.any_step, "s")
+    report.add("the same, ftrain --in-process", staying.any_step, "s")
     report.add("the same, torchrun --nnodes 3:4, tightest settings", theirs.any_step, "s")
     report.add("ftrain over torchrun", own.any_step / theirs.any_step, "ratio", 0.2)
+    report.add("ftrain --in-process over torchrun", staying.any_step / theirs.any_step, "ratio", 0.2)
     report.add("node lost, ftrain: to the first step that nobody had done", own.new_step, "s")
+    report.add("the same, ftrain --in-process", staying.new_step, "s")
     report.add("the same, torchrun", theirs.new_step, "s")
     report.add("ftrain over torchrun", own.new_step / theirs.new_step, "ratio")
-    for side, given in (("ftrain", own_given), ("torchrun", their_given)):
+    for side, given in (("ftrain", own_given), ("ftrain --in-process", staying_given), ("torchrun", their_given)):
         report.add(f"of the processors' time till then, what the host gave, {side}", given, "share")
-    mine, dcp = reads_of(ours.folder, NODES - 1), reads_of(folder / "theirs", NODES - 1)
+    mine, dcp = reads_of(folder / "ours", NODES - 1), reads_of(folder / "theirs", NODES - 1)
     for side, entries in (("ftrain", mine), ("torchrun", dcp)):
         report.add(f"the first step itself, {side}", max(entry["step_seconds"] for entry in entries), "s")
     slowest = median([max(entry["read_seconds"] for entry in mine)])
@@ -178,6 +176,20 @@ def recovery(report: Report, folder: Path, mib: int, dense: bool, chance: random
     for side, entries, limit in (("ftrain", mine, 0.1), ("dcp.load", dcp, None)):
         peak = max(entry["peak_bytes"] / entry["state_bytes"] for entry in entries)
         report.add(f"extra memory while reading, share of a rank's state, {side}", peak, "ratio", limit)
+
+
+def our_recovery(
+    folder: Path, mib: int, layers: Sequence[str], chance: random.Random, *flags: str
+) -> tuple[Again, float]:
+    """Four emulated nodes; one is killed with its memory."""
+    with ExitStack() as stack:
+        started = Started(
+            stack, folder, "--local-nodes", "3:4", *flags, mib=mib, steps=10**6, pause_seconds=0.0, options=layers
+        )
+        status = started.wait_world(NODES, WARM_STEPS)
+        started.job.wait_for("protected", lambda s: s["snapshots"]["protected"] is not None, TIMEOUT_SECONDS)
+        killed_at = started.lose(status, chance)
+        return wait_again(folder, killed_at, NODES - 1, started.alive)
 
 
 def rival_recovery(folder: Path, mib: int, layers: Sequence[str]) -> tuple[Again, float]:

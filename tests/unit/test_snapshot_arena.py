@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -53,3 +54,15 @@ def test_what_a_node_needs_counts_all_lanes_all_slots_and_their_parity():
     assert arena.parity_bytes(4096, 3) == 4096
     big = arena.home_bytes(256 << 20)
     assert arena.required({0: big}, 3, 1) < 1.34 * SLOTS * (256 << 20) + (8 << 20)
+
+
+def test_unmapping_does_not_list_the_pages_as_ones_in_use(tmp_path):
+    path = tmp_path / "slot0.lane0"
+    arena.extend(path, arena.PAGE_BYTES)
+    home = arena.Mapping(path)
+    try:
+        areas = Path("/proc/self/smaps").read_text().split(f"{path}\n")
+        flags = next(line for line in areas[1].splitlines() if line.startswith("VmFlags:"))
+    finally:
+        home.close()
+    assert "sr" in flags.split(), "the kernel was not told (proc(5): sequential read advise provided)"
