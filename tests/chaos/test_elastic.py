@@ -90,8 +90,14 @@ def start(tmp_path: Path) -> Iterator[StartJob]:
         job.close()
 
 
-def wait_size(job: Job, nodes: int) -> None:
-    job.wait_for(lambda s: s["size"]["nodes"] == nodes and len(ranks_of(s)) == nodes, f"{nodes} nodes")
+def wait_size(job: Job, nodes: int) -> set[int]:
+    """The pids of its ranks."""
+
+    def pids(status: dict[str, Any]) -> set[int] | None:
+        found = {rank["pid"] for rank in ranks_of(status).values() if rank["pid"]}
+        return found if status["size"]["nodes"] == nodes == len(found) else None
+
+    return job.wait_for(pids, f"{nodes} nodes")
 
 
 def assert_same(job: Job, alone: Outcome) -> dict[int, list[dict[str, Any]]]:
@@ -103,13 +109,15 @@ def assert_same(job: Job, alone: Outcome) -> dict[int, list[dict[str, Any]]]:
     return steps
 
 
+@pytest.mark.parametrize("flags", [(), ("--in-process",)], ids=["new_processes", "same_processes"])
 def test_a_lost_node_is_done_without_and_another_one_is_taken_in(
-    start: StartJob, alone: Outcome, capsys: pytest.CaptureFixture[str]
+    start: StartJob, alone: Outcome, flags: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job = start("3:4")
+    job = start("3:4", *flags)
     wait_at_rest(job)
+    before = wait_size(job, 4)
     job.kill_nodes("node-1")
-    wait_size(job, 3)
+    assert len(wait_size(job, 3) & before) == (3 if flags else 0)
     job.go(BEFORE)
     wait_size(job, 4)
     (job.out / "quick").touch()
