@@ -211,7 +211,8 @@ class Supervisor:
             running = frozenset(name for name in fleet.extras if self._places.holds(name))
             closed, aside = self._places.closed, self._places.aside
             begun = len(self._come) >= bundles(self._order)
-        if begun:
+            ending = self._places.empty  # all have left: what remains is the controller's end
+        if begun and not ending:
             fleet.grow(running, closed, aside)
 
     def _cannot_begin(self) -> bool:
