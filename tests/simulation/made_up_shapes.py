@@ -32,6 +32,12 @@ class WaitAll(NamedTuple):
     pass
 
 
+class Until(NamedTuple):
+    """Sleep until so many seconds after the step's beginning, if that is not over."""
+
+    seconds: float
+
+
 class Send(NamedTuple):
     peer: int
 
@@ -40,7 +46,7 @@ class Receive(NamedTuple):
     peer: int
 
 
-Item = Compute | Reduce | Start | WaitAll | Send | Receive
+Item = Compute | Reduce | Start | WaitAll | Until | Send | Receive
 
 
 @dataclass
@@ -63,6 +69,12 @@ def data_parallel(ranks: int, buckets: int = 1, *, beside: bool = False, seconds
         return Shape([[Compute(seconds), *([Reduce(ALL)] * buckets)] for _ in range(ranks)], world)
     backward = [item for _ in range(buckets) for item in (Compute(seconds * 2 / 3 / buckets), Start(ALL))]
     return Shape([[Compute(seconds / 3), *backward, WaitAll(), Compute(seconds / 50)] for _ in range(ranks)], world)
+
+
+def paced(ranks: int, seconds: float) -> Shape:
+    """DP whose ranks each see to it that a step lasts so long."""
+    program: list[Item] = [Compute(0.02), Reduce(ALL), Compute(0.005), Reduce(ALL, 8), Until(seconds)]
+    return Shape([program] * ranks, {ALL: tuple(range(ranks))}, ranks_per_node=1)
 
 
 def with_tensor_parallel(replicas: int, parts: int, layers: int = 4, *, beside: bool = False) -> Shape:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from msgspec.structs import replace
-from simulation.made_up_shapes import Compute, Receive, Reduce, Send, Shape, Start, WaitAll
+from simulation.made_up_shapes import Compute, Receive, Reduce, Send, Shape, Start, Until, WaitAll
 
 from ftrain_launcher.detect.records import (
     Channel,
@@ -245,6 +245,10 @@ class Player:
                 case WaitAll():
                     if not self._wait_all(rank):
                         return False
+                case Until(seconds):
+                    left = max(0.0, state.begun + seconds - state.clock)
+                    state.clock += left
+                    state.kept += left
                 case Send(peer):
                     self._sent[rank, peer].append(state.clock)
                     state.intervals.append(_Interval("", 0, state.clock, state.clock + 1e-5))

@@ -7,7 +7,7 @@ import time
 from collections import defaultdict
 
 import pytest
-from simulation.made_up_shapes import Shape, data_parallel, with_pipeline, with_tensor_parallel
+from simulation.made_up_shapes import Shape, data_parallel, paced, with_pipeline, with_tensor_parallel
 from simulation.made_up_steps import Faults, Noise, Player
 
 from ftrain_launcher.detect.pace import Pace
@@ -161,6 +161,34 @@ def test_a_slow_rank_is_named_where_ranks_share_too_few_processors(name: str) ->
     assert set(named) == {1}
     named, _, _ = watch(SHAPES[name], 8, 150, Faults(), crowded)
     assert not named
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("late_at", [3, 10, 60])
+def test_who_came_late_once_where_ranks_sleep_for_what_is_left_of_a_step_is_not_slow(ranks: int, late_at: int) -> None:
+    """It comes as late in each step from then on, and the others wait for it, and sleep for that much less."""
+    for seed in SEEDS[:3]:
+        named, _, _ = watch(paced(ranks, 0.2), seed, late_at + 60, Faults(extra={late_at: {1: 0.034}}))
+        assert not named, f"seed {seed}: {dict(named)}"
+
+
+@pytest.mark.parametrize(
+    "noise", [Noise(), Noise(crowded=0.01), Noise(starving=0.05)], ids=["calm", "crowded", "starving"]
+)
+def test_nor_are_others_that_came_late_before_and_after_it(noise: Noise) -> None:
+    lates = {30: {3: 0.03}, 60: {1: 0.05}, 90: {2: 0.04}, 120: {3: 0.06}, 150: {0: 0.03}, 180: {1: 0.04}}
+    named, _, _ = watch(paced(4, 0.2), 1, 220, Faults(extra=lates), noise)
+    assert not named
+
+
+@pytest.mark.parametrize("first", [0, 20])
+def test_a_rank_that_takes_longer_without_computing_makes_steps_longer_and_is_named(first: int) -> None:
+    """It waits for a disk, say. From its first step on, or later."""
+    for seed in SEEDS[:3]:
+        faults = Faults(slow={1: 1.5}, slow_from=first)
+        named, _, _ = watch(data_parallel(4), seed, first + 25, faults, Noise(asleep=0.85))
+        assert set(named) == {1}, f"seed {seed}: {dict(named)}"
+        assert first < named[1][0] <= first + 20 + STEPS_SKIPPED
 
 
 QUOTAS = {"steps of 10 ms": (0.01, 0.4), "steps of 25 ms": (0.025, 0.6), "steps of 60 ms": (0.06, 0.6)}

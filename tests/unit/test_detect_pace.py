@@ -189,7 +189,11 @@ def test_a_rank_that_stays_slow_is_told_of_again_until_it_recovers() -> None:
         for step in range(first, first + count):
             done = tuple(
                 RankStep(
-                    rank, step, 0.1, slow_seconds if rank == 2 else 0.04, (CollectivesStep(0, 1, 64, 0.01, 0.001),)
+                    rank,
+                    step,
+                    slow_seconds + 0.06,
+                    slow_seconds if rank == 2 else 0.04,
+                    (CollectivesStep(0, 1, 64, 0.01, 0.001),),
                 )
                 for rank in range(4)
             )

@@ -16,11 +16,11 @@ always the same processor time there: beside processes that take its cache, a ra
 second. Such noise is of milliseconds, however short steps are, so that what is lost must add up to something.
 
 The excess is summed up (`cusum`). Of three sums one that is full names a rank, and it is quiet again once the first is
-empty. That of what it is behind needs no reason, and is noisy: sleepers wake late, processors are waited for. Those of
-how much longer than its peers it computed, and of what its quota kept from it, are the reasons; nobody else has a part
-in them, so that a fifth more work shows on a crowded machine, too. They are taken of the peers' own time without what
-that waited for processors, and count only if the rank is behind at all. C4 (arXiv 2406.04594) for the idea that the one
-who waits least is the slow one.
+empty. That of what it is behind needs no reason, and is noisy: sleepers wake late, processors are waited for. It counts
+where steps are longer than before it began to fill (`calm`). Those of how much longer than its peers it computed, and
+of what its quota kept from it, are the reasons; nobody else has a part in them, so that a fifth more work shows on a
+crowded machine, too. They are taken of the peers' own time without what that waited for processors, and count only if
+the rank is behind at all. C4 (arXiv 2406.04594) for the idea that the one who waits least is the slow one.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from typing import NamedTuple
 import msgspec
 
 from ftrain_launcher.detect.aligned import Step
+from ftrain_launcher.detect.calm import Calm
 from ftrain_launcher.detect.cusum import WINDOW_STEPS, Cusum
 from ftrain_launcher.detect.quotas import Quotas
 from ftrain_launcher.detect.records import Communicator, NodeReport, RankStep
@@ -110,6 +111,8 @@ class _Seen(NamedTuple):
     """In communication."""
     computed: float
     """How much longer than its peers it was on a processor."""
+    seconds: float
+    """Of the whole step."""
 
 
 def _excess() -> Cusum:
@@ -132,6 +135,7 @@ class _Rank:
     held_back: Cusum = field(default_factory=_held_back)
     """How much longer its quota kept it from one."""
     seen: deque[_Seen] = field(default_factory=lambda: deque(maxlen=WINDOW_STEPS))
+    calm: Calm = field(default_factory=Calm)
     named: bool = False
     base: float | None = None
     base_processor: float = 0.0
@@ -141,7 +145,8 @@ class _Rank:
         """Add a step. ``least``: less seconds are no excess."""
         self.behind.notice(found.ratio - 1)
         found = found.without_starvation()
-        self.seen.append(_Seen(found.own, found.reference, share.seconds - share.own_seconds, found.computed))
+        inside = share.seconds - share.own_seconds
+        self.seen.append(_Seen(found.own, found.reference, inside, found.computed, share.seconds))
         is_behind = found.own - found.reference >= least
         excess = found.ratio - 1 if is_behind else min(0.0, found.ratio - 1)
         if self.named:
@@ -154,6 +159,8 @@ class _Rank:
         for proof, more in proofs:
             proof.notice(more / found.unstarved)
             proof.add(more / found.unstarved, step, share.seconds, leak=leak)
+        if self.behind.sum == 0.0:
+            self.calm.seconds.append(share.seconds)
 
     @property
     def computes_longer(self) -> bool:
@@ -163,7 +170,12 @@ class _Rank:
     @property
     def behind_seconds(self) -> float:
         """In a step, lately."""
-        return median(seen.own for seen in self.seen) - median(seen.reference for seen in self.seen)
+        return median(seen.own - seen.reference for seen in self.seen)
+
+    @property
+    def steps_are_longer(self) -> bool:
+        """Whether the job's steps last longer since it is behind: at least by half of that."""
+        return 2 * self.calm.longer_seconds(median(seen.seconds for seen in self.seen)) >= self.behind_seconds
 
     @property
     def proof(self) -> Cusum | None:
@@ -196,6 +208,8 @@ class SlowRanks:
     def take(self, step: Step) -> Change:
         """Judge a step."""
         if self._skipped < STEPS_SKIPPED:
+            if self._skipped:
+                self._take_early(step)
             self._skipped += 1
             return Change()
         named: list[Verdict] = []
@@ -220,11 +234,21 @@ class SlowRanks:
                 state.behind.sum = state.behind.limit
         return Change(tuple(named), tuple(gone))
 
+    def _take_early(self, step: Step) -> None:
+        """One of the first steps accuses nobody, but shows how long they last."""
+        own = {rank: share.step.own_seconds for rank, share in step.shares.items()}
+        for found in self._among_peers(own, step):
+            if found.ratio < 1 + QUIET:
+                self._ranks[found.rank].calm.seconds.append(step.shares[found.rank].step.seconds)
+
     def _slow_by(self, rank: int, state: _Rank, step: int) -> Cusum | None:
         """What shows that a rank is slow; None: it is not."""
         if (proof := state.proof) is not None and (proof is state.held_back or self._lasts(rank, state, proof, step)):
             return proof
-        return state.behind if state.behind.stands_out and self._lasts(rank, state, state.behind, step) else None
+        if not state.behind.stands_out or not self._lasts(rank, state, state.behind, step):
+            return None
+        # Beside one that is slow already another one makes nothing longer.
+        return state.behind if state.steps_are_longer or self.named else None
 
     def _follow_crowd(self, step: Step, seconds: float) -> None:
         own = sum(share.step.own_seconds for share in step.shares.values())
@@ -244,13 +268,9 @@ class SlowRanks:
 
     def _ratios(self, own: Mapping[int, float], step: Step) -> Iterator[_Ratio]:
         """Each rank of the step, over its reference; none for those of which nothing can be said."""
-        used = {rank: share.step.processor_seconds for rank, share in step.shares.items()}
-        grouped: set[int] = set()
-        for group in self._roles.groups():
-            grouped.update(group)
-            ranks = [rank for rank in group if rank in own]
-            if len(ranks) > 1:
-                yield from self._among(ranks, own, used, step)
+        yield from self._among_peers(own, step)
+        grouped = {rank for group in self._roles.groups() for rank in group}
+        used = _used(step)
         alone: dict[int, float] = {}
         more: dict[int, float] = {}
         for rank, seconds in own.items():
@@ -269,6 +289,13 @@ class SlowRanks:
                     peers=0,
                     computed=state.base_processor * found.computed,
                 )
+
+    def _among_peers(self, own: Mapping[int, float], step: Step) -> Iterator[_Ratio]:
+        used = _used(step)
+        for group in self._roles.groups():
+            ranks = [rank for rank in group if rank in own]
+            if len(ranks) > 1:
+                yield from self._among(ranks, own, used, step)
 
     def _among(
         self, ranks: list[int], values: Mapping[int, float], used: Mapping[int, float], step: Step
@@ -301,7 +328,7 @@ class SlowRanks:
 
     def _verdict(self, found: _Ratio, state: _Rank, by: Cusum, step: int) -> Verdict:
         ratio = 1 + median(state.behind.window)
-        own, theirs, inside, _ = (median(values) for values in zip(*state.seen, strict=True))
+        own, theirs, inside, _, _ = (median(values) for values in zip(*state.seen, strict=True))
         node = self._nodes.get(found.rank, "")
         peers = f"its {found.peers} peers'" if found.peers > 1 else "its peer's"
         than = f"{peers} own time" if found.peers else "its own time of earlier steps"
@@ -324,6 +351,10 @@ class SlowRanks:
                 "since_step": str(by.since),
             },
         )
+
+
+def _used(step: Step) -> dict[int, float]:
+    return {rank: share.step.processor_seconds for rank, share in step.shares.items()}
 
 
 class _Others:

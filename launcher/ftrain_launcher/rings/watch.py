@@ -47,6 +47,7 @@ class CommWatch:
         """Watch for ever."""
         loop = asyncio.get_running_loop()
         told, alarmed, standstill = loop.time(), False, Standstill()
+        had_workers = False
         try:
             while True:
                 since = loop.time()
@@ -54,11 +55,12 @@ class CommWatch:
                 if standstill.ends(loop.time() - since):
                     continue
                 workers = self._workers.running()
-                if not workers:
+                if not workers and not had_workers:
                     continue
+                had_workers = bool(workers)  # that the last one has ended is told once
                 news = self._reader.look(self._workers.generation, workers, self._folder)
                 # That all goes on again is as urgent: who waited is taken to wait still until then.
-                if news or alarmed or loop.time() - told >= REPORT_SECONDS:
+                if news or alarmed or not workers or loop.time() - told >= REPORT_SECONDS:
                     told, alarmed = loop.time(), news
                     self._tell(self._reader.report())
         finally:
