@@ -41,6 +41,8 @@ class JobEnvironment:
     """The checkpoint on storage to start from (None: there is a snapshot in memory, or nothing)."""
     demote_after_nan: bool = True
     """Two losses in a row that are not finite are a fault: training goes back to a snapshot before the newest."""
+    elastic: bool = False
+    """The job may go on with another number of ranks: MIN:MAX nodes, or from storage."""
     check_replicas: int = 100
     """Steps between comparisons of what must be equal on several ranks; 0: never."""
     collective_timeout_seconds: float | None = None
@@ -151,6 +153,7 @@ def _read_job(variables: Mapping[str, str]) -> JobEnvironment:
         origin=_origin(variables.get("FTRAIN_ORIGIN", "")),
         durable=_durable(variables.get("FTRAIN_DURABLE", "")),
         demote_after_nan=_number(variables, "FTRAIN_DEMOTE_AFTER_NAN", 1) != 0,
+        elastic=_number(variables, "FTRAIN_ELASTIC", 0) != 0,
         check_replicas=max(0, _number(variables, "FTRAIN_CHECK_REPLICAS", 100)),
         collective_timeout_seconds=_seconds(variables, "FTRAIN_COLLECTIVE_TIMEOUT_SECONDS"),
         recorder=_number(variables, "FTRAIN_RECORDER", 0) != 0,

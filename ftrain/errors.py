@@ -3,7 +3,8 @@
     FtrainError
     ├── NotTrackable         an object, a value or a tensor that cannot be kept in a snapshot
     ├── StateMismatch        the snapshot does not fit what the script tracks now
-    │   └── StateInconsistent   what is stored contradicts itself, whatever the script tracks
+    │   ├── StateInconsistent   what is stored contradicts itself, whatever the script tracks
+    │   └── StateUndescribed    no other number of ranks can take it over, as was said when training began
     ├── StepOrder            a step was committed out of order, or before ctx.track
     ├── EnvironmentInvalid   the variables that `ftrain run` sets are missing or malformed
     ├── ArenaFull            the node's memory cannot hold the job's snapshots
@@ -50,6 +51,10 @@ class StateMismatch(FtrainError):
 
 class StateInconsistent(StateMismatch):
     """What is stored is damaged or contradicts itself: an older snapshot or checkpoint may be whole."""
+
+
+class StateUndescribed(StateMismatch):
+    """The snapshot is for its own number of ranks only; the message says why, as the warning did that came with it."""
 
 
 class StepOrder(FtrainError):

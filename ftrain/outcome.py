@@ -19,7 +19,7 @@ from types import FrameType
 
 import torch.distributed as dist
 
-from ftrain.errors import BatchTooSmall, LossNotFinite, MeshImpossible, PeerSilent
+from ftrain.errors import BatchTooSmall, LossNotFinite, MeshImpossible, PeerSilent, StateUndescribed
 from ftrain.link import COMMUNICATION, Failed, Misfit
 
 FATE_TIMEOUT_SECONDS = 10.0
@@ -46,7 +46,8 @@ def describe_failure(error: BaseException, step: int | None) -> Failed:
     kind = type(error)
     name = f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins.").removeprefix("__main__.")
     first_line = (_text_of(error).strip().splitlines() or [""])[0]
-    text = "".join(traceback.format_exception(error))
+    is_explained = isinstance(error, StateUndescribed)  # by its line; the script has no place where it is wrong
+    text = "" if is_explained else "".join(traceback.format_exception(error))
     return Failed(
         step=step,
         error=f"{name}: {first_line}" if first_line else name,

@@ -17,7 +17,7 @@ import torch
 
 from ftrain.capture import FORMAT, Manifest
 from ftrain.encoding import DICT, ORDERED, unpack
-from ftrain.errors import StateInconsistent, StateMismatch
+from ftrain.errors import StateInconsistent, StateMismatch, StateUndescribed
 from ftrain.layout import REGION_ORDER, Layout, TensorSpec, fills
 from ftrain.logical.state import RankState
 from ftrain.reshard.describer import Logical
@@ -105,15 +105,25 @@ def read_logical(content: Manifest | _Outline) -> RankState:
 
     Raises StateInconsistent if it was not described, with the reason.
     """
-    try:
-        logical = decode(_LOGICAL, content.logical)
-    except ProtocolError as error:
-        raise StateInconsistent(f"what rank {content.rank} says of its tensors cannot be read: {error}") from error
+    logical = _logical(content)
     if isinstance(logical, str):
-        raise StateMismatch(f"rank {content.rank} could not describe its state for another world: {logical}")
+        raise StateUndescribed(f"rank {content.rank} could not describe its state for another world: {logical}")
     if logical.rank != content.rank:
         raise StateInconsistent(f"the manifest of rank {content.rank} describes rank {logical.rank}")
     return logical
+
+
+def read_refusal(content: Manifest | _Outline) -> str | None:
+    """Why the rank's state was not described; None: it was. Raises StateInconsistent."""
+    logical = _logical(content)
+    return logical if isinstance(logical, str) else None
+
+
+def _logical(content: Manifest | _Outline) -> Logical:
+    try:
+        return decode(_LOGICAL, content.logical)
+    except ProtocolError as error:
+        raise StateInconsistent(f"what rank {content.rank} says of its tensors cannot be read: {error}") from error
 
 
 def read_tree(packed: Any, tensors: Sequence[Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from ftrain.layout import Layout, TensorSpec, flat_bytes
 from ftrain.live import Held, unproved
 from ftrain.memory import huge_tensors
 from ftrain.plan import Row, rows_of
-from ftrain.reading import part_of, read_manifest, read_tree
+from ftrain.reading import part_of, read_manifest, read_refusal, read_tree
 from ftrain.sharded import local_of
 from ftrain.shards import Part
 from ftrain.state import own_tensors, parameters_of
@@ -57,6 +57,8 @@ class Restored(NamedTuple):
     """The rest, which it still held."""
     unit_bytes: int
     """The whole unit's length."""
+    refusal: str | None
+    """Why no other world can take the state over; None: it was described."""
 
 
 def read_state(
@@ -98,7 +100,8 @@ def read_state(
             read_bytes += exchange(layout, rank, source.piece, flats, kept)
     placed = [t if t.device.type == spec.device else t.to(spec.device) for t, spec in zip(tensors, specs, strict=True)]
     kept_bytes = max(0, sum(spec.size_bytes for spec in specs) - read_bytes) if kept else 0
-    return Restored(read_tree(content.tree, placed), read_bytes, kept_bytes, header.unit_bytes)
+    tree = read_tree(content.tree, placed)
+    return Restored(tree, read_bytes, kept_bytes, header.unit_bytes, read_refusal(content))
 
 
 def _places(

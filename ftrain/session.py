@@ -143,15 +143,21 @@ class Session:
             if forgotten:
                 raise StateMismatch(f"the snapshot holds {', '.join(forgotten)}, which the script has not tracked")
         self._meet_ddps()
-        if self._job.start is None and self.describer.rules is not None:  # better said now than when a node is lost
-            from ftrain.reshard.layouts import LayoutWatch
-
-            layouts = LayoutWatch(self.describer)
-            self._layouts = layouts if layouts.begin(self._objects) else None
+        if self._job.start is None and (self._job.elastic or self.describer.rules is not None):
+            self._watch_layouts()
         if self._crossing is not None:
             self._crossing.certify(self._objects, self._link.send, is_last=True)
         self._restored = self._crossing = self._checkpoint = None
         self._announce()
+
+    def _watch_layouts(self) -> None:
+        """What no other world could take over is better said now than when a node is lost."""
+        from ftrain.reshard.layouts import LayoutWatch
+
+        layouts = LayoutWatch(self.describer)
+        self._layouts = layouts if layouts.begin(self._objects) else None
+        if self.describer.refused is not None:
+            self._capturer.forget()  # the first snapshot says so
 
     def commit(self, step: int, *, due: bool | None, last: bool = False, sound: bool = True) -> None:
         """Step ``step`` is done: say so, and capture it if ``due``, unless this rank's state is not ``sound``.
@@ -325,14 +331,18 @@ class Session:
         snapshot = self._job.restore
         if snapshot is None:
             from ftrain.durable.reader import read_state as read_stored  # it takes DCP along, which few runs need
+            from ftrain.durable.reader import refusal_of
 
             checkpoint = self._stored()
             assert checkpoint is not None
+            if self.describer.rules is None:  # which a script that is started anew may have got meanwhile
+                self.describer.refused = refusal_of(checkpoint, self._rank, self._world_size)
             return read_stored(checkpoint, self._rank, self._world_size)
         region = self._arena.wait_restored(self._job.generation, snapshot)
         held, self._held = self._held, None
         found = read_state(region, self._arena.lane.homes, snapshot, self._rank, self._world_size, objects, held)
         self._read_bytes, self._kept_bytes, self._unit_bytes = found.read_bytes, found.kept_bytes, found.unit_bytes
+        self.describer.refused = found.refusal  # what was seen as training began is not seen any more
         return found.tree
 
     def _meet_ddps(self) -> None:

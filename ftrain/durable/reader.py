@@ -21,7 +21,7 @@ from ftrain.durable.contents import specs_of
 from ftrain.durable.parts import FORMAT, INDEX_KEY, Index, RankRecord, manifest_key, place_of
 from ftrain.errors import StateInconsistent, StateMismatch
 from ftrain.layout import TensorSpec
-from ftrain.reading import read_manifest, read_tree
+from ftrain.reading import read_manifest, read_refusal, read_tree
 from ftrain.shards import Box
 from ftrain_snapshot.storage import BLOCK_BYTES, METADATA, Storage, folder_name, step_of
 
@@ -48,6 +48,11 @@ def read_state(checkpoint: Checkpoint, rank: int, world_size: int) -> dict[str, 
         for index, (key, spec) in enumerate(zip(record.keys, specs, strict=True))
     ]
     return read_tree(content.tree, tensors)
+
+
+def refusal_of(checkpoint: Checkpoint, rank: int, world_size: int) -> str | None:
+    """Why no other number of ranks can take over what ``rank`` captured; None: one can. Raises as `read_state`."""
+    return read_refusal(read_manifest(checkpoint.record(rank).manifest, rank, world_size)[0])
 
 
 class Checkpoint:

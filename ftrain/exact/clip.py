@@ -2,13 +2,15 @@
 
 ``clip_grad_norm_`` over FSDP2's shards adds up each rank's squares first, so its last bits depend on the world. Here
 squares become integers of 52 bits below the largest gradient's power of two, in two halves of 26: sums of integers are
-the same in any order, and one norm for all that is left to round. Up to 2**36 elements fit into the sums.
+the same in any order, and one norm for all that is left to round. Up to 2**36 elements fit into the sums. What several
+ranks hold (norms beside tensor parallelism, HSDP's replicas) one of them counts.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -25,30 +27,42 @@ def clip_grad_norm(models: Models, max_norm: float) -> float:
 
     Returns the norm before; one that is not finite makes all gradients so.
     """
-    whole = [p.grad for p in models.whole if p.grad is not None]
     own = {id(parameter) for parameter in models.whole}
-    cut = [_shard(p.grad) for p in models.parameters if id(p) not in own and p.grad is not None]
-    norm = _norm(whole, cut, models)
+    cut: list[Any] = [parameter for parameter in models.parameters if id(parameter) not in own]
+    mesh = _widest(cut) if cut else None
+    whole = [p.grad for p in models.whole if p.grad is not None]
+    held = [(p.grad.to_local(), _is_first(p, mesh)) for p in cut if p.grad is not None]
+    gradients = [*whole, *(local for local, _ in held)]
+    sums = _Sums(models.parameters[0].device, mesh)
+    norm = _norm(_peak(gradients), whole, [local for local, is_first in held if is_first], sums)
     factor = min(1.0, max_norm / (norm + 1e-6)) if not math.isnan(norm) else norm
-    for gradient in (*whole, *cut):
+    for gradient in gradients:
         gradient.mul_(factor)
     return norm
 
 
-def _norm(whole: Sequence[Tensor], cut: Sequence[Tensor], models: Models) -> float:
-    device = models.parameters[0].device
-    peak = torch.tensor(_peak([*whole, *cut]), dtype=torch.float64, device=device)
-    across = bool(models.sharded) and models.world_size > 1
-    if across:
-        dist.all_reduce(peak, op=dist.ReduceOp.MAX, group=models.group)
-    largest = peak.item()
+class _Sums(NamedTuple):
+    """Over all ranks of a mesh; without one this rank has all."""
+
+    device: torch.device
+    mesh: Any
+
+    def over_ranks(self, mine: Sequence[float], dtype: torch.dtype, op: Any = dist.ReduceOp.SUM) -> list[Any]:
+        values = torch.tensor(mine, dtype=dtype, device=self.device)
+        for dim in range(self.mesh.ndim if self.mesh is not None else 0):
+            if self.mesh.size(dim) > 1:
+                dist.all_reduce(values, op=op, group=self.mesh.get_group(dim))
+        return values.tolist()
+
+
+def _norm(peak: float, whole: Sequence[Tensor], counted: Sequence[Tensor], sums: _Sums) -> float:
+    """Of all gradients; ``peak``: the largest value here, ``counted``: the parts of cut ones that this rank counts."""
+    (largest,) = sums.over_ranks([peak], torch.float64, dist.ReduceOp.MAX)
     if largest in (0.0, math.inf):
         return math.nan if largest else 0.0
     exponent = math.frexp(largest)[1]
-    halves = torch.tensor(_halves(cut, exponent), dtype=torch.int64, device=device)
-    if across:
-        dist.all_reduce(halves, group=models.group)
-    high, low = (a + b for a, b in zip(halves.tolist(), _halves(whole, exponent), strict=True))
+    halves = sums.over_ranks(_halves(counted, exponent), torch.int64)
+    high, low = (a + b for a, b in zip(halves, _halves(whole, exponent), strict=True))
     return math.ldexp(math.sqrt((high << HALF_BITS) + low), exponent - HALF_BITS)
 
 
@@ -69,7 +83,20 @@ def _halves(gradients: Iterable[Tensor], exponent: int) -> list[int]:
     return [high, low]
 
 
-def _shard(gradient: Tensor) -> Tensor:
-    if gradient.device_mesh.ndim > 1:  # type: ignore[attr-defined]
-        raise ExactMisuse("ctx.clip_grad_norm knows gradients cut along one mesh dimension only")
-    return gradient.to_local()  # type: ignore[attr-defined,no-any-return]
+def _widest(parameters: Iterable[Any]) -> Any:
+    """The mesh along whose dimensions these are cut, or copied. Raises ExactMisuse if there is none."""
+    meshes = dict.fromkeys(parameter.device_mesh for parameter in parameters)
+    widest = max(meshes, key=lambda mesh: mesh.ndim)
+    names = set(widest.mesh_dim_names or ())
+    if any(mesh != widest and not names.issuperset(mesh.mesh_dim_names or [None]) for mesh in meshes):
+        raise ExactMisuse("ctx.clip_grad_norm knows gradients that are cut along dimensions of one mesh only")
+    return widest
+
+
+def _is_first(parameter: Any, widest: Any) -> bool:
+    """Of the ranks that hold the same part; what has not all dimensions of the mesh is the same along the others."""
+    mesh = parameter.device_mesh
+    names = widest.mesh_dim_names
+    dims = range(mesh.ndim) if mesh == widest else [names.index(name) for name in mesh.mesh_dim_names]
+    cut = {dim for dim, placement in zip(dims, parameter.placements, strict=True) if not placement.is_replicate()}
+    return all(place == 0 for dim, place in enumerate(widest.get_coordinate()) if dim not in cut)

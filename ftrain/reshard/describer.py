@@ -57,12 +57,18 @@ class Describer:
             found = self._kept(objects, plan) if self.refused is None else self.refused
         except Exception as error:  # whatever it is, the snapshot itself is sound
             found = f"{type(error).__name__}: {error}"
-        if isinstance(found, str):
-            found = found[:REASON_CHARACTERS_MAX]
-            if self._rank == 0 and not self._warned:
-                self._warned = True
-                warnings.warn(f"no other number of ranks can resume this state: {found}", stacklevel=2)
-        return msgspec.msgpack.encode(found)
+        return msgspec.msgpack.encode(self._said(found) if isinstance(found, str) else found)
+
+    def refuse(self, reason: str) -> None:
+        """From the next plan on the state is not described; rank 0 says so at once."""
+        self.refused = self._said(reason)
+
+    def _said(self, reason: str) -> str:
+        """As much of it as snapshots keep; rank 0 warns, once."""
+        if self._rank == 0 and not self._warned:
+            self._warned = True
+            warnings.warn(f"no other number of ranks can resume this state: {reason}", stacklevel=3)
+        return reason[:REASON_CHARACTERS_MAX]
 
     def _kept(self, objects: Mapping[str, Any], plan: Plan) -> RankState:
         live = self.describe(objects)

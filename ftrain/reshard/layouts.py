@@ -2,7 +2,8 @@
 
 What is proved wrong ends the job before it has trained; what only looks wrong is said once, by rank 0. Tensors that
 say nothing at first, being new (doubts.py), are looked at again after 1, 2, 4, ... steps, until they do. Replicas that
-steps have made different are in the snapshots, but no other world takes one of them for all.
+steps have made different are in the snapshots, but no other world takes one of them for all; nor what no rule is about,
+where ranks begin with unlike values (unexplained.py).
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from torch import nn
 
 from ftrain.logical.coverage import findings
 from ftrain.logical.errors import LayoutInvalid
@@ -21,6 +21,7 @@ from ftrain.logical.live import Live
 from ftrain.logical.placements import Scope
 from ftrain.logical.rules import Rules
 from ftrain.logical.state import LogicalTensor, RankState
+from ftrain.reshard import unexplained
 from ftrain.reshard.certificate import shown, sum_of_bytes
 from ftrain.reshard.describer import Describer
 from ftrain.reshard.doubts import Look, doubts, grown_apart, look_at
@@ -44,8 +45,12 @@ class LayoutWatch:
 
         Raises LayoutInvalid, on all ranks, for what is proved wrong.
         """
+        if reason := unexplained.refusal(self._describer, objects):
+            self._describer.refuse(reason)
+        if self._describer.rules is None:
+            return False
         live = self._describer.describe(objects)
-        check_layout(live, self._describer.rules or Rules({}))
+        check_layout(live, self._describer.rules)
         looks = {each.tensor.name: each for each in _looks(live, live.by_rule)}
         self._open = frozenset(name for name, look in looks.items() if look.is_open)
         return self._tell(live.state.rank, looks, is_new=True)
@@ -72,7 +77,7 @@ class LayoutWatch:
         verdict = broadcast_text("\n".join([state, "; ".join(shown(apart)), "; ".join(shown(doubts(sights, is_new)))]))
         state, refused, doubted = (*verdict.split("\n"), "", "")[:3]
         if refused:
-            self._describer.refused = refused
+            self._describer.refuse(refused)
         if doubted and rank == 0:
             warnings.warn(f"ctx.layout may be wrong: {doubted}", stacklevel=2)
         return state == _GO_ON
@@ -82,28 +87,14 @@ def check_layout(live: Live, rules: Rules) -> None:
     """A collective: do the parts that ranks hold by a script's rules make up what they are parts of?
 
     And are those equal that are said to be: a part that is cut by hand looks like a replica of the others. Else nobody
-    could take the state over once a node is lost. Rank 0 warns of parameters that ranks hold unlike parts of, and that
-    no rule is about. Raises LayoutInvalid, on all ranks.
+    could take the state over once a node is lost. Raises LayoutInvalid, on all ranks.
     """
-    without = [
-        (each.scope is Scope.OWN or each.copies == 0)
-        and each.name not in live.by_rule
-        and isinstance(memory, nn.Parameter)
+    sums = [
+        sum_of_bytes(memory) if _is_replica(each) else 0
         for each, memory in zip(live.state.tensors, live.tensors, strict=True)
     ]
-    sums = [
-        sum_of_bytes(memory) if _is_replica(each) or is_without else 0
-        for each, memory, is_without in zip(live.state.tensors, live.tensors, without, strict=True)
-    ]
-    encoded = gathered(msgspec.msgpack.encode((live.state, sums, without)))
-    told = [msgspec.msgpack.decode(each, type=tuple[RankState, tuple[int, ...], tuple[bool, ...]]) for each in encoded]
-    said = [(state, sums) for state, sums, _ in told]
-    if forgotten := _forgotten(told):
-        warnings.warn(
-            f"ctx.layout may be wrong: no rule is about {', '.join(shown(forgotten))}, of which ranks hold unlike "
-            "values: if these are parts, say 'MESH_DIM: shard(DIM)', else 'per_rank'",
-            stacklevel=2,
-        )
+    encoded = gathered(msgspec.msgpack.encode((live.state, sums)))
+    said = [msgspec.msgpack.decode(each, type=tuple[RankState, tuple[int, ...]]) for each in encoded]
     wrong = [str(each) for each in findings([state for state, _ in said], are_kept=False)]
     if verdict := broadcast_text("; ".join(shown([*wrong, *_unequal(said, rules)]))):
         raise LayoutInvalid(f"by ctx.layout the ranks do not hold the state as a whole: {verdict}")
@@ -125,16 +116,6 @@ def _unequal(said: Sequence[tuple[RankState, Sequence[int]]], rules: Rules) -> I
                 f"{where}: replicas are not equal: ranks {ranks} differ before the first step: if they hold parts of "
                 "it, say 'MESH_DIM: shard(DIM)'; else give all ranks the same values to begin with"
             )
-
-
-def _forgotten(told: Sequence[tuple[RankState, Sequence[int], Sequence[bool]]]) -> list[str]:
-    """Parameters without a rule that are not the same wherever they are held."""
-    held: dict[str, set[int]] = defaultdict(set)
-    for state, sums, without in told:
-        for tensor, hashed, is_without in zip(state.tensors, sums, without, strict=True):
-            if is_without:
-                held[tensor.name].add(hashed)
-    return [name for name, found in held.items() if len(found) > 1]
 
 
 def _is_replica(tensor: LogicalTensor) -> bool:

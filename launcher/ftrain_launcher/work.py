@@ -50,6 +50,8 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     """Steps between comparisons of what must be equal on several ranks; 0: never."""
     collective_timeout_seconds: float | None = None
     """How long an operation of a process group may take, where the script does not say; None: torch's default."""
+    elastic: bool = False
+    """The job may go on with another number of nodes (docs/elastic.md)."""
     deterministic_reduction: bool = False
     """Gradients are summed in an order that no world changes (docs/exactness.md)."""
     durable: Durable | None = None

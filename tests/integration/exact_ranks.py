@@ -30,6 +30,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.utils.data import DataLoader
@@ -150,6 +151,34 @@ def scaled() -> tuple[list[torch.Tensor], str]:
     return found, "nothing"
 
 
+def norms(target: Path) -> None:
+    """By kind: the norm that is clipped, that of the whole gradients before, and after."""
+    found = {}
+    for kind in ("fsdp", "hsdp", "fsdp-tp"):
+        model, place = wrap_in_two() if kind == "fsdp-tp" else (wrap(kind, dropout=0.0), {})
+        sampler = ElasticSampler(len(DATA), global_batch=11, micro_batch=2, **place)
+        exact = Exact({"model": model, "sampler": sampler}, deterministic=False)
+        for micro in exact.microbatches(DataLoader(DATA, batch_sampler=sampler)):
+            exact.scale_loss(loss_of(model, micro.data), micro.samples, 0).backward()
+        before = norm_of(whole_gradients(model))
+        found[kind] = exact.clip_grad_norm(0.25), before, norm_of(whole_gradients(model))
+    if dist.get_rank() == 0:
+        torch.save(found, target)
+
+
+def wrap_in_two() -> tuple[nn.Module, dict[str, int]]:
+    """FSDP2 x tensor parallel; and whose batches this rank computes."""
+    torch.manual_seed(0)
+    net, mesh = Net(dropout=0.0), init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+    parallelize_module(net, mesh["tp"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
+    fully_shard(net, mesh=mesh["dp"])
+    return net, {"rank": mesh["dp"].get_local_rank(), "world_size": 2}
+
+
+def norm_of(gradients: list[torch.Tensor]) -> float:
+    return torch.stack([gradient.double().square().sum() for gradient in gradients]).sum().sqrt().item()
+
+
 class Halves(nn.Module):
     """Uses one of its layers only where it is told to."""
 
@@ -228,12 +257,14 @@ def main(folder: Path) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     gc.freeze()  # ranks look for DDP among all objects, and would copy every page on their way
     in_world(3, folder, gradients, folder / "gradients.pt")
+    in_world(4, folder, norms, folder / "norms.pt")
     start = 0
     for world, stop in CHANGES:
         in_world(world, folder, stretch, folder, start, stop)
         start = stop
     ends = {kind: tuple(torch.load(folder / f"{kind}{end}.pt") for end in ("", "-changed")) for kind in KINDS}
-    torch.save({"gradients": torch.load(folder / "gradients.pt"), **ends}, folder / "result.pt")
+    once = {name: torch.load(folder / f"{name}.pt") for name in ("gradients", "norms")}
+    torch.save({**once, **ends}, folder / "result.pt")
 
 
 if __name__ == "__main__":

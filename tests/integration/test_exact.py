@@ -68,6 +68,14 @@ def test_gradients_are_the_mean_over_the_global_batch(result: Any, way: str, bat
         assert result["gradients"][f"loss of {way}"] == pytest.approx(loss.item(), rel=1e-6)
 
 
+def test_a_norm_counts_each_element_once_however_gradients_are_cut(result: Any) -> None:
+    for norm, before, after in result["norms"].values():
+        assert norm > 0.25
+        assert norm == pytest.approx(before, rel=1e-6)
+        assert after == pytest.approx(0.25, rel=1e-4)
+    assert result["norms"]["fsdp-tp"][0] == pytest.approx(result["norms"]["fsdp"][0], rel=1e-5)
+
+
 def test_summing_twice_in_a_step_is_refused(result: Any) -> None:
     assert "model.no_sync()" in result["gradients"]["refused"]
 

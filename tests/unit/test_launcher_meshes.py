@@ -80,6 +80,30 @@ def test_what_is_known_to_be_no_mesh_is_not_formed_again_and_the_job_grows_to_wh
     assert (form.position, form.origin.position, form.origin.snapshot) == (-1, 3, snapshot(8, 4))
 
 
+def test_newcomers_that_the_global_batch_has_no_samples_for_are_spares() -> None:
+    """Two of 2:4 nodes train, and two more are taken in: eight ranks are too many for a batch of six, and six go on."""
+    job = training(2, elastic(hosts=True))
+    for number in (2, 3):
+        job.come(f"host-{number}")
+    job.tell(Tick(), after=GROW_AFTER_SECONDS)
+    job.halt(1)
+    job.stop_all({snapshot(1): WHOLE})
+    assert len(job.members()) == 4
+    old = {peer.node: peer.position for peer in job.forms()[job.members()[0]].origin.holders}
+    refuse_size(job, Misfit(6, False, "a global batch of 6 samples is for 6 ranks at most", at_most=True))
+    for node in job.members():
+        shares = (Holding(snapshot(1), old[node], *WHOLE),) if node in old else ()
+        job.tell(Stopped(node=node, generation=3, inventory=Inventory(shares), store_port=7))
+    assert len(job.members()) == 3
+    assert {form.origin.snapshot for form in job.forms().values()} == {snapshot(1)}
+    assert job.coordinator.incidents[-1].steps_lost == 0
+    job.step_all(2)
+    job.tell(Progress(3, 2, 2))
+    job.tell(Tick(), after=GROW_AFTER_SECONDS)
+    assert not job.coordinator.halting.under_way, "the fourth is a spare"
+    assert job.coordinator.generation == 3
+
+
 def test_a_loss_before_anything_of_the_two_is_safe_is_made_good_from_the_spare() -> None:
     job = paired()
     job.lose("node-0")

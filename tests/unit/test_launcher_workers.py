@@ -11,7 +11,7 @@ from ftrain_launcher.node.node_workers import restore_trouble
 from ftrain_launcher.processes.environment import worker_environment
 from ftrain_launcher.processes.zygote_start import zygote_environment
 from ftrain_launcher.to_agent import Form
-from ftrain_launcher.work import Work
+from ftrain_launcher.work import Durable, Work
 from ftrain_snapshot.errors import SnapshotIncomplete
 from ftrain_snapshot.membership import Origin, Peer
 from ftrain_snapshot.storage import DurableId, StorageError
@@ -69,7 +69,11 @@ def test_the_middle_floor_reads_what_the_launcher_writes() -> None:
     assert (read.rank, read.local_rank, read.world_size, read.local_world_size) == (3, 1, 4, 2)
     assert read.job is not None
     assert (read.job.generation, read.job.restore, read.job.snapshot_every) == (3, SnapshotId(17, 2, 1), 5)
-    assert (read.job.durable, read.job.start) == (None, 17)
+    assert (read.job.durable, read.job.start, read.job.elastic) == (None, 17, False)
+    for work in (working(elastic=True), working(durable=Durable(url="file:///s", every=5))):  # other ranks may go on
+        resized = read_environment(variables(work)).job
+        assert resized is not None
+        assert resized.elastic
     found = DurableId(9, "s3://bucket/x/step-00000009")
     read = read_environment(variables(replace(FORM, durable_start=found)))
     assert read.job is not None

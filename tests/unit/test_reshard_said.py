@@ -10,9 +10,10 @@ import torch
 
 from ftrain.capture import FORMAT, Manifest
 from ftrain.encoding import Packer
-from ftrain.errors import StateMismatch
+from ftrain.errors import StateMismatch, StateUndescribed
 from ftrain.layout import Kind, lay_out
 from ftrain.logical.state import RankState
+from ftrain.outcome import describe_failure
 from ftrain.reading import items_of
 from ftrain.reshard.said import Said
 
@@ -54,8 +55,11 @@ def test_what_is_no_manifest_of_that_rank_is_refused() -> None:
         Said(0, 2, manifest(1))
     with pytest.raises(StateMismatch, match="expected was rank 1 of 3"):
         Said(1, 3, manifest(1))
-    with pytest.raises(StateMismatch, match="rank 1 could not describe its state for another world: a lazy module"):
+    with pytest.raises(StateUndescribed) as undescribed:
         Said(1, 2, manifest(1, logical="a lazy module"))
+    told = describe_failure(undescribed.value, None)
+    assert told.error.endswith("rank 1 could not describe its state for another world: a lazy module")
+    assert told.traceback == ""  # the line says all
     with pytest.raises(StateMismatch, match="cannot be read"):
         Said(1, 2, manifest(1)[:-3])
     with pytest.raises(StateMismatch, match="cannot be read"):

@@ -16,7 +16,7 @@ from torch import nn
 
 from ftrain.capture import Capturer
 from ftrain.errors import StateInconsistent, StateMismatch
-from ftrain.restore import read_state
+from ftrain.restore import Restored, read_state
 from ftrain_snapshot.arena import SLOTS, extend, home_bytes, home_path, table_bytes, table_path
 from ftrain_snapshot.lane import Lane, Region
 from ftrain_snapshot.manifest import Header, unit_bytes
@@ -81,11 +81,14 @@ class Captured:
         self.expected = tracked["model"].state_dict()
 
     def read(self, manifest: bytes) -> dict[str, Any]:
+        return self.restore(manifest).tree
+
+    def restore(self, manifest: bytes) -> Restored:
         region: Any = Told(self.lane.regions[0], manifest, self.data_bytes)
         fresh = objects()
-        state = read_state(region, self.lane.homes, ID, 0, 1, fresh).tree
+        restored = read_state(region, self.lane.homes, ID, 0, 1, fresh)
         self.found = fresh["model"].state_dict()
-        return state
+        return restored
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +130,14 @@ def test_what_was_written_is_read(captured: Captured) -> None:
     assert torch.equal(state["values"]["t"], torch.arange(5))
     for name, tensor in captured.expected.items():
         assert torch.equal(captured.found[name], tensor), name
+
+
+def test_why_no_other_world_can_take_it_over_comes_with_it(captured: Captured) -> None:
+    """Else it would be forgotten where the same world goes on."""
+    assert captured.restore(captured.manifest).refusal is None
+    plain = unpacked(captured.manifest)
+    plain[5] = "unlike masters"
+    assert captured.restore(msgspec.msgpack.encode(plain)).refusal == "unlike masters"
 
 
 @many

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftrain_launcher.commands import checks, devices, durable, files, on_ray, output, starting, tls, torchrun
+from ftrain_launcher.commands import checks, devices, durable, files, needs, on_ray, output, starting, tls, torchrun
 from ftrain_launcher.commands.flags import Spelling, adder
 from ftrain_launcher.commands.options import Commands, add_command
 from ftrain_launcher.errors import UsageError
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ftrain_launcher.job.events import JobConfig
     from ftrain_launcher.work import Work
 
-_RESTARTS = 20
+_RESTARTS, _CHECK_REPLICAS, _ABORT_GRACE_SECONDS = 20, 100, 2.0
 """Where the user says nothing."""
 
 
@@ -72,8 +72,8 @@ def _add_faults(add: Callable[..., object]) -> None:
     durable.add_options(add)
     _add_waits(add)
     about = "what process groups have where the script gives none; default: torch's"
-    about_replicas = "steps between comparisons of what ranks must hold equal; 0: never; default 100"
-    add("--check-replicas", type=int, default=100, metavar="N", help=about_replicas)
+    about_replicas = f"steps between comparisons of what ranks must hold equal; 0: never; default {_CHECK_REPLICAS}"
+    add("--check-replicas", type=int, metavar="N", help=about_replicas)
     add("--collective-timeout", type=float, metavar="SECONDS", help=about)
     about_order = "sum gradients in one order at any world size, to the last bit; needs ctx.microbatches"
     add("--deterministic-reduction", action="store_true", help=about_order)
@@ -123,15 +123,17 @@ def _add_waits(add: Callable[..., object]) -> None:
         ("--heartbeat-timeout-seconds", 10.0, "how long a node may be silent before it counts as away"),
         ("--agent-grace-seconds", 5.0, "how long a node that is away may take to come back"),
         ("--controller-grace-seconds", 10.0, "how long nodes wait for a controller that is away before they end"),
-        ("--abort-grace-seconds", 2.0, "with --in-process: how long a worker may take to leave before it is killed"),
         ("--join-timeout-seconds", 300.0, "how long hosts wait for the controller, and the job for hosts"),
         ("--shrink-after-seconds", 0.0, "with MIN:MAX: how long a lost node is waited for before going on with fewer"),
     ):
         add(flag, type=float, default=default, metavar="S", help=f"{about}; default {default:g}")
+    about = f"how long a worker may take to leave before it is killed; default {_ABORT_GRACE_SECONDS:g}"
+    add("--abort-grace-seconds", type=float, metavar="S", help=f"with --in-process: {about}")
 
 
 def run(chosen: argparse.Namespace) -> int:
     """Check what was asked for, then run the job, or this host's part of it, to its end."""
+    needs.check(chosen)
     torchrun.settle(chosen)
     least, nodes, hosts = checks.nodes(chosen.nnodes, chosen.local_nodes)
     hosts = hosts or chosen.engine != "local"
@@ -181,7 +183,7 @@ def _run_with(
 def _config(chosen: argparse.Namespace, least: int, nodes: int, *, hosts: bool) -> JobConfig:
     from ftrain_launcher.job.events import LAST_CALL_SECONDS, Detect, JobConfig
 
-    work, last_call = _work(chosen, nodes, hosts=hosts), chosen.last_call_seconds
+    work, last_call = _work(chosen, least, nodes, hosts=hosts), chosen.last_call_seconds
     config = JobConfig(
         work=work,
         nodes=nodes,
@@ -204,7 +206,7 @@ def _config(chosen: argparse.Namespace, least: int, nodes: int, *, hosts: bool) 
     return config
 
 
-def _work(chosen: argparse.Namespace, nodes: int, *, hosts: bool) -> Work:
+def _work(chosen: argparse.Namespace, least: int, nodes: int, *, hosts: bool) -> Work:
     from ftrain_launcher.work import Work
 
     workers, restarts = devices.workers(chosen.nproc_per_node), chosen.max_restarts
@@ -228,14 +230,19 @@ def _work(chosen: argparse.Namespace, nodes: int, *, hosts: bool) -> Work:
         max_restarts=checks.at_least("--max-restarts", _RESTARTS if restarts is None else restarts, 0),
         restarts_chosen=restarts is not None,
         demote_after_nan=chosen.demote_after_nan,
-        check_replicas=checks.at_least("--check-replicas", chosen.check_replicas, 0),
+        check_replicas=checks.at_least(
+            "--check-replicas", _CHECK_REPLICAS if chosen.check_replicas is None else chosen.check_replicas, 0
+        ),
         collective_timeout_seconds=checks.collective_timeout(chosen.collective_timeout),
+        elastic=least < nodes,
         deterministic_reduction=chosen.deterministic_reduction,
         durable=durable.durable(chosen),
         zygote=not chosen.no_zygote,
         in_process=checks.in_process(chosen.in_process, chosen.standby),
         standby=checks.at_least("--standby", chosen.standby, 0),
-        abort_grace_seconds=checks.abort_grace(chosen.abort_grace_seconds),
+        abort_grace_seconds=checks.abort_grace(
+            _ABORT_GRACE_SECONDS if chosen.abort_grace_seconds is None else chosen.abort_grace_seconds
+        ),
     )
 
 

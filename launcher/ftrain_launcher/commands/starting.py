@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ftrain_launcher.commands import checks, devices, files, output, own_address, tls, torchrun
+from ftrain_launcher.commands import checks, devices, files, needs, output, own_address, tls, torchrun
 from ftrain_launcher.errors import ZygoteFailed
 from ftrain_launcher.processes import zygote_start
 
@@ -82,6 +82,7 @@ def _announce(chosen: argparse.Namespace, record: JobRecord, endpoint: str) -> N
     config, work = record.config, record.config.work
     shape = f"{config.size} nodes x {work.nproc_per_node} workers, {config.spares} spares, parity {work.parity}"
     announce(f"job {work.job}: {shape}; logs in {work.log_folder}")
+    needs.warn(chosen, config.nodes)
     if chosen.parity is not None and chosen.parity >= config.least:
         announce(f"warning: --parity {chosen.parity} needs {chosen.parity + 1} nodes: with fewer it is less")
     if config.hosts:

@@ -59,6 +59,7 @@ def worker_environment(
         "FTRAIN_COLLECTIVE_TIMEOUT_SECONDS": str(work.collective_timeout_seconds or ""),
         "FTRAIN_DETERMINISTIC_REDUCTION": str(int(work.deterministic_reduction)),
         **({"FTRAIN_IN_PROCESS": "1"} if work.in_process else {}),
+        **({"FTRAIN_ELASTIC": "1"} if work.elastic or work.durable is not None else {}),
         "FTRAIN_RECORDER": {**os.environ, **user}.get("FTRAIN_RECORDER", "1"),
         **(_own_gpu(lane, {**os.environ, **user}) if work.virtual_local_rank else {}),
     }
