@@ -269,8 +269,7 @@ def _load_buffers(name: str, module: nn.Module, buffers: dict[str, torch.Tensor]
 def _load_parameters(name: str, optimizer: torch.optim.Optimizer, saved: Mapping[int, Any]) -> None:
     """Fill the parameters whose values went with the optimizer."""
     own = {f"params.{number}": local_of(parameter) for number, parameter in enumerate(parameters_of(optimizer))}
-    locals_ = ((number, each.local if isinstance(each, Part) else local_of(each)) for number, each in saved.items())
-    values = {f"params.{number}": value for number, value in locals_}
+    values = {f"params.{n}": local_of(each.local if isinstance(each, Part) else each) for n, each in saved.items()}
     for path, value in values.items():
         if path not in own or own[path].shape != value.shape:
             here = f"has shape {tuple(own[path].shape)}" if path in own else "is none"

@@ -18,12 +18,15 @@ from pathlib import Path
 
 import pytest
 import ready
+from hypothesis import settings
 from leftovers import SHARED_MEMORY, marked_processes, shared_memory_entries, wait_until_clean
 
 MARK = "FTRAIN_TEST_SESSION"
 SEED = int(os.environ.setdefault("FTRAIN_TEST_SEED", str(random.SystemRandom().randrange(2**32))))
 LEFTOVER_TIMEOUT_SECONDS = 120.0
 BEFORE = pytest.StashKey[set[str]]()
+settings.register_profile("ftrain", deadline=None)  # how long an example takes says how busy the machine is
+settings.load_profile("ftrain")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -106,9 +106,10 @@ class RankContents:
             index = self.index_of(value) if isinstance(value, torch.Tensor) else None
             found[key] = Leaf(path, index, None if index is not None else value, self._parts.get(id(value)))
 
-        traverse_state_dict({name: state["state"] for name, state in tree["objects"].items()}, visit)
-        for name, state in tree["objects"].items():  # beside what it gives, what an optimizer alone has
-            traverse_state_dict({name: {"params": state.get("params", {})}}, visit)
+        objects = tree["objects"].items()
+        traverse_state_dict({name: state["state"] for name, state in objects}, visit)
+        alone = {name: {"params": state["params"]} for name, state in objects if "params" in state}
+        traverse_state_dict(alone, visit)  # beside what it gives, what an optimizer alone has
         return found
 
     @cached_property

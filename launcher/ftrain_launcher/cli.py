@@ -7,17 +7,22 @@ that are busy training. Bad input ends with one line on stderr and exit code 2, 
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from ftrain_launcher.errors import ControllerAway, JobHasEnded, LauncherError, UsageError
+from ftrain_launcher.terminal import announce, nobody_reads
 
+_EXIT_FAILED = 1
 _EXIT_USAGE = 2
 _EXIT_AWAY = 6
 _EXIT_INTERRUPTED = 130
 _EXIT_PIPE = 141
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+"""What a disk or a terminal says that takes no more."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -67,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         chosen = build_parser().parse_args(arguments)
         chosen.words = list(sys.argv[1:] if arguments is None else arguments)
         code = chosen.command(chosen)
+        sys.stdout.flush()
     except JobHasEnded as error:
         code = _say(str(error), _EXIT_USAGE)
     except ControllerAway as error:
@@ -76,7 +82,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         code = _EXIT_INTERRUPTED
     except BrokenPipeError:
+        nobody_reads(sys.stdout)
         code = _EXIT_PIPE
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        nobody_reads(sys.stdout)
+        code = _say(f"cannot write{f' {error.filename}' if error.filename else ''}: {error.strerror}", _EXIT_FAILED)
     sys.exit(code)
 
 
@@ -92,7 +104,7 @@ def _complete_streams() -> None:
 
 
 def _say(text: str, code: int) -> int:
-    sys.stderr.write(f"ftrain: error: {' '.join(text.split())}\n")
+    announce(f"error: {' '.join(text.split())}")
     return code
 
 

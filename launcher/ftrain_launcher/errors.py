@@ -7,6 +7,7 @@ LauncherError
 │   └── JobHasEnded      ... nor ever again: exit code 2
 ├── JoinRefused          the job does not want this host, or is not to be found: one line, exit code 2
 ├── SecretRefused        controller and caller do not know the same secret
+├── RecordDamaged        a file of a job's folder cannot be read: exit code 2
 ├── JournalDamaged       a journal cannot be replayed
 ├── ZygoteFailed         the process that starts workers does not start, or does not answer
 ├── SpawnFailed          the zygote could not start a worker
@@ -45,6 +46,13 @@ class JoinRefused(LauncherError):
 
 class SecretRefused(LauncherError):
     """Controller and caller do not know the same secret."""
+
+
+class RecordDamaged(LauncherError):
+    """A file of a job's folder cannot be read: cut off when its disk failed, or another version of ftrain's."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}; it is damaged, or of another version of ftrain: remove {path.parent}")
 
 
 class JournalDamaged(LauncherError):

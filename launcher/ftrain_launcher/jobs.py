@@ -21,11 +21,14 @@ import secrets
 import shutil
 import socket
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
-from ftrain_launcher.errors import JobNotFound, UsageError
+from ftrain_launcher.errors import JobNotFound, RecordDamaged, UsageError
 from ftrain_launcher.job.events import JobConfig
+
+_T = TypeVar("_T")
 
 
 class TlsFiles(msgspec.Struct, frozen=True):
@@ -134,6 +137,14 @@ def write_atomically(path: Path, data: bytes) -> None:
     os.replace(temporary, path)
 
 
+def _decode(path: Path, of: type[_T]) -> _T:
+    """Raises RecordDamaged, OSError."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=of)
+    except msgspec.DecodeError as error:
+        raise RecordDamaged(path, str(error)) from error
+
+
 class JobFolder:
     """One job's folder."""
 
@@ -195,7 +206,7 @@ class JobFolder:
         except OSError as error:
             raise JobNotFound(f"{jobs}: {error.strerror or error}; set FTRAIN_HOME to another state folder") from error
         if name is not None:
-            found = [f for f in found if f.record().name == name]
+            found = [f for f in found if f._created() and f.record().name == name]
         if not found:
             raise JobNotFound(
                 f"no job under {jobs}: start one with 'ftrain run'"
@@ -203,17 +214,27 @@ class JobFolder:
                 else f"no job named {name!r} under {jobs}"
             )
         running = [f for f in found if f.is_running()]
-        return max(running or found, key=lambda f: f.record().created)
+        return max(running or found, key=lambda f: f._created())
 
     def record(self) -> JobRecord:
-        """What the job is."""
-        return msgspec.json.decode((self.path / "job.json").read_bytes(), type=JobRecord)
+        """What the job is. Raises RecordDamaged, OSError."""
+        return _decode(self.path / "job.json", JobRecord)
+
+    def _created(self) -> float:
+        """When; nothing that cannot be read is the newest."""
+        try:
+            return self.record().created
+        except RecordDamaged:
+            return 0.0
 
     def is_running(self) -> bool:
         """Has it neither ended nor, as far as can be seen from here, lost its launcher?"""
-        if self.result() is not None or not (self.path / "job.json").exists():
+        if (self.path / "result.json").exists() or not (self.path / "job.json").exists():
             return False
-        record = self.record()
+        try:
+            record = self.record()
+        except RecordDamaged:
+            return False
         return not record.is_here() or Path(f"/proc/{record.launcher_pid}").exists()
 
     def has_controller(self) -> bool:
@@ -234,9 +255,9 @@ class JobFolder:
         write_atomically(self.path / "controller.json", msgspec.json.encode(endpoint))
 
     def endpoint(self) -> Endpoint | None:
-        """Where the controller listens, as far as is known."""
+        """Where the controller listens, as far as is known. Raises RecordDamaged."""
         try:
-            return msgspec.json.decode((self.path / "controller.json").read_bytes(), type=Endpoint)
+            return _decode(self.path / "controller.json", Endpoint)
         except FileNotFoundError:
             return None
 
@@ -256,8 +277,8 @@ class JobFolder:
         write_atomically(self.path / "result.json", msgspec.json.encode(result))
 
     def result(self) -> Result | None:
-        """How the job ended; None while it runs."""
+        """How the job ended; None while it runs. Raises RecordDamaged."""
         try:
-            return msgspec.json.decode((self.path / "result.json").read_bytes(), type=Result)
+            return _decode(self.path / "result.json", Result)
         except FileNotFoundError:
             return None

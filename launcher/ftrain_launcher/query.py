@@ -15,11 +15,12 @@ from typing import Any
 
 import msgspec
 
-from ftrain_launcher.errors import ControllerAway, JobHasEnded, UsageError
+from ftrain_launcher.errors import ControllerAway, JobHasEnded, RecordDamaged, UsageError
 from ftrain_launcher.jobs import Endpoint, JobFolder
 
 _ANSWER_SECONDS = 0.5
 _RETRY_SECONDS = 0.03
+_NOT_OURS = 401
 _STANDS_BY = 503
 """What a candidate answers that is not the controller."""
 
@@ -74,6 +75,11 @@ def _ask_once(endpoint: Endpoint, token: str, path: str, body: dict[str, Any] | 
         connection.close()
     if response.status == _STANDS_BY:
         raise http.client.HTTPException("this candidate stands by")
+    if response.status == _NOT_OURS:
+        raise UsageError(
+            f"the controller at {endpoint.host}:{endpoint.port} does not take this job's token: "
+            "the secret in the job's folder was changed, or that is another job's controller"
+        )
     if response.status != 200:
         raise UsageError(data.decode(errors="replace") or f"the controller answered {response.status}")
     return msgspec.json.decode(data)
@@ -94,7 +100,10 @@ def status(folder: JobFolder) -> dict[str, Any]:
         last = folder.last_status()
         if last is None:
             raise
-        answer = msgspec.json.decode(last)
+        try:
+            answer = msgspec.json.decode(last)
+        except msgspec.DecodeError as error:
+            raise RecordDamaged(folder.path / "status.json", str(error)) from error
         if result is not None:
             answer["state"] = "finished" if result.exit_code == 0 else "failed"
             answer["message"] = result.message

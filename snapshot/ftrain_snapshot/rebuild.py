@@ -1,10 +1,9 @@
 """Brings back the chunks of one snapshot that are damaged or missing on this node: its data, then the parity it keeps.
 
-What is to be rebuilt is what the store has noted as damaged; each chunk that is back is taken off that list, so that
-there is one truth. Data goes first: parity is taken up when no more of it is on its way. A few pieces are in flight at
+What is lost, and what is done with what is back, is in losses.py; how far a source is believed that failed in
+rebuild_sources.py. Data goes first: parity is taken up when no more of it is on its way. A few pieces are in flight at
 a time, and the next is chosen when one completes: memory is bounded, and each source is asked for what it can send.
-How far a source is believed that failed is in rebuild_sources.py. Data is proved right by its own checksum; only where
-it is not are those of its sources looked at.
+Data is proved right by its own checksum; only where it is not are those of its sources looked at.
 """
 
 from __future__ import annotations
@@ -20,9 +19,10 @@ from ftrain_snapshot.gather import Gather, Order
 from ftrain_snapshot.inventory import Damage
 from ftrain_snapshot.log import log
 from ftrain_snapshot.loop import Timer
-from ftrain_snapshot.manifest import CHUNK_BYTES, Catalog, UnitDescriptor, checksum, sum_at
+from ftrain_snapshot.losses import Losses, Put
+from ftrain_snapshot.manifest import CHUNK_BYTES, UnitDescriptor, sum_at
 from ftrain_snapshot.node import Node
-from ftrain_snapshot.rebuild_plan import Piece, Shape, Sight, Stuck, impossible, pieces
+from ftrain_snapshot.rebuild_plan import Piece, Shape, Stuck, pieces
 from ftrain_snapshot.rebuild_sources import Sources
 from ftrain_snapshot.relay import PIECE_STRIPES_MAX
 from ftrain_snapshot.wire import Mismatch
@@ -50,12 +50,8 @@ class Rebuild:
         urgent: bool = True,
     ) -> None:
         """``able``: which members can be asked now. ``urgent``: somebody waits for the data."""
-        self.repaired = 0
-        """Chunks that are back."""
-        self.single: set[Place] = set()
-        """Chunks of otherwise sound lanes: their repair is an event each."""
-        self.claimed: set[tuple[int, int]] = set()
-        """(lane, rotation) of parity that is made here anew: it goes on record when it is complete."""
+        self.losses = Losses(node, snapshot)
+        """What is to be brought back."""
         self.reason = ""
         """Why the last rebuilt bytes were wrong; empty if none were."""
         self.full = ""
@@ -64,7 +60,7 @@ class Rebuild:
         """Own data is missing of which it is not known yet what: it goes first."""
         self.sources = Sources()
         """Whom to ask for what."""
-        self._loop, self._store, self._links = node.loop, node.store, node.links
+        self._loop, self._links = node.loop, node.links
         self._group, self._position, self._codec = node.group, node.position, node.codec
         self._gather = gather
         self._snapshot = snapshot
@@ -93,53 +89,13 @@ class Rebuild:
             self._gather.cancel(order)
         self._orders.clear()
 
-    # What is known.
-
-    def shape(self, lane: int) -> Shape | None:
-        """The lane's stripes, once the units of all members are known."""
-        units = self._units(lane)
-        if len(units) < len(self._group.members):
-            return None
-        return Shape(self._group, {p: unit.header.unit_bytes for p, unit in units.items()})
-
-    def _units(self, lane: int) -> dict[int, UnitDescriptor]:
-        catalog = self._store.catalog(self._snapshot)
-        units = catalog.units if catalog is not None else []
-        return {u.position: u for u in units if u.lane == lane and u.position in self._group.members}
-
-    def unknown(self) -> str:
-        """Which members' units nobody has described, of lanes that are to be rebuilt; empty if none."""
-        for lane in sorted({place[0] for place in self._places()}):
-            if missing := sorted(set(self._group.members) - set(self._units(lane))):
-                return f"nobody knows the checksums of positions {missing}, lane {lane}"
-        return ""
-
-    def data_places(self) -> set[Place]:
-        """Own data that is not back yet."""
-        rotations = self._group.data_rotations(self._position)
-        return {place for place in self._places() if place[1] in rotations}
-
-    def parity_places(self) -> set[Place]:
-        """Own parity that is not back yet."""
-        return self._places() - self.data_places()
-
-    def _places(self) -> set[Place]:
-        return self._store.damaged.get(self._snapshot, set())
-
     def impossible(self) -> str:
         """Why own data can never be rebuilt from what is known; empty if it may be."""
-        if not (places := self.data_places()):
+        if not self.losses.data_places():
             return ""
         if self._codec is None or self.full:
             return self.full or "there is no parity to rebuild it from"
-        sight = self._sight()
-        return impossible(sight, self._position, [d for d in damages(places) if d.lane in sight.shapes])
-
-    def _sight(self) -> Sight:
-        shapes = {lane: self.shape(lane) for lane in {place[0] for place in self._places()}}
-        known = {lane: shape for lane, shape in shapes.items() if shape is not None}
-        generator = self._codec.generator if self._codec is not None else ""
-        return Sight(generator, known, self.sources.bad(), self.sources.answering(self._able()) - {self._position})
+        return self.losses.impossible(self.losses.sight(self.sources, self._able()))
 
     # What is done.
 
@@ -153,8 +109,8 @@ class Rebuild:
         if self._closed or self._codec is None:
             return
         busy = {place for order in self._orders for place in order.places()}
-        self._left = Counter(place[:2] for place in self._places())
-        sight = self._sight()
+        self._left = Counter(place[:2] for place in self.losses.places())
+        sight = self.losses.sight(self.sources, self._able())
         self._plan, self._plan_of_parity = (
             pieces(
                 sight,
@@ -163,14 +119,14 @@ class Rebuild:
                 self._load,
                 PIECE_STRIPES_MAX,
             )
-            for places in (self.data_places(), self.parity_places())
+            for places in (self.losses.data_places(), self.losses.parity_places())
         )
         self._fill()
 
     def _fill(self) -> None:
         while len(self._orders) < ORDERS_MAX and not self._closed:
             piece = next(self._plan, None)
-            if piece is None and (self.parity_waits or any(self._is_data(o.piece.rotation) for o in self._orders)):
+            if piece is None and (self.parity_waits or self._has_data_under_way()):
                 return
             piece = piece or next(self._plan_of_parity, None)
             if piece is None:
@@ -178,84 +134,49 @@ class Rebuild:
             if isinstance(piece, Piece):
                 self._begin(piece)
 
+    def _has_data_under_way(self) -> bool:
+        return any(self.losses.is_data(order.piece.rotation) for order in self._orders)
+
     def _begin(self, piece: Piece) -> None:
-        shape = self.shape(piece.lane)
-        if shape is None or self._catalog() is None:
+        shape = self.losses.shape(piece.lane)
+        if shape is None or self.losses.catalog() is None:
             self._unload(piece)
             return
-        is_data = self._is_data(piece.rotation)
+        is_data = self.losses.is_data(piece.rotation)
         checked = not is_data or (piece.lane, piece.rotation) in self._doubtful
         is_long = shape.length(self._position, piece.rotation, piece.first) == CHUNK_BYTES  # sums are whole chunks
         relayed = self._relays and is_long and not checked
+        units = self.losses.units(piece.lane)
         order = _Stripes(
-            self, self._snapshot, _turned(piece) if relayed else piece, shape, self._units(piece.lane), self._position,
+            self, self._snapshot, _turned(piece) if relayed else piece, shape, units, self._position,
             urgent=self._urgent and is_data, checked=checked, relayed=relayed,
         )  # fmt: skip
         self._orders.add(order)
         self._gather.begin(order)
 
-    def _catalog(self) -> Catalog | None:
-        """The record, while the snapshot is still kept here."""
-        catalog = self._store.catalog(self._snapshot)
-        return catalog if catalog is not None and not catalog.dropped else None
-
     def _unload(self, piece: Piece) -> None:
         for source in piece.sources:
             self._load[source.position] -= piece.stop - piece.first
-
-    def _is_data(self, rotation: int) -> bool:
-        return rotation in self._group.data_rotations(self._position)
 
     # What comes of an order.
 
     def take(self, order: _Stripes, stripe: int, data: memoryview) -> None:
         """A stripe's bytes: verified, and put where they belong."""
         lane, rotation = order.piece.lane, order.piece.rotation
-        if self._catalog() is None:
-            self._abort(order)
-            return
-        total = checksum(data)
         try:
-            if self._is_data(rotation):
-                unit = order.units[self._position]
-                chunk = self._group.chunk_of(self._position, rotation, stripe)
-                if total != sum_at(unit.sums, chunk):
-                    self._is_wrong(order, stripe)
-                    return
-                if not self._is_ready(unit):
-                    self._abort(order)
-                    return
-                self._store.put_data(unit, chunk, data)
-            else:
-                self.claimed.add((lane, rotation))
-                self._store.place_parity(self._snapshot, lane, rotation, stripe, len(data))[: len(data)] = data
-                self._store.record_parity(self._snapshot, lane, rotation, stripe, total)
+            put = self.losses.put((lane, rotation, stripe), order.units, data)
         except ArenaTooSmall as error:
             self.full = str(error)
             self._abort(order)
             self._changed()
             return
-        place = (lane, rotation, stripe)
-        self._store.mark_repaired(self._snapshot, place)
-        self._left[lane, rotation] -= 1
-        self.repaired += 1
-        if place in self.single:
-            self.single.discard(place)
-            self._say_repaired(place)
-
-    def _is_ready(self, unit: UnitDescriptor) -> bool:
-        """The region is this snapshot's: it was prepared, and has not been given to another."""
-        region = self._store.lanes.region(unit.snapshot.slot, unit.lane)
-        return region is not None and region.header()[1] == unit.header
-
-    def _say_repaired(self, place: Place) -> None:
-        lane, rotation, stripe = place
-        fields: dict[str, object] = {"version": self._snapshot.version, "position": self._position, "lane": lane}
-        if self._is_data(rotation):
-            fields["chunk"] = self._group.chunk_of(self._position, rotation, stripe)
-        else:
-            fields |= {"rotation": rotation, "stripe": stripe}
-        log("chunk_repaired", **fields)
+        match put:
+            case Put.DONE:
+                self._left[lane, rotation] -= 1
+            case Put.WRONG:
+                self._is_wrong(order, stripe)
+            case Put.UNWANTED:
+                self._abort(order)
 
     def _abort(self, order: _Stripes) -> None:
         """The order is of no use any more."""
@@ -327,27 +248,7 @@ class Rebuild:
 
     def settle(self, lane: int) -> None:
         """Seal the lane if all its data is right; put on record what of its parity is complete."""
-        catalog, shape = self._catalog(), self.shape(lane)
-        if catalog is None:
-            return
-        left = {place[1] for place in self._places() if place[0] == lane}
-        unit, saves = catalog.unit(self._position, lane), False
-        is_whole = unit is not None and not left.intersection(self._group.data_rotations(self._position))
-        is_open = self._store.lanes.sealed(lane, self._snapshot) is None
-        if unit is not None and is_whole and is_open and self._is_ready(unit):
-            self._store.seal_unit(unit)
-            saves = True
-        for rotation in self._group.parity_rotations(self._position):
-            if rotation in left or (lane, rotation) not in self.claimed or shape is None or self._codec is None:
-                continue
-            described = self._store.describe_parity(
-                self._snapshot, lane, rotation, self._codec.generator, shape.parity_bytes(rotation)
-            )
-            if catalog.parity_of(lane, rotation) != described:
-                catalog.put_parity(described)
-                saves = True
-        if saves:
-            self._store.save(catalog)
+        if self.losses.settle(lane):
             self._changed()
 
 

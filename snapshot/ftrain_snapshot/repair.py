@@ -61,6 +61,7 @@ class Repair:
         self.gather = Gather(node)
         """All fetching of what is lost: for this, for the scrub and for degraded reads."""
         self._rebuild = Rebuild(node, self.gather, self._snapshot, self._able, self._on_progress)
+        self._losses = self._rebuild.losses
 
     @property
     def under_way(self) -> bool:
@@ -70,7 +71,7 @@ class Repair:
     @property
     def repaired(self) -> int:
         """Chunks brought back."""
-        return self._rebuild.repaired
+        return self._losses.repaired
 
     def start(self, *, under_way: bool) -> None:
         """Check, and rebuild what is bad. ``under_way``: snapshots of this generation exist here: it is past that."""
@@ -96,7 +97,7 @@ class Repair:
         """Others found these chunks damaged: whether they are brought back from here, as while it is under way."""
         if snapshot != self._membership.restore or not self.under_way:
             return False
-        self._rebuild.single |= places
+        self._losses.single |= places
         self._rebuild.plan()
         return True
 
@@ -158,7 +159,7 @@ class Repair:
             self._fail(str(error))
             return
         if single:
-            self._rebuild.single |= bad
+            self._losses.single |= bad
             for lane, rotation, stripe in sorted(bad):
                 log("chunk_damaged", version=self._snapshot.version, lane=lane, rotation=rotation, stripe=stripe)
         self._unknown.discard(unit.lane)
@@ -167,17 +168,17 @@ class Repair:
     def _check_parity(self, catalog: Catalog) -> Generator[None, None, bool]:
         """Note what is damaged of the parity on record; whether there is none."""
         bad = yield from bad_parity(catalog, self._store.parity)
-        self._rebuild.single |= bad
+        self._losses.single |= bad
         self._store.mark_damaged(self._snapshot, bad)
-        self._rebuild.claimed |= {(lane, rotation) for lane, rotation, _ in bad}
+        self._losses.claimed |= {(lane, rotation) for lane, rotation, _ in bad}
         return not bad
 
     def _claim_parity(self, catalog: Catalog) -> None:
         """Note all parity that should be here and is not on record, where its length is known."""
         for lane, rotation in self._missing_parity(catalog):
-            shape = self._rebuild.shape(lane)
-            if shape is not None and (lane, rotation) not in self._rebuild.claimed:
-                self._rebuild.claimed.add((lane, rotation))
+            shape = self._losses.shape(lane)
+            if shape is not None and (lane, rotation) not in self._losses.claimed:
+                self._losses.claimed.add((lane, rotation))
                 stripes = range(shape.stripes(self._position, rotation))
                 self._store.mark_damaged(self._snapshot, ((lane, rotation, stripe) for stripe in stripes))
                 self._rebuild.settle(lane)  # there may be nothing to keep
@@ -191,7 +192,7 @@ class Repair:
         """All that is not here, the ends of lanes and parity whose length is not known included."""
         rotations = self._group.data_rotations(self._position)
         whole = {(lane, rotation) for lane in self._unknown for rotation in rotations}
-        whole |= {each for each in self._missing_parity(catalog) if each not in self._rebuild.claimed}
+        whole |= {each for each in self._missing_parity(catalog) if each not in self._losses.claimed}
         places: set[Place] = self._store.damaged.get(self._snapshot, set())
         single = damages(place for place in places if place[:2] not in whole)
         if len(single) + len(whole) > DAMAGES_MAX:  # too many to tell: rather too much than none of it
@@ -256,7 +257,7 @@ class Repair:
 
     def _take_up(self, unit: UnitDescriptor) -> Work:
         yield from self._prepare(unit, single=False)
-        chunks = len(self._rebuild.data_places())
+        chunks = len(self._losses.data_places())
         log("repair", version=self._snapshot.version, position=self._position, chunks=chunks)
         self._rebuild.settle(unit.lane)
         self._on_progress()
@@ -269,7 +270,7 @@ class Repair:
         catalog = self._store.catalog(self._snapshot)
         if catalog is None or not self._checked:
             return
-        if not self.restored and not self._unknown and not self._rebuild.data_places():
+        if not self.restored and not self._unknown and not self._losses.data_places():
             self.restored, self.failure = True, ""
             received_bytes, generation = self.gather.received_bytes, self._membership.generation
             log("restored", version=self._snapshot.version, generation=generation, received_bytes=received_bytes)
@@ -288,14 +289,14 @@ class Repair:
         return self._parity_checked and whole and not self._missing_parity(catalog)
 
     def _impossible(self) -> str:
-        if self._codec is None and (self._unknown or self._rebuild.data_places()):
+        if self._codec is None and (self._unknown or self._losses.data_places()):
             return "there is no parity to rebuild it from"
         if reason := self._rebuild.impossible():
             return self._rebuild.reason or reason
         everyone = len(self._heard) == len(self._group.members) - 1
         if everyone and (lost := self._unknown - self._preparing):
             return f"nobody knows the checksums of positions [{self._position}], lane {min(lost)}"
-        return self._rebuild.unknown() if everyone else ""
+        return self._losses.unknown() if everyone else ""
 
     def _too_late(self) -> None:
         if not self.restored:

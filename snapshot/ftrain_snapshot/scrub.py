@@ -224,7 +224,7 @@ class Scrub:
                 lambda: self._on_progress(snapshot),
                 urgent=False,
             )
-        rebuild.single |= set(places)
+        rebuild.losses.single |= set(places)
         rebuild.plan()
         if self._node.codec is None:
             self._on_progress(snapshot)
@@ -233,7 +233,7 @@ class Scrub:
         rebuild = self._rebuilds.get(snapshot)
         if rebuild is None:
             return
-        reason = rebuild.impossible() or rebuild.unknown()
+        reason = rebuild.impossible() or rebuild.losses.unknown()
         if not reason and snapshot in self._store.damaged:
             return
         self._end_rebuild(snapshot)
@@ -252,7 +252,7 @@ class Scrub:
     def _end_rebuild(self, snapshot: SnapshotId) -> None:
         """Nothing more is brought back of it: all is, or nobody can, or nobody wants it any more."""
         if (rebuild := self._rebuilds.pop(snapshot, None)) is not None:
-            self.repaired += rebuild.repaired
+            self.repaired += rebuild.losses.repaired
             rebuild.close()
 
     def _give_up(self, snapshot: SnapshotId, reason: str) -> None:

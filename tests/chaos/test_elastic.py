@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ import pytest
 from hosts import Lab
 from hosts.job import TIMEOUTS, HostJob
 from jobs import Job, Outcome, holding, ranks_of
-from needs import require_root
+from small_disk import small_disk
 
 STEPS, BEFORE = 160, 10
 """The ranks wait before that step until the node is lost."""
@@ -136,11 +135,7 @@ def test_where_memory_is_short_for_fewer_nodes_they_go_on_unprotected_until_ther
     start: StartJob, alone: Outcome, tmp_path: Path
 ) -> None:
     """The arena's file system is full when the larger shares of three nodes are to be captured."""
-    require_root()
-    arena = tmp_path / "arena"
-    arena.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(arena)], check=True, timeout=10)
-    try:
+    with small_disk(tmp_path / "arena", "64m") as arena:
         job = start("3:4", "--arena-dir", str(arena))
         wait_at_rest(job)
         others = arena / "of somebody else"
@@ -159,8 +154,6 @@ def test_where_memory_is_short_for_fewer_nodes_they_go_on_unprotected_until_ther
         wait_size(job, 4)  # which takes a snapshot of the three
         (job.out / "quick").touch()
         assert job.wait() == 0, job.tail()
-    finally:
-        subprocess.run(["umount", str(arena)], check=True, timeout=10)
     lost, grown = job.faults()
     assert (lost["kind"], grown["kind"]) == ("node_lost", "grown")
     assert_same(job, alone)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 import pytest
 from heavy_jobs import EVERY, EmulatedJob
 from jobs import Job, assert_same, ranks_of
-from needs import require_root
+from small_disk import small_disk
 from snapshot_nodes import wait_until
 from stages import WAIT_SECONDS, NodeFolder, held_back, stop
 
@@ -218,11 +217,7 @@ def test_labels_that_make_the_protection_impossible_are_refused(emulated: Start)
 def test_a_state_that_outgrows_its_memory_is_said_and_training_goes_on(emulated: Start, tmp_path: Path) -> None:
     """There was enough at the start; then a tensor of 64 MiB is added, and the arena cannot grow. A rank that is lost
     after that comes back from the last snapshot that did fit."""
-    require_root()
-    arena = tmp_path / "arena"
-    arena.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=232m", "tmpfs", str(arena)], check=True, timeout=10)
-    try:
+    with small_disk(tmp_path / "arena", "232m") as arena:
         flags = ("--local-nodes", "2", "--arena-dir", str(arena))
         job = emulated(*flags, arguments=("--grow-at", "15"), hold=(10, 30))
         job.capture(10, ranks=2)
@@ -240,5 +235,3 @@ def test_a_state_that_outgrows_its_memory_is_said_and_training_goes_on(emulated:
         for name in ("node-0", "node-1"):
             assert "Traceback" not in job.node(name).log
         assert len(job.ends()) == 2
-    finally:
-        subprocess.run(["umount", str(arena)], check=True, timeout=10)

@@ -11,7 +11,6 @@ import random
 import re
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +18,7 @@ from pathlib import Path
 import pytest
 from certificates import make_certificates
 from jobs import ARGUMENTS, TIMEOUT_SECONDS, Job, Outcome, exists, holding, pids_of, ranks_of
-from needs import require_root
+from small_disk import small_disk
 
 from ftrain.store import CHECK_SECONDS
 
@@ -236,18 +235,12 @@ def test_an_exit_code_is_named_and_an_exception_that_repeats_is_reported_once_an
 
 
 def test_too_little_shared_memory_is_said_before_training_starts(start: StartJob, tmp_path: Path) -> None:
-    require_root()
-    arena = tmp_path / "arena"
-    arena.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(arena)], check=True, timeout=10)
-    try:
+    with small_disk(tmp_path / "arena", "12m") as arena:
         flags = ("--local-nodes", "2", "--arena-dir", str(arena))
         job = start(*flags, arguments=("--steps", "5", "--width", "600"))
         assert job.wait() == 2
         assert re.search(r"need \d+ MiB, \d+ MiB are free", job.tail(1))
         assert not list(job.out.iterdir())
-    finally:
-        subprocess.run(["umount", str(arena)], check=True, timeout=10)
 
 
 def test_a_signal_ends_everything_in_order(start: StartJob) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import durable_job as job
 import pytest
 import torch.distributed.checkpoint as dcp
 from durable_memory import Memory, Writers, started_writers
-from needs import require_root
+from small_disk import small_disk
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecWriter
 
 from ftrain.durable.reader import Checkpoint, read_state
@@ -107,11 +106,7 @@ def test_it_ends_with_4_when_the_storage_refuses(memory: Memory, writers: Writer
 
 def test_a_full_disk_is_left_as_it_was(memory: Memory, writers: Writers) -> None:
     """What a failed write had used is there for the next one."""
-    require_root()
-    disk = Path(memory.url)
-    disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)], check=True, timeout=10)
-    try:
+    with small_disk(Path(memory.url), "4m") as disk:
         others = disk / "of somebody else"
         with others.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, shutil.disk_usage(disk).free - (16 << 10))
@@ -125,8 +120,6 @@ def test_a_full_disk_is_left_as_it_was(memory: Memory, writers: Writers) -> None
         others.unlink()
         memory.write(writers, memory.capture(7))
         assert memory.steps() == [7]
-    finally:
-        subprocess.run(["umount", str(disk)], check=True, timeout=10)
 
 
 def test_it_ends_with_5_when_others_are_missing(memory: Memory, writers: Writers) -> None:

@@ -8,12 +8,11 @@ different ones. Sends do not wait for the other side. `reduce_scatter` is left w
 from __future__ import annotations
 
 import random
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from simulation.comm_programs import (
-    FLOAT,
     Act,
     Action,
     Collective,
@@ -26,101 +25,19 @@ from simulation.comm_programs import (
     Work,
     program,
 )
+from simulation.comm_ranks import Entry, Place, Rank
 from simulation.world import World
 
 from ftrain_launcher.detect.detector import Detector
 from ftrain_launcher.detect.patience import Patience
-from ftrain_launcher.detect.records import (
-    PENDING_MAX,
-    Call,
-    Channel,
-    Collectives,
-    Communicator,
-    Departure,
-    NodeReport,
-    Op,
-    Operation,
-    ProcessState,
-    RankRecord,
-    RankStep,
-)
+from ftrain_launcher.detect.records import Call, Communicator, NodeReport, Op, RankStep
 from ftrain_launcher.detect.verdict import Verdict
 from ftrain_launcher.detect.waits import LEFT_WHEN_WAITED, pending_of
-from ftrain_launcher.rings.op_history import OpHistory
-from ftrain_launcher.rings.program_order import departure
 
-STEPS_ON_RECORD = 32
-LONG_SECONDS = 0.2
 READ_SECONDS = 0.1
 REPORT_SECONDS = 0.5
 LATENCY_SECONDS = 0.0005
-WITHOUT_FUTURE = LEFT_WHEN_WAITED | {Op.SEND, Op.RECEIVE}
 FOREVER = 1e9
-
-
-@dataclass(eq=False)
-class Entry:
-    """One operation of one rank."""
-
-    seq: int
-    op: Op
-    elements: int
-    root: int
-    entered: float
-    gap: float
-    kind: tuple[int, int, int, int]
-    ended: bool = False
-    """It is over, left or not."""
-
-    def shown(self, now: float, history: OpHistory) -> Operation:
-        size, usual, gap = 4 * self.elements, history.usual_seconds(self.kind), history.usual_gap_seconds(self.kind)
-        facts = (self.seq, self.op, size, FLOAT, self.elements, self.root)
-        return Operation(*facts, now - self.entered, self.gap, usual, usual_gap_seconds=gap)
-
-
-@dataclass(eq=False)
-class Place:
-    """A rank in one communicator, or towards one peer and in one direction."""
-
-    communicator: Communicator
-    entered: int = 0
-    completed: int = 0
-    pending: list[Entry] = field(default_factory=list)
-    last: Entry | None = None
-    recent: deque[Entry] = field(default_factory=lambda: deque(maxlen=8))
-
-
-@dataclass(eq=False)
-class Rank:
-    """One simulated worker."""
-
-    number: int
-    steps: Iterator[Iterator[Action]]
-    dice: random.Random
-    actions: Iterator[Action] = field(default_factory=lambda: iter(()))
-    places: dict[Communicator, Place] = field(default_factory=dict)
-    transfers: dict[tuple[str, int], Place] = field(default_factory=dict)
-    history: OpHistory = field(default_factory=OpHistory)
-    letter: str = "S"
-    frozen: bool = False
-    computing_since: float | None = None
-    cpu: float = 0.0
-    left: float = 0.0
-    entered: float = 0.0
-    moved: float = 0.0
-    told: float = -1.0
-    """The recent operations of a rank are told once while it does not move."""
-    waiting_for: list[Entry] | None = None
-    step: int = -1
-    marked: float = 0.0
-    outside: float = 0.0
-    done: list[RankStep] = field(default_factory=list)
-    calls: deque[list[Call]] = field(default_factory=lambda: deque([[]], maxlen=STEPS_ON_RECORD))
-    """What it called, step by step; the last one is the step at hand."""
-    departure: Departure | None = None
-
-    def outstanding(self) -> list[Entry]:
-        return [entry for place in (*self.places.values(), *self.transfers.values()) for entry in place.pending]
 
 
 @dataclass(frozen=True)
@@ -348,73 +265,12 @@ class Job:
     def _report(self, node: int) -> NodeReport:
         table: dict[Communicator, int] = {}
         mine = self.ranks[node * self.per_node : (node + 1) * self.per_node]
-        records = tuple(self._record(rank, table) for rank in mine)
+        records = tuple(rank.record(self.world.now, table) for rank in mine)
         steps = tuple(step for rank in mine for step in rank.done)
         for rank in mine:
             rank.done = []
         return NodeReport(
             node=f"node-{node}", generation=self.generation, communicators=tuple(table), ranks=records, steps=steps
-        )
-
-    def _record(self, rank: Rank, table: dict[Communicator, int]) -> RankRecord:
-        now = self.world.now
-        rank.history.refresh()
-
-        def in_it(entry: Entry) -> bool:
-            """Of what has no future it is only known who waits for it."""
-            return entry.op not in WITHOUT_FUTURE or entry in (rank.waiting_for or ())
-
-        def shown(entry: Entry) -> Operation:
-            return entry.shown(now, rank.history)
-
-        late = rank.told != rank.entered and any(
-            now - entry.entered > max(rank.history.usual_seconds(entry.kind) or 0.0, LONG_SECONDS)
-            for entry in filter(in_it, rank.outstanding())
-        )
-        if late:
-            rank.told = rank.entered
-            rank.departure = departure(list(rank.calls))
-        collectives = tuple(
-            Collectives(
-                table.setdefault(communicator, len(table)),
-                place.entered,
-                place.completed,
-                tuple(map(shown, filter(in_it, place.pending[:PENDING_MAX]))),
-                shown(place.last) if place.last is not None else None,
-                tuple(map(shown, place.recent)) if late else (),
-            )
-            for communicator, place in rank.places.items()
-        )
-        nobody = Place(self.groups[rank.number]["pp"])
-        channels = []
-        for peer in sorted({peer for _, peer in rank.transfers}):
-            sends = rank.transfers.get((Op.SEND.name, peer), nobody)
-            receives = rank.transfers.get((Op.RECEIVE.name, peer), nobody)
-            pending = sorted((*sends.pending, *receives.pending), key=lambda entry: entry.entered)
-            channels.append(
-                Channel(
-                    table.setdefault(sends.communicator, len(table)),
-                    peer,
-                    sends.entered,
-                    sends.completed,
-                    receives.entered,
-                    receives.completed,
-                    tuple(map(shown, filter(in_it, pending[:PENDING_MAX]))),
-                )
-            )
-        running = rank.computing_since is not None
-        cpu = rank.cpu + (now - rank.computing_since if rank.computing_since is not None else 0.0)
-        letter = rank.letter if rank.letter != "S" else "R" if running else "S"
-        process = ProcessState(letter, cpu, letter)
-        return RankRecord(
-            rank.number,
-            rank.step,
-            now - rank.marked,
-            collectives,
-            tuple(channels),
-            process,
-            now - rank.moved,
-            rank.departure if rank.told == rank.entered else None,
         )
 
 

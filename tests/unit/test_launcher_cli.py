@@ -6,15 +6,14 @@ import os
 import shutil
 import socket
 import sys
-from argparse import Namespace
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from ftrain_launcher.cli import main
-from ftrain_launcher.commands import files, on_ray
+from ftrain_launcher.cli import build_parser, main
+from ftrain_launcher.commands import files, needs, on_ray
 
 
 @pytest.fixture
@@ -181,7 +180,10 @@ def test_a_module_is_looked_for_where_python_would(tmp_path: Path, monkeypatch: 
 
 def test_what_runs_on_rays_machines_gets_its_options() -> None:
     """Given the words of ``ftrain run --engine ray``, handed on to what Ray starts with another engine, all is well."""
-    on_ray.check(Namespace(engine="host", ray_address="h:1", ray_per_worker="CPU=1"))
+    words = ["run", "--engine", "host", "--ray-address", "h:1", "--ray-per-worker", "CPU=1", "train.py"]
+    chosen = build_parser().parse_args(words)
+    needs.check(chosen)
+    on_ray.check(chosen)
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,6 +231,7 @@ def test_a_job_that_is_not_known(command: str, capsys: pytest.CaptureFixture[str
         (("trace", "--out", "/"), "--out /: give a file"),
         (("trace", "--out", "/dev/null"), "--out /dev/null: give a file"),
         (("trace", "--out", "trace.json", "--job", "nobody"), "no job named 'nobody'"),
+        (("incidents", "-1"), "NUMBER must be at least 1, not -1"),
     ],
 )
 def test_what_a_report_cannot_be_made_of(
@@ -240,6 +243,10 @@ def test_what_a_report_cannot_be_made_of(
 def test_a_fault_without_its_victim(capsys: pytest.CaptureFixture[str]) -> None:
     assert "kill-worker needs --rank" in refused(capsys, "inject", "kill-worker")
     assert "kill-node needs --node" in refused(capsys, "inject", "kill-node")
+    assert "kill-worker takes --rank, not --node" in refused(
+        capsys, "inject", "kill-worker", "--rank", "0", "--node", "1"
+    )
+    assert "kill-node takes --node, not --rank" in refused(capsys, "inject", "kill-node", "--rank", "0", "--node", "1")
 
 
 def test_streams_that_are_closed_are_no_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from itertools import permutations
 import pytest
 from unit.coordinator_job import raised
 
-from ftrain_launcher.job.causes import Blame, Sign, classify, describe
+from ftrain_launcher.job.causes import Blame, Sign, Suspect, classify, describe
 from ftrain_launcher.job.incidents import INCIDENTS_KEPT, IncidentLog
 
 
@@ -49,6 +49,15 @@ def test_who_ended_in_good_order_is_the_cause_only_where_others_miss_it_and_noth
     for other in BY_WEIGHT[:-1]:
         assert classify([ended, GLOO, other]).kind == other.kind
         assert classify([ended, GLOO, other]).suspects[0].rank == other.rank
+
+
+@pytest.mark.parametrize(("waited_for", "cause"), [(0, "worker_exit"), (1, "hang")])
+def test_who_is_waited_for_and_has_ended_does_not_hang(waited_for: int, cause: str) -> None:
+    ended = exited(0, 0.9, code=0)
+    hang = Sign(kind="hang", node="node-0", rank=waited_for, time=0.5, suspects=(Suspect("node-0", waited_for),))
+    for signs in permutations([ended, GLOO, hang]):
+        assert classify(signs).kind == cause
+    assert classify([ended, hang, LOST]).kind == "node_lost"
 
 
 def test_what_a_plain_scripts_log_says_of_a_lost_peer_explains_nothing_but_itself() -> None:

@@ -10,7 +10,8 @@ import msgspec
 import pytest
 from unit.coordinator_job import config
 
-from ftrain_launcher.errors import JobNotFound, UsageError
+from ftrain_launcher import query
+from ftrain_launcher.errors import JobNotFound, RecordDamaged, UsageError
 from ftrain_launcher.jobs import Endpoint, JobFolder, JobRecord, Result, state_home, write_atomically
 
 NOBODY = 2**30
@@ -120,3 +121,24 @@ def test_unknown_fields_of_a_newer_version_do_not_hurt() -> None:
     known = msgspec.json.decode(path.read_bytes())
     path.write_bytes(msgspec.json.encode(known | {"new": 1}))
     assert folder.record() == record("one")
+
+
+def test_a_damaged_record_is_named_and_hides_no_other_job() -> None:
+    """A disk that failed leaves empty files; another version of ftrain, fields that are not known here."""
+    JobFolder.create(record("good", created=1.0))
+    bad = JobFolder.create(record("bad", created=2.0))
+    (bad.path / "job.json").write_bytes(b"")
+    assert JobFolder.find(None).record().name == "good"
+    assert not bad.is_running()
+    with pytest.raises(RecordDamaged, match=f"{bad.path}/job.json: .*remove {bad.path}"):
+        JobFolder.find("bad").record()
+    assert JobFolder.create(record("bad")).record().name == "bad", "the name can be used again"
+
+
+@pytest.mark.parametrize("file", ["result.json", "controller.json", "status.json"])
+def test_what_else_is_damaged_is_named(file: str) -> None:
+    folder = JobFolder.create(record("one"))
+    (folder.path / file).write_bytes(b"{")
+    assert JobFolder.find(None).record().name == "one"
+    with pytest.raises(RecordDamaged, match=file):
+        query.status(folder)

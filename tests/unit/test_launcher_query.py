@@ -124,6 +124,12 @@ def test_a_wish_is_posted_and_a_refusal_is_one_line(folder: JobFolder, connectio
     assert (method, body) == ("POST", b'{"kind":"kill-worker","rank":9}')
 
 
+def test_a_controller_that_does_not_take_the_token_is_named(folder: JobFolder, connection: type[Connection]) -> None:
+    connection.answers = [(401, b"this job's token is wanted")]
+    with pytest.raises(UsageError, match=r"127\.0\.0\.1:1 does not take this job's token: the secret in the job's"):
+        query.ask(folder, "/api/nodes")
+
+
 def test_who_listens_where_an_ended_jobs_controller_did_is_told_nothing(
     folder: JobFolder, connection: type[Connection]
 ) -> None:

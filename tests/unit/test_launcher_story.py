@@ -170,6 +170,13 @@ def test_an_exception_is_told_with_its_traceback_and_all_signs_by_their_time(job
     assert [line.split()[2:4] for line in lines[seen + 1 : seen + 3]] == [["rank", "1"], ["rank", "0"]]
 
 
+def test_what_had_been_seen_before_the_fault_has_a_minus(job: Job) -> None:
+    job.exit(1, code=0)
+    job.now += 1.99
+    job.exit(0, failure=raised("RuntimeError: gloo", communication=True))
+    assert [line.split()[0] for line in story(job) if " code 0" in line and " s  rank 1" in line] == ["-2.000"]
+
+
 def test_an_unknown_incident_is_refused_with_those_there_are(job: Job) -> None:
     with pytest.raises(UsageError, match="no incident 1: there was none so far"):
         views.incident(job.coordinator, 1)

@@ -32,6 +32,25 @@ def test_a_hang_restarts_all_ranks_on_the_same_nodes(job: Job) -> None:
     assert job.members() == ["node-0", "node-1", "node-2"]
 
 
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.parametrize("hangs", [False, True])
+def test_who_has_ended_without_an_error_does_not_hang_and_the_second_time_is_the_program(
+    job: Job, late: bool, finished: bool, hangs: bool
+) -> None:
+    """Others break off, or the detector says that they wait for it, perhaps before the word of its end is here."""
+    lost = raised("RuntimeError: gloo", communication=True)
+    for _ in range(2):
+        said = [lambda: job.exit(1, code=0, step=5, finished=finished)]
+        said.append((lambda: say(job, Kind.HANG, 1)) if hangs else (lambda: job.exit(0, failure=lost)))
+        for one in reversed(said) if late else said:
+            one()
+        again(job) if job.coordinator.phase is Phase.STOPPING else None
+    assert last(job).cause is not None
+    assert last(job).cause.reason == "rank 1 on node-1 exited with code 0 after step 5, before the others"
+    assert job.coordinator.exit_code == EXIT_PROGRAM
+
+
 @pytest.mark.parametrize("more", [{"confidence": 0.4}, {"generation": 0}, {"generation": 7}])
 def test_a_guess_and_what_is_about_another_generation_change_nothing(job: Job, more: dict) -> None:
     say(job, Kind.HANG, 1, **more)

@@ -1,7 +1,6 @@
 """What the reader of a ring learns from its records: how long operations usually take, what steps spent."""
 
 import threading
-from pathlib import Path
 
 import pytest
 from unit.ring_worker import WORLD, Worker, now
@@ -9,11 +8,6 @@ from unit.ring_worker import WORLD, Worker, now
 from ftrain.comm.ring import RECORDS_MAX
 from ftrain.comm.writer import Entered
 from ftrain_launcher.detect.records import Op
-
-
-@pytest.fixture
-def worker(tmp_path: Path) -> Worker:
-    return Worker(tmp_path)
 
 
 def test_what_is_usual_comes_from_the_rings_own_records(worker: Worker):

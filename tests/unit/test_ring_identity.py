@@ -11,11 +11,6 @@ from ftrain_launcher.detect.records import Communicator, Op
 from ftrain_launcher.rings.reader import CommReader
 
 
-@pytest.fixture
-def worker(tmp_path: Path) -> Worker:
-    return Worker(tmp_path)
-
-
 def test_a_worker_without_a_ring_is_unrecorded_until_it_has_one(tmp_path: Path):
     reader = CommReader("node0")
     place = (0, 0, os.getpid())

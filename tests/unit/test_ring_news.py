@@ -2,15 +2,9 @@
 
 from pathlib import Path
 
-import pytest
 from unit.ring_worker import PID_NOBODY_HAS, WORLD, Worker, now
 
 from ftrain_launcher.rings.lateness import late_in_seconds
-
-
-@pytest.fixture
-def worker(tmp_path: Path) -> Worker:
-    return Worker(tmp_path)
 
 
 def test_no_news_while_a_rank_moves_or_lasts_no_longer_than_usual(worker: Worker):

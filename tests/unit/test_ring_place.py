@@ -10,11 +10,6 @@ from ftrain_launcher.detect.records import Communicator, Op
 from ftrain_launcher.rings.reader import CommReader
 
 
-@pytest.fixture
-def worker(tmp_path: Path) -> Worker:
-    return Worker(tmp_path)
-
-
 def test_a_pending_operation_is_told_with_its_age_and_the_time_outside_before(worker: Worker):
     world = worker.ring.add_communicator("0", WORLD)
     worker.operate(world)

@@ -10,6 +10,7 @@ import pytest
 from ftrain_snapshot.codec import codec_for
 from ftrain_snapshot.gather import Order
 from ftrain_snapshot.loop import Loop
+from ftrain_snapshot.losses import Losses, Put
 from ftrain_snapshot.manifest import CHUNK_BYTES, Header, UnitDescriptor, checksum
 from ftrain_snapshot.membership import Membership, Peer
 from ftrain_snapshot.node import Node
@@ -66,7 +67,7 @@ def test_who_waits_is_told_when_the_last_chunk_is_back_even_if_a_plan_is_due(nod
         lambda: {1, 2},
         lambda: left.append(SNAPSHOT in node.store.damaged),  # type: ignore[arg-type]
     )
-    rebuild.claimed.add(PARITY[:2])
+    rebuild.losses.claimed.add(PARITY[:2])
     rebuild.plan()
     node.loop.turn()
     (order,) = gather.orders
@@ -78,3 +79,27 @@ def test_who_waits_is_told_when_the_last_chunk_is_back_even_if_a_plan_is_due(nod
     node.loop.turn()
     assert left[-1:] == [False]
     assert len(gather.orders) == 1
+
+
+def test_only_the_right_bytes_are_put_and_only_where_the_snapshot_still_is(node: Node) -> None:
+    losses = Losses(node, SNAPSHOT)
+    rotation = next(r for r in node.group.data_rotations(0) if node.group.chunk_of(0, r, 0) == 0)
+    place, units = (0, rotation, 0), losses.units(0)
+    assert losses.put(place, units, memoryview(b"\6" * 100)) is Put.WRONG
+    assert losses.put(place, units, BYTES) is Put.UNWANTED  # its lane was not prepared for it
+    catalog = losses.catalog()
+    assert catalog is not None
+    catalog.dropped = True
+    assert losses.put(PARITY, units, BYTES) is Put.UNWANTED
+    assert (losses.repaired, losses.places()) == (0, {PARITY})
+
+
+def test_parity_goes_on_record_when_none_of_it_is_lost_any_more(node: Node) -> None:
+    losses = Losses(node, SNAPSHOT)
+    catalog = losses.catalog()
+    assert catalog is not None
+    catalog.parity.clear()
+    assert not losses.settle(0)
+    assert losses.put(PARITY, losses.units(0), BYTES) is Put.DONE
+    assert (losses.settle(0), losses.settle(0)) == (True, False)
+    assert catalog.parity_of(*PARITY[:2]) is not None

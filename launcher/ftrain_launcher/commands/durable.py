@@ -32,8 +32,6 @@ def durable(chosen: argparse.Namespace) -> Durable | None:
     for flag, value in (("--durable-every", chosen.durable_every), ("--durable-keep", chosen.durable_keep)):
         if value is not None:
             checks.at_least(flag, value, 1)
-            if chosen.durable is None:
-                raise UsageError(f"{flag} {value}: say with --durable URL where checkpoints go")
     if chosen.durable is None:
         return None
     url = absolute(chosen.durable)

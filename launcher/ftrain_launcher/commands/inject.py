@@ -27,15 +27,12 @@ def inject(chosen: argparse.Namespace) -> int:
     from ftrain_launcher.jobs import JobFolder
     from ftrain_launcher.query import ask
 
-    body: dict[str, Any] = {"kind": chosen.fault}
-    if chosen.fault == "kill-worker":
-        if chosen.rank is None:
-            raise UsageError("kill-worker needs --rank")
-        body["rank"] = chosen.rank
-    else:
-        if chosen.node is None:
-            raise UsageError(f"{chosen.fault} needs --node")
-        body["node"] = chosen.node
+    wanted, other = ("rank", "node") if chosen.fault == "kill-worker" else ("node", "rank")
+    if getattr(chosen, wanted) is None:
+        raise UsageError(f"{chosen.fault} needs --{wanted}")
+    if getattr(chosen, other) is not None:
+        raise UsageError(f"{chosen.fault} takes --{wanted}, not --{other}")
+    body: dict[str, Any] = {"kind": chosen.fault, wanted: getattr(chosen, wanted)}
     done = ask(JobFolder.find(chosen.job), "/api/inject", body)
     if chosen.json:
         print_json(done)

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 _BY_RAY = ("local_nodes", "controller", "controller_candidates", "node_rank", "failure_domain")
 """Options that Ray's choice of machines takes the place of."""
-_FOR_RAY = ("ray_address", "ray_per_worker")
 _VARIABLES = "PET_"
 """What `ftrain run` reads options from, as torchrun does."""
 
@@ -31,9 +30,6 @@ def add_options(add: Callable[..., object]) -> None:
 
 def check(chosen: argparse.Namespace) -> None:
     """Raises UsageError for options that do not go together."""
-    for name in _FOR_RAY if chosen.engine == "local" else ():  # `host` and `none` find them where Ray starts them
-        if getattr(chosen, name) is not None:
-            raise UsageError(f"--{name.replace('_', '-')} {getattr(chosen, name)}: only with --engine ray")
     for name in _BY_RAY if chosen.engine == "ray" else ():
         if getattr(chosen, name) is not None:
             flag = f"--{name.replace('_', '-')}"

@@ -6,6 +6,7 @@ import argparse
 import time
 from typing import Any
 
+from ftrain_launcher.commands.checks import at_least
 from ftrain_launcher.commands.options import Commands, add_command, add_job_options, print_json
 from ftrain_launcher.commands.text import print_line, print_table
 from ftrain_launcher.errors import ControllerAway, UsageError
@@ -67,6 +68,8 @@ def status(chosen: argparse.Namespace) -> int:
 
 def incidents(chosen: argparse.Namespace) -> int:
     """Print the incidents."""
+    if chosen.number is not None:
+        at_least("NUMBER", chosen.number, 1)
     folder = JobFolder.find(chosen.job)
     if chosen.number is not None:
         return _story(folder, chosen)

@@ -11,9 +11,7 @@ _WIDTH_MAX = 10_000
 
 def print_line(text: str) -> None:
     """One line on stdout, however long, as it is."""
-    from rich.console import Console
-
-    Console(highlight=False, soft_wrap=True).print(text, markup=False)
+    sys.stdout.write(f"{text}\n")
 
 
 def print_table(heads: list[str], rows: list[list[Any]]) -> None:

@@ -114,7 +114,7 @@ def _verdict(verdict: dict[str, Any], *, is_told: bool) -> Iterator[tuple[str, l
 
 
 def _sign(sign: dict[str, Any], detected: float) -> str:
-    return f"+{sign['time'] - detected:.3f} s  {sign['text']}"
+    return f"{sign['time'] - detected:+.3f} s  {sign['text']}"
 
 
 def _evidence(sign: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:

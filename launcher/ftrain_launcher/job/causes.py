@@ -5,8 +5,8 @@ signs are gathered until the generation has stopped, and then the likely cause i
 lost node explains everything; then a worker that was killed; then a store or a restore that failed; then an
 exception of the user's own code; then what the detector says, a mismatch before a hang; then an abort, with which
 libraries end a process whose peer is gone; and last the communication errors that all of these leave behind, or who
-ended without an error before the others, if nothing else explains these. What was only meant to happen, like moving
-ranks to another node, explains nothing.
+ended without an error before the others, if nothing else explains these, or if the detector says that the others wait
+for it. What was only meant to happen, like moving ranks to another node, explains nothing.
 """
 
 from __future__ import annotations
@@ -201,7 +201,8 @@ def classify(signs: Sequence[Sign]) -> Cause:
     named = min((s.time for s in signs if s.verdict is not None), default=math.inf)
     weights = [_weight(s, named) for s in signs]
     weight = min(weights)
-    if weight is _Weight.CONSEQUENCE and _Weight.ENDED in weights:
+    ended = {s.rank for s, of in zip(signs, weights, strict=True) if of is _Weight.ENDED}
+    if ended and (weight is _Weight.CONSEQUENCE or (weight is _Weight.HANG and ended & hanging(signs))):
         weight = _Weight.ENDED
     found = (s for s, of in zip(signs, weights, strict=True) if of is weight)
     causes = sorted(found, key=lambda s: (s.time, s.node, s.rank or 0))
@@ -218,6 +219,11 @@ def classify(signs: Sequence[Sign]) -> Cause:
         blame=_blame(first, weight),
         confidence=1.0 if first.verdict is None else first.verdict.confidence,
     )
+
+
+def hanging(signs: Sequence[Sign]) -> set[int | None]:
+    """Ranks that the others wait for, as the detector sees it."""
+    return {suspect.rank for sign in signs if sign.kind == Kind.HANG for suspect in sign.suspects}
 
 
 def _suspects(sign: Sign) -> Sequence[Suspect]:

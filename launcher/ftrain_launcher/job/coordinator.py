@@ -25,7 +25,7 @@ import msgspec
 
 from ftrain_launcher.engine_messages import FlushJob, HostLeaves, NodeGone, StopJob
 from ftrain_launcher.from_agent import Held, Join, RankHalted, Stopped, Trouble
-from ftrain_launcher.job.causes import GROWN, HARMLESS, MISFIT, NOT_CERTIFIED, Sign, describe
+from ftrain_launcher.job.causes import GROWN, HANGS, HARMLESS, MISFIT, NOT_CERTIFIED, Sign, describe
 from ftrain_launcher.job.events import (
     Command,
     ControllerRestarted,
@@ -52,8 +52,6 @@ from ftrain_launcher.to_agent import Shutdown
 class Coordinator(JobState):
     """The job: call `handle` with each event and the time it happened; carry out what it returns."""
 
-    # ---- the two doors
-
     def handle(self, event: Event, now: float) -> list[Command]:
         """Take in one event; return what must be done, in order."""
         if self.phase is not Phase.ENDED:
@@ -66,17 +64,6 @@ class Coordinator(JobState):
         elif isinstance(event, ControllerRestarted):
             self._ending.say()
         return self._orders.take()
-
-    def next_deadline(self) -> float | None:
-        """When `Tick` is due, if nothing else happens before."""
-        own = (self._ending.deadline, self._recruiting.deadline, self.durable.next_deadline(), self.halting.deadline)
-        shrinks = self._forming.deadline if self.phase is Phase.STOPPING else None
-        elastic = (self._recruiting.last_call, shrinks, self._growth.deadline)
-        deadlines = (self._roster.next_deadline(), *own, *elastic, self._flush_due())
-        return min((d for d in deadlines if d is not None), default=None)
-
-    def _flush_due(self) -> float | None:
-        return None if self.phase in (Phase.ENDING, Phase.ENDED) else self.flushing.next_deadline()
 
     # ---- events
 
@@ -313,7 +300,7 @@ class Coordinator(JobState):
         else:
             self._recruiting.succeeded()
             self._begin_again(sign, now, planned=sign.kind == MISFIT)
-            if sign.misses_a_peer:
+            if sign.misses_a_peer or sign.kind in HANGS:
                 self._history.recall(self._formed.ended)
 
     def _begin_again(self, sign: Sign, now: float, *, planned: bool = False) -> None:
@@ -360,7 +347,8 @@ class Coordinator(JobState):
     def _form_if_ready(self, now: float) -> None:
         match self._forming.decide(self._formed, now):
             case Generation() as generation:
-                self._begin(generation)
+                self._enter(generation)
+                self._forming.tell(generation)
             case Sign() as sign:
                 self._begin_again(sign, now)
             case Action() as action:
@@ -373,10 +361,6 @@ class Coordinator(JobState):
         self._formed = generation
         self._recruiting.succeeded()
         self._forming.begun(generation)
-
-    def _begin(self, generation: Generation) -> None:
-        self._enter(generation)
-        self._forming.tell(generation)
 
     # ---- the end
 

@@ -13,7 +13,7 @@ import msgspec
 from ftrain.link import Certified
 from ftrain_launcher.detect.patience import Call, Patience, WentOn
 from ftrain_launcher.detect.verdict import Kind, Verdict
-from ftrain_launcher.job.causes import Sign, classify, describe
+from ftrain_launcher.job.causes import Sign, classify, describe, hanging
 from ftrain_launcher.job.complaints import Complaint, Complaints
 from ftrain_launcher.job.demotion import Demotion, demotion_of, doubt_of
 from ftrain_launcher.job.formation import Start
@@ -57,6 +57,11 @@ class History:
         """Who had ended before something broke, which had seemed in order until then."""
         if self.log.forming is not None:
             self.log.forming.signs.extend(ended)
+
+    def may_miss(self, rank: int) -> bool:
+        """Whether what broke is that others miss a peer, or wait for this rank."""
+        signs = self.log.forming.signs if self.log.forming is not None else ()
+        return rank in hanging(signs) or any(sign.misses_a_peer for sign in signs)
 
     def judge(self, start: Start, now: float) -> Judgement:
         """Everybody who is left has said what he holds and what broke: go on from ``start``, or end."""

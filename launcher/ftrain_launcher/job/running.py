@@ -184,8 +184,8 @@ class Running:
             return self._misfit(event, now) or sign_of_exit(event, now)
         ended = sign_of_exit(event, now)
         if stopping:
-            # What others raised, whom it left alone, may have been heard before.
-            return None if event.finished else ended
+            # What others raised, whom it left alone, may have been heard before; and that they wait for it.
+            return None if event.finished and not self._history.may_miss(event.rank) else ended
         generation.ended.append(ended)
         if ranks.finish(rank):
             self._settle(generation, now)

@@ -127,6 +127,21 @@ class JobState:
         """Its ranks."""
         return self._formed.ranks.by_number
 
+    def next_deadline(self) -> float | None:
+        """When `Tick` is due, if nothing else happens before."""
+        deadlines = (
+            self._roster.next_deadline(),
+            self._recruiting.deadline,
+            self._recruiting.last_call,
+            self._forming.deadline if self.phase is Phase.STOPPING else None,
+            self._growth.deadline,
+            self.durable.next_deadline(),
+            self.halting.deadline,
+            None if self.phase in (Phase.ENDING, Phase.ENDED) else self.flushing.next_deadline(),
+            self._ending.deadline,
+        )
+        return min((d for d in deadlines if d is not None), default=None)
+
     @property
     def exit_code(self) -> int:
         """How the job ends."""

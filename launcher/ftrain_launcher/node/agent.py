@@ -174,7 +174,7 @@ class Agent:
                     stand = await _hear(socket, OPENING_SECONDS_MAX)
                     if not isinstance(stand, Stand):
                         continue
-                    if not stand.leads or stand.term < self._runner.term:
+                    if not stand.leads or stand.term < self._runner.standing.term:
                         await self._vote(socket, search, candidate, stand)
                         return False
                     self._obey_from(stand.term)
@@ -192,12 +192,12 @@ class Agent:
         await socket.send_bytes(_encode(self._runner.join()))
         while (left := deadline - time.monotonic()) > 0:
             match await _hear(socket, left):
-                case Elect(term) if term > self._runner.term:
+                case Elect(term) if term > self._runner.standing.term:
                     self._obey_from(term)
                     search.found(candidate)
                     await socket.send_bytes(_encode(self._runner.join()))
-                case Recall() if self._runner.accepted is not None:
-                    await socket.send_bytes(_encode(Recalled(self._runner.node, self._runner.accepted)))
+                case Recall() if self._runner.standing.accepted is not None:
+                    await socket.send_bytes(_encode(Recalled(self._runner.node, self._runner.standing.accepted)))
                 case Stand(_, _, leader):
                     search.hear_of(leader)
                     return
@@ -206,7 +206,7 @@ class Agent:
 
     def _obey_from(self, term: int) -> None:
         """What an older controller wanted, and was not begun yet, is not done any more."""
-        if term > self._runner.term:
+        if term > self._runner.standing.term:
             while not self._wishes.empty():
                 self._wishes.get_nowait()
             self._runner.promise(term)

@@ -1,4 +1,4 @@
-"""An agent's side of its node's snapshot daemon: start it, adopt it, call it, start it again when it dies.
+"""The process of a node's snapshot daemon, for its agent: start it, adopt it, call it, end it.
 
 The daemon outlives the agent, so it runs in a session of its own, and a new agent adopts it by its socket. Its
 calls block, so they run in a thread, one at a time. One that a signal has stopped (SIGSTOP) is killed: what it keeps
@@ -21,10 +21,8 @@ from ftrain_launcher.jobs import JobRecord, TlsFiles
 from ftrain_launcher.processes import nursery
 from ftrain_launcher.processes.linux import is_stopped, send_signal
 from ftrain_launcher.processes.pidfds import PidHandle
-from ftrain_launcher.to_agent import Form
 from ftrain_snapshot.client import DaemonClient
 from ftrain_snapshot.errors import DaemonLost, SnapshotError
-from ftrain_snapshot.membership import Membership
 
 _CALL_TIMEOUT_SECONDS = 10.0
 _DEATH_SEEN_SECONDS = 2.0
@@ -96,7 +94,8 @@ class DaemonKeeper:
                 pid = nursery.start(self._folder.parent, "ftrain_snapshot.daemon", arguments, descriptors)
             words = said.readline().split()
         if len(words) != 2 or words[0] != b"ready":
-            _kill(pid)
+            send_signal(pid, signal.SIGKILL)
+            _bury(pid)
             return False
         self.pid, self.port = pid, int(words[1])
         if self._client is not None:
@@ -153,26 +152,6 @@ class DaemonKeeper:
                 raise DaemonFailed(f"the snapshot daemon of {self._node}: {error}") from error
         raise DaemonFailed(f"the snapshot daemon of {self._node} does not answer: {last}") from last
 
-    async def configure(self, form: Form, *, resumed: bool = False) -> None:
-        """Have it serve this generation; ``resumed``: whose workers run already. Raises DaemonFailed."""
-        membership = Membership(
-            generation=form.generation,
-            position=form.position,
-            lanes=form.work.nproc_per_node,
-            parity=form.work.parity,
-            peers=form.peers,
-            restore=form.restore,
-            origin=form.origin,
-            older=form.older,
-            resumed=resumed,
-            groups=form.groups,
-            codec=form.work.codec,
-            protect_bytes_per_second=form.work.protect_bytes_per_second,
-            durable_every=form.work.durable.every if form.work.durable is not None else 0,
-            durable_newest=form.durable_newest,
-        )
-        await self.call(lambda client: client.configure(membership))
-
     async def stop(self, grace_seconds: float) -> None:
         """Ask it to end and to give its memory back; kill it if it does not."""
         self._unwatch()
@@ -213,12 +192,6 @@ async def _kill_if_stopped(pid: int) -> None:
         await asyncio.sleep(STOPPED_LOOK_SECONDS)
     _logger.warning("event=daemon_stopped pid=%d", pid)
     send_signal(pid, signal.SIGKILL)
-
-
-def _kill(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-    _bury(pid)
 
 
 def _bury(pid: int) -> None:

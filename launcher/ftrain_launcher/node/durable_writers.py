@@ -7,12 +7,12 @@ limit and what its exit code means are `ftrain.durable.writer`'s; the last line 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 
 from ftrain_launcher.errors import SpawnFailed, WorkersWillNotDie, ZygoteFailed
-from ftrain_launcher.from_agent import DurableEnded, FromAgent
+from ftrain_launcher.from_agent import DurableEnded
 from ftrain_launcher.jobs import JobRecord
+from ftrain_launcher.node.told import Tell
 from ftrain_launcher.processes.output import last_lines
 from ftrain_launcher.processes.spawning import Exited, Spawn
 from ftrain_launcher.processes.workers import WorkerHost
@@ -26,9 +26,7 @@ _logger = logging.getLogger(__name__)
 class DurableWriters:
     """One node's writers, of which one at most runs."""
 
-    def __init__(
-        self, job: JobRecord, node: str, host: WorkerHost, tell: Callable[[FromAgent, tuple[object, ...]], None]
-    ) -> None:
+    def __init__(self, job: JobRecord, node: str, host: WorkerHost, tell: Tell) -> None:
         self._job, self._node, self._host, self._tell = job, node, host, tell
         self._folder = Path(job.arena_folder) / node
         self._log = Path(job.config.work.log_folder) / f"durable-{node}.log"

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 
 import psutil
@@ -20,7 +20,6 @@ from ftrain import link
 from ftrain_launcher.from_agent import (
     ArenaShort,
     Failure,
-    FromAgent,
     RankHalted,
     RankRestored,
     RankState,
@@ -35,6 +34,7 @@ from ftrain_launcher.jobs import JobRecord
 from ftrain_launcher.node.links import LinkServer
 from ftrain_launcher.node.state import WorkerRecord
 from ftrain_launcher.node.staying import Seen, Waiting, WaitingRoom, can_stay
+from ftrain_launcher.node.told import Tell
 from ftrain_launcher.node.warm_standbys import Standbys
 from ftrain_launcher.node.worker_output import WorkerOutput
 from ftrain_launcher.node.worker_spawn import worker_spawn
@@ -54,9 +54,6 @@ _UNLIKE = (
     "keep in different orders what all ranks hold the same: give optimizers their parameters, and ctx.track its "
     "objects, in one order on all ranks; lists, not sets"
 )
-
-Tell = Callable[[FromAgent, tuple[object, ...]], None]
-"""Tells the controller something; by its key it can be told again."""
 
 
 class _Worker:
@@ -184,25 +181,37 @@ class NodeWorkers:
             if worker.pid is not None and worker.record.id not in self._host.running:
                 self.exited(Exited(worker.record.id, worker.record.pid, None, signal.SIGKILL))
 
-    async def stop(self, message: Stop | None = None, kept: Collection[str] = ()) -> int:
-        """Have those leave that can stay, kill all others; returns how many stay, when the others are gone.
+    async def stop(self, message: Stop, kept: Collection[str]) -> None:
+        """Have those leave that can stay; kill all else that the zygote runs, but for standbys and what is ``kept``.
 
-        Whatever else the zygote runs is killed too, but for standbys and what is ``kept``; without a message these as
-        well. What dies of that was killed by us and is no sign of anything. What is dead already is, though nobody may
-        have told yet: its peers' errors can be quicker than the kernel's word of its end.
+        Returns when the others are gone.
         """
-        leaving = [w for w in self._workers.values() if message is not None and self._is_asked_to_leave(w, message)]
+        leaving = [w for w in self._workers.values() if self._is_asked_to_leave(w, message)]
+        await self._end(leaving, {*kept, *self._waiting.ids, *self._standbys.starting})
+
+    async def end_all(self) -> None:
+        """Kill all, and those that wait for a place, too; returns when they are gone."""
+        await self._end([], set())
+
+    async def _end(self, leaving: Collection[_Worker], spared: set[str]) -> None:
+        """What dies of this was killed by us and is no sign of anything.
+
+        What is dead already is, though nobody may have told yet: its peers' errors can be quicker than the kernel's
+        word of its end.
+        """
         for worker in self._workers.values():
             if worker not in leaving and worker.pid is not None and not has_ended(worker.pid):
                 worker.pid = None
-        spared = {w.record.id for w in leaving}
-        if message is not None:
-            spared |= {*kept, *self._waiting.ids, *self._standbys.starting}
+        spared |= {w.record.id for w in leaving}
         await self._host.kill_all_now([id for id in self._host.running if id not in spared])
         await self._wait_until_left(leaving)
         for worker in self._workers.values():
             self._output.finish(self.generation, worker.record.rank)
         self._workers.clear()
+
+    @property
+    def staying(self) -> int:
+        """Workers that have left their generation, and wait for a place in the next one."""
         return self._waiting.stayed
 
     def _is_asked_to_leave(self, worker: _Worker, stop: Stop) -> bool:
@@ -219,7 +228,7 @@ class NodeWorkers:
         process.close()
         return can_stay(seen) and self._links.say(worker.pid, link.Leave(stop.generation))
 
-    async def _wait_until_left(self, leaving: list[_Worker]) -> None:
+    async def _wait_until_left(self, leaving: Collection[_Worker]) -> None:
         """Who does not leave within the grace time is killed."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._job.config.work.abort_grace_seconds):

@@ -70,9 +70,9 @@ class WaitingRoom:
         """It waits from now on."""
         self._all[one.id] = one
 
-    def remove(self, id: str) -> bool:
-        """It has ended, or has been given a place; whether it was here."""
-        return self._all.pop(id, None) is not None
+    def remove(self, id: str) -> None:
+        """It has ended, if it was here."""
+        self._all.pop(id, None)
 
     def take(self, lane: int, argv: tuple[str, ...]) -> Waiting | None:
         """The process for a lane; None: there is none for it. A standby was started with some lane's arguments."""
