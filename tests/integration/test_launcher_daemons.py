@@ -1,4 +1,4 @@
-"""A snapshot daemon that a signal has stopped is replaced: what it kept lies in memory, and its node is kept."""
+"""A snapshot daemon that stands still is replaced: what it kept lies in memory, and its node is kept."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import msgspec
 import pytest
+from freezer import frozen
 from stages import stop
 from unit.coordinator_job import config
 
@@ -36,15 +38,25 @@ def keeper(folder: Path, logs: Path, on_death: Callable[[], None] = lambda: None
     return DaemonKeeper(record, "node-0", folder / "node-0", secret, on_death)
 
 
-def test_who_asks_a_stopped_daemon_is_answered_by_another_one(folder: Path, tmp_path: Path) -> None:
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """By a signal."""
+    stop(pid)
+    yield
+
+
+@pytest.mark.parametrize("stuck", [stopped, frozen])
+def test_who_asks_a_daemon_that_is_stuck_is_answered_by_another_one(
+    folder: Path, tmp_path: Path, stuck: Callable[[int], AbstractContextManager[None]]
+) -> None:
     async def ask() -> None:
         starting: list[asyncio.Task[None]] = []
         node = keeper(folder, tmp_path, lambda: starting.append(asyncio.create_task(node.start())))
         await node.start()
         pid, port = node.pid, node.port
         assert pid is not None
-        stop(pid)
-        found = await node.call(lambda client: client.inventory(urgent=True))
+        with stuck(pid):
+            found = await node.call(lambda client: client.inventory(urgent=True))
         assert found.holdings == ()
         assert (node.pid != pid, node.port) == (True, port)
         await node.stop(10.0)

@@ -1,8 +1,9 @@
 """The process of a node's snapshot daemon, for its agent: start it, adopt it, call it, end it.
 
 The daemon outlives the agent, so it runs in a session of its own, and a new agent adopts it by its socket. Its
-calls block, so they run in a thread, one at a time. One that a signal has stopped (SIGSTOP) is killed: what it keeps
-lies in shared memory, where the next one finds it, while a node whose daemon says nothing would be given up.
+calls block, so they run in a thread, one at a time. One that a signal has stopped (SIGSTOP), or that does not answer
+for so long that it must hang, is killed: what it keeps lies in shared memory, where the next one finds it, while
+nothing is protected by a daemon that hangs, and its node would be given up at the next fault.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import signal
 from collections.abc import Callable
@@ -21,14 +23,17 @@ from ftrain_launcher.jobs import JobRecord, TlsFiles
 from ftrain_launcher.processes import nursery
 from ftrain_launcher.processes.linux import is_stopped, send_signal
 from ftrain_launcher.processes.pidfds import PidHandle
+from ftrain_launcher.rings.starvation import waited_seconds
 from ftrain_snapshot.client import DaemonClient
 from ftrain_snapshot.errors import DaemonLost, SnapshotError
 
 _CALL_TIMEOUT_SECONDS = 10.0
 _DEATH_SEEN_SECONDS = 2.0
 """At most: a cut line is noticed before the death behind it, if there is one."""
-STOPPED_LOOK_SECONDS = 1.0
+LOOK_SECONDS = 1.0
 """Between looks at a daemon that has not answered yet; most calls take milliseconds."""
+HUNG_SECONDS = 8.0
+"""Without an answer, those not counted in which it waited for a processor: it is killed, before the call is over."""
 T = TypeVar("T")
 _logger = logging.getLogger(__name__)
 
@@ -45,6 +50,8 @@ class DaemonKeeper:
     ) -> None:
         self.pid: int | None = None
         self.port = 0
+        self.killed_since = ""
+        """Why the one before had to be killed; empty: it was not, or another one is up."""
         self._job, self._node, self._folder, self._secret = job, node, node_folder, secret
         self._log = Path(job.config.work.log_folder) / f"daemon-{node}.log"
         self._on_death = on_death
@@ -57,7 +64,7 @@ class DaemonKeeper:
         """Take over a daemon that runs already; False if it is gone."""
         client = self._client = DaemonClient(self._folder, role="agent", timeout_seconds=_CALL_TIMEOUT_SECONDS)
         try:
-            await _answer(client.status, pid)
+            await self._answer(client.status, pid)
         except (SnapshotError, TimeoutError):
             return False
         self.pid, self.port = pid, port
@@ -104,6 +111,7 @@ class DaemonKeeper:
         return True
 
     def _is_up(self, pid: int) -> None:
+        self.killed_since = ""
         self._down.clear()
         self._up.set()
         try:
@@ -142,7 +150,7 @@ class DaemonKeeper:
                 async with self._lock:
                     client = self._client
                     assert client is not None
-                    return await _answer(partial(question, client), self.pid)
+                    return await self._answer(partial(question, client), self.pid)
             except DaemonLost as error:
                 last = error
                 if client is self._client:  # no other daemon has taken its place yet
@@ -152,12 +160,34 @@ class DaemonKeeper:
                 raise DaemonFailed(f"the snapshot daemon of {self._node}: {error}") from error
         raise DaemonFailed(f"the snapshot daemon of {self._node} does not answer: {last}") from last
 
+    async def _answer(self, question: Callable[[], T], pid: int | None, *, hung_seconds: float = HUNG_SECONDS) -> T:
+        """What the daemon says. If it is stuck, it is killed: then the line is cut, and this raises DaemonLost."""
+        looking = asyncio.create_task(self._kill_if_stuck(pid, hung_seconds)) if pid is not None else None
+        try:
+            return await asyncio.to_thread(question)
+        finally:
+            if looking is not None:
+                looking.cancel()
+
+    async def _kill_if_stuck(self, pid: int, hung_seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        asked_at, starved, reason = loop.time(), _starved_seconds(pid), ""
+        while not reason:
+            await asyncio.sleep(LOOK_SECONDS)
+            if is_stopped(pid):
+                reason = "a signal had stopped it"
+            elif loop.time() - asked_at - (_starved_seconds(pid) - starved) >= hung_seconds:
+                reason = f"it had not answered for {hung_seconds:g} s"
+        _logger.warning("event=daemon_killed pid=%d reason=%r", pid, reason)
+        self.killed_since = reason
+        send_signal(pid, signal.SIGKILL)
+
     async def stop(self, grace_seconds: float) -> None:
         """Ask it to end and to give its memory back; kill it if it does not."""
         self._unwatch()
         if self._client is not None:
             with contextlib.suppress(SnapshotError, TimeoutError):
-                await _answer(self._client.shutdown, self.pid)
+                await self._answer(self._client.shutdown, self.pid, hung_seconds=math.inf)  # it gives back much
         if self.pid is not None:
             await self._await_end(self.pid, grace_seconds)
         if self._client is not None:
@@ -176,22 +206,11 @@ class DaemonKeeper:
         _bury(pid)
 
 
-async def _answer(question: Callable[[], T], pid: int | None) -> T:
-    """What the daemon says. If it was stopped, it is killed: then the line is cut, and this raises DaemonLost."""
-    looking = asyncio.create_task(_kill_if_stopped(pid)) if pid is not None else None
+def _starved_seconds(pid: int) -> float:
     try:
-        return await asyncio.to_thread(question)
-    finally:
-        if looking is not None:
-            looking.cancel()
-
-
-async def _kill_if_stopped(pid: int) -> None:
-    await asyncio.sleep(STOPPED_LOOK_SECONDS)
-    while not is_stopped(pid):
-        await asyncio.sleep(STOPPED_LOOK_SECONDS)
-    _logger.warning("event=daemon_stopped pid=%d", pid)
-    send_signal(pid, signal.SIGKILL)
+        return waited_seconds(Path(f"/proc/{pid}/schedstat").read_bytes())
+    except OSError:
+        return 0.0
 
 
 def _bury(pid: int) -> None:

@@ -58,6 +58,7 @@ class NodeDaemon:
     async def replace(self, standing: Standing) -> bool:
         """Start another one after it has died, and say so; False: the generation cannot go on with it."""
         began, port = time.monotonic(), self.port
+        killed_since = self._keeper.killed_since
         try:
             await self._start(standing)
         except DaemonFailed as error:
@@ -68,6 +69,8 @@ class NodeDaemon:
             self._tell(Trouble(self._node, standing.generation, "form_failed", reason), ("trouble",))
             return False
         reason = f"restarted in {time.monotonic() - began:.2f} s, as pid {self.pid}"
+        if killed_since:
+            reason = f"killed, since {killed_since}; {reason}"
         self._tell(Trouble(self._node, standing.generation, "daemon_exit", reason), ("daemon_exit", began))
         return True
 
