@@ -104,6 +104,7 @@ class Keeper:
     def __init__(self, port: int = 0, moves_to: int | None = 0) -> None:
         self.pid: int | None = None
         self.port, self._moves_to = port, moves_to
+        self.killed_since = ""
         self.configured: list[int] = []
 
     async def adopt(self, pid: int, port: int) -> bool:
@@ -112,7 +113,7 @@ class Keeper:
     async def start(self) -> None:
         if self._moves_to is None:
             raise DaemonFailed("the snapshot daemon of node-0 does not start")
-        self.pid, self.port = 7, self._moves_to or self.port
+        self.pid, self.port, self.killed_since = 7, self._moves_to or self.port, ""
 
     async def call(self, question: Any) -> None:
         question(self)
@@ -143,3 +144,13 @@ def test_a_generation_goes_on_with_a_new_daemon_only_on_its_port(
     ((trouble, _),) = said
     assert isinstance(trouble, Trouble)
     assert (trouble.kind, trouble.generation) == (kind, 3)
+
+
+def test_a_daemon_that_had_to_be_killed_is_told_with_the_reason(standing: Standing) -> None:
+    said: list[tuple[FromAgent, Key]] = []
+    keeper = Keeper(4321)
+    keeper.killed_since = "a signal had stopped it"
+    assert asyncio.run(daemon(keeper, said).replace(standing))
+    ((trouble, _),) = said
+    assert isinstance(trouble, Trouble)
+    assert trouble.reason.startswith("killed, since a signal had stopped it; restarted in")
