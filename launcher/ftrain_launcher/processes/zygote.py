@@ -41,8 +41,9 @@ _QUIET_SECONDS = 0.5
 """Without a request, before the next later import: a generation's workers are asked for one after the other."""
 _FORKED_ZYGOTE_SECONDS = 30.0
 """The same after a zygote was forked off: its workers and imports come first, and only its successor lacks these."""
-_ROOT_SHARE, _SLICE_SECONDS = 0.2, 0.005
-"""Of a processor: what the later imports of a zygote take that has forked off others, whose workers train by then."""
+_ROOT_SHARE, _SLICE_SECONDS = 0.05, 0.005
+"""Of a processor: what the later imports of a zygote take that has forked off others, whose workers train by then, or
+are in the middle of a recovery."""
 
 
 @dataclass(frozen=True, kw_only=True)
