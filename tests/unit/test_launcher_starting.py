@@ -20,7 +20,7 @@ NUMBERS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
 
 @pytest.fixture(autouse=True)
 def _handlers() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in NUMBERS}
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in NUMBERS}  # the tests may run under nohup
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

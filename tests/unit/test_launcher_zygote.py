@@ -83,7 +83,7 @@ def test_the_command_keeps_the_working_folder_out_of_the_imports(tmp_path: Path)
 @pytest.mark.parametrize(
     ("zygotes", "used_seconds", "wanted", "kill_at", "pauses"),
     [
-        ({7}, 0.010, (), None, [0.04]),  # so that it takes a fifth of a processor
+        ({7}, 0.010, (), None, [0.19]),  # so that it takes a twentieth of a processor
         ({7}, 0.001, (), None, []),
         (set(), 0.010, (), None, []),  # its own workers lack these modules
         ({7}, 0.010, ("fork",), None, []),
