@@ -206,7 +206,7 @@ class JobFolder:
         except OSError as error:
             raise JobNotFound(f"{jobs}: {error.strerror or error}; set FTRAIN_HOME to another state folder") from error
         if name is not None:
-            found = [f for f in found if f._created() and f.record().name == name]
+            found = [f for f in found if (record := f._readable()) is not None and record.name == name]
         if not found:
             raise JobNotFound(
                 f"no job under {jobs}: start one with 'ftrain run'"
@@ -220,22 +220,24 @@ class JobFolder:
         """What the job is. Raises RecordDamaged, OSError."""
         return _decode(self.path / "job.json", JobRecord)
 
+    def _readable(self) -> JobRecord | None:
+        """What the job is; None: its record is damaged."""
+        try:
+            return self.record()
+        except RecordDamaged:
+            return None
+
     def _created(self) -> float:
         """When; nothing that cannot be read is the newest."""
-        try:
-            return self.record().created
-        except RecordDamaged:
-            return 0.0
+        record = self._readable()
+        return record.created if record is not None else 0.0
 
     def is_running(self) -> bool:
         """Has it neither ended nor, as far as can be seen from here, lost its launcher?"""
         if (self.path / "result.json").exists() or not (self.path / "job.json").exists():
             return False
-        try:
-            record = self.record()
-        except RecordDamaged:
-            return False
-        return not record.is_here() or Path(f"/proc/{record.launcher_pid}").exists()
+        record = self._readable()
+        return record is not None and (not record.is_here() or Path(f"/proc/{record.launcher_pid}").exists())
 
     def has_controller(self) -> bool:
         """Does the job's controller run on this host?"""
