@@ -27,6 +27,8 @@ from ftrain_snapshot.frames import decode
 _MANIFEST: msgspec.msgpack.Decoder[Manifest] = msgspec.msgpack.Decoder(Manifest)
 _LAYOUT: msgspec.msgpack.Decoder[Layout] = msgspec.msgpack.Decoder(Layout)
 _LOGICAL: msgspec.msgpack.Decoder[Logical] = msgspec.msgpack.Decoder(Logical)
+_REASON: msgspec.msgpack.Decoder[str] = msgspec.msgpack.Decoder(str)
+"""Of a `Logical` that is none."""
 _BYTES_MAX = 1 << 56
 
 
@@ -105,7 +107,10 @@ def read_logical(content: Manifest | _Outline) -> RankState:
 
     Raises StateInconsistent if it was not described, with the reason.
     """
-    logical = _logical(content)
+    try:
+        logical = decode(_LOGICAL, content.logical)
+    except ProtocolError as error:
+        raise StateInconsistent(f"what rank {content.rank} says of its tensors cannot be read: {error}") from error
     if isinstance(logical, str):
         raise StateUndescribed(f"rank {content.rank} could not describe its state for another world: {logical}")
     if logical.rank != content.rank:
@@ -114,16 +119,14 @@ def read_logical(content: Manifest | _Outline) -> RankState:
 
 
 def read_refusal(content: Manifest | _Outline) -> str | None:
-    """Why the rank's state was not described; None: it was. Raises StateInconsistent."""
-    logical = _logical(content)
-    return logical if isinstance(logical, str) else None
+    """Why the rank's state was not described; None: it was.
 
-
-def _logical(content: Manifest | _Outline) -> Logical:
+    A description is not read: that takes milliseconds where there are thousands of tensors, in each recovery.
+    """
     try:
-        return decode(_LOGICAL, content.logical)
-    except ProtocolError as error:
-        raise StateInconsistent(f"what rank {content.rank} says of its tensors cannot be read: {error}") from error
+        return decode(_REASON, content.logical)
+    except ProtocolError:
+        return None
 
 
 def read_tree(packed: Any, tensors: Sequence[Any]) -> dict[str, Any]:
