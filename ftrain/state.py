@@ -335,3 +335,21 @@ def _as_saved(saved: Any, loaded: Any) -> Any:
         items = [_as_saved(mine, its) for mine, its in zip(saved, loaded, strict=True)]
         return deque(items, saved.maxlen) if isinstance(saved, deque) else type(saved)(items)
     return saved if isinstance(saved, str) else loaded  # a text has become that of the generator that was to copy it
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """All that is in it, in dictionaries and lists within each other."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple | deque):
+        for each in value:
+            yield from leaves(each)
+    else:
+        yield value
+
+
+def has_elements(value: Any) -> bool:
+    """A tensor of several elements is in it, or what stands for a part of one."""
+    return any(
+        isinstance(each, Part) or (isinstance(each, torch.Tensor) and each.numel() > 1) for each in leaves(value)
+    )

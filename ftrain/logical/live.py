@@ -45,7 +45,7 @@ from ftrain.logical.placements import (
 from ftrain.logical.rules import NamedMesh, Rule, Rules
 from ftrain.logical.state import LogicalTensor, RankState
 from ftrain.sharded import local_of
-from ftrain.state import TensorKey, parameters_of, tensor_key
+from ftrain.state import TensorKey, has_elements, parameters_of, tensor_key
 
 TRANSPARENT = ("_orig_mod", "_checkpoint_wrapped_module")
 """Under these names torch.compile and activation checkpointing keep the module that they wrap."""
@@ -179,10 +179,15 @@ class _Description:
                 self._add_alone(f"{name}.params.{index}", parameter)
             owner, placed = self._known[id(parameter)]
             for key, value in optimizer.state.get(parameter, {}).items():
+                full = f"{name}.{owner}.{key}"
                 if isinstance(value, Tensor):
-                    full = f"{name}.{owner}.{key}"
                     self._put(full, value, self._beside(full, value, parameter, placed), like=owner)
                     self.aliases |= {f"{name}.{alias}.{key}": full for alias in also.get(owner, ())}
+                elif sharded(placed.cuts) and has_elements(value):
+                    raise LayoutInvalid(
+                        f"{full} has tensors within it, and its parameter is sharded: no layout says how to cut these; "
+                        "make them values of the parameter's state themselves"
+                    )
         self.parameters[name] = tuple(self._known[id(parameter)][0] for parameter in parameters)
 
     def _add_alone(self, name: str, parameter: Tensor) -> None:

@@ -30,7 +30,17 @@ from ftrain.reshard.describer import Describer
 from ftrain.reshard.origin import OldWorld
 from ftrain.reshard.said import Said
 from ftrain.reshard.tensors import TensorReader
-from ftrain.reshard.values import Kept, agreed, by_parameter, derived_rng, group_settings, holds
+from ftrain.reshard.values import (
+    Kept,
+    agreed,
+    by_parameter,
+    check_within,
+    derived_rng,
+    empty_group_settings,
+    group_settings,
+    holds,
+    settings_of,
+)
 from ftrain.restore import LARGE_BYTES
 from ftrain.shards import Part
 from ftrain.state import load_state
@@ -189,19 +199,27 @@ class Restoring:
             for alias, first in aliases.items():
                 if (one := kept.get(first) or kept.get(alias)) is not None:
                     kept |= {alias: kept.get(alias, one), first: kept.get(first, one)}
+        check_within(name, kept, (*worlds, live))
         names = iter(enumerate(live.parameters[name]))
         groups: list[dict[str, Any]] = []
         states: dict[int, dict[str, Any]] = {}
         for number, group in enumerate(optimizer.param_groups):
             inside = dict(islice(names, len(group["params"])))
-            settings = group_settings(name, number, list(inside.values()), kept)
-            taken = self._of(settings, settings.settings if settings else {})
+            taken = self._settings(name, number, list(inside.values()), kept)
             own = {key: group[key] for key in _KERNELS if key in group}
-            groups.append({**taken, **own, "params": list(inside)})
+            before = {} if inside else settings_of(group)
+            groups.append({**before, **taken, **own, "params": list(inside)})
             for index, parameter in inside.items():
                 if values := {**made[parameter], **self._of(kept[parameter], kept[parameter].values)}:
                     states[index] = values
         load_state(name, optimizer, {"state": {"state": states, "param_groups": groups}})
+
+    def _settings(self, name: str, number: int, parameters: Sequence[str], kept: Mapping[str, Kept]) -> dict[str, Any]:
+        """Of a new group. One without parameters has some all the same: a scheduler goes on from them."""
+        found = group_settings(name, number, parameters, kept)
+        if found is None:
+            found = empty_group_settings(number, self._states(self._distinct(name), name))
+        return {} if found is None else self._of(found, found.settings)
 
     def _kept_by(self, name: str, ranks: Iterable[int]) -> dict[str, Kept]:
         worlds = self.old.world.states

@@ -19,7 +19,9 @@ import xxhash
 from torch import Tensor
 
 from ftrain.errors import StateMismatch
+from ftrain.logical.state import RankState
 from ftrain.shards import Part
+from ftrain.state import has_elements, leaves
 
 _NAMES = ("params", "param_names")
 """Of a parameter group: what is not a setting."""
@@ -51,11 +53,7 @@ def difference(left: Any, right: Any, path: str) -> str | None:
 
 def holds(value: Any, kind: type) -> bool:
     """Something of that kind is in it: a tensor, or a part of a sharded one, which means nothing in another world."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list | tuple | deque):
-        return any(holds(each, kind) for each in value)
-    return isinstance(value, kind)
+    return any(isinstance(each, kind) for each in leaves(value))
 
 
 def agreed(name: str, values: Mapping[int, Any], per_rank: bool, rank: int) -> int:
@@ -109,13 +107,35 @@ def by_parameter(name: str, ranks: Iterable[tuple[int, Any, Sequence[str]]]) -> 
     return found
 
 
+def settings_of(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a parameter group: all but its parameters."""
+    return {key: value for key, value in group.items() if key not in _NAMES}
+
+
 def _of_rank(rank: int, state: Any, names: Sequence[str]) -> Iterable[tuple[str, Kept]]:
     for group in state["param_groups"]:
-        settings = {key: value for key, value in group.items() if key not in _NAMES}
+        settings = settings_of(group)
         for index in group["params"]:
             values = state["state"].get(index, {}).items()
             plain = {key: value for key, value in values if not isinstance(value, Tensor | Part)}
             yield names[index], Kept(rank, settings, plain)
+
+
+def check_within(name: str, kept: Mapping[str, Kept], states: Iterable[RankState]) -> None:
+    """Tensors within a list or dictionary of an optimizer's state have no layout, so they cannot be cut otherwise.
+
+    ``states``: of the ranks of both worlds. Raises StateMismatch for those of a parameter of which a rank has a part.
+    """
+    within = {
+        parameter: key for parameter, one in kept.items() for key, value in one.values.items() if has_elements(value)
+    }
+    for state in states if within else ():
+        for tensor in state.tensors:
+            if tensor.name in within and tensor.local_shape != tensor.shape:
+                raise StateMismatch(
+                    f"{name} has tensors within {within[tensor.name]!r} of its state of {tensor.name}, of which ranks "
+                    "have parts: another world can take over only those that are values of the state themselves"
+                )
 
 
 def group_settings(name: str, number: int, parameters: Sequence[str], kept: Mapping[str, Kept]) -> Kept | None:
@@ -133,6 +153,22 @@ def group_settings(name: str, number: int, parameters: Sequence[str], kept: Mapp
             raise StateMismatch(
                 f"{where} of {parameters[0]} and of {parameter} differ in the snapshot: here they are in one group"
             )
+    return first
+
+
+def empty_group_settings(number: int, states: Mapping[int, Any]) -> Kept | None:
+    """The settings of a new group without parameters: what all old ranks have that have one of this number.
+
+    None: they have none, or differ, as a pipeline's stages may that group in ways of their own.
+    """
+    first: Kept | None = None
+    for rank, state in states.items():
+        if number >= len(state["param_groups"]):
+            continue
+        one = Kept(rank, settings_of(state["param_groups"][number]), {})
+        first = first or one
+        if difference(first.settings, one.settings, "") is not None:
+            return None
     return first
 
 

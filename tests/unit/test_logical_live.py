@@ -82,6 +82,19 @@ def test_factored_state_of_a_sharded_parameter_needs_a_rule_of_its_own() -> None
     )
 
 
+def test_tensors_within_the_state_of_a_sharded_parameter_cannot_be_described() -> None:
+    """They would be taken from one rank for all, as values that are no tensors are."""
+    model = nn.Linear(2, 2, bias=False)
+    optimizer = stepped(list(model.parameters()))
+    optimizer.state[model.weight]["momenta"] = {"counted": [torch.tensor(1)]}
+    sharded, whole = (Rules({"*.weight": rule}) for rule in ("tp: shard(0)", "replicate"))
+    describe({"net": model, "opt": optimizer}, 1, 2, sharded, MESH)
+    optimizer.state[model.weight]["momenta"]["first"] = [torch.zeros(2, 2)]
+    with pytest.raises(LayoutInvalid, match=r"opt\.net\.weight\.momenta has tensors within it, and its parameter is"):
+        describe({"net": model, "opt": optimizer}, 1, 2, sharded, MESH)
+    describe({"net": model, "opt": optimizer}, 1, 2, whole, MESH)
+
+
 def test_parameters_that_no_module_has_are_named_by_their_number() -> None:
     model = nn.Linear(3, 2, bias=False)
     optimizer = stepped([model.weight, nn.Parameter(torch.zeros(2))])

@@ -8,9 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from logical_worlds import Made
 
 from ftrain.errors import StateMismatch
-from ftrain.reshard.values import agreed, by_parameter, derived_rng, difference, group_settings, holds
+from ftrain.logical.placements import Shard, Spread
+from ftrain.logical.state import RankState
+from ftrain.reshard.values import (
+    agreed,
+    by_parameter,
+    check_within,
+    derived_rng,
+    difference,
+    empty_group_settings,
+    group_settings,
+    holds,
+)
 from ftrain.rng import rng_state, set_rng_state
 from ftrain.shards import Mesh, Part, ShardSpec
 
@@ -74,6 +86,34 @@ def test_settings_and_state_of_stages_come_by_the_parameters_name() -> None:
         group_settings("sgd", 1, ["a", "c"], kept)
     with pytest.raises(StateMismatch, match="sgd has the parameter d, which the snapshot's has not"):
         group_settings("sgd", 0, ["d"], kept)
+
+
+def test_tensors_within_values_are_refused_where_their_parameter_is_cut() -> None:
+    """Given momenta in a dictionary, then whole parameters keep theirs; a part's would be another part's here."""
+    inner = optimizer_of(0.1, 0, momenta={"m": [torch.zeros(2, 3)], "count": torch.tensor(1)})
+    kept = by_parameter("muon", [(0, inner, ["w"])])
+    whole, part = (
+        RankState(0, (Made((2,), (cut,)).describe("w", np.zeros((4, 3), np.float32), 0),))
+        for cut in (Spread.REPLICATE, Shard(0))
+    )
+    check_within("muon", kept, [whole])
+    with pytest.raises(StateMismatch, match="muon has tensors within 'momenta' of its state of w, of which ranks have"):
+        check_within("muon", kept, [whole, part])
+    counted = by_parameter("muon", [(0, optimizer_of(0.1, 0, counts=[torch.tensor(1)]), ["w"])])
+    check_within("muon", counted, [whole, part])
+
+
+def test_a_group_without_parameters_has_what_all_groups_of_its_number_have() -> None:
+    """Given a stage that has nothing for its second group, then it has what the others' are stepped with."""
+    states = {rank: {"param_groups": [{"lr": 0.1, "params": [0]}, {"lr": 0.2, "params": []}]} for rank in range(3)}
+    found = empty_group_settings(1, states)
+    assert found is not None
+    assert (found.rank, found.settings) == (0, {"lr": 0.2})
+    assert empty_group_settings(2, states) is None
+    states[2]["param_groups"][1] = {"lr": 0.3, "params": [1]}
+    assert empty_group_settings(1, states) is None
+    states[2]["param_groups"].pop()
+    assert empty_group_settings(1, states) is not None
 
 
 def test_ranks_that_differ_in_an_optimizer_are_named() -> None:
