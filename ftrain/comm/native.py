@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import os
 from pathlib import Path
+from typing import Any
 
 from ftrain.comm import library
 from ftrain.comm.ring import NATIVE, Identity, create_ring
@@ -19,7 +20,8 @@ class NativeRecorder:
     def __init__(self, functions: ctypes.CDLL) -> None:
         self._functions = functions
         functions.ftrain_recorder_mark.argtypes = [ctypes.c_int64]
-        functions.ftrain_recorder_watch_all.argtypes = [ctypes.c_int]
+        functions.ftrain_recorder_simulate_device.argtypes = [ctypes.c_int]
+        functions.ftrain_recorder_freeze_device.argtypes = [ctypes.c_int]
 
     def install(self) -> None:
         """Wrap torch's kernels: no thread, no file, nothing recorded yet. Raises Unavailable."""
@@ -49,9 +51,49 @@ class NativeRecorder:
         """The process ends in good order."""
         self._functions.ftrain_recorder_close()
 
-    def watch_all(self, on: bool) -> None:
-        """For tests: treat every work as one on CUDA, whose end nothing tells."""
-        self._functions.ftrain_recorder_watch_all(on)
+    def follow_coalescing(self) -> None:
+        """See the ends of calls in a group of calls (`batch_isend_irecv` on NCCL): it is closed past torch's operators.
+
+        Only its end gives a work, for all of them. Whatever goes wrong here, the work is given as it is.
+        """
+        from torch.distributed import ProcessGroup
+
+        begin, end = ProcessGroup._start_coalescing, ProcessGroup._end_coalescing
+        if getattr(end, "is_followed", False):
+            return
+
+        def followed_begin(group: Any, *args: Any) -> None:
+            begin(group, *args)
+            self._functions.ftrain_recorder_begin_coalescing()
+
+        def followed_end(group: Any, *args: Any) -> Any:
+            work = None
+            try:
+                work = end(group, *args)
+                return work if work is None else _followed(work)
+            finally:
+                self._functions.ftrain_recorder_end_coalescing()
+
+        followed_end.is_followed = True  # type: ignore[attr-defined]
+        ProcessGroup._start_coalescing = followed_begin  # type: ignore[method-assign, assignment]
+        ProcessGroup._end_coalescing = followed_end  # type: ignore[method-assign, assignment]
+
+    def simulate_device(self, on: bool) -> None:
+        """For tests: treat all operations as if a device did them, one after the other."""
+        self._functions.ftrain_recorder_simulate_device(on)
+
+    def freeze_device(self, on: bool) -> None:
+        """The simulated device does nothing from now on; or does again."""
+        self._functions.ftrain_recorder_freeze_device(on)
+
+
+def _followed(work: Any) -> Any:
+    import torch
+
+    try:
+        return torch.distributed.Work.unbox(torch.ops.ftrain.end_coalescing(work.boxed()))
+    except Exception:  # the user's operation must go on, whatever was wrong with ours
+        return work
 
 
 def load_native(*, build: bool) -> NativeRecorder:

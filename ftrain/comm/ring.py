@@ -8,7 +8,8 @@ An operation is written twice, in the same 128 bytes: into the ring of records, 
 ``RECORDS_MAX`` more operations, and among the recent ones of its communicator or channel, where a pending one is never
 overwritten. A record's ``id`` is 0 while it is written, and is looked at before and after it is copied, so none is read
 torn. Its ``exit`` is one word, swapped in at once: while the operation is pending, its id and bit 63; then the time of
-the exit, with bit 62 if it failed.
+the exit, with bit 62 if it failed. Of an operation that its call only queues on a device, ``reached`` is such a word,
+too: until the device has come to it, the rank takes no part in it.
 
 Times are CLOCK_MONOTONIC in nanoseconds: comparable within one host. No torch here: agents read it.
 """
@@ -26,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAGIC = b"FTRNCOMM"
-VERSION = 2
+VERSION = 3
 NATIVE, PYTHON = 1, 2
 """Kinds of writers."""
 
@@ -54,34 +55,37 @@ RECORD = np.dtype(
     {
         "names": [
             "id", "seq", "enter_ns", "exit", "gap_ns", "bytes", "elements", "step",
-            "waited_ns", "communicator", "channel", "op", "dtype", "root", "tag", "thread",
+            "waited_ns", "communicator", "channel", "op", "dtype", "root", "tag", "thread", "reached",
         ],
-        "formats": [*("<u8",) * 7, "<i8", "<u8", "<u4", "<u4", "<u2", "<u2", "<i4", "<i4", "<u4"],
-        "offsets": [*range(0, 64, 8), 64, 72, 76, 80, 82, 84, 88, 92],
+        "formats": [*("<u8",) * 7, "<i8", "<u8", "<u4", "<u4", "<u2", "<u2", "<i4", "<i4", "<u4", "<u8"],
+        "offsets": [*range(0, 64, 8), 64, 72, 76, 80, 82, 84, 88, 92, 96],
         "itemsize": 128,
     }
 )  # fmt: skip
 """One operation. ``id``: 1, 2, ... in order of entry. ``seq``: its number in the communicator's collectives, or in the
 channel's sends or receives. ``gap_ns``: how long the process had been outside of all operations when it entered.
 ``waited_ns``: when somebody began to wait for it, where that can be seen (of works without a future: sends, receives).
-``root``: global rank of the root or peer, -1: none. ``step``: the newest mark at its entry, -1: none."""
+``root``: global rank of the root or peer, -1: none. ``step``: the newest mark at its entry, -1: none. ``reached``: 0 on
+a processor, where who calls takes part; else when its device had come to it, or that it has not."""
 
 COMMUNICATOR = np.dtype(
     {
-        "names": ["name", "description", "size", "members_at", "members_known", "entered", "completed", "failed"],
-        "formats": ["S128", "S64", "<u4", "<u4", "<u4", "<u8", "<u8", "<u8"],
-        "offsets": [0, 128, 192, 196, 200, 208, 216, 224],
+        "names": ["name", "description", "size", "members_at", "members_known",
+                  "entered", "completed", "failed", "queued"],
+        "formats": ["S128", "S64", "<u4", "<u4", "<u4", "<u8", "<u8", "<u8", "<u8"],
+        "offsets": [0, 128, 192, 196, 200, 208, 216, 224, 232],
         "itemsize": 256,
     }
-)
-"""One process group; counts are of its collectives, ``completed`` includes the failed."""
+)  # fmt: skip
+"""One process group; counts are of its collectives. ``completed`` includes the failed; ``queued``: how many of those
+entered its device has not reached."""
 
 CHANNEL = np.dtype(
     {
         "names": ["communicator", "peer", "sends_entered", "sends_completed",
-                  "receives_entered", "receives_completed", "failed"],
-        "formats": ["<u4", "<i4", *("<u8",) * 5],
-        "offsets": [0, 4, 8, 16, 24, 32, 40],
+                  "receives_entered", "receives_completed", "failed", "sends_queued", "receives_queued"],
+        "formats": ["<u4", "<i4", *("<u8",) * 7],
+        "offsets": [0, 4, 8, 16, 24, 32, 40, 48, 56],
         "itemsize": 64,
     }
 )  # fmt: skip

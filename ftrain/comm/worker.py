@@ -148,8 +148,16 @@ def _load(*, build: bool) -> NativeRecorder:
     if _native is None:
         native = load_native(build=build)
         native.install()
+        if _has_devices():
+            native.follow_coalescing()
         _native = native
     return _native
+
+
+def _has_devices() -> bool:
+    import torch
+
+    return bool(torch.version.cuda or torch.version.hip)
 
 
 def _open(path: Path, identity: Identity, build: bool) -> Recorder:

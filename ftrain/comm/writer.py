@@ -34,13 +34,13 @@ from ftrain.comm.ring import (
 
 _LIVE = struct.Struct("<QQQqQQQQQQIIII")
 _LIVE_AT = 128
-_RECORD = struct.Struct("<8x6QqQIIHHiiI")
+_RECORD = struct.Struct("<8x6QqQIIHHiiIQ")
 _MARK = struct.Struct("<8xqQQQQ")
 _COMMUNICATOR = struct.Struct("<128s64sIII")
 _CHANNEL = struct.Struct("<Ii")
 _WORD = struct.Struct("<Q")
 _PENDING, _FAILED = 1 << 63, 1 << 62
-_EXIT_AT, _WAITED_AT = RECORD.fields["exit"][1], RECORD.fields["waited_ns"][1]  # type: ignore[index]
+_EXIT_AT, _WAITED_AT, _REACHED_AT = (RECORD.fields[name][1] for name in ("exit", "waited_ns", "reached"))  # type: ignore[index]
 _NO_DTYPE = 65535
 
 
@@ -59,6 +59,8 @@ class Call:
     tag: int = 0
     sends: bool | None = None
     """Whether this is a send, or a receive; None: a collective."""
+    on_device: bool = False
+    """The call only queues it: `RingWriter.reach` tells when the device has come to it."""
 
 
 @dataclass(slots=True)
@@ -75,6 +77,8 @@ class Entered:
     """Its time counts as time in operations."""
     of_steps: bool
     """What it waits for, the training waits for."""
+    queued_at: int = -1
+    """Where it is counted until its device has reached it; -1: nowhere."""
 
 
 class RingWriter:
@@ -158,14 +162,26 @@ class RingWriter:
             for at in places:
                 self._put(at, 0)
                 whose = (communicator, channel, call.op, call.dtype, call.root, call.tag, thread)
-                _RECORD.pack_into(self._map, at, *body, *whose)
+                _RECORD.pack_into(self._map, at, *body, *whose, number | _PENDING if call.on_device else 0)
                 self._put(at, number)
+            queued_at = self._queued_at(call, channel) if counts >= 0 and call.on_device else -1
+            if queued_at >= 0:
+                self._count(queued_at, store=True)
             if counts >= 0:
                 self._put(counts, seq)
             self._head = number
             self._publish()
             failed = self._failed_at(call, channel)
-            return Entered(number, tuple(places), counts + 8 if counts >= 0 else -1, failed, True, of_steps)
+            return Entered(number, tuple(places), counts + 8 if counts >= 0 else -1, failed, True, of_steps, queued_at)
+
+    def reach(self, entered: Entered) -> None:
+        """Its device has come to an operation."""
+        with self._lock:
+            for at in self._still(entered):
+                self._put(at + _REACHED_AT, self._clock_ns())
+            if entered.queued_at >= 0:
+                self._put(entered.queued_at, _WORD.unpack_from(self._map, entered.queued_at)[0] - 1)
+                entered.queued_at = -1
 
     def returned(self, entered: Entered) -> None:
         """The call is over, and what it has begun goes on without anybody in it (a work without a future)."""
@@ -283,6 +299,11 @@ class RingWriter:
         if call.sends is None:
             return self._layout.communicators + max(call.communicator, 0) * COMMUNICATOR.itemsize + 224
         return self._layout.channels + (0 if channel == NONE else channel) * CHANNEL.itemsize + 40
+
+    def _queued_at(self, call: Call, channel: int) -> int:
+        if call.sends is None:
+            return self._layout.communicators + call.communicator * COMMUNICATOR.itemsize + 232
+        return self._layout.channels + channel * CHANNEL.itemsize + (48 if call.sends else 56)
 
     def _count(self, at: int, *, store: bool = False) -> int:
         value: int = _WORD.unpack_from(self._map, at)[0] + 1

@@ -20,7 +20,10 @@ import pytest
 
 from ftrain.comm import library
 from ftrain.comm.ring import Live, RingReader, Table, exit_ns, is_failed, is_pending, ring_path
+from ftrain_launcher.detect.detector import Detector
 from ftrain_launcher.detect.records import Op
+from ftrain_launcher.detect.verdict import Kind, Verdict
+from ftrain_launcher.rings.reader import CommReader
 
 PROGRAM = Path(__file__).parent / "recorder_ranks.py"
 TIMEOUT_SECONDS = 300.0
@@ -92,7 +95,7 @@ def test_every_operation_is_recorded_and_none_is_changed(tmp_path: Path) -> None
         assert (exit_ns(records) > records["enter_ns"]).all()
         counts, _ = reader.collectives(1)
         assert counts[["entered", "completed"]].tolist() == [(18, 18)]
-        assert reader.channels(1)[0].tolist() == [(0, 1 - rank, 3, 3, 3, 3, 0)]
+        assert reader.channels(1)[0].tolist() == [(0, 1 - rank, 3, 3, 3, 3, 0, 0, 0)]
         assert reader.groups(1)[0].members == (0, 1)
         assert (live.inside, live.failed, live.closed) == (0, 0, 1)
 
@@ -178,12 +181,58 @@ def test_no_record_is_read_torn(tmp_path: Path) -> None:
     assert torn == 0
 
 
-def test_works_that_must_be_asked_are_asked(tmp_path: Path) -> None:
-    assert results("watched", 2, tmp_path) == [40, 40]
-    _, live, records = read(tmp_path, 0)
-    assert not is_pending(records).any()
-    assert not is_failed(records).any()
-    assert live.inside == 0
+def test_what_a_device_does_is_recorded_when_it_does_it_and_not_changed(tmp_path: Path) -> None:
+    for bare, recorded in results("device_operations", 2, tmp_path):
+        assert bare == recorded
+    for rank in range(2):
+        reader, live, records = read(tmp_path, rank)
+        assert not is_pending(records).any()
+        assert not is_failed(records).any()
+        assert (records["enter_ns"] <= records["reached"]).all()
+        assert (records["reached"] <= exit_ns(records)).all()
+        assert live.inside == 0
+        counts, _ = reader.collectives(1)
+        assert counts[["entered", "completed", "queued"]].tolist() == [(38, 38, 0)]
+        assert reader.channels(1)[0].tolist() == [(0, 1 - rank, 3, 3, 3, 3, 0, 0, 0)]
+
+
+def test_a_rank_whose_device_hangs_before_what_it_has_called_is_named(tmp_path: Path) -> None:
+    """Its ring says that it has entered as much as the others, and more."""
+    with running("frozen", 2, tmp_path):
+        eventually((tmp_path / "called").exists, "rank 1 has called")
+        node = CommReader("node0")
+        workers = [(rank, rank, pid) for rank, pid in enumerate(json.loads((tmp_path / "pids").read_text()))]
+        detector = Detector(1, {0: "node0", 1: "node0"})
+
+        def verdict() -> Verdict | None:
+            detector.take(node.read(1, workers, tmp_path), time.monotonic())
+            return next(iter(detector.verdicts(time.monotonic())), None)
+
+        found = eventually(verdict, "a verdict")
+        assert (found.kind, found.ranks) == (Kind.HANG, (1,))
+        assert "rank 1 on node0 has not entered all_reduce #41 of the world group" in found.sentence
+        assert "rank 0 waits for it; it was called, but the device has not reached it" in found.sentence
+        (place,) = node.report().ranks[1].collectives
+        assert (place.entered, place.completed, place.queued, place.pending) == (40, 40, 20, ())
+        (channel,) = node.report().ranks[1].channels
+        assert (channel.sends_entered, channel.sends_queued, channel.pending) == (0, 1, ())
+        (tmp_path / "thaw").touch()
+        again = Detector(1, {0: "node0", 1: "node0"})
+
+        def stuck() -> Verdict | None:
+            again.take(node.read(1, workers, tmp_path), time.monotonic())
+            return next((v for v in again.verdicts(time.monotonic()) if v.kind is Kind.COMMUNICATION_HANG), None)
+
+        assert (
+            "all members have entered all_reduce #41" in eventually(stuck, "all take part, and nobody leaves").sentence
+        )
+        node.close()
+
+
+def test_calls_in_a_group_of_calls_end_with_it(tmp_path: Path) -> None:
+    first, other = results("coalesced", 2, tmp_path)
+    assert first == [[1, 0, 1, 0], [1, 1, 1, 1], [2, 2, 2, 2]]
+    assert other[1:] == first[1:]
 
 
 def test_what_a_rank_waits_for_is_told_from_what_covers_its_computation(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from simulation.made_up_steps import Faults, Noise, Player
 from ftrain_launcher.detect.pace import Pace
 from ftrain_launcher.detect.records import CollectivesStep, Communicator, NodeReport, RankStep
 from ftrain_launcher.detect.slow import STEPS_SKIPPED
+from ftrain_launcher.detect.slow_links import Slowed
 
 ONE = os.environ.get("FTRAIN_SEED")
 SEEDS = range(10) if ONE is None else [int(ONE)]
@@ -45,7 +46,7 @@ def watch(shape: Shape, seed: int, steps: int, faults: Faults, noise: Noise | No
             named[verdict.ranks[0]].append(step)
         for rank, _ in pace.quick_again():
             gone[rank].append(step)
-        asked += len(pace.slowed())
+        asked += len(pace.doubts())
     return named, gone, asked
 
 
@@ -247,8 +248,8 @@ def test_slow_links_are_told_from_slow_ranks(name: str) -> None:
             for report in reports:
                 pace.take(report, step * 0.1)
         assert pace.verdicts(0.0) == []
-        slowed = pace.slowed()
-        asked_for += [one.communicator.name for one in slowed] == [group]
+        doubts = pace.doubts()
+        asked_for += [one.communicator.name for one in doubts if isinstance(one, Slowed)] == [group]
     assert asked_for == len(SEEDS[:3])
 
 

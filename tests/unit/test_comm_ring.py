@@ -104,7 +104,7 @@ def test_sends_and_receives_are_counted_by_peer(path: Path) -> None:
     writer.enter(Call(communicator=group, op=RECEIVE, root=0, sends=False))
     reader = RingReader(path)
     channels, recent = reader.channels(reader.live().channels)
-    assert channels.tolist() == [(0, 2, 1, 1, 1, 0, 0), (0, 0, 0, 0, 1, 0, 0)]
+    assert channels.tolist() == [(0, 2, 1, 1, 1, 0, 0, 0, 0), (0, 0, 0, 0, 1, 0, 0, 0, 0)]
     assert recent["op"][0, 1] == SEND
     assert ring.is_pending(recent)[0].nonzero()[0].tolist() == [5]
 

@@ -37,11 +37,23 @@ class Reader:
         pass
 
 
-def told_after(looks: str, monkeypatch: pytest.MonkeyPatch, report_seconds: float = 1e9) -> list[int]:
-    """After which looks there was a report. ``!``: something stands still, ``.``: all goes on."""
+def told_after(
+    looks: str, monkeypatch: pytest.MonkeyPatch, report_seconds: float = 1e9, running: str = "", generations: str = ""
+) -> list[int]:
+    """After which looks there was a report. ``!``: something stands still, ``.``: all goes on.
+
+    ``running``: at each turn, ``-`` if no worker runs; all of the time by default. ``generations``: its number.
+    """
     monkeypatch.setattr(watch, "READ_SECONDS", 0.0)
     monkeypatch.setattr(watch, "REPORT_SECONDS", report_seconds)
-    workers = SimpleNamespace(running=lambda: [(0, 0, 1)], generation=1)
+    turns, numbers = iter(running), iter(generations)
+    workers = SimpleNamespace(generation=1)
+
+    def run() -> list[tuple[int, int, int]]:
+        workers.generation = int(next(numbers, "1"))
+        return [] if next(turns, "*") == "-" else [(0, 0, 1)]
+
+    workers.running = run
     told: list[int] = []
     reader = Reader(looks)
     one = CommWatch("node-0", Path(), cast(NodeWorkers, workers), lambda report: told.append(reader.seen))
@@ -61,3 +73,14 @@ def test_what_stands_still_is_told_with_each_look_and_that_it_goes_on_again_once
 ) -> None:
     assert told_after("..!!...", monkeypatch) == [3, 4, 5]
     assert told_after("!.!....", monkeypatch) == [1, 2, 3, 4]
+
+
+def test_that_all_have_ended_is_told_at_once_and_again_until_the_next_generation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not before the first ones run: a node's workers may be on their way."""
+    turns = {"running": "--*--", "generations": "11111"}
+    assert told_after("...", monkeypatch, **turns) == [2]
+    assert told_after("...", monkeypatch, report_seconds=0.0, **turns) == [1, 2, 3]
+    turns = {"running": "*---*", "generations": "11222"}
+    assert told_after("...", monkeypatch, report_seconds=0.0, **turns) == [1, 2, 3]

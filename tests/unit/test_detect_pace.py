@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 
 from ftrain_launcher.detect.aligned import PATIENCE_SECONDS, Aligned, Step
+from ftrain_launcher.detect.asking import ASK_AGAIN_SECONDS, ASK_AGAIN_SECONDS_MAX
 from ftrain_launcher.detect.pace import REPEAT_SECONDS, Pace
 from ftrain_launcher.detect.records import (
     Channel,
@@ -20,7 +21,7 @@ from ftrain_launcher.detect.records import (
     RankStep,
 )
 from ftrain_launcher.detect.roles import Roles
-from ftrain_launcher.detect.slow_links import ASK_AGAIN_SECONDS, ASK_AGAIN_SECONDS_MAX, SlowLinks
+from ftrain_launcher.detect.slow_links import SlowLinks
 
 WORLD = Communicator("world", (0, 1, 2, 3))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 from unit.rank_reports import LONG, PAIR, WORLD, beyond, called, channel, inside, rank, receive, told
 
 from ftrain_launcher.detect.detector import Detector
@@ -38,6 +39,16 @@ def test_nor_while_one_of_the_two_waits_for_a_processor() -> None:
             )
         )
         assert told(sender, receiver, communicators=(PAIR,)) == []
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_who_has_sent_and_ended_may_be_waited_for_by_an_older_report(*, ended: bool) -> None:
+    """The last thing that a job does is a send: the receiver goes on, and its report is on its way."""
+    sender = rank(2, channels=(channel(3, 5, 5),), letter="Z", idle=0.1, ended=ended)
+    detector = Detector(1, {})
+    for one in (sender, rank(3, channels=(channel(2, 5, 5, receive(5, 0.1)),), idle=0.1)):
+        detector.take(NodeReport(node=f"{one.rank}", generation=1, communicators=(PAIR,), ranks=(one,)), 100.0)
+    assert [verdict.ranks for verdict in detector.verdicts(100.45)] == ([] if ended else [(2,)])
 
 
 def test_of_ranks_in_a_circle_the_one_that_computes_is_named() -> None:

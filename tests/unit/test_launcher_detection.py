@@ -14,6 +14,8 @@ from unit.coordinator_job import Job, config
 from ftrain_launcher.control import detection, link_matrix
 from ftrain_launcher.control.detection import Detection
 from ftrain_launcher.control.requests import Requests
+from ftrain_launcher.detect.detector import Detector
+from ftrain_launcher.detect.lossy import SentAgain
 from ftrain_launcher.detect.pace import Pace
 from ftrain_launcher.detect.patience import WentOn
 from ftrain_launcher.detect.records import (
@@ -28,6 +30,7 @@ from ftrain_launcher.detect.records import (
 from ftrain_launcher.detect.slow_links import Slowed
 from ftrain_launcher.detect.verdict import Kind, Link, Verdict
 from ftrain_launcher.job.events import Detect, Diagnosed, Tick
+from ftrain_launcher.job.membership import Phase
 from ftrain_launcher.questions import Finding, Inspect, Inspected, Probe, Probed
 from ftrain_snapshot.messages import LinkFigure
 
@@ -192,6 +195,8 @@ STUCK, WENT_ON = [stuck(rank, 3) for rank in range(3)], [stuck(rank, 4) for rank
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link_matrix, "APART_SECONDS", 0.0)
+    monkeypatch.setattr(detection, "JUDGE_SECONDS", 0.0)
+    monkeypatch.setattr(detection, "UNEXPLAINED_SECONDS", 0.0)
 
 
 def test_what_hangs_over_a_bad_link_is_that_links_fault() -> None:
@@ -206,6 +211,32 @@ def test_what_hangs_and_no_link_is_bad_is_told_without_one() -> None:
     (found,) = asyncio.run(watch(running(), agents, STUCK))
     assert (found.verdict.kind, found.verdict.links) == (Kind.COMMUNICATION_HANG, ())
     assert agents.rounds == 1
+
+
+@pytest.mark.parametrize("what", ["it lasts", "it goes on", "the job is stopped"])
+def test_what_no_link_explains_is_given_time_to_go_on(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a crowded machine a thread of the backend's waits for a processor, and nobody counts that."""
+    clock = [100.0]
+    monkeypatch.setattr(detection, "UNEXPLAINED_SECONDS", 10.0)
+    monkeypatch.setattr(detection, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    job, agents, submitted = running(), Agents(answer=True), list[Diagnosed]()
+
+    async def watch_it() -> None:
+        watched = Detection(job.coordinator, agents.requests, submitted.append)
+        for one in STUCK:
+            watched.take(one)
+        while watched._background.tasks:
+            clock[0] += 0.5
+            for one in WENT_ON if what == "it goes on" and clock[0] == 104.0 else ():
+                watched.take(one)
+            if what == "the job is stopped" and clock[0] == 104.0:
+                job.exit(2, signal=9)
+            await asyncio.sleep(0)
+        await watched.close()
+
+    asyncio.run(watch_it())
+    lasted = [found.verdict.seconds for found in submitted]
+    assert lasted == ([pytest.approx(10.0, abs=1.0)] if what == "it lasts" else [])
 
 
 def test_members_that_leave_one_by_one_call_for_one_look_at_the_links() -> None:
@@ -232,19 +263,59 @@ def test_nor_was_what_went_on_in_the_same_step() -> None:
     assert found.verdict.kind == Kind.COMMUNICATION_HANG, "rank 0 is in it still"
 
 
+def last_word(rank: int) -> NodeReport:
+    """Of a node whose rank has left its tenth all-reduce; rank 1 called one of another size."""
+    operation = Operation(10, Op.ALL_REDUCE, 4096, 6, 1024 if rank != 1 else 7, -1, 1.0, 0.01, 0.02)
+    record = RankRecord(rank, 3, 1.0, (Collectives(0, 10, 10, (), operation),), (), ProcessState("S", 1.0), 1.0)
+    return NodeReport(node=f"node-{rank}", generation=1, communicators=(WORLD,), ranks=(record,))
+
+
+@pytest.mark.parametrize(("seconds", "looks"), [(0.0, 6), (1.0, 2)], ids=["few ranks", "many"])
+def test_in_a_job_of_very_many_ranks_not_each_last_word_is_looked_at_on_its_own(
+    seconds: float, looks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first and, once all have spoken, all of them; each look takes as long as there are ranks."""
+    monkeypatch.setattr(detection, "seconds_between_looks", lambda _: seconds)
+    monkeypatch.setattr(detection, "time", SimpleNamespace(monotonic=lambda: 100.0))
+    asked: list[float] = []
+    explain = Detector.explain
+    monkeypatch.setattr(Detector, "explain", lambda self, now: asked.append(now) or explain(self, now))  # type: ignore[func-returns-value]
+    job = running()
+    job.exit(2, signal=9)
+    assert job.coordinator.phase is Phase.STOPPING
+    words = [last_word(rank) for rank in range(3)]
+    *_, found = asyncio.run(watch(job, Agents(answer=True), [*words, *words]))
+    assert (found.verdict.kind, found.verdict.ranks, len(asked)) == (Kind.MISMATCH, (1,), looks)
+
+
+def test_nor_is_each_report_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(detection, "seconds_between_looks", lambda _: 1.0)
+    monkeypatch.setattr(detection, "time", SimpleNamespace(monotonic=lambda: 100.0))
+    asked: list[float] = []
+    monkeypatch.setattr(Detector, "verdicts", lambda _, now: asked.append(now) or [])  # type: ignore[func-returns-value]
+    asyncio.run(watch(running(), Agents(answer=True), reports(1)))
+    assert len(asked) == 1
+
+
 def slow_rank(rank: int) -> Verdict:
     return Verdict(kind=Kind.SLOW, generation=1, ranks=(rank,), confidence=0.9, sentence="it is slow", step=7)
 
 
 @pytest.mark.parametrize("hosts", [1, 3])
-def test_nodes_that_share_a_host_have_no_link_to_be_slow(hosts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "doubt", [Slowed(WORLD, 7, 0.5, 0.01), SentAgain("node-1", 7, 90, 1600)], ids=["slow", "lossy"]
+)
+def test_nodes_that_share_a_host_have_no_link_to_be_slow(
+    hosts: int, doubt: Slowed | SentAgain, monkeypatch: pytest.MonkeyPatch
+) -> None:
     job, agents = running(), Agents(answer=True, links=dict.fromkeys([(1, 0), (1, 2)], LOSSY))
     for number, node in enumerate(job.coordinator.nodes.values()):
         node.host = f"host-{number % hosts}"
-    slowed = [Slowed(WORLD, 7, 0.5, 0.01)]
-    monkeypatch.setattr(Pace, "slowed", lambda *_: [slowed.pop()] if slowed else [])
+    doubts = [doubt]
+    monkeypatch.setattr(Pace, "doubts", lambda *_: [doubts.pop()] if doubts else [])
     found = asyncio.run(watch(job, agents, [report(0, 1, waits=False)]))
     assert [one.verdict.kind for one in found] == ([Kind.COMMUNICATION_SLOW] if hosts > 1 else [])
+    assert all(one.verdict.step == 7 and one.verdict.sentence.endswith(doubt.sentence) for one in found)
     assert (agents.rounds > 0) == (hosts > 1)
 
 

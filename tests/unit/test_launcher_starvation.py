@@ -61,3 +61,25 @@ def test_a_thread_is_held_back_for_no_longer_than_it_waits(monkeypatch: pytest.M
     waited, throttled = 2.5, 4.25
     assert own.more() == (0.25, 0.25)
     own.close()
+
+
+def test_a_process_that_waits_for_a_processor_by_now_is_seen_to_before_the_kernel_counts_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks = [
+        (1.0, "R", b"5 0 1", 0.0),
+        (1.4, "R", b"5 0 1", 0.4),
+        (1.9, "R", b"5 0 1", 0.9),
+        (2.0, "R", b"6 0 2", 0.0),  # it had a turn
+        (2.1, "S", b"6 0 2", 0.0),
+        (2.5, "S", b"6 0 2", 0.0),
+        (2.6, "R", b"6 0 2", 0.1),
+        (2.9, "R", b"", 0.0),
+        (3.9, "R", b"", 0.0),  # no count
+    ]
+    own = Starvation(os.getpid())
+    for seconds, letter, counted, queued in looks:
+        monkeypatch.setattr(starvation, "_read", lambda fd, counted=counted: counted)
+        assert own.queued_seconds(letter, int(seconds * 1e9)) == pytest.approx(queued)
+    monkeypatch.undo()
+    own.close()

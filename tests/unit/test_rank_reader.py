@@ -143,6 +143,10 @@ class Kernel:
         seconds = self._waited.pop(0)
         return None if seconds is None else Waited(seconds)
 
+    def queued_seconds(self, letter: str, now_ns: int) -> float:
+        """It waits for none by now, unless its state is made up."""
+        return 0.3 if letter == "R, and has no turn" else 0.0
+
 
 def starved(ring: Ring, kernel: Kernel, *, before_ms: int = 0) -> list[float]:
     """Five steps of own time of some 5 ms each, and more steps after a wait of so long: milliseconds told of each."""
@@ -188,12 +192,26 @@ def test_waits_for_a_processor_are_told_as_of_when_it_last_entered_or_left_anyth
 
 
 class Sleeping:
-    """The process is asleep."""
+    """The process is asleep, or in another state."""
+
+    def __init__(self, letter: str = "S") -> None:
+        self._letter = letter
 
     def read(self) -> ProcessState:
-        return ProcessState("S", 1.0, "S")
+        return ProcessState(self._letter, 1.0, self._letter)
 
     def close(self) -> None: ...
+
+
+def test_what_it_waits_for_a_processor_by_now_counts_before_it_has_one(ring: Ring) -> None:
+    """Else a rank that gets none for a second, which the kernel tells when it has one, would be called hung."""
+    ring.reader._process.close()
+    ring.reader._process = Sleeping("R, and has no turn")  # type: ignore[assignment]
+    ring.reader._starvation = Kernel(0.0, 0.0, 0.2)  # type: ignore[assignment]
+    ring.steps(2)
+    ring.report()
+    ring.reader.look(ring.now_ns)
+    assert [round(ring.report(after_ms=ms)[0].starved_seconds, 2) for ms in (800, 100)] == [0.3, 0.5]
 
 
 def test_a_rank_that_sleeps_while_the_thread_that_copies_for_it_is_starved_is_starved(ring: Ring) -> None:

@@ -51,7 +51,8 @@ inline std::vector<uint64_t> members_of(ProcessGroup& group, uint32_t world_size
   return members;
 }
 
-inline uint32_t add_communicator(Ring& ring, const GroupPtr& group) {
+inline uint32_t add_communicator(Ring& ring, ProcessGroup* its_group) {
+  const auto group = GroupPtr::reclaim_copy(its_group);
   Header& header = *ring.header;
   const std::string name = group->getGroupName(), description = group->getGroupDesc();
   const std::vector<uint64_t> members = members_of(*group, header.world_size);
@@ -78,19 +79,20 @@ inline uint32_t add_communicator(Ring& ring, const GroupPtr& group) {
   return index;
 }
 
-inline uint32_t communicator_of(Ring& ring, const GroupPtr& group) {
+// `group` is held by whoever calls.
+inline uint32_t communicator_of(Ring& ring, ProcessGroup* group) {
   thread_local ProcessGroup* last = nullptr;
   thread_local uint32_t last_index = NONE;
   thread_local uint64_t last_epoch = 0;
   const uint64_t epoch = names.epoch.load(acquire);
-  if (group.get() == last && epoch == last_epoch) return last_index;
+  if (group == last && epoch == last_epoch) return last_index;
   uint32_t index = NONE;
   {
     std::lock_guard<std::mutex> lock(names.mutex);
-    if (auto found = names.groups.find(group.get()); found != names.groups.end()) index = found->second.second;
+    if (auto found = names.groups.find(group); found != names.groups.end()) index = found->second.second;
   }
   if (index == NONE) index = add_communicator(ring, group);
-  if (index != NONE) last = group.get(), last_index = index, last_epoch = epoch;
+  if (index != NONE) last = group, last_index = index, last_epoch = epoch;
   return index;
 }
 

@@ -7,7 +7,8 @@
 // How the exit is seen:
 //   a future     its callback notes it (gloo's collectives);
 //   none         the work is wrapped, and the end of wait() is taken (gloo's send, receive, reduce_scatter);
-//   on CUDA      the future completes when the kernel is enqueued, so one thread asks the work once in a millisecond.
+//   on CUDA      the call, wait() and the future only queue kernels, so one thread asks the device, once in a millisecond,
+//                whether it has come to the operation (device.hpp), and whether it is done with it (works.hpp).
 //
 // Nothing here is waited for: all tables are fixed, counters are atomic, and no lock is held while torch is called.
 // Nothing throws into the caller. In a process forked from this one nothing is recorded. Build: library.py.
@@ -17,6 +18,7 @@
 #include <ATen/core/boxing/KernelFunction.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/util/Exception.h>
+#include <torch/library.h>
 
 #include <sys/mman.h>
 #include <sys/stat.h>
@@ -29,8 +31,13 @@ using namespace ftrain;
 using c10::DispatchKey;
 using c10::IValue;
 using c10::OperatorHandle;
+using torch::jit::Stack;
 
-std::atomic<bool> watch_all{false};  // for tests: treat every work as one on CUDA
+// What this thread has called within a group that is not closed (batch_isend_irecv): its end gives one work for all.
+thread_local struct {
+  bool open = false;
+  std::vector<WatchedPtr> watched;
+} coalescing;
 
 // ---- the wrappers
 
@@ -82,11 +89,20 @@ void add_payload(const IValue& payload, Facts& facts) {
       if (one.isTensor()) add(one.toTensor());
 }
 
+std::optional<c10::Device> device_of(const IValue& payload) {
+  if (payload.isTensor() && payload.toTensor().defined()) return payload.toTensor().device();
+  if (payload.isList())
+    for (const IValue& one : payload.toListRef())
+      if (const auto device = device_of(one)) return device;
+  return std::nullopt;
+}
+
 // As toCustomClass(), without what that asks about types: the operator's schema says which it is, and each question is a
-// walk through memory that nobody has touched since the last operation.
+// walk through memory that nobody has touched since the last operation. Not counted as a reference: the stack has one.
 template <typename T>
-c10::intrusive_ptr<T> held_by(const IValue& value) {
-  return c10::static_intrusive_pointer_cast<T>(value.toObjectRef().getSlot(0).toCapsule());
+T* look_at(const IValue& value) {
+  const void* found = value.toObjectRef().getSlot(0).internalToPointer();
+  return static_cast<T*>(static_cast<c10::intrusive_ptr_target*>(const_cast<void*>(found)));
 }
 
 using Kernel = std::decay_t<decltype(std::declval<OperatorHandle>().getComputedKernelForDispatchKey(DispatchKey::CPU))>;
@@ -103,12 +119,16 @@ class Wrapper final : public c10::OperatorKernel {
       if (name == "tag") tag_ = int(i);
       if (name == "async_op" || name == "asyncOp") async_ = int(i);
     }
+    if (op.kind == Kind::send) direction_ = Operation::direct;
+    if (op.kind == Kind::receive) direction_ = Operation::direct | Operation::receives;
   }
 
   void operator()(const OperatorHandle& handle, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
     Ring* ring = the_ring.load(acquire);
     if (ring == nullptr) return kernel_.callBoxed(handle, keys, stack);
-    const Operation operation = note_entry(*ring, stack->data() + stack->size() - arguments_);
+    const IValue* arguments = stack->data() + stack->size() - arguments_;
+    if (cuda_ || simulated.on.load(relaxed)) return call_on_device(*ring, arguments, handle, keys, stack);
+    const Operation operation = note_entry(*ring, arguments, /*on_device=*/false);
     if (operation.id == 0) return kernel_.callBoxed(handle, keys, stack);
     try {
       kernel_.callBoxed(handle, keys, stack);
@@ -119,36 +139,41 @@ class Wrapper final : public c10::OperatorKernel {
     if (op_.kind == Kind::call) return operation.leave_and_go_outside(false);
     try {
       follow(operation, stack->back());
-    } catch (...) {  // no thread, no memory: its end cannot be seen
+    } catch (...) {  // no memory: its end cannot be seen
       operation.leave_and_go_outside(false);
     }
   }
 
  private:
-  Operation note_entry(Ring& ring, const IValue* arguments) const noexcept {
+  bool blocks(const IValue* arguments) const {
+    return op_.kind != Kind::collective || (async_ >= 0 && !arguments[async_].toBool());
+  }
+
+  Operation note_entry(Ring& ring, const IValue* arguments, bool on_device) const noexcept {
     try {
       const uint64_t now = now_ns();
       Facts facts;
       facts.op = op_.number;
       if (payload_ >= 0) add_payload(arguments[payload_], facts);
       if (tag_ >= 0) facts.tag = int32_t(arguments[tag_].toInt());
-      facts.communicator = communicator_of(ring, held_by<ProcessGroup>(arguments[group_]));
+      facts.communicator = communicator_of(ring, look_at<ProcessGroup>(arguments[group_]));
       if (root_ >= 0) facts.root = global_rank(ring, facts.communicator, arguments[root_].toInt());
       const bool of_steps = ring.is_of_steps(facts.communicator);
       // On CUDA the thread that enters waits for nothing: what its device waits for is not known.
-      if (!cuda_ && of_steps)
-        ring.begin_stretch(now, op_.kind != Kind::collective || (async_ >= 0 && !arguments[async_].toBool()));
-      return enter(ring, facts, now, op_.kind == Kind::send, op_.kind == Kind::receive, of_steps);
+      if (!cuda_ && of_steps) ring.begin_stretch(now, blocks(arguments));
+      const uint8_t flags = (of_steps ? Operation::of_steps : 0) | (on_device ? Operation::on_device : 0) | direction_;
+      return enter(ring, facts, now, flags);
     } catch (...) {
       return Operation();
     }
   }
 
+  static Work* work_of(const IValue& result) { return result.isNone() ? nullptr : look_at<Work>(result); }
+
   // Sees to it that the end of the work is noted; may put a wrapped work in its place.
   void follow(const Operation& operation, IValue& result) {
-    const WorkPtr work = result.isNone() ? WorkPtr() : held_by<Work>(result);
-    if (!work || (cuda_ && is_capturing())) return operation.leave_and_go_outside(false);
-    if (cuda_ || watch_all.load(relaxed)) return watcher.add(work, operation);
+    Work* work = work_of(result);
+    if (work == nullptr) return operation.leave_and_go_outside(false);
     if (op_.kind == Kind::collective && has_future_.load(relaxed)) {
       try {
         work->getFuture()->addCallback(
@@ -159,19 +184,92 @@ class Wrapper final : public c10::OperatorKernel {
         has_future_.store(false, relaxed);
       }
     }
-    result = IValue(WorkPtr(c10::make_intrusive<WrappedWork>(work, operation)));
+    result = IValue(WorkPtr(c10::make_intrusive<WrappedWork>(WorkPtr::reclaim_copy(work), operation)));
     operation.go_outside();  // until somebody waits for it
+  }
+
+  // ---- on a device
+
+  void call_on_device(
+      Ring& ring, const IValue* arguments, const OperatorHandle& handle, c10::DispatchKeySet keys, Stack* stack) {
+    const bool waits = blocks(arguments);
+    WatchedPtr watched = queue_up(arguments);
+    const Operation operation = note_entry(ring, arguments, watched != nullptr);
+    if (watched && operation.id != 0) watched->operation = operation, watched = watch(std::move(watched));
+    try {
+      kernel_.callBoxed(handle, keys, stack);
+    } catch (...) {
+      leave_on_device(watched.get(), operation, true);
+      throw;
+    }
+    if (operation.id == 0) return;
+    if (!watched || op_.kind == Kind::call) return leave_on_device(watched.get(), operation, false);
+    try {
+      follow_on_device(watched, stack->back(), waits);
+    } catch (...) {  // no memory, or an error of the device: its end cannot be seen
+      leave_on_device(watched.get(), operation, false);
+    }
+  }
+
+  // A point in the queue of the device, before the call; none: there is no such queue, or a graph captures it.
+  WatchedPtr queue_up(const IValue* arguments) const noexcept {
+    try {
+      const Queue queue = current_queue(payload_ < 0 ? std::nullopt : device_of(arguments[payload_]));
+      return is_capturing(queue) ? nullptr : std::make_shared<Watched>(queue);
+    } catch (...) {
+      return nullptr;
+    }
+  }
+
+  // From before the call on, which may wait for the device itself, as a barrier does. Null: there is no thread for it.
+  static WatchedPtr watch(WatchedPtr watched) noexcept {
+    try {
+      watcher.add(watched);
+      return watched;
+    } catch (...) {
+      watched->operation.reach();
+      return nullptr;
+    }
+  }
+
+  static void leave_on_device(Watched* watched, const Operation& operation, bool failed) {
+    if (watched == nullptr) return operation.leave_and_go_outside(failed);
+    watched->stage.store(failed ? Watched::failed : Watched::left, release);
+  }
+
+  // A call that is not asynchronous gives no work (torch 2.8 and later): it runs in the queue itself. Nor does one within
+  // a group of calls, which is queued when the group is closed.
+  void follow_on_device(const WatchedPtr& watched, IValue& result, bool waits) {
+    if (coalescing.open) return coalescing.watched.push_back(watched);
+    Work* found = work_of(result);
+    const WorkPtr work = found == nullptr ? WorkPtr() : WorkPtr::reclaim_copy(found);
+    const bool is_direct = op_.kind != Kind::collective;
+    if (!work && is_direct) return leave_on_device(watched.get(), watched->operation, false);  // a group unknown to us
+    if (!work || (waits && !is_direct && simulated.on.load(relaxed))) return watched->end_in(watched->queue);
+    result = IValue(WorkPtr(c10::make_intrusive<DeviceWork>(work, std::vector<WatchedPtr>{watched})));
+    watched->go_on(work);
   }
 
   Kernel kernel_;
   Op op_;
   bool cuda_;
   size_t arguments_;
+  uint8_t direction_ = 0;
   int group_ = -1, payload_ = -1, root_ = -1, tag_ = -1, async_ = -1;
   std::atomic<bool> has_future_{true};  // of what this operator's backend gives; assumed until it raises
 };
 
 std::vector<c10::RegistrationHandleRAII>* registrations = nullptr;
+
+// Closes a group of calls: its work stands for all of them.
+WorkPtr end_coalescing(const WorkPtr& work) {
+  coalescing.open = false;
+  const std::vector<WatchedPtr> watched = std::exchange(coalescing.watched, {});
+  if (watched.empty()) return work;
+  WorkPtr followed = c10::make_intrusive<DeviceWork>(work, watched);
+  for (const WatchedPtr& one : watched) one->go_on(work);
+  return followed;
+}
 
 struct Silent : c10::WarningHandler {
   void process(const c10::Warning&) override {}
@@ -227,11 +325,12 @@ int ftrain_recorder_open(int fd) {
   if (header.communicators_max != COMMUNICATORS_MAX || header.channels_max != CHANNELS_MAX ||
       header.marks_max != MARKS_MAX || header.recent != RECENT || header.records_max != RECORDS_MAX)
     return EINVAL;
+  static uint32_t rings = 0;
   static const int handled = pthread_atfork(nullptr, nullptr, [] { the_ring.store(nullptr); });
   if (handled != 0) return handled;
   names.forget();
   the_step.store(-1);
-  if (Ring* last = the_ring.exchange(new Ring(static_cast<char*>(at)))) last->leave_empty();
+  if (Ring* last = the_ring.exchange(new Ring(static_cast<char*>(at), ++rings))) last->leave_empty();
   return 0;
 }
 
@@ -241,6 +340,7 @@ void ftrain_recorder_mark(int64_t step) {
   if (ring == nullptr) return;
   Header& header = *ring->header;
   const uint64_t number = header.marks.load(relaxed) + 1, now = now_ns();
+  watcher.let_go();
   ring->begin_stretch(now, true);
   ring->marker.store(this_thread(), relaxed);
   Mark& mark = ring->marks[number % MARKS_MAX];
@@ -262,5 +362,32 @@ void ftrain_recorder_close() {
   if (Ring* ring = the_ring.load(acquire)) ring->header->closed.store(1);
 }
 
-void ftrain_recorder_watch_all(int on) { watch_all.store(on != 0); }
+// This thread's calls until the end belong together, and give no works of their own.
+void ftrain_recorder_begin_coalescing() {
+  for (const WatchedPtr& one : coalescing.watched) {  // of a group that an exception has ended
+    one->stage.store(Watched::failed, release);
+  }
+  coalescing.watched.clear();
+  coalescing.open = true;
 }
+
+// As above, without a work: they run in the queue in which they were called.
+void ftrain_recorder_end_coalescing() {
+  coalescing.open = false;
+  for (const WatchedPtr& one : std::exchange(coalescing.watched, {})) {
+    try {
+      one->end_in(one->queue);
+    } catch (const std::exception&) {
+      one->stage.store(Watched::left, release);
+    }
+  }
+}
+
+// For tests: treat all operations as if a device did them, one after the other.
+void ftrain_recorder_simulate_device(int on) { simulated.on.store(on != 0); }
+
+// From now on it does nothing; or does again.
+void ftrain_recorder_freeze_device(int on) { simulated.freeze(on != 0); }
+}
+
+TORCH_LIBRARY_FRAGMENT(ftrain, library) { library.def("end_coalescing", end_coalescing); }

@@ -60,9 +60,10 @@ struct Communicator {
   char name[128], description[64];
   uint32_t size, members_at, members_known, unused;
   Word entered, completed, failed;
-  char unused_rest[24];
+  Word queued;  // of those entered, how many its device has not reached
+  char unused_rest[16];
 };
-static_assert(sizeof(Communicator) == 256);
+static_assert(sizeof(Communicator) == 256 && offsetof(Communicator, queued) == 232);
 
 struct Direction {
   Word entered, completed;
@@ -73,9 +74,9 @@ struct Channel {
   int32_t peer;
   Direction directions[2];  // sends, receives
   Word failed;
-  char unused[16];
+  Word queued[2];  // as of a communicator
 };
-static_assert(sizeof(Channel) == 64);
+static_assert(sizeof(Channel) == 64 && offsetof(Channel, queued) == 48);
 
 struct Mark {
   Word number;
@@ -101,12 +102,14 @@ struct Record {
   Word exit;
   uint64_t gap_ns;
   Facts facts;
-  char unused[32];
+  Word reached;  // 0: no device has a part in it; as `exit`, while the device has not reached it; then when it did
+  char unused[24];
 
-  void write(uint64_t new_id, uint64_t new_seq, uint64_t now, uint64_t gap, const Facts& new_facts) {
+  void write(uint64_t new_id, uint64_t new_seq, uint64_t now, uint64_t gap, const Facts& new_facts, bool on_device) {
     id.store(0, relaxed);
     std::atomic_thread_fence(release);
     exit.store(new_id | PENDING, relaxed);
+    reached.store(on_device ? new_id | PENDING : 0, relaxed);
     seq = new_seq;
     enter_ns = now;
     gap_ns = gap;
@@ -120,11 +123,17 @@ struct Record {
     exit.compare_exchange_strong(expected, word, release, relaxed);
   }
 
+  void reach(uint64_t its_id, uint64_t now) {
+    uint64_t expected = its_id | PENDING;
+    reached.compare_exchange_strong(expected, now, release, relaxed);
+  }
+
   bool is_pending() const { return exit.load(relaxed) & PENDING; }
 };
-static_assert(sizeof(Record) == 128 && offsetof(Record, facts) == 40 && offsetof(Record, unused) == 96);
+static_assert(sizeof(Record) == 128 && offsetof(Record, facts) == 40 && offsetof(Record, reached) == 96);
 
 struct Ring {
+  const uint32_t number;  // 1, 2, ... of this process
   Header* header;
   Communicator* communicators;
   Channel* channels;
@@ -143,7 +152,7 @@ struct Ring {
   std::atomic<uint32_t> marker{0};  // the thread that marks steps; 0: none was marked
   Word used[COMMUNICATORS_MAX]{};   // by that thread last in this step, counted from 1
 
-  explicit Ring(char* at) : header(reinterpret_cast<Header*>(at)) {
+  Ring(char* at, uint32_t its_number) : number(its_number), header(reinterpret_cast<Header*>(at)) {
     at += sizeof(Header);
     at = take(at, communicators, COMMUNICATORS_MAX);
     at = take(at, channels, CHANNELS_MAX);

@@ -17,9 +17,10 @@ import msgspec
 from ftrain_launcher.background import Background
 from ftrain_launcher.control.link_matrix import LinkMatrix
 from ftrain_launcher.control.requests import Requests
-from ftrain_launcher.detect.detector import Detector
+from ftrain_launcher.detect.detector import Detector, seconds_between_looks
 from ftrain_launcher.detect.divergence import Divergence
 from ftrain_launcher.detect.links import ALL_PAIRS_MAX, Matrix, judge_matrix
+from ftrain_launcher.detect.lossy import SentAgain
 from ftrain_launcher.detect.pace import Pace
 from ftrain_launcher.detect.patience import Patience, WentOn
 from ftrain_launcher.detect.reached import judge_reach
@@ -46,6 +47,10 @@ FIRST_PROBE_SECONDS, NEXT_PROBE_SECONDS = 1.0, 3.0
 """After a generation has begun to be watched: then connections stand. And until it is known what is usual."""
 ROUNDS, ROUNDS_OF_HANG = 3, 2
 """So often is a link measured before it is named. A hang is evidence by itself."""
+UNEXPLAINED_SECONDS = 10.0
+"""So long must an operation have lasted that all have entered, where no link is found that explains it."""
+EXPLAIN_FACTOR = 10.0
+"""So many times the least time between two looks at a graph while ranks leave: each looks at all that they tell."""
 _BY_STACK = (Kind.HANG, Kind.MISMATCH, Kind.SLOW)
 """What the suspects' stacks say more about."""
 
@@ -68,11 +73,39 @@ class _Watched:
         """Positions of the nodes that are not heard just now."""
         self.explained: tuple[int, ...] = ()
         """The suspects of the mismatch that was told of when all had ended."""
+        self.judge_at = self.explain_at = float("-inf")
+        """When reports may be looked at again: of very many nodes, not each on its own."""
+        self.unheard = set(nodes.values())
+        """Nodes that have not said their last word."""
+        self.last_words = False
+        """Some were said since they were last looked at."""
+        self._look_seconds = seconds_between_looks(len(nodes))
 
     def take(self, report: NodeReport) -> None:
         """An agent has read its workers' rings."""
         self.detector.take(report, time.monotonic())
         self.steps.update((record.rank, record.step) for record in report.ranks)
+
+    def judged(self, now: float) -> None:
+        """The reports have been looked at."""
+        self.judge_at = now + self._look_seconds
+
+    def take_last_words(self, node: str) -> None:
+        """A node's report has come while all leave."""
+        self.last_words = True
+        if node in self.unheard:
+            self.unheard.discard(node)
+            if not self.unheard:
+                self.explain_at = float("-inf")
+
+    def may_explain(self, now: float) -> bool:
+        """Whether to look at the last words that were said: all, or some after a while."""
+        return self.last_words and now >= self.explain_at
+
+    def explain(self, now: float) -> Verdict | None:
+        """What the last words show."""
+        self.last_words, self.explain_at = False, now + EXPLAIN_FACTOR * self._look_seconds
+        return self.detector.explain(now)
 
     @property
     def slowest_step(self) -> int:
@@ -98,6 +131,8 @@ class Detection:
             if watched is None or self._current(watched.generation) is not watched:
                 continue
             self._judge(watched)
+            if self._coordinator.phase is Phase.STOPPING:
+                self._explain(watched)
             self._notice_away(watched)
             if time.monotonic() >= watched.probe_at and not self._background.tasks:
                 seconds = QUIET_PROBE_SECONDS if self._links.knows_quiet else NEXT_PROBE_SECONDS
@@ -116,11 +151,12 @@ class Detection:
         if watched is None:
             return
         watched.take(report)
-        if self._coordinator.phase is Phase.RUNNING:
-            self._judge(watched)
-        else:
+        if self._coordinator.phase is not Phase.RUNNING:
+            watched.take_last_words(report.node)
             self._explain(watched)
             self._tell_who_went_on(watched)
+        elif time.monotonic() >= watched.judge_at:  # else `run` looks, in a moment
+            self._judge(watched)
 
     def take_digests(self, message: ReplicaDigests) -> None:
         """A rank has looked at what it shares with others."""
@@ -146,14 +182,15 @@ class Detection:
         if self._coordinator.phase is not Phase.RUNNING:
             return
         now = time.monotonic()
+        watched.judged(now)
         self._tell(watched, [*watched.detector.verdicts(now), *watched.replicas.verdicts(now)])
         for rank, step in watched.pace.quick_again():
             self._submit(QuickAgain(watched.generation, rank, step))
         self._tell_who_went_on(watched)
-        slowed = watched.pace.slowed()
-        if slowed and not self._looking_for_links:  # who is not heard now asks again
+        doubts = watched.pace.doubts()
+        if doubts and not self._looking_for_links:  # who is not heard now asks again
             self._looking_for_links = True
-            self._background.begin(self._look_for_link(watched.generation, slowed))
+            self._background.begin(self._look_for_link(watched.generation, doubts))
 
     def _tell_who_went_on(self, watched: _Watched) -> None:
         for ended in watched.detector.went_on():
@@ -161,7 +198,8 @@ class Detection:
 
     def _explain(self, watched: _Watched) -> None:
         """The last words of the ranks may say that it was a mismatch; nobody is left to be looked at."""
-        verdict = watched.detector.explain(time.monotonic())
+        now = time.monotonic()
+        verdict = watched.explain(now) if watched.may_explain(now) else None
         if verdict is not None and verdict.ranks != watched.explained:
             watched.explained = verdict.ranks
             self._submit(Diagnosed(verdict))
@@ -192,9 +230,10 @@ class Detection:
         step, began = watched.slowest_step, time.monotonic()
         try:
             found = await self._suspect_link(verdict.generation, self._links.names(), hangs=True)
+            holds = found is not None or await self._lasts(watched, verdict, began, step)
         finally:
             self._probing_hang = False
-        if watched.slowest_step > step or watched.detector.has_passed(verdict):
+        if not holds or watched.slowest_step > step or watched.detector.has_passed(verdict):
             watched.detector.forget(verdict.kind)
             if found is not None:
                 slow, sentence = Kind.COMMUNICATION_SLOW, f"{found.sentence}; {verdict.sentence}, and then went on"
@@ -216,19 +255,35 @@ class Detection:
             )
         self._submit(Diagnosed(_lasting(verdict, began)))
 
-    async def _look_for_link(self, generation: int, slowed: Sequence[Slowed]) -> None:
-        """Communication has become slow: it is a link's fault only if the probes say so."""
-        ranks = self._coordinator.ranks
-        members = {member for one in slowed for member in one.communicator.members}
-        nodes = {ranks[member].node for member in members if member in ranks}
+    async def _lasts(self, watched: _Watched, verdict: Verdict, began: float, step: int) -> bool:
+        """Whether what hangs and no link explains goes on for long. Else a thread of the backend's may have had no
+        processor: the kernel's count of the thread that trains tells nothing of that."""
+        while watched.slowest_step <= step and not watched.detector.has_passed(verdict):
+            if verdict.seconds + time.monotonic() - began >= UNEXPLAINED_SECONDS:
+                return True
+            if self._current(verdict.generation) is not watched or self._coordinator.phase is not Phase.RUNNING:
+                return False
+            await asyncio.sleep(JUDGE_SECONDS)
+        return False
+
+    async def _look_for_link(self, generation: int, doubts: Sequence[Slowed | SentAgain]) -> None:
+        """Communication has become slow, or much is sent again: it is a link's fault only if the probes say so."""
         try:
-            positions = self._between_hosts(position for position, name in self._links.names().items() if name in nodes)
+            positions = self._between_hosts(self._concerned(doubts))
             found = await self._suspect_link(generation, positions, hangs=False) if positions else None
         finally:
             self._looking_for_links = False
         if found is not None:
-            sentence = f"{found.sentence}; {slowed[0].sentence}"
-            self._submit(Diagnosed(msgspec.structs.replace(found, sentence=sentence, step=slowed[0].step)))
+            sentence = f"{found.sentence}; {doubts[0].sentence}"
+            self._submit(Diagnosed(msgspec.structs.replace(found, sentence=sentence, step=doubts[0].step)))
+
+    def _concerned(self, doubts: Sequence[Slowed | SentAgain]) -> list[int]:
+        """The positions of a slow communicator's nodes; all, if a host sends much again: to whom is not known."""
+        names, ranks = self._links.names(), self._coordinator.ranks
+        slowed = [doubt for doubt in doubts if isinstance(doubt, Slowed)]
+        members = {member for one in slowed for member in one.communicator.members}
+        nodes = {ranks[member].node for member in members if member in ranks}
+        return [position for position, name in names.items() if name in nodes or len(slowed) < len(doubts)]
 
     def _notice_away(self, watched: _Watched) -> None:
         """Who is not heard any more may be reached by others."""

@@ -36,6 +36,11 @@ _EARLY_FACTOR = 50.0
 """So many times that between looks while nothing is overdue: they ask only whether operations differ."""
 
 
+def seconds_between_looks(ranks: int) -> float:
+    """How long to wait between two looks at the graph of so many ranks, which take a while."""
+    return _LOOK_SECONDS_PER_RANK * max(0, ranks - _RANKS_FEW)
+
+
 class Judge(Protocol):
     """Another part of the detector, with the same face."""
 
@@ -118,7 +123,7 @@ class Detector:
 
     def _is_due(self, now: float) -> bool:
         """Whether to look at the graph."""
-        pause_seconds = _LOOK_SECONDS_PER_RANK * max(0, len(self._standings) - _RANKS_FEW)
+        pause_seconds = seconds_between_looks(len(self._standings))
         if now < self._looked + pause_seconds:
             return False
         which = 1 if self._halted else 0

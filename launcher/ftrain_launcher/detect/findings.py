@@ -15,7 +15,7 @@ from ftrain_launcher.detect.patience import Patience
 from ftrain_launcher.detect.records import Communicator
 from ftrain_launcher.detect.timeouts import DIFFERENT_SECONDS, allowed_seconds
 from ftrain_launcher.detect.verdict import WAITS_MAX, Kind, Verdict, Wait
-from ftrain_launcher.detect.waits import Gate, Graph, Group, pending_of
+from ftrain_launcher.detect.waits import Gate, Graph, Group, has_called, pending_of
 
 SURE = 0.5
 """Below it a finding is a guess, and another explanation is looked for first."""
@@ -103,10 +103,14 @@ class Findings:
         elsewhere = [rank for rank in ranks if rank not in at_gate]
         has, them = ("have", "them") if len(here) > 1 else ("has", "it")
         called = _called(first.gate.waiters[0][1].op, first.gate.seq, first.gate.communicator)
-        clauses = [f"{wording.ranks(here, self._nodes)} {has} {entered} {called} for {first.seconds:.1f} s"]
+        dead = "is dead, and " if len(here) == 1 and self._graph.standings[first.rank].gone else ""
+        clauses = [f"{wording.ranks(here, self._nodes)} {dead}{has} {entered} {called} for {first.seconds:.1f} s"]
         waiters = sorted(rank for rank, _ in first.gate.waiters if rank not in late)
         waits = f"{wording.ranks(waiters)} {'wait' if len(waiters) > 1 else 'waits'} for {them}"
         clauses.append(waits if waiters else "the others have left it")
+        if queued := [rank for rank in here if has_called(self._graph.standings[rank], first.gate)]:
+            who = f"of {wording.ranks(queued)}: " if len(queued) < len(here) else ""
+            clauses.append(f"{who}it was called, but the device has not reached it")
         if state := wording.state(self._graph.standings[first.rank].record.process):
             clauses.append(state if len(here) == 1 else f"of rank {first.rank}: {state}")
         if elsewhere:

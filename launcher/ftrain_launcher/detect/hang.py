@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from statistics import median, median_high
 
 from ftrain_launcher.detect.beside import idle_at
+from ftrain_launcher.detect.look import COMMITTER
 from ftrain_launcher.detect.patience import Patience, Waiting, waiting_in
 from ftrain_launcher.detect.records import Communicator, Op, Operation
 from ftrain_launcher.detect.timeouts import (
@@ -108,12 +109,24 @@ class Judge:
     def hung(self) -> list[Late]:
         """The roots that are late, the one that others have waited for longest first."""
         late = [*self._late(), *self._halted_inside()]
+        standings = self.graph.standings
+        late = self._without_sleepers(late)
         for found in late:
-            if len(late) > 1 and not self.graph.standings[found.rank].halted:
+            if len(late) > 1 and not standings[found.rank].halted:
                 found.confidence = min(found.confidence, 0.8)
             if found.gate.unknown:
                 found.confidence *= 0.8
         return sorted(late, key=lambda found: (-found.confidence, -found.seconds, found.rank))
+
+    def _without_sleepers(self, late: list[Late]) -> list[Late]:
+        """Who sleeps may wait for one that is stopped, in the store or for a file, which nobody records; at the end of
+        a step, where rank 0 is outside of all operations, also for one that computes."""
+        standings = self.graph.standings
+        stopped = {found.rank for found in late if standings[found.rank].halted}
+        at_commit = all(found.gate.waiters[0][1].op == Op.COMMIT for found in late)
+        awake = {rank for rank in self.graph.accused if standings[rank].halted or standings[rank].computes} | stopped
+        is_why = awake and (at_commit or stopped)
+        return [found for found in late if found.rank in awake] if is_why else late
 
     def stuck(self) -> list[Stuck]:
         """Operations that all have entered and that have lasted too long since the last did, the oldest first."""
@@ -172,9 +185,9 @@ class Judge:
     def given(self, standing: Standing, gate: Gate, least: float = 0.0) -> tuple[float, float]:
         """How long a rank may keep a gate's waiters, and how long it might if nothing were known of it."""
         usual = max(self.allowed(gate), least)
-        if gate.waiters[0][1].op == Op.COMMIT and standing.computes:
-            usual = max(usual, COMPUTING_SECONDS)
         record = standing.record
+        if gate.waiters[0][1].op == Op.COMMIT and record.rank == COMMITTER and standing.computes:
+            usual = max(usual, COMPUTING_SECONDS)
         return self.patience.allowed_seconds(record.rank, record.step, waiting_at(gate), usual), usual
 
     def pause(self, gate: Gate, late: Standing) -> float:
@@ -223,6 +236,8 @@ class Judge:
                     if late and self._alone(self.graph.standings[rank], group.members):
                         found[rank] = Late(rank, gate, seconds, 0.99)
         for transfer in self.graph.transfers:
+            if transfer.peer in halted and self.graph.standings[transfer.peer].record.ended:
+                continue  # it has done its part, as its waiter may have yet to read
             waiters = [(transfer.rank, transfer.operation)]
             gate = Gate(transfer.communicator, transfer.operation.seq, waiters, peer=transfer.peer)
             late = transfer.peer in halted and self.waited(gate) >= HALTED_SECONDS

@@ -8,7 +8,7 @@ beside its training is (`beside`).
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import pairwise
 
 from ftrain_launcher.detect.beside import is_missed
@@ -18,6 +18,8 @@ from ftrain_launcher.detect.waits import Gate, Graph, Group, Key, Standing, Tran
 
 COMMITTER = 0
 """The rank that all others wait for at the end of a step."""
+_WAITERS_MAX = 8
+"""So many of those who wait for rank 0 are said to wait for others, too."""
 _STEPS = Communicator("steps", (), "default_pg")
 
 
@@ -39,9 +41,10 @@ def look(standings: Mapping[int, Standing], stale: set[int]) -> Graph:
             channels[keys[channel.communicator], rank, channel.peer] = channel
     for group in graph.groups.values():
         _add_group(graph, group)
+    commits: dict[int, Gate] = {}
     for rank, standing in standings.items():
         if standing.record.commit is not None and rank not in stale:
-            _add_commit(graph, rank, standing.record.commit)
+            _add_commit(graph, commits, rank, standing.record.commit)
         if standing.record.holds_seconds is not None and standing.record.holds_seconds < FIRST_SECONDS:
             graph.held.add(rank)
     for (key, rank, _), channel in channels.items():
@@ -93,11 +96,14 @@ def _add_channel(graph: Graph, standing: Standing, rank: int, channel: Channel, 
                 graph.held.add(rank)
 
 
-def _add_commit(graph: Graph, rank: int, operation: Operation) -> None:
+def _add_commit(graph: Graph, commits: dict[int, Gate], rank: int, operation: Operation) -> None:
     if COMMITTER not in graph.standings:
         graph.unknown.add(COMMITTER)
-    gate = Gate(_STEPS, operation.seq, [(rank, operation)], peer=COMMITTER)
-    graph.gates.append(gate)
+    gate = commits.get(operation.seq)
+    if gate is None:
+        gate = commits[operation.seq] = Gate(_STEPS, operation.seq, peer=COMMITTER)
+        graph.gates.append(gate)
+    gate.waiters.append((rank, operation))
     graph.waiting.setdefault(rank, []).append(gate)
 
 
@@ -135,3 +141,24 @@ def _accuse(graph: Graph) -> None:
             elif gate.peer not in free or graph.standings[gate.peer].halted or is_missed(graph, gate.peer, gate):
                 graph.accused.setdefault(gate.peer, []).append(gate)
                 gate.roots = 1
+    _accuse_with_committer(graph, free)
+
+
+def _accuse_with_committer(graph: Graph, free: Collection[int]) -> None:
+    """Where rank 0 is waited for at the end of a step and waits for nobody, so are others that have not done the step,
+    and are in no operation: rank 0 may wait for them, in the store or for a file, which nobody records. If it computes,
+    they may wait for it."""
+    gates = [gate for gate in graph.accused.get(COMMITTER, ()) if gate.communicator is _STEPS]
+    if not gates:
+        return
+    first = min(gates, key=lambda gate: gate.seq)
+    longest = sorted(first.waiters, key=lambda waiter: -waiter[1].age_seconds)[:_WAITERS_MAX]
+    is_busy = graph.standings[COMMITTER].computes
+    for rank, standing in graph.known():
+        record = standing.record
+        if rank == COMMITTER or rank in free or record.step >= first.seq or record.ended:
+            continue
+        if standing.halted or not is_busy:
+            gate = Gate(_STEPS, first.seq, longest, peer=rank, roots=1)
+            graph.gates.append(gate)
+            graph.accused.setdefault(rank, []).append(gate)

@@ -1,7 +1,8 @@
 """The judge of pace: finds ranks that are slow, and where communication has become slow, from the steps of all ranks.
 
-A face for `slow` and `slow_links` as `detector.Judge`: reports go in, they are put side by side (`aligned`), verdicts
-come out. What slow communication calls for first is a probe of the links; who asks for it gives it to `judge_matrix`.
+A face for `slow`, `slow_links` and `lossy` as `detector.Judge`: reports go in, they are put side by side (`aligned`),
+verdicts come out. What slow or lossy communication calls for first is a probe of the links; who asks for it gives it to
+`judge_matrix`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ftrain_launcher.detect.aligned import Aligned
+from ftrain_launcher.detect.lossy import LossyNodes, SentAgain
 from ftrain_launcher.detect.records import NodeReport
 from ftrain_launcher.detect.slow import SlowRanks
 from ftrain_launcher.detect.slow_links import Slowed, SlowLinks
@@ -26,11 +28,12 @@ class Pace:
         self._aligned = Aligned(len(nodes))
         self._ranks = SlowRanks(generation, nodes, self._aligned.communicators)
         self._links = SlowLinks(self._aligned.communicators)
+        self._lossy = LossyNodes()
         self._new: list[Verdict] = []
         self._standing: dict[int, tuple[Verdict, float]] = {}
         """By rank: the verdict on it that holds, and when it was last told."""
         self._gone: list[tuple[int, int]] = []
-        self._slowed: list[Slowed] = []
+        self._doubts: list[Slowed | SentAgain] = []
 
     def take(self, report: NodeReport, now: float) -> None:
         """A node's report has come; one of another generation is dropped."""
@@ -44,7 +47,9 @@ class Pace:
             self._gone += [(rank, step.number) for rank in change.gone]
             for rank in change.gone:
                 self._standing.pop(rank, None)
-            self._slowed += self._links.take(step, now)
+            self._doubts += self._links.take(step, now)
+        if (loses := self._lossy.take(report, now)) is not None:
+            self._doubts.append(loses)
 
     def verdicts(self, now: float) -> list[Verdict]:
         """Ranks that have become slow, and every ``REPEAT_SECONDS`` those that still are."""
@@ -58,7 +63,8 @@ class Pace:
         gone, self._gone = self._gone, []
         return gone
 
-    def slowed(self) -> list[Slowed]:
-        """Communicators that have become slow, for which probes are wanted; told again while that lasts."""
-        slowed, self._slowed = self._slowed, []
-        return slowed
+    def doubts(self) -> list[Slowed | SentAgain]:
+        """Communicators that have become slow, and nodes that send much again, for which probes are wanted; told again
+        while that lasts."""
+        doubts, self._doubts = self._doubts, []
+        return doubts

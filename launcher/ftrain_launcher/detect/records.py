@@ -92,6 +92,8 @@ class Collectives(msgspec.Struct, frozen=True, array_like=True):
     recent: tuple[Operation, ...] = ()
     """The newest few, also those that have completed: told once while the rank is in an operation for longer than is
     usual, not again until it moves."""
+    queued: int = 0
+    """How many more it has called that its device has not reached: it takes no part in them yet."""
 
 
 class Channel(msgspec.Struct, frozen=True, array_like=True):
@@ -108,6 +110,9 @@ class Channel(msgspec.Struct, frozen=True, array_like=True):
     """Of both directions, oldest first."""
     thread: int = 0
     """Which thread has entered its newest operation; 0: it is not told, since only one enters any."""
+    sends_queued: int = 0
+    """As `Collectives.queued`."""
+    receives_queued: int = 0
 
 
 class ProcessState(msgspec.Struct, frozen=True, array_like=True):
@@ -209,6 +214,14 @@ class RankStep(msgspec.Struct, frozen=True, array_like=True):
     for a processor; told only where it is starved itself."""
 
 
+class SentSegments(msgspec.Struct, frozen=True, array_like=True):
+    """What TCP of a host has sent so far, whoever it was for."""
+
+    sent: int
+    again: int
+    """Of these, because no answer came in time."""
+
+
 class NodeReport(msgspec.Struct, frozen=True, tag="comm", kw_only=True):
     """All rings of one node, read once."""
 
@@ -223,6 +236,8 @@ class NodeReport(msgspec.Struct, frozen=True, tag="comm", kw_only=True):
     """Ranks that run, and whose ring cannot be read: nothing is known of them."""
     stopped: tuple[int, ...] = ()
     """Those among them that have no ring yet, and whose process is stopped."""
+    segments: SentSegments | None = None
+    """Of its host; None: the kernel does not tell."""
 
 
 PENDING_MAX = 8

@@ -16,6 +16,7 @@ from statistics import median
 from typing import NamedTuple
 
 from ftrain_launcher.detect.aligned import Step
+from ftrain_launcher.detect.asking import Asking
 from ftrain_launcher.detect.records import Communicator
 from ftrain_launcher.detect.wording import group
 
@@ -32,8 +33,6 @@ SPIKE_FACTOR_MIN, SPIKE_SECONDS_MIN = 4.0, 0.15
 """So many times the usual transfer, and so much more than that, is a spike."""
 SPIKES_MIN, SPIKES_STEPS = 2, 100
 """So many within so many steps are asked about."""
-ASK_AGAIN_SECONDS, ASK_AGAIN_SECONDS_MAX = 5.0, 60.0
-"""After the first question, and after the last of many."""
 _BASE_DRIFT = 0.002
 """So much a step the usual transfer follows the present one while that has no excess."""
 
@@ -93,28 +92,20 @@ class _Class:
         return spiky or self.excess > enough
 
 
-@dataclass(slots=True)
-class _Asked:
-    """When probes were last asked for, for one communicator, and how long it is until they may be again."""
-
-    at: float
-    wait_seconds: float
-
-
 class SlowLinks:
     """The transfers of one generation. Give it each step that `Aligned` gives out, in order."""
 
     def __init__(self, communicators: list[Communicator]) -> None:
         self._communicators = communicators
         self._classes: dict[tuple[int, int], _Class] = {}
-        self._asked: dict[int, _Asked] = {}
+        self._asking = Asking()
 
     def take(self, step: Step, now: float) -> list[Slowed]:
         """The communicators that call for probes now; ``now`` in seconds, of any one clock."""
         slowed: dict[int, Slowed] = {}
         for (number, size), transfer in self._transfers(step).items():
             found = self._classes.setdefault((number, size), _Class())
-            if found.take(transfer) and number not in slowed and self._may_ask(number, now):
+            if found.take(transfer) and number not in slowed and self._asking.may(number, now):
                 slowed[number] = Slowed(self._communicators[number], step.number, found.longest, found.usual)
                 found.longest = 0.0
         return list(slowed.values())
@@ -134,13 +125,3 @@ class SlowLinks:
             for key, seconds in transfers.items()
             if seen[key] >= max(2, len(self._communicators[key[0]].members))
         }
-
-    def _may_ask(self, communicator: int, now: float) -> bool:
-        asked = self._asked.get(communicator)
-        if asked is not None and now < asked.at + asked.wait_seconds:
-            return False
-        wait_seconds = ASK_AGAIN_SECONDS
-        if asked is not None and now < asked.at + 2 * asked.wait_seconds:  # it has not been well in between
-            wait_seconds = min(2 * asked.wait_seconds, ASK_AGAIN_SECONDS_MAX)
-        self._asked[communicator] = _Asked(now, wait_seconds)
-        return True

@@ -218,6 +218,24 @@ class Graph:
         return ((rank, standing) for rank, standing in self.standings.items() if rank not in self.unknown)
 
 
+def has_called(standing: Standing, gate: Gate) -> bool:
+    """Whether a rank that has not entered a gate's operation has called it: its device has not reached it."""
+    if gate.group is not None:
+        place = gate.group.at.get(standing.record.rank)
+        return place is not None and place.queued > 0 and place.entered + place.queued >= gate.seq
+    waiter, operation = gate.waiters[0]
+    receives = operation.op == Op.RECEIVE
+    for channel in standing.record.channels:
+        if channel.peer == waiter and key_of(standing.communicators[channel.communicator]) == key_of(gate.communicator):
+            entered, queued = (
+                (channel.sends_entered, channel.sends_queued)
+                if receives
+                else (channel.receives_entered, channel.receives_queued)
+            )
+            return queued > 0 and entered + queued >= gate.seq
+    return False
+
+
 def pending_of(record: RankRecord) -> list[Operation]:
     """All that a rank has entered and not left, and its wait at the end of a step."""
     pending = pending_operations(record)

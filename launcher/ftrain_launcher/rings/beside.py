@@ -29,4 +29,4 @@ def beside(places: Iterable[Sequence[Record]], main_thread: int) -> tuple[tuple[
 
 
 def _moved_ns(record: Record) -> int:
-    return record.exit if record.exit < FAILED else record.enter_ns
+    return record.exit if record.exit < FAILED else record.begun_ns

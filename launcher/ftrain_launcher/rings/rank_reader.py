@@ -39,7 +39,7 @@ from ftrain_launcher.rings.process_state import ProcessWatch
 from ftrain_launcher.rings.program_order import departure
 from ftrain_launcher.rings.starvation import Starvation
 from ftrain_launcher.rings.step_log import StepLog, spread, spread_helpers, spread_throttled
-from ftrain_launcher.rings.view import FAILED, PENDING, ChannelCounts, Record, RingView
+from ftrain_launcher.rings.view import FAILED, PENDING, ChannelCounts, Record, RingView, begun_ns
 
 _CATCH_UP_RECORDS = RECORDS_MAX // 4
 """The records are read when so many have come, if no report is wanted before."""
@@ -115,12 +115,12 @@ class RankReader:
             self._helpers.moved(now_ns)
             return False
         self._process_state = self._process.read()
+        self._starvation.queued_seconds(self._process_state.letter, now_ns)
         if self._process_state.letter not in _HEALTHY:
             return True
         if self._late_at_ns is None:
             self._late_at_ns = now_ns + late_in_seconds(self._record(live, now_ns)) * 1e9
-        is_late = now_ns >= self._late_at_ns
-        if is_late or not live.inside:
+        if (is_late := now_ns >= self._late_at_ns) or not live.inside:
             self._helpers.look(now_ns, self._process_state.letter)
         return is_late
 
@@ -187,17 +187,16 @@ class RankReader:
         if live != self._live or record.idle_seconds is None:
             return self._starved_outside_seconds
         idle = min(record.idle_seconds, record.step_age_seconds)
-        return min(idle, self._starved_outside_seconds + self._helpers.starved_seconds(now_ns, idle))
+        starved = self._starved_outside_seconds + self._starvation.queued_seconds(self._process.read().letter, now_ns)
+        return min(idle, starved + self._helpers.starved_seconds(now_ns, idle))
 
     # ---- where it is
 
     def _record(self, live: Live, now_ns: int) -> RankRecord:
         self._name_groups(live.communicators)
         counts, channels = self.ring.communicators(live.communicators), self.ring.channels(live.channels)
-        pending = sum(entered - completed for entered, completed in counts)
-        pending += sum(
-            c.sends_entered - c.sends_completed + c.receives_entered - c.receives_completed for c in channels
-        )
+        pending = sum(entered - completed for entered, completed, _ in counts)
+        pending += sum(channel.pending for channel in channels)
         # A work without a future counts as inside only while somebody waits for it.
         all_inside = live.inside >= pending
         collectives = self._collectives(counts, now_ns, all_inside)
@@ -219,9 +218,9 @@ class RankReader:
             beside_idle_seconds=_seconds_since(self._moved_ns, now_ns) if threads else None,
         )
 
-    def _beside(self, counts: list[tuple[int, int]], channels: list[ChannelCounts]) -> tuple[tuple[int, ...], int]:
+    def _beside(self, counts: list[tuple[int, int, int]], channels: list[ChannelCounts]) -> tuple[tuple[int, ...], int]:
         """The threads beside its training, and when another one moved."""
-        recent = [self.ring.recent(number) for number, (entered, _) in enumerate(counts) if entered]
+        recent = [self.ring.recent(number) for number, (entered, _, _) in enumerate(counts) if entered]
         recent += map(self.ring.channel_recent, range(len(channels)))
         return beside(recent, self._pid)
 
@@ -240,9 +239,11 @@ class RankReader:
             self._indices = [None if index is not None and old == index else old for old in self._indices]
             self._indices.append(index)
 
-    def _collectives(self, counts: list[tuple[int, int]], now_ns: int, all_inside: bool) -> tuple[Collectives, ...]:
+    def _collectives(
+        self, counts: list[tuple[int, int, int]], now_ns: int, all_inside: bool
+    ) -> tuple[Collectives, ...]:
         found: list[Collectives] = []
-        for number, (entered, completed) in enumerate(counts):
+        for number, (entered, completed, queued) in enumerate(counts):
             index = self._indices[number]
             if index is None or entered == 0:
                 continue
@@ -252,7 +253,7 @@ class RankReader:
                 pending, last = self._unsettled(number, entered, completed)
             shown = self._pending(pending, now_ns, all_inside) if pending else ()
             newest = None if last is None else self._operation(last, now_ns)
-            found.append(Collectives(index, entered, completed, shown, newest))
+            found.append(Collectives(index, entered - queued, completed, shown, newest, queued=queued))
         return tuple(found)
 
     def _unsettled(self, number: int, entered: int, completed: int) -> tuple[list[Record], Record | None]:
@@ -262,9 +263,9 @@ class RankReader:
             if entered == completed and newest.exit < PENDING:
                 self._settled[number] = newest
                 return [], newest
-            if entered == completed + 1 and newest.exit >= PENDING:
+            if entered == completed + 1 and newest.exit >= PENDING and not newest.is_queued:
                 return [newest], newest
-        records = self.ring.recent(number)
+        records = [record for record in self.ring.recent(number) if not record.is_queued]
         newest = max(records, key=lambda record: record.seq, default=None)
         return [record for record in records if record.exit >= PENDING], newest
 
@@ -273,7 +274,8 @@ class RankReader:
         told = []
         for place in record.collectives:
             recent = self.ring.recent(numbers[place.communicator])
-            told.append(replace(place, recent=tuple(self._operation(one, now_ns) for one in recent)))
+            shown = tuple(self._operation(one, now_ns) for one in recent if not one.is_queued)
+            told.append(replace(place, recent=shown))
         return replace(record, collectives=tuple(told))
 
     def _find_departure(self, live: Live) -> Departure | None:
@@ -284,7 +286,7 @@ class RankReader:
         if len(heads) < 2:
             return None
         steps: list[list[Call]] = [[] for _ in heads]
-        for number, _, _, _, size, communicator, _, op, root in self.ring.records(heads[0], live.head):
+        for number, _, _, _, size, communicator, _, op, root, _ in self.ring.records(heads[0], live.head):
             index = self._indices[communicator] if communicator < len(self._indices) else None
             steps[bisect.bisect_left(heads, number) - 1].append(Call(-1 if index is None else index, op, root, size))
         if self._waits_ns is not None or self._holds_ns is not None:
@@ -299,13 +301,12 @@ class RankReader:
             index = self._indices[channel.communicator]
             if index is None:
                 continue
-            is_open = channel.sends_entered > channel.sends_completed
-            is_open = is_open or channel.receives_entered > channel.receives_completed
-            records = self.ring.channel_recent(number) if is_open or with_thread else []
-            open_ones = [record for record in records if record.exit >= PENDING]
+            records = self.ring.channel_recent(number) if channel.pending or with_thread else []
+            open_ones = [record for record in records if record.exit >= PENDING and not record.is_queued]
             pending = self._pending(open_ones, now_ns, all_inside) if open_ones else ()
             thread = records[-1].thread if records and with_thread else 0
-            found.append(Channel(index, channel.peer, *channel[2:], pending, thread))
+            queued = channel.sends_queued, channel.receives_queued
+            found.append(Channel(index, *channel.taken, pending, thread, *queued))
         return tuple(found)
 
     def _pending(self, records: list[Record], now_ns: int, all_inside: bool) -> tuple[Operation, ...]:
@@ -322,7 +323,7 @@ class RankReader:
             record.dtype,
             record.elements,
             record.root,
-            max(0, now_ns - record.enter_ns) * 1e-9,
+            max(0, now_ns - record.begun_ns) * 1e-9,
             record.gap_ns * 1e-9,
             self._history.usual_seconds(kind),
             record.thread,
@@ -348,8 +349,6 @@ class RankReader:
         if len(records) < live.head + 1 - first:
             self._open.update(set(range(first, live.head + 1)) - {fields[0] for fields in records})
         self._seen = live.head
-        if records:
-            self._moved_ns = max(self._moved_ns or 0, records[-1][1])
         begin = 0
         for mark in marks:
             end = bisect.bisect_right(records, mark.head, begin, key=itemgetter(0))
@@ -380,11 +379,15 @@ class RankReader:
     def _take(self, records: Sequence[tuple[int, ...]], *, in_step: bool = True) -> None:
         note, add = self._history.add, self._steps.add
         moved = self._moved_ns or 0
-        for number, enter_ns, word, gap_ns, size, communicator, channel, op, root in records:
+        for number, enter_ns, word, gap_ns, size, communicator, channel, op, root, reached in records:
+            if reached:
+                enter_ns = begun_ns(enter_ns, reached)
+            if enter_ns > moved and reached < PENDING:  # what is queued only moves nothing
+                moved = enter_ns
             if word < FAILED:
                 if word > moved:
                     moved = word
-                ns = word - enter_ns
+                ns = max(0, word - enter_ns)
                 note(class_of(communicator, op, root, size), ns, gap_ns)
                 if in_step and channel == NONE and communicator != NONE and op not in DIRECT:
                     add(communicator, size, ns)

@@ -37,6 +37,16 @@ class Starvation:
         self._waited = waited_seconds(_read(self._schedule))
         self._look_up_groups()
         self._throttled = self._read_throttled()
+        self._turns, self._queued_ns = b"", 0
+        """What the kernel counted when it was last seen to run or to sleep, and when that was."""
+
+    def queued_seconds(self, letter: str, now_ns: int) -> float:
+        """For how long, as seen from look to look, it waits for a processor by now: the kernel counts that once it has
+        one. ``letter``: its state."""
+        turns = _read(self._schedule)
+        if letter != "R" or not turns or turns != self._turns:
+            self._turns, self._queued_ns = turns, now_ns
+        return (now_ns - self._queued_ns) * 1e-9
 
     def more(self) -> Waited | None:
         """What has come to it since it was asked last; None: not known, it has ended."""

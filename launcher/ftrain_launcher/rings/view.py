@@ -26,12 +26,12 @@ from ftrain.comm.ring import (
 
 PENDING = 1 << 63
 FAILED = 1 << 62
-_RECORD = struct.Struct("<7QqQIIHHiiI32x")
-_DONE = struct.Struct("<Q8xQQQQ24xIIH2xi40x")
+_RECORD = struct.Struct("<7QqQIIHHiiIQ24x")
+_DONE = struct.Struct("<Q8xQQQQ24xIIH2xi8xQ24x")
 """The same record, without what only one that is pending is asked for."""
 _MARK = struct.Struct("<QqQQQQ16x")
-_COMMUNICATOR = struct.Struct("<208xQQ32x")
-_CHANNEL = struct.Struct("<IiQQQQ24x")
+_COMMUNICATOR = struct.Struct("<208xQQ8xQ16x")
+_CHANNEL = struct.Struct("<IiQQQQ8xQQ")
 
 
 class Record(NamedTuple):
@@ -53,6 +53,22 @@ class Record(NamedTuple):
     root: int
     tag: int
     thread: int
+    reached: int
+
+    @property
+    def is_queued(self) -> bool:
+        """Its device has not come to it: the rank has called it, and takes no part in it."""
+        return self.reached >= PENDING
+
+    @property
+    def begun_ns(self) -> int:
+        """Since when the rank takes part."""
+        return begun_ns(self.enter_ns, self.reached)
+
+
+def begun_ns(enter_ns: int, reached: int) -> int:
+    """Since when a rank takes part in an operation that it entered then; of one that is queued, since when it is."""
+    return reached if 0 < reached < PENDING else enter_ns
 
 
 class Mark(NamedTuple):
@@ -75,6 +91,19 @@ class ChannelCounts(NamedTuple):
     sends_completed: int
     receives_entered: int
     receives_completed: int
+    sends_queued: int
+    receives_queued: int
+
+    @property
+    def pending(self) -> int:
+        """How many have not ended, of both directions."""
+        return self.sends_entered - self.sends_completed + self.receives_entered - self.receives_completed
+
+    @property
+    def taken(self) -> tuple[int, int, int, int, int]:
+        """The peer and the counts, of what the rank takes part in."""
+        sends, receives = self.sends_entered - self.sends_queued, self.receives_entered - self.receives_queued
+        return self.peer, sends, self.sends_completed, receives, self.receives_completed
 
 
 class RingView:
@@ -98,8 +127,8 @@ class RingView:
         """The process groups, by index."""
         return self._ring.groups(count)
 
-    def communicators(self, count: int) -> list[tuple[int, int]]:
-        """Of the first ``count``: collectives entered and completed."""
+    def communicators(self, count: int) -> list[tuple[int, int, int]]:
+        """Of the first ``count``: collectives entered, completed, and entered but not reached by its device."""
         at = self._layout.communicators
         return list(_COMMUNICATOR.iter_unpack(self._memory[at : at + count * COMMUNICATOR.itemsize]))
 
@@ -129,7 +158,7 @@ class RingView:
     def records(self, after: int, head: int) -> list[tuple[int, ...]]:
         """The records with ids from ``after + 1`` to ``head``, in order; some may be missing.
 
-        Of each: id, entry, exit, gap, bytes, communicator, channel, op and root.
+        Of each: id, entry, exit, gap, bytes, communicator, channel, op, root and when it was reached.
         """
         return self._numbered(_DONE, self._layout.records, RECORDS_MAX, after, head)
 

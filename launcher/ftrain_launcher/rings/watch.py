@@ -6,9 +6,12 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from ftrain_launcher.detect.records import NodeReport
 from ftrain_launcher.node.node_workers import NodeWorkers
 from ftrain_launcher.rings.reader import CommReader
+from ftrain_launcher.rings.sent_segments import SegmentsWatch
 
 READ_SECONDS = 0.1
 REPORT_SECONDS = 0.5
@@ -41,13 +44,14 @@ class CommWatch:
         tell: Callable[[NodeReport], None],
     ) -> None:
         self._reader = CommReader(node)
+        self._segments = SegmentsWatch()
         self._folder, self._workers, self._tell = folder, workers, tell
 
     async def run(self) -> None:
         """Watch for ever."""
         loop = asyncio.get_running_loop()
         told, alarmed, standstill = loop.time(), False, Standstill()
-        had_workers = False
+        watched, had_workers = 0, False  # the generation whose workers were seen; whether some ran at the last look
         try:
             while True:
                 since = loop.time()
@@ -55,16 +59,19 @@ class CommWatch:
                 if standstill.ends(loop.time() - since):
                     continue
                 workers = self._workers.running()
-                if not workers and not had_workers:
+                generation = self._workers.generation
+                if not workers and generation != watched:
                     continue
-                had_workers = bool(workers)  # that the last one has ended is told once
-                news = self._reader.look(self._workers.generation, workers, self._folder)
+                # That all have ended is told again and again: who hears it may have been started since.
+                ends, watched, had_workers = had_workers and not workers, generation, bool(workers)
+                news = self._reader.look(generation, workers, self._folder)
                 # That all goes on again is as urgent: who waited is taken to wait still until then.
-                if news or alarmed or not workers or loop.time() - told >= REPORT_SECONDS:
+                if news or alarmed or ends or loop.time() - told >= REPORT_SECONDS:
                     told, alarmed = loop.time(), news
-                    self._tell(self._reader.report())
+                    self._tell(msgspec.structs.replace(self._reader.report(), segments=self._segments.read()))
         finally:
             self.forget()
+            self._segments.close()
 
     def forget(self) -> None:
         """The workers are gone: their rings' memory is wanted by others."""
