@@ -20,13 +20,13 @@ import numpy as np
 import xxhash
 from torch import Tensor, nn
 
-from ftrain.copier import copier_for
+from ftrain.copier import Pins
 from ftrain.encoding import DICT, Packer
-from ftrain.flight import Crew, Flight, Line
+from ftrain.flight import Crew, Flight, Kit, Line
 from ftrain.layout import Kind, Layout, lay_out
 from ftrain.live import Held, hold
 from ftrain.looks import Numbers, Tensors
-from ftrain.marks import Mark, Marks, Steps
+from ftrain.marks import Mark, Steps
 from ftrain.plan import Owned, Plan, Row, owned_by, rows_of
 from ftrain.reshard.describer import Describer
 from ftrain.samples import Samples
@@ -108,6 +108,7 @@ class Capturer:
         self._references: dict[int, _Reference] = {}
         self._steps = Steps(self.wait_copied)
         self._crew = Crew()
+        self._pins = Pins()
         self._flight: Flight | None = None
         self.newest: SnapshotId | None = None
         """The last one that was sealed."""
@@ -215,8 +216,7 @@ class Capturer:
         plan = self._plan = Plan(list(used.values()), others, shared, self._rank, self._world_size)
         plan.distrust(index for index, name in enumerate(plan.names) if name in self._distrusted)
         plan.logical = self._describer.record(objects, plan)
-        self._marks = Marks(plan)
-        self._samples, self._copier = Samples(plan), copier_for(plan.device)
+        self._kit = Kit(plan, self._pins)
         self._references.clear()
         return plan
 
@@ -228,16 +228,16 @@ class Capturer:
         assert self._line is not None
         plan = content.plan
         self._references.pop(snapshot.slot, None)
-        mark = self._marks.read(content.versions, self._steps.take())
+        mark = self._kit.marks.read(content.versions, self._steps.take())
         self._try_buffers(plan)
         reference = self._newest_reference(lane)
-        changed = self._marks.changed(mark, reference.mark if reference is not None else None)
+        changed = self._kit.marks.changed(mark, reference.mark if reference is not None else None)
         header = Header(
             snapshot, self._rank, self._world_size, content.data_bytes, len(manifest), plan.digest,
             checksum(manifest), reference.snapshot if reference is not None else NO_SNAPSHOT,
         )  # fmt: skip
         region = lane.regions[reference.snapshot.slot] if reference is not None else None
-        flight = Flight(plan, mark, changed, lane, header, region, self._copier, self._samples, self._line)
+        flight = Flight(self._kit, mark, changed, lane, header, region, self._line)
         flight.depart(list(zip(content.tail, content.tail_rows, strict=True)), manifest)
         self._crew.take(flight)  # first: what has been taken is sealed, even if a signal ends the generation here
         self._flight = flight
@@ -269,7 +269,7 @@ class Capturer:
         versions = plan.look() if plan is not None and reference is not None and reference.plan is plan else None
         if plan is None or reference is None or versions is None:
             return None
-        changed = self._marks.changed(self._marks.read(versions, self._steps.take()), reference.mark)
+        changed = self._kit.marks.changed(self._kit.marks.read(versions, self._steps.take()), reference.mark)
         specs = plan.layout.specs
         tensors = {
             index: plan.tensors[index]
@@ -283,10 +283,11 @@ class Capturer:
         return Held(reference.snapshot, self._rank, self._world_size, plan.encoded_layout, held)
 
     def close(self) -> None:
-        """Finish, and let go of thread and hooks."""
+        """Finish, and let go of thread, hooks and pinned memory."""
         self.finish()
         self._steps.close()
         self._crew.close()
+        self._pins.close()
 
     def _newest_reference(self, lane: Lane) -> _Reference | None:
         newest = max(self._references.values(), key=lambda r: r.snapshot.version, default=None)
@@ -320,7 +321,7 @@ class Capturer:
             )
             plan.distrust(flight.caught)
             self._distrusted.update(names)
-            self._samples = Samples(plan)
+            flight.kit.samples = Samples(plan)
         else:
             self._references.clear()
             text = "was dropped: memory of an earlier one is damaged; the next is captured whole"

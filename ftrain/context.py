@@ -104,7 +104,7 @@ class Context:
         so in the same order. Generators (Python, NumPy, torch) are tracked always.
 
         Raises NotTrackable naming what cannot be kept, StateMismatch if the snapshot does not fit, StepOrder after the
-        first step.
+        first step, ValueError for a name that another object has, ExactMisuse for a sampler that is being read already.
         """
         if self._session is not None and self._begun and not self._tracked.keys() >= objects.keys():
             raise StepOrder("call ctx.track before the first step: what comes later could not be put back in time")
@@ -124,7 +124,8 @@ class Context:
         """Say how tensors are spread that are neither DTensors nor inside DDP, by patterns of their names.
 
         ``mesh`` names the dimensions that the rules speak of; without one there is ``world``. Call it before `track`.
-        A job of another size can then read them; docs/resharding.md has the language. Raises LayoutInvalid.
+        A job of another size can then read them; docs/resharding.md has the language. Raises LayoutInvalid, ValueError
+        after `track`.
         """
         from ftrain.logical.live import named_mesh  # it takes FSDP along, which few scripts need this early
 
@@ -214,13 +215,16 @@ class Context:
         return self._exact.scale_loss(loss, samples, self._at)
 
     def global_loss(self) -> float:
-        """After a loop over `microbatches`: the mean of its losses over the global batch, the same on every rank."""
+        """After a loop over `microbatches`: the mean of its losses over the global batch, the same on every rank.
+
+        A collective. Raises ExactMisuse where there was no such loop, or within one.
+        """
         return self._exact.global_loss()
 
     def clip_grad_norm(self, max_norm: float) -> float:
         """Like torch's ``clip_grad_norm_`` for all tracked models; the same bits however FSDP2 cuts the gradients.
 
-        Returns the norm before. A collective.
+        Returns the norm before. A collective. Raises ExactMisuse for gradients that are cut over several meshes.
         """
         return self._exact.clip_grad_norm(max_norm)
 

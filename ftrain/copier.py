@@ -6,7 +6,7 @@ of the interpreter: that would cost more than the move.
 
 From a GPU, copies are queued on a side stream that begins behind what the training stream has been given so far.
 The training stream is made to wait for them on the device, never the host: at commit for the eager ones, before the
-next step for the lazy ones. The homes are registered as pinned memory once.
+next step for the lazy ones. The homes are registered as pinned memory, once for all plans (`Pins`).
 """
 
 from __future__ import annotations
@@ -103,29 +103,53 @@ class Copier:
         """What the training thread does from here on comes after all copies so far."""
 
 
+class Pins:
+    """Homes that are registered as pinned memory; for as long as they are, they stay mapped.
+
+    A range may be registered once: CUDA remembers a second time as an error, and torch raises it at its next kernel.
+    """
+
+    def __init__(self) -> None:
+        self._homes: dict[int, Mapping] = {}
+
+    def pin(self, homes: Iterable[Mapping], device: torch.device) -> None:
+        """Register these, and let go of all others: a home that has grown is another one."""
+        wanted = {address_of(home): home for home in homes}
+        for address in self._homes.keys() - wanted.keys():
+            self._release(address)
+        with torch.cuda.device(device):
+            for address in wanted.keys() - self._homes.keys():
+                # Without it copies still work, only slower: pageable memory.
+                _cudart().cudaHostRegister(address, wanted[address].size, 0)
+                self._homes[address] = wanted[address]
+
+    def close(self) -> None:
+        """Let go of all."""
+        for address in list(self._homes):
+            self._release(address)
+
+    def _release(self, address: int) -> None:
+        _cudart().cudaHostUnregister(address)
+        del self._homes[address]
+
+
 class DeviceCopier(Copier):
-    """The same for a plan with tensors on a GPU. Written to the letter of CUDA's rules; see tests marked ``gpu``."""
+    """The same for a plan with tensors on a GPU. Written to the letter of CUDA's rules; no test of ours has a GPU."""
 
     is_queued = True
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, pins: Pins) -> None:
+        self._device, self._pins = device, pins
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._registered: dict[int, Mapping] = {}
         self._last: torch.cuda.Event | None = None
         self._plan: Plan | None = None
         self._hashes: dict[int, tuple[int, int, Tensor]] = {}
         self._differing: dict[int, Tensor] = {}
 
     def begin(self, homes: list[Mapping]) -> None:
-        """Register the homes, and begin behind what training has queued."""
+        """Pin the homes, and begin behind what training has queued."""
         super().begin(homes)
-        for address, home in zip(self.homes, homes, strict=True):
-            if address not in self._registered:
-                with torch.cuda.device(self._device):
-                    # Without it copies still work, only slower: pageable memory.
-                    _cudart().cudaHostRegister(address, home.size, 0)
-                self._registered[address] = home  # keeps it mapped as long as it is registered
+        self._pins.pin(homes, self._device)
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         self._last = None
 
@@ -200,12 +224,6 @@ class DeviceCopier(Copier):
         if self._last is not None:
             torch.cuda.current_stream(self._device).wait_event(self._last)
 
-    def close(self) -> None:
-        """Let go of the homes."""
-        for address in self._registered:
-            _cudart().cudaHostUnregister(address)
-        self._registered.clear()
-
 
 def _hash(tensor: Tensor) -> Tensor | None:
     """A number on the device that tells two contents apart; None where this torch or this dtype has none."""
@@ -220,6 +238,6 @@ def _cudart() -> Any:
     return torch.cuda.cudart()  # type: ignore[no-untyped-call]
 
 
-def copier_for(device: torch.device) -> Copier:
+def copier_for(device: torch.device, pins: Pins) -> Copier:
     """The copier for state on ``device``."""
-    return DeviceCopier(device) if device.type == "cuda" else Copier()
+    return DeviceCopier(device, pins) if device.type == "cuda" else Copier()

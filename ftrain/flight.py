@@ -30,8 +30,8 @@ import numpy as np
 import xxhash
 from torch import Tensor
 
-from ftrain.copier import Copier
-from ftrain.marks import Mark
+from ftrain.copier import Pins, copier_for
+from ftrain.marks import Mark, Marks
 from ftrain.plan import Flags, Plan, Row
 from ftrain.samples import Samples
 from ftrain_snapshot.lane import Lane, Region
@@ -61,37 +61,38 @@ class Line(Protocol):
         """This rank gives the snapshot up."""
 
 
+class Kit:
+    """What all flights of one plan work with."""
+
+    def __init__(self, plan: Plan, pins: Pins) -> None:
+        self.plan, self.marks = plan, Marks(plan)
+        self.samples, self.copier = Samples(plan), copier_for(plan.device, pins)
+
+
 class Flight:
     """See the top of this file. `depart` on the training thread, `run` on another one."""
 
     def __init__(
-        self,
-        plan: Plan,
-        mark: Mark,
-        changed: Flags,
-        lane: Lane,
-        header: Header,
-        reference: Region | None,
-        copier: Copier,
-        samples: Samples,
-        line: Line,
+        self, kit: Kit, mark: Mark, changed: Flags, lane: Lane, header: Header, reference: Region | None, line: Line
     ) -> None:
-        self.plan, self.mark = plan, mark
+        """``changed``: what ``mark`` tells from that of the ``reference``, the last sealed capture; None: all has."""
+        self.kit, self.mark = kit, mark
+        self.plan = plan = kit.plan
         self.header = header
         self.caught: set[int] = set()
         """Tensors whose marks did not tell the truth."""
         self.damaged = False
         """The reference's own bytes are not what was recorded."""
         self.error: Exception | None = None
-        self._lane, self._reference, self._copier = lane, reference, copier
-        self._samples, self._line = samples, line
+        self._lane, self._reference, self._line = lane, reference, line
+        self._samples, self._copier = kit.samples, kit.copier
         self._region = lane.regions[header.snapshot.slot]
         chunks = header.chunks
         self._fresh = np.ones(chunks, bool)
         whole = plan.data_bytes // CHUNK_BYTES  # a chunk that tail or manifest begin in changes always
-        copier.begin(lane.homes)
-        if copier.is_queued:
-            changed = changed | copier.unsure(plan, mark, changed)
+        self._copier.begin(lane.homes)
+        if self._copier.is_queued:
+            changed = changed | self._copier.unsure(plan, mark, changed)
         if reference is not None:
             self._fresh[:whole] = plan.chunks_of(changed)[:whole]
         self._placed: dict[int, int] = {}

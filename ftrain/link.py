@@ -129,6 +129,12 @@ class Certified(msgspec.Struct, frozen=True, tag="certified", kw_only=True):
     seconds: float
 
 
+class Undescribed(msgspec.Struct, frozen=True, tag="undescribed"):
+    """From now on this rank's snapshots are for as many ranks as there are, and for no others."""
+
+    reason: str
+
+
 class Unlike(msgspec.Struct, frozen=True, tag="unlike"):
     """This rank has laid out what all ranks hold the same in another order than rank 0: no snapshot counts."""
 
@@ -175,6 +181,7 @@ LinkMessage = (
     | Finished
     | Halted
     | Certified
+    | Undescribed
     | Unlike
     | Stays
     | Waits

@@ -20,6 +20,7 @@ from ftrain.encoding import DICT, ORDERED, unpack
 from ftrain.errors import StateInconsistent, StateMismatch, StateUndescribed
 from ftrain.layout import REGION_ORDER, Layout, TensorSpec, fills
 from ftrain.logical.state import RankState
+from ftrain.plan import Plan
 from ftrain.reshard.describer import Logical
 from ftrain_snapshot.errors import ProtocolError
 from ftrain_snapshot.frames import decode
@@ -118,8 +119,8 @@ def read_logical(content: Manifest | _Outline) -> RankState:
     return logical
 
 
-def read_refusal(content: Manifest | _Outline) -> str | None:
-    """Why the rank's state was not described; None: it was.
+def read_refusal(content: Manifest | _Outline | Plan) -> str | None:
+    """Why the rank's state was not, or will not be, described; None: it is.
 
     A description is not read: that takes milliseconds where there are thousands of tensors, in each recovery.
     """

@@ -25,9 +25,10 @@ from ftrain.errors import ArenaFull, StateMismatch
 from ftrain.gradients import live_gradients, load_gradients, watch_optimizer
 from ftrain.group import connect_store
 from ftrain.halt import Halt
-from ftrain.link import AgentLink, FirstStep, OutOfMemory, Restored, Unlike
+from ftrain.link import AgentLink, FirstStep, OutOfMemory, Restored, Undescribed, Unlike
 from ftrain.live import Held
 from ftrain.probe import foreseen_bytes
+from ftrain.reading import read_refusal
 from ftrain.replicas import ReplicaCheck
 from ftrain.reshard.describer import Describer
 from ftrain.restore import read_state
@@ -89,7 +90,7 @@ class Session:
         self._objects: dict[str, Any] = {}
         self._buckets: dict[int, Buckets] = {}
         self._restored: dict[str, Any] | None = None
-        self._announced = self._begun = self._stepped = False
+        self._announced = self._begun = self._stepped = self._is_undescribed = False
         self._wanted_bytes, self._is_short = 0, False
         self._patience_seconds = MEMORY_PATIENCE_SECONDS
 
@@ -148,6 +149,8 @@ class Session:
         if self._crossing is not None:
             self._crossing.certify(self._objects, self._link.send, is_last=True)
         self._restored = self._crossing = self._checkpoint = None
+        if self._job.start is not None:
+            self._tell_if_undescribed(self.describer.refused)
         self._announce()
 
     def _watch_layouts(self) -> None:
@@ -158,6 +161,12 @@ class Session:
         self._layouts = layouts if layouts.begin(self._objects) else None
         if self.describer.refused is not None:
             self._capturer.forget()  # the first snapshot says so
+
+    def _tell_if_undescribed(self, reason: str | None) -> None:
+        """Before there is such a snapshot: who lost a node then might go on with fewer, and they could not read it."""
+        if reason is not None and not self._is_undescribed:
+            self._is_undescribed = True
+            self._link.send(Undescribed(reason))
 
     def commit(self, step: int, *, due: bool | None, last: bool = False, sound: bool = True) -> None:
         """Step ``step`` is done: say so, and capture it if ``due``, unless this rank's state is not ``sound``.
@@ -237,6 +246,7 @@ class Session:
             self._arena.client.skip(snapshot)  # rank 0 did not know
             return
         content, manifest = self._collect(step)
+        self._tell_if_undescribed(read_refusal(content.plan))
         self._wanted_bytes = size = unit_bytes(content.data_bytes, len(manifest))
         if not self._arena.fits(size):
             self._arena.grow(size)
@@ -331,13 +341,13 @@ class Session:
         snapshot = self._job.restore
         if snapshot is None:
             from ftrain.durable.reader import read_state as read_stored  # it takes DCP along, which few runs need
-            from ftrain.durable.reader import refusal_of
 
             checkpoint = self._stored()
             assert checkpoint is not None
+            stored = read_stored(checkpoint, self._rank, self._world_size)
             if self.describer.rules is None:  # which a script that is started anew may have got meanwhile
-                self.describer.refused = refusal_of(checkpoint, self._rank, self._world_size)
-            return read_stored(checkpoint, self._rank, self._world_size)
+                self.describer.refused = stored.refusal
+            return stored.tree
         region = self._arena.wait_restored(self._job.generation, snapshot)
         held, self._held = self._held, None
         found = read_state(region, self._arena.lane.homes, snapshot, self._rank, self._world_size, objects, held)

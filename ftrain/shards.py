@@ -67,11 +67,6 @@ class ShardSpec(NamedTuple):
         kinds = [f"{kind}({', '.join(map(str, more))})" if more else str(kind) for kind, *more in self.placements]
         return f"{list(self.shape)} as [{', '.join(kinds)}] on a mesh {self.mesh}"
 
-    @property
-    def is_whole(self) -> bool:
-        """Every rank of the mesh has all of it."""
-        return all(placement == (REPLICATE,) for placement in self.placements)
-
     def fits(self, other: ShardSpec) -> bool:
         """The same part of the same whole on each rank, whatever the dimensions of the mesh are called."""
         return self._replace(mesh=self.mesh._replace(names=None), strides=()) == other._replace(

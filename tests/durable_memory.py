@@ -90,9 +90,8 @@ class Memory:
     def check_resume(self, step: int) -> None:
         """Every rank reads back, bit by bit, what it captured last."""
         for rank, tree in enumerate(self.trees):
-            assert_bits(
-                read_state(Checkpoint(Storage(self.url).path(step)), rank, self.world_size), tree, f"rank {rank}"
-            )
+            found = read_state(Checkpoint(Storage(self.url).path(step)), rank, self.world_size)
+            assert_bits(found.tree, tree, f"rank {rank}")
 
 
 def assert_bits(got: Any, want: Any, where: str) -> None:

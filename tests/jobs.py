@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ready
 from stages import NodeFolder, stop
@@ -227,6 +227,28 @@ class Job(Outcome):
                 self.process.kill()
                 self.process.wait()
         assert not self.arena.exists(), f"{self.arena} is left"
+
+
+SomeJob = TypeVar("SomeJob", bound=Job)
+
+
+class Jobs:
+    """The jobs of a test, each in a folder of its own; at the test's end nothing may be left of any of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._count = folder, 0
+        self._closing = contextlib.ExitStack()
+
+    def start(self, start: Callable[[Path], SomeJob]) -> SomeJob:
+        """Have a job started in the next folder."""
+        job = start(self._folder / f"job-{self._count}")
+        self._count += 1
+        self._closing.callback(job.close)
+        return job
+
+    def close(self) -> None:
+        """Close all, the last one first; also those behind one that fails the test by that."""
+        self._closing.close()
 
 
 def ranks_of(status: dict[str, Any]) -> dict[int, dict[str, Any]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from math import prod
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 import torch
@@ -28,8 +28,17 @@ from ftrain_snapshot.storage import BLOCK_BYTES, METADATA, Storage, folder_name,
 T = TypeVar("T")
 
 
-def read_state(checkpoint: Checkpoint, rank: int, world_size: int) -> dict[str, Any]:
-    """The tree that ``rank`` captured, with tensors of its own.
+class Stored(NamedTuple):
+    """What one rank captured; `restore.Restored` is the same from memory."""
+
+    tree: dict[str, Any]
+    """With tensors of its own."""
+    refusal: str | None
+    """Why no other world can take the state over; None: it was described."""
+
+
+def read_state(checkpoint: Checkpoint, rank: int, world_size: int) -> Stored:
+    """What ``rank`` captured.
 
     Raises StateMismatch if the checkpoint is of another world size, StateInconsistent if it is damaged; StorageError.
     """
@@ -47,12 +56,7 @@ def read_state(checkpoint: Checkpoint, rank: int, world_size: int) -> dict[str, 
         checkpoint.part(key, spec, record.boxes[index]) if index in record.boxes else checkpoint.tensor(key, spec)
         for index, (key, spec) in enumerate(zip(record.keys, specs, strict=True))
     ]
-    return read_tree(content.tree, tensors)
-
-
-def refusal_of(checkpoint: Checkpoint, rank: int, world_size: int) -> str | None:
-    """Why no other number of ranks can take over what ``rank`` captured; None: one can. Raises as `read_state`."""
-    return read_refusal(read_manifest(checkpoint.record(rank).manifest, rank, world_size)[0])
+    return Stored(read_tree(content.tree, tensors), read_refusal(content))
 
 
 class Checkpoint:
@@ -65,6 +69,7 @@ class Checkpoint:
         if step is None:
             raise StateMismatch(f"{path} is no checkpoint of ftrain: its name would be like {folder_name(100)}")
         self._storage, self._step, self.path = Storage(url), step, path
+        self._records: dict[int, RankRecord] = {}
         self._stored = metadata.decode(self._storage.read(step, METADATA))
         content = self._load(INDEX_KEY, self._content(INDEX_KEY), bytes)
         if len(content) < 8 or xxhash.xxh3_64_intdigest(content[:-8]) != int.from_bytes(content[-8:], "little"):
@@ -78,9 +83,11 @@ class Checkpoint:
             )
 
     def record(self, rank: int) -> RankRecord:
-        """What a rank's resume begins with."""
-        key = manifest_key(rank)
-        return _decoded(self._load(key, self._checked(key), bytes), RankRecord, self.path)
+        """What a rank's resume begins with; read once, though several ask for it."""
+        if rank not in self._records:
+            key = manifest_key(rank)
+            self._records[rank] = _decoded(self._load(key, self._checked(key), bytes), RankRecord, self.path)
+        return self._records[rank]
 
     def check_fits(self, record: RankRecord, rank: int, tensors: int) -> None:
         """It must say of each of the manifest's tensors where it is stored."""

@@ -147,7 +147,7 @@ class NodeSource:
 
 
 class FoldersSource:
-    """The same over the folders of several nodes of this machine, by position: emulated jobs and tests."""
+    """The same over the folders of several nodes of this machine, by position: the stand-in of tests."""
 
     def __init__(self, node_dirs: Mapping[int, str | Path], snapshot: SnapshotId) -> None:
         self._nodes = {position: LocalUnits(path, snapshot) for position, path in node_dirs.items()}

@@ -44,6 +44,41 @@ class MicroBatch:
     """Which samples of the data set it counts (none of a stand-in, or of a stream)."""
 
 
+class _Pass:
+    """One loop over a step's micro-batches."""
+
+    def __init__(self, shares: Shares, global_batch: int) -> None:
+        self.shares, self.global_batch = shares, global_batch
+        self.now: MicroBatch | None = None
+        """The micro-batch at hand; None outside the loop."""
+        self.weighed = 0
+        """So many of them went through `weigh`."""
+        self.is_over = False
+        """The gradients are complete; a loop that ended before that was left early."""
+        self.losses: dict[int, Tensor] = {}
+        """By the number of the micro-batch, each times its samples."""
+        self._is_weighed = False
+
+    def begin(self, micro: MicroBatch) -> None:
+        """This one follows."""
+        self.now, self._is_weighed = micro, False
+
+    def weigh(self, micro: MicroBatch, loss: Tensor, samples: int) -> Tensor:
+        """The loss of the micro-batch at hand as a sum over its samples. Raises ExactMisuse for other samples."""
+        if (samples > 0) != (micro.samples > 0) or samples > micro.samples:
+            raise ExactMisuse(
+                f"ctx.scale_loss was given samples={samples} for a micro-batch that counts for {micro.samples}: "
+                "give micro.samples, which is 0 for a stand-in"
+            )
+        self.weighed += not self._is_weighed
+        self._is_weighed = True
+        if samples:
+            weighed = loss.detach().double() * samples  # which rounds nothing
+            before = self.losses.get(micro.number)
+            self.losses[micro.number] = weighed if before is None else before + weighed
+        return loss * samples
+
+
 class Exact:
     """What `Context` keeps for exact batches; nothing is looked up before it is asked for."""
 
@@ -53,58 +88,54 @@ class Exact:
         self._models: Models | None = None
         self._summing: Sums | Trees | None = None
         self._readings = Readings(tracked)
-        self._now: MicroBatch | None = None
-        self._is_weighed = False
-        """The micro-batch at hand went through `scale_loss`."""
+        self._pass: _Pass | None = None
+        """The last one."""
         self._watches_noise = deterministic
-        self._left_early = False
         self._step_begun: int | None = None
-        self._losses: dict[int, Tensor] = {}
-        self._shares: Shares | None = None
-        self._global_batch = 0
-        self.used = False
+        self._is_used = False
 
     @property
     def number(self) -> int | None:
         """The micro-batch at hand; None outside the loop."""
-        return None if self._now is None else self._now.number
+        now = None if self._pass is None else self._pass.now
+        return None if now is None else now.number
 
     def check_committed(self) -> None:
         """A step is committed. Raises ExactMisuse if it was half a batch's, or not bit-exact, though the job asked."""
-        if self._left_early:
-            raise ExactMisuse(LEFT_EARLY)
-        if self._deterministic and not self.used:
+        self._refuse_left_early()
+        if self._deterministic and not self._is_used:
             raise ExactMisuse("--deterministic-reduction has an effect only on gradients made in ctx.microbatches")
 
     def microbatches(self, loader: Any) -> Iterator[MicroBatch]:
-        """This rank's micro-batches of the next global batch; when they are over the gradients are complete."""
+        """This rank's micro-batches of the next global batch; when they are over the gradients are complete.
+
+        Raises ExactMisuse for all that would make them another batch's, or incomplete.
+        """
         source = source_of(loader)
         models, summing = self._prepared()
         cut, shares = self._dealt(source, models, summing)
         self._judge(models, shares)
         reading = self._readings.of(loader, source, shares)
         drawn = generators() if self._watches_noise else None
-        self._shares, self._global_batch, self._losses = shares, cut.global_batch, {}
         summing.begin(shares, cut.global_batch)
-        self._left_early = True
+        current = self._pass = _Pass(shares, cut.global_batch)
         rounds = shares.rounds_max if models.sharded else max(1, len(shares.own))
         data: Any = None
-        weighed = 0
         for turn in range(rounds):
             real = turn < len(shares.own)
             if real or turn == 0:
                 data = reading.next()
             number = shares.own[turn] if real else None
             summing.before(turn, number, last=turn == rounds - 1)
-            self._now, self._is_weighed = _micro_batch(source, cut, number, data), False
-            yield self._now
-            weighed += self._is_weighed
+            micro = _micro_batch(source, cut, number, data)
+            current.begin(micro)
+            yield micro
             summing.after(number)
-        self._now = None
+        current.now = None
         summing.finish()
-        if weighed < rounds and any(parameter.grad is not None for parameter in models.parameters):
+        if current.weighed < rounds and any(parameter.grad is not None for parameter in models.parameters):
             raise ExactMisuse(
-                f"{rounds - weighed} of {rounds} micro-batches did not go through ctx.scale_loss: call "
+                f"{rounds - current.weighed} of {rounds} micro-batches did not go through ctx.scale_loss: call "
                 "ctx.scale_loss(loss, micro.samples).backward() for each, also where samples is 0"
             )
         if drawn is not None and drawn != generators():
@@ -112,37 +143,28 @@ class Exact:
             warnings.warn(NOISE, stacklevel=2)
         source.advance()
         reading.position += 1
-        self._left_early = False
+        current.is_over = True
 
     def scale_loss(self, loss: Tensor, samples: int, step: int) -> Tensor:
         """A mean over ``samples``, weighed so that gradients become the mean over the global batch."""
         models, summing = self._prepared()
-        if self._now is None:
+        if self._pass is None or self._pass.now is None:
             return self._scale_outside(loss, samples, step, models, summing)
-        if (samples > 0) != (self._now.samples > 0) or samples > self._now.samples:
-            raise ExactMisuse(
-                f"ctx.scale_loss was given samples={samples} for a micro-batch that counts for {self._now.samples}: "
-                "give micro.samples, which is 0 for a stand-in"
-            )
-        self._is_weighed = True
-        if samples:
-            weighed = loss.detach().double() * samples  # which rounds nothing
-            before = self._losses.get(self._now.number)
-            self._losses[self._now.number] = weighed if before is None else before + weighed
-        return loss * samples
+        return self._pass.weigh(self._pass.now, loss, samples)
 
     def global_loss(self) -> float:
-        """The mean of the last step's losses over its global batch. A collective."""
-        if self._shares is None or self._now is not None:
+        """The mean of the last step's losses over its global batch. A collective. Raises ExactMisuse within a loop."""
+        last = self._pass
+        if last is None or last.now is not None:
             raise ExactMisuse("ctx.global_loss comes after a loop over ctx.microbatches")
         models, _ = self._prepared()
         device = models.parameters[0].device
-        sums = torch.zeros(self._shares.count, dtype=torch.float64, device=device)
-        for number, loss in self._losses.items():
+        sums = torch.zeros(last.shares.count, dtype=torch.float64, device=device)
+        for number, loss in last.losses.items():
             sums[number] = loss
-        for group in models.groups if self._shares.world_size > 1 else ():
+        for group in models.groups if last.shares.world_size > 1 else ():
             dist.all_reduce(sums, group=group)  # each entry is one rank's: nothing is rounded
-        return math.fsum(sums.tolist()) / self._global_batch
+        return math.fsum(sums.tolist()) / last.global_batch
 
     def clip_grad_norm(self, max_norm: float) -> float:
         """Clip the tracked models' gradients by a norm that does not depend on the world. A collective."""
@@ -153,8 +175,7 @@ class Exact:
         cut = source.cut
         if cut is None:
             raise ExactMisuse("ctx.microbatches needs micro-batches: ElasticSampler(..., micro_batch=N)")
-        if self._left_early:
-            raise ExactMisuse(LEFT_EARLY)
+        self._refuse_left_early()
         rank, world = source.place()
         if world != models.world_size:
             raise ExactMisuse(
@@ -165,11 +186,15 @@ class Exact:
 
     def _judge(self, models: Models, shares: Shares) -> None:
         """What can be seen of the script's limits, when training begins."""
-        if not self.used:
+        if not self._is_used:
             refuse_across_ranks(self._tracked.values())
             if self._deterministic and shares.rank == 0:
                 warn_of_limits(self._tracked.values(), models)
-        self.used = True
+        self._is_used = True
+
+    def _refuse_left_early(self) -> None:
+        if self._pass is not None and not self._pass.is_over:
+            raise ExactMisuse(LEFT_EARLY)
 
     def _scale_outside(self, loss: Tensor, samples: int, step: int, models: Models, summing: Summing) -> Tensor:
         if not isinstance(summing, Sums):

@@ -20,21 +20,24 @@ from ftrain.logical.placements import Scope
 from ftrain.logical.state import LogicalTensor, RankState
 from ftrain.reshard.certificate import shown, sum_of_bytes
 from ftrain.reshard.describer import Describer
-from ftrain.reshard.saying import gathered
+from ftrain.reshard.saying import broadcast_text, gathered
 
 Sum = tuple[LogicalTensor, int]
 """What one rank says of a parameter: all but its bytes, and their checksum."""
 
 
 def refusal(describer: Describer, objects: Mapping[str, Any]) -> str:
-    """A collective, before the first step: on rank 0 why no other world can take the state over; empty: nothing."""
+    """A collective, before the first step: why no other world can take the state over; empty: nothing.
+
+    All ranks know, so that whoever is left when a node is lost has said so.
+    """
     try:
         live = describer.describe(objects)
         mine = live.state.rank, list(sums(live))
     except Exception:  # whatever it is, the first snapshot says so
         mine = 0, []
     encoded = gathered(msgspec.msgpack.encode(mine))
-    return judge([msgspec.msgpack.decode(each, type=tuple[int, list[Sum]]) for each in encoded])
+    return broadcast_text(judge([msgspec.msgpack.decode(each, type=tuple[int, list[Sum]]) for each in encoded]))
 
 
 def sums(live: Live) -> Iterator[Sum]:

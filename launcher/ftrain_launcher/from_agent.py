@@ -155,6 +155,14 @@ class StateCertified(msgspec.Struct, frozen=True, tag="state_certified"):
     certificate: Certified
 
 
+class StateUndescribed(msgspec.Struct, frozen=True, tag="state_undescribed"):
+    """What this generation captures is for as many ranks as there are, and for no others."""
+
+    node: str
+    generation: int
+    reason: str
+
+
 class Held(msgspec.Struct, frozen=True, tag="held"):
     """The ranks of a node wait at their next commit, as `Hold` asked."""
 
@@ -236,6 +244,7 @@ FromAgent = (
     | RankRestored
     | RankStepped
     | StateCertified
+    | StateUndescribed
     | Held
     | RankHalted
     | Trouble

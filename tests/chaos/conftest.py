@@ -11,36 +11,28 @@ from pathlib import Path
 import pytest
 from heavy_jobs import EmulatedJob, HeavyHostJob
 from hosts import Lab
-from jobs import ARGUMENTS, Job, Outcome
+from jobs import ARGUMENTS, Job, Jobs, Outcome
 from needs import require_lab
 
 
 @pytest.fixture
-def emulated(tmp_path: Path) -> Iterator[Callable[..., EmulatedJob]]:
-    """Starts jobs on emulated nodes; at the test's end nothing may be left of them."""
-    jobs: list[EmulatedJob] = []
-
-    def start(*flags: str, **options: tuple) -> EmulatedJob:
-        jobs.append(EmulatedJob(tmp_path / f"job-{len(jobs)}", *flags, **options))
-        return jobs[-1]
-
-    yield start
-    for job in jobs:
-        job.close()
+def jobs(tmp_path: Path) -> Iterator[Jobs]:
+    """Starts jobs of any kind; at the test's end nothing may be left of them."""
+    started = Jobs(tmp_path)
+    yield started
+    started.close()
 
 
 @pytest.fixture
-def on_hosts(tmp_path: Path) -> Iterator[Callable[..., HeavyHostJob]]:
-    """Starts a job on hosts of a lab; at the test's end nothing may be left on any of them."""
-    jobs: list[HeavyHostJob] = []
+def emulated(jobs: Jobs) -> Callable[..., EmulatedJob]:
+    """Starts jobs on emulated nodes."""
+    return lambda *flags, **options: jobs.start(lambda folder: EmulatedJob(folder, *flags, **options))
 
-    def start(lab: Lab, *flags: str, **options: tuple) -> HeavyHostJob:
-        jobs.append(HeavyHostJob(lab, tmp_path / f"job-{len(jobs)}", *flags, **options))
-        return jobs[-1]
 
-    yield start
-    for job in jobs:
-        job.close()
+@pytest.fixture
+def on_hosts(jobs: Jobs) -> Callable[..., HeavyHostJob]:
+    """Starts a job on hosts of a lab."""
+    return lambda lab, *flags, **options: jobs.start(lambda folder: HeavyHostJob(lab, folder, *flags, **options))
 
 
 @pytest.fixture

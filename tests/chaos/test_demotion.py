@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
-from jobs import ARGUMENTS, Job, Outcome, holding
+from jobs import ARGUMENTS, Job, Jobs, Outcome, holding
 
 POISONED = 15
 FLAGS = ("--local-nodes", "2")
@@ -18,16 +17,11 @@ StartJob = Callable[..., Job]
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[StartJob]:
-    jobs: list[Job] = []
-
+def start(jobs: Jobs) -> StartJob:
     def start_job(*arguments: str, flags: tuple[str, ...] = FLAGS) -> Job:
-        jobs.append(Job(tmp_path / str(len(jobs)), *flags, arguments=("--log", *arguments)))
-        return jobs[-1]
+        return jobs.start(lambda folder: Job(folder, *flags, arguments=("--log", *arguments)))
 
-    yield start_job
-    for job in jobs:
-        job.close()
+    return start_job
 
 
 def test_infinity_in_the_newest_snapshot_is_left_behind(start: StartJob, undisturbed: Callable[[int], Outcome]) -> None:

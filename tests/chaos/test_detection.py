@@ -11,12 +11,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from jobs import ARGUMENTS, TIMEOUT_SECONDS, Job, Outcome, holding, ranks_of
+from jobs import ARGUMENTS, TIMEOUT_SECONDS, Job, Jobs, Outcome, holding, ranks_of
 
 from ftrain_launcher.job.policy import EXIT_PROGRAM
 
@@ -30,17 +29,13 @@ StartJob = Callable[..., Job]
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[StartJob]:
-    """Starts jobs of two nodes with two ranks each; at the test's end nothing may be left of them."""
-    jobs: list[Job] = []
+def start(jobs: Jobs) -> StartJob:
+    """Starts jobs of two nodes with two ranks each."""
 
     def start_job(*flags: str, program: str, arguments: tuple[str, ...]) -> Job:
-        jobs.append(Job(tmp_path / str(len(jobs)), *FLAGS, *flags, program=program, arguments=arguments))
-        return jobs[-1]
+        return jobs.start(lambda folder: Job(folder, *FLAGS, *flags, program=program, arguments=arguments))
 
-    yield start_job
-    for job in jobs:
-        job.close()
+    return start_job
 
 
 def told(job: Job, found: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,19 @@ from typing import Any
 import psutil
 import pytest
 from heavy_jobs import EmulatedJob
-from jobs import ARGUMENTS, PROGRAMS, TIMEOUT_SECONDS, Job, Outcome, assert_same, exists, holding, pids_of, ranks_of
+from jobs import (
+    ARGUMENTS,
+    PROGRAMS,
+    TIMEOUT_SECONDS,
+    Job,
+    Jobs,
+    Outcome,
+    assert_same,
+    exists,
+    holding,
+    pids_of,
+    ranks_of,
+)
 from stages import stop
 
 from ftrain_launcher import cli
@@ -43,18 +55,14 @@ def url(tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def start(tmp_path: Path, url: str) -> Iterator[StartJob]:
-    """Starts jobs that write to one URL; at the test's end nothing of them may be left."""
-    jobs: list[Job] = []
+def start(jobs: Jobs, url: str) -> StartJob:
+    """Starts jobs that write to one URL."""
 
     def start_job(*flags: str, arguments: tuple[str, ...] = ARGUMENTS, **options: str) -> Job:
         flags = (*(flags or FLAGS), "--durable", url)
-        jobs.append(Job(tmp_path / str(len(jobs)), *flags, arguments=arguments, **options))
-        return jobs[-1]
+        return jobs.start(lambda folder: Job(folder, *flags, arguments=arguments, **options))
 
-    yield start_job
-    for job in jobs:
-        job.close()
+    return start_job
 
 
 def wait_durable(job: Job, least: int = 0) -> int:

@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hosts import Lab
 from hosts.job import TIMEOUTS, HostJob
-from jobs import Job, Outcome, holding, ranks_of
+from jobs import Job, Jobs, Outcome, holding, ranks_of
 from small_disk import small_disk
 
 STEPS, BEFORE = 160, 10
@@ -75,18 +75,12 @@ StartJob = Callable[..., Job]
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[StartJob]:
-    """Starts jobs; at the test's end nothing of them may be left."""
-    jobs: list[Job] = []
-
+def start(jobs: Jobs) -> StartJob:
     def start_job(size: str, *flags: str, arguments: tuple[str, ...] = HELD) -> Job:
         flags = ("--local-nodes", size, EXACT, *flags)
-        jobs.append(Job(tmp_path / str(len(jobs)), *flags, program="elastic.py", arguments=arguments))
-        return jobs[-1]
+        return jobs.start(lambda folder: Job(folder, *flags, program="elastic.py", arguments=arguments))
 
-    yield start_job
-    for job in jobs:
-        job.close()
+    return start_job
 
 
 def wait_size(job: Job, nodes: int) -> set[int]:

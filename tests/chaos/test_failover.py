@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from hosts import Lab
 from hosts.job import CONTROLLER_GRACE_SECONDS, TIMEOUTS, HostJob
-from jobs import ARGUMENTS, TIMEOUT_SECONDS, Outcome, holding, ranks_of
+from jobs import ARGUMENTS, TIMEOUT_SECONDS, Jobs, Outcome, holding, ranks_of
 from needs import require_lab
 from snapshot_nodes import wait_until
 
@@ -82,9 +82,8 @@ def lab() -> Iterator[Lab]:
 
 
 @pytest.fixture
-def start(lab: Lab, tmp_path: Path) -> Iterator[StartJob]:
-    """Starts a job of three nodes: on hosts 1 (which leads), 3 and 4, say; at the end nothing may be left."""
-    jobs: list[CandidateJob] = []
+def start(lab: Lab, jobs: Jobs, tmp_path: Path) -> StartJob:
+    """Starts a job of three nodes: on hosts 1 (which leads), 3 and 4, say."""
 
     def start_job(*hosts: int, hold: tuple[int, ...], spares: int) -> CandidateJob:
         secret = tmp_path / "secret"
@@ -92,14 +91,11 @@ def start(lab: Lab, tmp_path: Path) -> Iterator[StartJob]:
         secret.chmod(0o600)
         flags = ("--nnodes", str(NODES), "--spares", str(spares), *TIMEOUTS, "--secret-file", str(secret))
         arguments = (*ARGUMENTS, *holding(*hold))
-        job = CandidateJob(lab, tmp_path / str(len(jobs)), *flags, arguments=arguments, own_state=True)
-        jobs.append(job)
+        job = jobs.start(lambda folder: CandidateJob(lab, folder, *flags, arguments=arguments, own_state=True))
         job.start_all(*hosts, nodes=NODES)
         return job
 
-    yield start_job
-    for job in jobs:
-        job.close()
+    return start_job
 
 
 def test_the_controllers_host_crashes_while_the_job_trains_on_the_others(

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hosts import Lab
 from hosts.job import CONTROLLER_GRACE_SECONDS, SHORT_SECONDS, TIMEOUTS, HostJob
-from jobs import ARGUMENTS, TIMEOUT_SECONDS, Outcome, holding
+from jobs import ARGUMENTS, TIMEOUT_SECONDS, Jobs, Outcome, holding
 from needs import require_lab
 
 NODES = 4
@@ -31,20 +31,17 @@ def lab() -> Iterator[Lab]:
 
 
 @pytest.fixture
-def start(lab: Lab, tmp_path: Path) -> Iterator[StartJob]:
-    """Starts a job on hosts; at the end nothing may be left on any of them."""
-    jobs: list[HostJob] = []
+def start(lab: Lab, jobs: Jobs) -> StartJob:
+    """Starts a job on hosts."""
 
     def start_job(*hosts: int, hold: tuple[int, ...], flags: tuple[str, ...] = (), own_state: bool = False) -> HostJob:
         arguments = (*ARGUMENTS, *holding(*hold))
-        job = HostJob(lab, tmp_path / str(len(jobs)), *FLAGS, *flags, arguments=arguments, own_state=own_state)
-        jobs.append(job)
+        flags = (*FLAGS, *flags)
+        job = jobs.start(lambda folder: HostJob(lab, folder, *flags, arguments=arguments, own_state=own_state))
         job.start_all(*hosts, nodes=NODES)
         return job
 
-    yield start_job
-    for job in jobs:
-        job.close()
+    return start_job
 
 
 def assert_same(job: HostJob, undisturbed: Outcome, hosts: tuple[int, ...]) -> None:

@@ -7,13 +7,13 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import psutil
 import pytest
-from jobs import TIMEOUT_SECONDS, Job, assert_same, exists, holding, ranks_of
+from jobs import TIMEOUT_SECONDS, Job, Jobs, assert_same, exists, holding, ranks_of
 
 RANKS = 3
 STEPS = ("--steps", "30")
@@ -43,19 +43,15 @@ def looks(job: Job, rank: int) -> list[Look]:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[StartJob]:
-    """Starts jobs of three ranks on one node; at the test's end nothing may be left of them."""
-    jobs: list[Job] = []
+def start(jobs: Jobs) -> StartJob:
+    """Starts jobs of three ranks on one node."""
 
     def start_job(*flags: str, arguments: tuple[str, ...] = ()) -> Job:
         shape = ("--local-nodes", "1", "--nproc-per-node", str(RANKS), "--in-process", *flags)
         arguments = (*STEPS, *arguments)
-        jobs.append(Job(tmp_path / str(len(jobs)), *shape, program="stays.py", arguments=arguments))
-        return jobs[-1]
+        return jobs.start(lambda folder: Job(folder, *shape, program="stays.py", arguments=arguments))
 
-    yield start_job
-    for job in jobs:
-        job.close()
+    return start_job
 
 
 @pytest.fixture(scope="module")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from jobs import Job, Outcome, holding, ranks_of
+from jobs import Job, Jobs, Outcome, holding, ranks_of
 from torch.distributed.checkpoint import FileSystemReader
 
 RANKS = 4
@@ -19,18 +20,12 @@ StartJob = Callable[..., Job]
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[StartJob]:
-    """Starts jobs; at the test's end nothing of them may be left."""
-    jobs: list[Job] = []
-
+def start(jobs: Jobs) -> StartJob:
     def start_job(size: str, *flags: str, arguments: tuple[str, ...] = HELD) -> Job:
         flags = ("--local-nodes", size, *flags)
-        jobs.append(Job(tmp_path / str(len(jobs)), *flags, program="masters.py", arguments=arguments))
-        return jobs[-1]
+        return jobs.start(lambda folder: Job(folder, *flags, program="masters.py", arguments=arguments))
 
-    yield start_job
-    for job in jobs:
-        job.close()
+    return start_job
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +47,11 @@ def wait_at_rest(job: Job) -> None:
     job.capture(CAPTURED, ranks=RANKS)
     job.wait_step(BROKEN - 1, RANKS)
     job.node("node-0").wait_protected(BROKEN - 1)
+
+
+def states(status: dict[str, Any]) -> list[str]:
+    """Of all ranks."""
+    return [rank["state"] for rank in ranks_of(status).values()]
 
 
 def assert_resumed_as_captured(job: Job, alone: Outcome, ranks: int) -> None:
@@ -109,16 +109,20 @@ def test_a_checkpoint_has_them(start: StartJob, alone: Outcome, tmp_path: Path, 
 
 
 def test_what_is_each_ranks_own_is_not_taken_for_all(start: StartJob) -> None:
-    """What to say is told as training begins; the same world has them back, and fewer ranks do not."""
+    """What to say is told as training begins; the same world has them back, and so the job waits for a node."""
+    whole = start("4", arguments=("--steps", str(STEPS), "--drift"))
+    assert whole.wait() == 0, whole.tail()
     job = start("3:4", arguments=(*HELD, "--drift"))
     told = "nothing tells what ranks have of plain_optimizer.params.0"
     job.wait_step(CAPTURED - 1, RANKS)
     assert f"no other number of ranks can resume this state: {told}" in job.log.read_text(), job.tail()
     wait_at_rest(job)
     job.kill_rank(2)
-    job.wait_for(lambda s: s["generation"] == 2 and len(ranks_of(s)) == RANKS, "four ranks again")
+    job.wait_for(lambda s: s["generation"] == 2 and states(s) == ["restored"] * RANKS, "four ranks again")
     job.kill_nodes("node-1")
     job.go(BROKEN)
-    assert job.wait() != 0
-    assert f"could not describe its state for another world: {told}" in job.log.read_text(), job.tail()
+    assert job.wait() == 0, job.tail()
+    assert "the job stays at 4 nodes, and waits for another one where one is lost: no other number" in job.tail()
+    assert [each["resumed_from"] for each in job.faults()] == [BROKEN - 1] * 2
+    assert job.ends() == whole.ends()
     assert "Traceback" not in job.log.read_text()

@@ -12,12 +12,12 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from certificates import make_certificates
-from jobs import ARGUMENTS, TIMEOUT_SECONDS, Job, Outcome, exists, holding, pids_of, ranks_of
+from jobs import ARGUMENTS, TIMEOUT_SECONDS, Job, Jobs, Outcome, exists, holding, pids_of, ranks_of
 from small_disk import small_disk
 
 from ftrain.store import CHECK_SECONDS
@@ -31,18 +31,11 @@ Undisturbed = Callable[[int], Outcome]
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[StartJob]:
-    """Starts jobs; at the test's end they are ended, and nothing of them may be left."""
-    jobs: list[Job] = []
-
+def start(jobs: Jobs) -> StartJob:
     def start_job(*flags: str, program: str = "train.py", arguments: tuple[str, ...] = ARGUMENTS) -> Job:
-        folder = tmp_path / str(len(jobs))
-        jobs.append(Job(folder, *(flags or FLAGS), program=program, arguments=arguments))
-        return jobs[-1]
+        return jobs.start(lambda folder: Job(folder, *(flags or FLAGS), program=program, arguments=arguments))
 
-    yield start_job
-    for job in jobs:
-        job.close()
+    return start_job
 
 
 def assert_same(job: Job, undisturbed: Outcome, ranks: int = NODES) -> None:

@@ -88,7 +88,7 @@ def test_training_goes_on_as_if_nothing_had_happened(tmp_path: Path, writers: Wr
     memory = Memory(tmp_path, positions=1)
     (objects,) = memory.ranks
     memory.write(writers, memory.capture(12))
-    state = read_state(Checkpoint(Storage(memory.url).path(12)), 0, 1)
+    state = read_state(Checkpoint(Storage(memory.url).path(12)), 0, 1).tree
     (fresh,) = Memory(tmp_path / "other", positions=1).ranks
     for name, tracked in fresh.items():
         if name != "own":
@@ -141,8 +141,19 @@ def test_a_checkpoint_that_exists_is_not_taken_back(
 
 def test_tied_tensors_come_back_as_one(memory: Memory, writers: Writers) -> None:
     memory.write(writers, memory.capture(7))
-    state = read_state(Checkpoint(Storage(memory.url).path(7)), 1, 2)["objects"]["model"]["state"]
+    state = read_state(Checkpoint(Storage(memory.url).path(7)), 1, 2).tree["objects"]["model"]["state"]
     assert state["tied.weight"] is state["first.weight"]
+
+
+def test_a_resume_reads_nothing_twice(memory: Memory, writers: Writers, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory.write(writers, memory.capture(7))
+    places: list[tuple[object, ...]] = []
+    read = Storage.read
+    monkeypatch.setattr(Storage, "read", lambda self, *place: places.append(place) or read(self, *place))
+    checkpoint = Checkpoint(Storage(memory.url).path(7))
+    checkpoint.record(1)  # as `reshard.crossing.other_world` does, to see whose it is
+    assert_bits(read_state(checkpoint, 1, 2).tree, memory.trees[1], "rank 1")
+    assert len(places) == len(set(places))
 
 
 def test_the_command_reads_its_node_without_a_daemon(tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ def test_plain_dcp_reads_it_whole_and_sharded_in_another_world_and_each_rank_res
     for rank in (1, WORLD - 1):
         with as_rank(rank, WORLD):
             objects = build(layout, stepped=False)
-            state = read_state(Checkpoint(written.path), rank, WORLD)["objects"]
+            state = read_state(Checkpoint(written.path), rank, WORLD).tree["objects"]
             for name, tracked in objects.items():
                 load_state(name, tracked, state[name], objects.values())
                 assert_bits(local(state_of(tracked)), written.states[rank][name], f"rank {rank}: {name}")
@@ -215,7 +215,7 @@ def test_each_part_is_stored_once(tmp_path: Path) -> None:
 def test_another_layout_at_the_same_number_of_ranks_is_refused(tmp_path: Path) -> None:
     written = Written(tmp_path, fsdp)
     with as_rank(1, WORLD):
-        state = read_state(Checkpoint(written.path), 1, WORLD)["objects"]
+        state = read_state(Checkpoint(written.path), 1, WORLD).tree["objects"]
         model = build(hsdp)["model"]
         with pytest.raises(StateMismatch, match=r"embedding\.weight was captured sharded, .* and is .*replicate=2 x"):
             load_state("model", model, state["model"])

@@ -105,6 +105,7 @@ class ElasticCheckers(Checkers):
         assert sorted(p for group in form.groups for p in group) == list(range(len(members)))
         assert len(coordinator.ranks) == len(members) * config.work.nproc_per_node
         start = coordinator.restore
+        assert not self.cluster.plan.undescribed or form.origin is None, "no other world can resume that"
         assert start is not None or not self._ever_protected, "the job began anew after a snapshot was protected"
         if start is not None:
             assert not self._is_doubted(start), f"{start} could not be certified"
@@ -147,5 +148,6 @@ class ElasticCheckers(Checkers):
         world = self.cluster.world
         since = world.now - max(self.cluster.faults.over_by, self.formed_at)
         # A simulated host may never hear that it was given up, if the controller dies just then.
-        if exit_code == 0 and since > GROWN_BY_SECONDS and not self.cluster.config.hosts:
+        is_free = not self.cluster.config.hosts and not self.cluster.plan.undescribed
+        if exit_code == 0 and since > GROWN_BY_SECONDS and is_free:
             assert self.sizes[-1] == self.cluster.config.nodes, f"{self.sizes} nodes, and no more for {since:.0f} s"

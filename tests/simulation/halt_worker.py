@@ -114,7 +114,7 @@ class Worker(Session):
     # what a capturer and a daemon do
 
     def _collect(self, step: int) -> Any:
-        return SimpleNamespace(data_bytes=0, plan=SimpleNamespace(digest=7)), b""
+        return SimpleNamespace(data_bytes=0, plan=SimpleNamespace(digest=7, logical=b"")), b""
 
     def is_settled(self) -> bool:
         return True

@@ -46,8 +46,8 @@ def plan_of(seed: int) -> Plan:
     )
 
 
-def run(seed: int) -> Cluster:
-    cluster = Cluster(seed, plan_of(seed))
+def run(seed: int, *, undescribed: bool = False) -> Cluster:
+    cluster = Cluster(seed, msgspec.structs.replace(plan_of(seed), undescribed=undescribed))
     try:
         cluster.run()
     except Exception as error:
@@ -80,3 +80,21 @@ def test_a_job_shrinks_and_grows_and_never_begins_anew() -> None:
         assert lost < SCHEDULES / 4
         assert refused > SCHEDULES / 30
         assert went_back > SCHEDULES / 50
+
+
+def test_a_job_that_no_other_number_of_ranks_can_resume_keeps_its_size() -> None:
+    """From its first capture on: lost nodes are waited for, and nothing is ever re-sharded."""
+    ended = kept = 0
+    for seed in range(SCHEDULES // 2) if ONE is None else [int(ONE)]:
+        cluster = run(seed, undescribed=True)
+        checkers = cluster.checkers
+        assert isinstance(checkers, ElasticCheckers)
+        assert cluster.ended is not None
+        assert cluster.ended[0] in ((0,) if cluster.plan.gentle else (0, EXIT_LOST, EXIT_NODES)), cluster.ended
+        ended += cluster.ended[0] == 0
+        resumed = [f for f in checkers.forms.values() if f.restore is not None and f.generation > 1]
+        assert len({len(form.peers) for form in resumed}) <= 1, checkers.sizes
+        kept += len(resumed)
+    if ONE is None:
+        assert ended > SCHEDULES / 4
+        assert kept > SCHEDULES / 4

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from simulation.machines import Machine, Worker
 
-from ftrain_launcher.from_agent import Failure, RankHalted, RankRestored, RankStepped, Trouble
+from ftrain_launcher.from_agent import Failure, RankHalted, RankRestored, RankStepped, StateUndescribed, Trouble
 from ftrain_launcher.job.events import Progress
 from ftrain_launcher.to_agent import Form, HaltAfter
 from ftrain_snapshot.pin import Pin
@@ -61,7 +61,7 @@ class Training:
         self.sealed_by: set[int] = set()
         self.stored_by: set[int] = set()
         self.newest_sealed = form.restore
-        self._begun = False
+        self._begun = self._has_said = False
 
     # ---- the beginning
 
@@ -235,6 +235,10 @@ class Training:
         if not unpinned:
             self.pin.give_way()
         slot = min(unpinned or free)
+        is_news = self.cluster.plan.undescribed and not self._has_said
+        self._has_said |= is_news
+        for machine in self.machines.values() if is_news else ():
+            machine.tell(StateUndescribed(machine.name, self.generation, "unlike values"), ("undescribed",))
         self.flying = SnapshotId(self.step, self.generation, slot)
         self.sealed_by, self.stored_by, self.abandoned = set(), set(), False
         for position in self.machines:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import sys
@@ -13,7 +14,8 @@ from types import SimpleNamespace
 import pytest
 
 from ftrain_launcher.cli import build_parser, main
-from ftrain_launcher.commands import files, needs, on_ray
+from ftrain_launcher.commands import files, needs
+from ftrain_launcher.commands.run import _new_name
 
 
 @pytest.fixture
@@ -183,7 +185,20 @@ def test_what_runs_on_rays_machines_gets_its_options() -> None:
     words = ["run", "--engine", "host", "--ray-address", "h:1", "--ray-per-worker", "CPU=1", "train.py"]
     chosen = build_parser().parse_args(words)
     needs.check(chosen)
-    on_ray.check(chosen)
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("/x/char_gpt.py", "char-gpt"),
+        ("-m package.train", "train"),
+        ("-m train", "train"),
+        ("--no-python ./go.sh", "go"),
+    ],
+)
+def test_a_job_without_a_name_has_its_scripts(words: str, name: str) -> None:
+    made = _new_name(build_parser().parse_args(["run", *words.split()]))
+    assert re.fullmatch(rf"{name}-\d{{5}}-\d{{4}}", made)
 
 
 def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,6 +45,20 @@ def test_a_batch_is_for_so_many_ranks_at_most() -> None:
     assert usable(sizes, 4) == [0, 0, 2, 2, 2]
 
 
+def test_a_job_may_be_kept_at_its_number() -> None:
+    sizes = Sizes(2, 4)
+    assert not sizes.is_kept
+    assert sizes.keep(3, "nobody else can")
+    assert not sizes.keep(3, "nobody else can"), "that is known"
+    assert (sizes.is_kept, sizes.least, sizes.reason, usable(sizes, 5)) == (
+        True,
+        3,
+        "nobody else can",
+        [0, 0, 0, 3, 3, 3],
+    )
+    assert not sizes.strike_off(PAIRS, 1), "none would be left"
+
+
 def test_if_no_number_would_be_left_none_is_struck_off() -> None:
     sizes = Sizes(2, 4)
     assert not sizes.strike_off(Misfit(5, True, "a mesh of tp=5 needs a multiple of 5 ranks"), 1)

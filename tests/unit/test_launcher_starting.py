@@ -13,6 +13,7 @@ import pytest
 from unit.test_launcher_jobs import record
 
 from ftrain_launcher.commands import starting
+from ftrain_launcher.errors import UsageError
 from ftrain_launcher.jobs import JobFolder, JobRecord, Result
 
 NUMBERS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
@@ -63,3 +64,11 @@ def test_what_nohup_has_ignored_stays_ignored(job: JobRecord, monkeypatch: pytes
 
     monkeypatch.setattr(starting, "_launch", launch)
     assert run(job)[0] == 0
+
+
+def test_a_job_of_the_same_name_that_began_a_moment_before_is_one_line(job: JobRecord) -> None:
+    arena = Path(job.arena_folder)
+    arena.mkdir()
+    with pytest.raises(UsageError, match="is in use by another job of this name: choose another --name"):
+        run(job)
+    assert arena.is_dir()

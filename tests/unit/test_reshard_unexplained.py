@@ -88,6 +88,7 @@ def test_it_is_said_at_once_and_kept_in_the_snapshots(monkeypatch: pytest.Monkey
     other = describe({"opt": masters(1)}, 1, 2)
     theirs = msgspec.msgpack.encode((1, list(sums(other))))
     monkeypatch.setattr(unexplained, "gathered", lambda mine: [mine, theirs])
+    monkeypatch.setattr(unexplained, "broadcast_text", lambda text: text)
     describer, objects = Describer(0, 2), {"opt": masters(0)}
     with pytest.warns(UserWarning, match=r"no other number of ranks can resume this state: nothing tells .* opt"):
         assert LayoutWatch(describer).begin(objects) is False
@@ -96,6 +97,15 @@ def test_it_is_said_at_once_and_kept_in_the_snapshots(monkeypatch: pytest.Monkey
     LayoutWatch(alike).begin(same)
     assert alike.refused is None
     assert isinstance(said_in_snapshot(alike, same), list)
+
+
+def test_all_ranks_know_what_rank_0_has_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever is left when a node is lost has told the job, and has it in its snapshots."""
+    monkeypatch.setattr(unexplained, "gathered", lambda _: [])
+    monkeypatch.setattr(unexplained, "broadcast_text", lambda mine: mine or "rank 0's reason")
+    describer, objects = Describer(1, 2), {"opt": masters(0)}
+    LayoutWatch(describer).begin(objects)
+    assert describer.refused == said_in_snapshot(describer, objects) == "rank 0's reason"
 
 
 def said_in_snapshot(describer: Describer, objects: dict[str, Any]) -> Any:

@@ -62,8 +62,13 @@ _OPTIONS = (
         "only with --engine ray",
     ),
     _Need(
+        ("local_nodes", "controller", "controller_candidates", "node_rank", "failure_domain"),
+        lambda chosen: chosen.engine != "ray",
+        "with --engine ray the machines are Ray's choice",
+    ),
+    _Need(
         ("local_nodes",),
-        lambda chosen: chosen.engine in ("local", "ray"),  # Ray says it in its own words
+        lambda chosen: chosen.engine == "local",
         "only with --engine local; hosts are counted by --nnodes",
     ),
     _Need(
@@ -77,18 +82,24 @@ _NODES = ("codec", "protect_bandwidth", "isolate_slow")
 
 
 def check(chosen: argparse.Namespace) -> None:
-    """Raises UsageError for an option that lacks the one it acts beside. Before torchrun's are settled."""
+    """Raises UsageError for an option that lacks the one it acts beside. torchrun's are settled."""
     for need in _OPTIONS:
         for name in need.options:
-            if getattr(chosen, name) not in _NOTHING and not need.met(chosen):
+            if _asks(chosen, name) and not need.met(chosen):
                 raise UsageError(f"{_given(chosen, name)}: {need.says}")
 
 
 def warn(chosen: argparse.Namespace, nodes: int) -> None:
     """Tell of options that do nothing with so few nodes."""
     for name in _NODES if nodes == 1 else ():
-        if getattr(chosen, name) not in _NOTHING:
+        if _asks(chosen, name):
             announce(f"warning: {_given(chosen, name)}: without effect on a single node")
+
+
+def _asks(chosen: argparse.Namespace, name: str) -> bool:
+    """Whether the option was given, and asks for something: node 0 is one like any other."""
+    value = getattr(chosen, name)
+    return value is not None if name == "node_rank" else value not in _NOTHING
 
 
 def _given(chosen: argparse.Namespace, name: str) -> str:

@@ -78,7 +78,8 @@ def nodes(chosen: argparse.Namespace) -> int:
     print_table(["node", "state", "position", "ranks", "host", "failures/h", "cordoned", "health"], rows)
     size = answer["size"]
     if size["min"] < size["max"]:
-        print_line(f"{size['nodes']} of {size['min']}:{size['max']} nodes hold ranks")
+        why = f" ({size['reason']})" if size.get("reason") else ""
+        print_line(f"{size['nodes']} of {size['min']}:{size['max']} nodes hold ranks{why}")
     count, most = answer["isolations"]["last_hour"], answer["isolations"]["max"]
     print_line(f"taken out by the policy within an hour: {count} of at most {most}")
     return 0

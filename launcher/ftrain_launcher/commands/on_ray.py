@@ -9,13 +9,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ftrain_launcher.commands import checks
-from ftrain_launcher.errors import UsageError
 
 if TYPE_CHECKING:
     from ftrain_launcher.job.events import JobConfig
 
-_BY_RAY = ("local_nodes", "controller", "controller_candidates", "node_rank", "failure_domain")
-"""Options that Ray's choice of machines takes the place of."""
 _VARIABLES = "PET_"
 """What `ftrain run` reads options from, as torchrun does."""
 
@@ -26,14 +23,6 @@ def add_options(add: Callable[..., object]) -> None:
     add("--ray-address", metavar="HOST:PORT", help=about)
     about = "with --engine ray: what a worker takes, like CPU=4,GPU=1; default: a CPU, and a GPU where there are any"
     add("--ray-per-worker", metavar="NAME=N,...", help=about)
-
-
-def check(chosen: argparse.Namespace) -> None:
-    """Raises UsageError for options that do not go together."""
-    for name in _BY_RAY if chosen.engine == "ray" else ():
-        if getattr(chosen, name) is not None:
-            flag = f"--{name.replace('_', '-')}"
-            raise UsageError(f"{flag} {getattr(chosen, name)}: with --engine ray the machines are Ray's choice")
 
 
 def run(chosen: argparse.Namespace, new_config: Callable[[], JobConfig]) -> int:

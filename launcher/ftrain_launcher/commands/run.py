@@ -133,11 +133,10 @@ def _add_waits(add: Callable[..., object]) -> None:
 
 def run(chosen: argparse.Namespace) -> int:
     """Check what was asked for, then run the job, or this host's part of it, to its end."""
-    needs.check(chosen)
     torchrun.settle(chosen)
+    needs.check(chosen)
     least, nodes, hosts = checks.nodes(chosen.nnodes, chosen.local_nodes)
     hosts = hosts or chosen.engine != "local"
-    on_ray.check(chosen)
     if chosen.engine == "ray":
         return on_ray.run(chosen, lambda: _config(chosen, least, nodes, hosts=hosts))
     config = _config(chosen, least, nodes, hosts=hosts)
@@ -211,7 +210,7 @@ def _work(chosen: argparse.Namespace, least: int, nodes: int, *, hosts: bool) ->
 
     workers, restarts = devices.workers(chosen.nproc_per_node), chosen.max_restarts
     return Work(
-        job=_new_name(Path(chosen.script).stem) if chosen.name is None else checks.job_name(chosen.name),
+        job=_new_name(chosen) if chosen.name is None else checks.job_name(chosen.name),
         argv=(_program(chosen), *chosen.arguments),
         kind=torchrun.kind(chosen),
         role=chosen.role,
@@ -255,8 +254,10 @@ def _program(chosen: argparse.Namespace) -> str:
     return files.module(chosen.script) if kind == "module" and chosen.engine != "none" else str(chosen.script)
 
 
-def _new_name(stem: str) -> str:
+def _new_name(chosen: argparse.Namespace) -> str:
     """A name for a job whose user gave none."""
+    is_module = torchrun.kind(chosen) == "module"
+    stem = chosen.script.rpartition(".")[2] if is_module else Path(chosen.script).stem
     word = "".join(c if c.isalnum() else "-" for c in stem).strip("-")[:24] or "job"
     return f"{word}-{int(time.time()) % 100000:05d}-{os.getpid() % 10000:04d}"
 

@@ -135,11 +135,12 @@ def ask_or_replay(folder: JobFolder, what: str, number: int | None = None) -> An
     return views.snapshots(coordinator, {}, time.time())
 
 
-def _size(size: dict[str, int] | None) -> str:
+def _size(size: dict[str, Any] | None) -> str:
     """Of a job that may grow and shrink."""
     if size is None or size["min"] == size["max"]:  # jobs that older versions ran did not say it
         return ""
-    return f"{size['nodes']} of {size['min']}:{size['max']} nodes, "
+    why = f" ({size['reason']})" if size.get("reason") else ""
+    return f"{size['nodes']} of {size['min']}:{size['max']} nodes{why}, "
 
 
 def _volume(volume: dict[str, int]) -> str:

@@ -148,7 +148,9 @@ def _state_folder() -> Path:
 
 
 def _run(chosen: argparse.Namespace, folder: JobFolder, record: JobRecord, offer: Offer | None) -> int:
-    """Run the job of this folder to its end on this machine, say how it ended. ``offer``: of hosts; None: no node."""
+    """Run the job of this folder to its end on this machine, say how it ended. ``offer``: of hosts; None: no node.
+    Raises UsageError if another job has taken its place in shared memory."""
+    from ftrain_launcher.errors import UsageError
     from ftrain_launcher.jobs import Result
     from ftrain_launcher.processes import error_file
     from ftrain_launcher.terminal import announce
@@ -157,7 +159,10 @@ def _run(chosen: argparse.Namespace, folder: JobFolder, record: JobRecord, offer
     for number in _SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup
             signal.signal(number, _stop)
-    arena.mkdir(mode=0o700)
+    try:
+        arena.mkdir(mode=0o700)
+    except FileExistsError:  # in the moment since it was looked for
+        raise UsageError(f"{arena} is in use by another job of this name: choose another --name") from None
     try:
         Path(record.config.work.log_folder).mkdir(parents=True, exist_ok=True)
         result = _launch(chosen, folder, record, offer)

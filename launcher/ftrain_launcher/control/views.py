@@ -112,10 +112,14 @@ def status(coordinator: Coordinator, observations: Observations, controller_pid:
     }
 
 
-def _size(coordinator: Coordinator) -> dict[str, int]:
-    """How many nodes hold ranks, between which numbers that may change, and how many are wanted besides."""
+def _size(coordinator: Coordinator) -> dict[str, Any]:
+    """How many nodes hold ranks, between which numbers that may change, and how many are wanted besides.
+
+    ``reason``: why some of these numbers will not do.
+    """
     config, here = coordinator.config, sum(name is not None for name in coordinator.positions)
-    return {"nodes": here, "min": config.least, "max": config.nodes, "spares": config.spares}
+    reason = coordinator.size_reason or None
+    return {"nodes": here, "min": config.least, "max": config.nodes, "spares": config.spares, "reason": reason}
 
 
 def _snapshot_counts(observations: Observations) -> dict[str, int]:

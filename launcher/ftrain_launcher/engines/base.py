@@ -1,4 +1,4 @@
-"""What both engines do: run nodes on this machine, one agent process a node, with a folder in shared memory.
+"""What all engines do: run nodes on this machine, one agent process a node, with a folder in shared memory.
 
 It lives in the launcher, which is the subreaper of everything it starts: whatever loses its parent comes back
 here, so that at the end nothing can be left. An agent that dies is started again and re-adopts its workers, and

@@ -22,6 +22,7 @@ from ftrain_launcher.from_agent import (
     RankRestored,
     RankStepped,
     StateCertified,
+    StateUndescribed,
     Stopped,
     Trouble,
     WorkerExit,
@@ -226,6 +227,7 @@ Event = (
     | RankRestored
     | RankStepped
     | StateCertified
+    | StateUndescribed
     | Held
     | RankHalted
     | Trouble

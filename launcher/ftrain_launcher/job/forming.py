@@ -155,6 +155,7 @@ class Forming:
         if self._shrinks(now) or self._moves(formed, in_memory, now):
             return self.decide(formed, now)
         if first is None:
+            self._note_wait()
             return None
         if start.undecided:
             self.ask(first, now, search=True)
@@ -178,7 +179,10 @@ class Forming:
 
     def _stays(self, before: Sequence[str]) -> bool:
         """Whether the next generation is of the same world as the one that these nodes were."""
-        return not self._config.elastic or is_same(before, self._roster.positions)
+        if not self._config.elastic:
+            return True
+        positions, is_kept = self._roster.positions, self._roster.sizes.is_kept
+        return is_same(before, positions) or (is_kept and len(before) == len(positions))
 
     def _shrinks(self, now: float) -> bool:
         """All that are left have stopped, and nobody came in time for a vacant position: whether it is given up.
@@ -201,6 +205,12 @@ class Forming:
         if first.store_port is None:  # Another node was to host it.
             self.ask(first, now)
         return True
+
+    def _note_wait(self) -> None:
+        """Of a job that would do without a node if it could: why it does not."""
+        incident, sizes = self._history.log.forming, self._roster.sizes
+        if incident is not None and sizes.is_kept:
+            incident.decide(f"waits for another node: {sizes.reason}")
 
     def _moves(self, formed: Generation, start: Start, now: float) -> bool:
         """Cordoned members, who have stopped, give their positions to idle nodes, or up; whether any does."""

@@ -220,7 +220,9 @@ class Quarantine:
     @property
     def hindrance(self) -> str:
         """What keeps a member that is to leave from leaving; empty: nothing."""
-        return "" if self._room() else "no other node is there to take them"
+        sizes = self._roster.sizes
+        why = f" ({sizes.reason})" if sizes.is_kept else ""
+        return "" if self._room() else f"no other node is there to take them{why}"
 
     def _room(self) -> int:
         """How many members may leave: others can take their positions, or the job goes on with fewer."""

@@ -17,6 +17,7 @@ from ftrain_launcher.from_agent import (
     RankRestored,
     RankStepped,
     StateCertified,
+    StateUndescribed,
     WorkerExit,
 )
 from ftrain_launcher.job.causes import MISFIT, Sign, describe, sign_of_exit, sign_of_verdict
@@ -38,6 +39,7 @@ Report = (
     | RankRestored
     | RankStepped
     | StateCertified
+    | StateUndescribed
     | ArenaShort
     | Progress
     | DurableEnded
@@ -47,6 +49,7 @@ Report = (
 )
 UNPROTECTED_SECONDS = 60.0
 """After the first snapshot was sealed; protecting it takes seconds."""
+_UNDESCRIBED = "no other number of ranks can resume the job's state"
 _FINISHED = Action(False, "training finished")
 
 
@@ -99,6 +102,8 @@ class Running:
                     self._advance(generation, report, now)
             case StateCertified():
                 self._history.certified(report.certificate)
+            case StateUndescribed():
+                self._keep_size(generation, report.reason)
             case QuickAgain():
                 rank = generation.ranks.by_number.get(report.rank)
                 if rank is not None:
@@ -200,6 +205,13 @@ class Running:
         if misfit is None or not self._roster.sizes.strike_off(misfit, self._config.work.nproc_per_node):
             return None
         return Sign(kind=MISFIT, node=event.node, time=now, reason=misfit.reason)
+
+    def _keep_size(self, generation: Generation, reason: str) -> None:
+        """What it captures is for so many nodes only. The first rank to say so stands for all."""
+        nodes = len(generation.ranks.nodes)
+        if self._config.elastic and self._roster.sizes.keep(nodes, _UNDESCRIBED):
+            keeps = f"warning: the job stays at {nodes} nodes, and waits for another one where one is lost"
+            self._orders.announce([f"{keeps}: {_UNDESCRIBED}: {reason}"])
 
     def _advance(self, generation: Generation, event: RankRestored | RankStepped, now: float) -> None:
         """A rank has its state back, or made its first step; perhaps it was the last one."""

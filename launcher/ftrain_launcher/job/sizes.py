@@ -2,7 +2,8 @@
 
 Nobody knows beforehand what a script does with a number of ranks: it may have a mesh for each. So a number is struck
 off once `ctx.mesh` has said in the workers that it does not fit, or a sampler that its global batch has too few
-samples, and with it all others that cannot either. Nodes that are left over then are spares.
+samples, and with it all others that cannot either. Nodes that are left over then are spares. Where the ranks capture
+what no other number of them can resume, theirs alone is left: it is a job of one size then.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ class Sizes:
     def __init__(self, least: int, most: int) -> None:
         self.reason = ""
         """What strikes off some of them, in words; empty: nothing does."""
+        self.is_kept = False
+        """The number never changes again: positions are as in a job of one size."""
         self._fitting = list(range(least, most + 1))
 
     @property
@@ -32,7 +35,18 @@ class Sizes:
         fitting = [nodes for nodes in self._fitting if misfit.is_met_by(nodes * nproc_per_node)]
         if not fitting:
             return False
-        if misfit.reason not in self.reason:
-            self.reason += f"; {misfit.reason}" if self.reason else misfit.reason
+        self._note(misfit.reason)
         self._fitting = fitting
         return True
+
+    def keep(self, nodes: int, reason: str) -> bool:
+        """No other number is formed any more; False: that was so before."""
+        if self.is_kept:
+            return False
+        self._note(reason)
+        self._fitting, self.is_kept = [nodes], True
+        return True
+
+    def _note(self, reason: str) -> None:
+        if reason not in self.reason:
+            self.reason += f"; {reason}" if self.reason else reason

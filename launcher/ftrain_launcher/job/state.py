@@ -108,6 +108,11 @@ class JobState:
         return self._formed.parity if self.formed else self.config.work.parity
 
     @property
+    def size_reason(self) -> str:
+        """Why not every number of nodes that was asked for will do; empty: each will."""
+        return self._roster.sizes.reason
+
+    @property
     def formed(self) -> int:
         """The newest generation that was formed: ``ranks``, ``restore`` and ``levels`` are of this one."""
         return self._formed.number

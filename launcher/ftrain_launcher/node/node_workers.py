@@ -26,6 +26,7 @@ from ftrain_launcher.from_agent import (
     RankStepped,
     ReplicaDigests,
     StateCertified,
+    StateUndescribed,
     Trouble,
     WorkerExit,
 )
@@ -89,6 +90,8 @@ class NodeWorkers:
         self._standbys = Standbys(node, job.config.work.standby, host, self._waiting)
         self.generation = 0
         """The generation whose workers these are, or were."""
+        self._undescribed = 0
+        """The newest of which a worker has said that no other number of ranks can resume its state."""
         self._control: ControlPage | None = None
 
     def open(self) -> None:
@@ -319,6 +322,9 @@ class NodeWorkers:
                 self._tell(RankHalted(self._node, generation, rank, step, sealed, moment), ("halted", rank))
             case link.Certified():
                 self._tell(StateCertified(self._node, generation, message), ("certified", rank))
+            case link.Undescribed(reason) if self._undescribed != generation:  # one of its workers is enough
+                self._undescribed = generation
+                self._tell(StateUndescribed(self._node, generation, reason), ("undescribed",))
             case link.Replicas(step, digests):
                 self._tell(ReplicaDigests(self._node, generation, rank, step, digests), ("replicas", rank))
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import select
 import signal
 
 
@@ -16,10 +15,6 @@ class PidHandle:
         """Raises ProcessLookupError if there is no such process."""
         self.pid = pid
         self._fd = os.pidfd_open(pid)
-
-    def has_ended(self) -> bool:
-        """True from its end on, reaped or not."""
-        return bool(select.select([self._fd], [], [], 0)[0])
 
     async def wait_ended(self, timeout_seconds: float | None) -> bool:
         """Wait for its end; False: it still runs. One waiter at a time. None: however long it takes."""
