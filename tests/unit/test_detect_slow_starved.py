@@ -87,6 +87,12 @@ def test_where_ranks_crowd_one_that_computes_a_little_longer_must_do_so_until_th
         assert judged(0.026, 0.0, STEPS_SKIPPED + steps, uses_processor=True)
 
 
+@pytest.mark.parametrize(("starved", "named"), [(0.004, True), (0.010, False)])
+def test_the_more_ranks_crowd_the_more_must_one_be_behind(starved: float, *, named: bool) -> None:
+    """In steps of 2 ms, for most of which ranks waited for processors, one was behind by 0.11 for a hundred steps."""
+    assert bool(judged(0.0222, starved, 300, peers_starved=starved, uses_processor=True)) == named
+
+
 def test_who_uses_a_processor_for_longer_waits_for_one_for_longer() -> None:
     assert judged(0.030, 0.018, peers_starved=0.008) == []
     assert judged(0.030, 0.012, peers_starved=0.008, uses_processor=True)[0].ranks == (1,)

@@ -63,6 +63,9 @@ LOST_SECONDS_MIN, LOST_SECONDS_MIN_COMPUTED = 0.4, 0.06
 """So much must a rank have been behind on a crowded machine, all in all: if it has not computed for longer than its
 peers, or if it has. Of steps of 20 ms, neighbours alone cost it 0.28 and 0.03 (eight ranks and more on two
 processors)."""
+EXCESS_OF_CROWD_MIN = 0.25
+"""On a crowded machine a rank's excess must be so much of the share in which ranks wait for processors: noise is made
+of that. Beside fifteen neighbours for each processor one of steps of 2 ms was behind by 0.14, and innocent."""
 EXCESS_SECONDS_MIN = 0.0005
 EXCESS_OF_STEP_MIN = 0.02
 """An excess below that of the step time slows nobody down."""
@@ -261,6 +264,8 @@ class SlowRanks:
         """Whether what a rank is behind is more than a moment of a crowded machine."""
         if self._crowd < CROWDED or self._quotas.holds(rank):
             return True
+        if median(state.behind.window) < EXCESS_OF_CROWD_MIN * self._crowd:
+            return False
         lost = state.behind_seconds * (step - by.since)
         if state.computes_longer:
             return lost >= LOST_SECONDS_MIN_COMPUTED
