@@ -127,16 +127,17 @@ def _tensors_of(tracked: Any) -> Iterator[Any]:
     elif isinstance(tracked, torch.optim.Optimizer):
         found = chain.from_iterable(group["params"] for group in tracked.param_groups)
     else:
-        found = _inside(tracked.state_dict())
+        found = leaves(tracked.state_dict())
     return filter(is_sharded, found)
 
 
-def _inside(value: Any) -> Iterator[Any]:
+def leaves(value: Any) -> Iterator[Any]:
+    """All that is in it, in dictionaries and lists within each other."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list | tuple | deque):
         for item in value:
-            yield from _inside(item)
+            yield from leaves(item)
     else:
         yield value
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from ftrain.encoding import Packer
 from ftrain.errors import NotTrackable, StateMismatch
-from ftrain.sharded import Gathering, is_sharded, joined, local_of, spec_of
+from ftrain.sharded import Gathering, is_sharded, joined, leaves, local_of, spec_of
 from ftrain.shards import Part
 
 TensorKey = tuple[int, torch.dtype, torch.Size, tuple[int, ...], torch.device, bool, bool]
@@ -335,17 +335,6 @@ def _as_saved(saved: Any, loaded: Any) -> Any:
         items = [_as_saved(mine, its) for mine, its in zip(saved, loaded, strict=True)]
         return deque(items, saved.maxlen) if isinstance(saved, deque) else type(saved)(items)
     return saved if isinstance(saved, str) else loaded  # a text has become that of the generator that was to copy it
-
-
-def leaves(value: Any) -> Iterator[Any]:
-    """All that is in it, in dictionaries and lists within each other."""
-    if isinstance(value, dict):
-        value = list(value.values())
-    if isinstance(value, list | tuple | deque):
-        for each in value:
-            yield from leaves(each)
-    else:
-        yield value
 
 
 def has_elements(value: Any) -> bool:

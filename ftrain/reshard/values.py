@@ -20,8 +20,9 @@ from torch import Tensor
 
 from ftrain.errors import StateMismatch
 from ftrain.logical.state import RankState
+from ftrain.sharded import leaves
 from ftrain.shards import Part
-from ftrain.state import has_elements, leaves
+from ftrain.state import has_elements
 
 _NAMES = ("params", "param_names")
 """Of a parameter group: what is not a setting."""
