@@ -64,8 +64,8 @@ class Reads:
     def answer_read(self, request: Read, answer: Answer) -> None:
         """What a client asked for, or why not; it may take a while."""
 
-        def on_bytes(data: bytearray) -> None:
-            answer(Bytes(request.number, len(data)), memoryview(data))
+        def on_bytes(data: memoryview) -> None:
+            answer(Bytes(request.number, len(data)), data)
 
         where = (request.snapshot, request.position, request.lane, request.ranges)
         try:
@@ -81,7 +81,7 @@ class Reads:
         position: int,
         lane: int,
         ranges: Sequence[Range],
-        on_bytes: Callable[[bytearray], None],
+        on_bytes: Callable[[memoryview], None],
         on_failed: Callable[[str], None],
     ) -> None:
         """Read these ranges of a unit, one after the other; one of the two is called once, maybe before this returns.
@@ -172,14 +172,13 @@ class _Reading:
         reads: Reads,
         unit: UnitDescriptor,
         ranges: Sequence[Range],
-        on_bytes: Callable[[bytearray], None],
+        on_bytes: Callable[[memoryview], None],
         on_failed: Callable[[str], None],
     ) -> None:
         self.reads = reads
         self.unit = unit
         self._on_bytes, self._on_failed = on_bytes, on_failed
-        self._out = bytearray(sum(stop - start for start, stop in ranges))
-        self._room = memoryview(self._out)  # assigning to a bytearray's slice copies twice
+        self._room = reads.gather.rooms.take(sum(stop - start for start, stop in ranges))
         self._left = _spans(ranges)
         self._distrusted: dict[int, list[Damage]] = {}
         self._strikes: dict[int, int] = {}
@@ -236,7 +235,7 @@ class _Reading:
     def _finish_if_complete(self) -> None:
         if not self._left and not self._over:
             self._over = True
-            self._on_bytes(self._out)
+            self._on_bytes(self._room)
 
     def _fail(self, reason: str) -> None:
         if not self._over:

@@ -143,7 +143,7 @@ class FarReads:
     def on_question(self, position: int, q: FarRead) -> None:
         """Answer from this group; the gate passes on what is of another."""
 
-        def send(answer: FarAnswer, data: bytes | bytearray) -> None:
+        def send(answer: FarAnswer, data: bytes | memoryview) -> None:
             if (link := self._links.get(position)) is not None:
                 link.send_bulk(FarAnswer(q.attempt, answer.units, checksum(data)), memoryview(data))
 

@@ -17,6 +17,7 @@ from ftrain_snapshot.loop import Timer
 from ftrain_snapshot.manifest import CHUNK_BYTES, checksum
 from ftrain_snapshot.node import Node
 from ftrain_snapshot.rebuild_plan import Piece, Source
+from ftrain_snapshot.rooms import Rooms
 from ftrain_snapshot.wire import Chunk, Fetch, FetchFailed, Mismatch
 from ftrain_snapshot.words import SnapshotId
 
@@ -96,6 +97,8 @@ class Gather:
         self._loop, self._links, self._position = node.loop, node.links, node.position
         self._codec, self._hurry = node.codec, node.hurry
         self._my_part = node.store.my_part
+        self.rooms = Rooms()
+        """Where what was fetched for an answer goes."""
         self.received_bytes = 0
         """Of what was asked for, from other nodes."""
         self._attempt = 0
@@ -157,8 +160,9 @@ class Gather:
             part = self._my_part(order.snapshot, piece.lane, piece.rotation, stripe)
             if part is None:
                 self._fail(attempt, self._position, f"position {self._position} does not have it")
-            elif order.relayed and len(each.questions) > 1:
+            elif not order.checked and len(each.questions) > 1:  # in one go with the first that comes
                 each.mine[stripe] = part[0]
+                each.received[self._position] = stripe + 1
             else:
                 self._take(attempt, each, self._position, stripe, *part)
 

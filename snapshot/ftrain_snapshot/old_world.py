@@ -189,8 +189,8 @@ class OldWorld:
             return
 
         def attempt(answer: Answer, on_failed: Callable[[str], None]) -> None:
-            def on_bytes(data: bytearray) -> None:
-                answer(Bytes(r.number, len(data)), memoryview(data))
+            def on_bytes(data: memoryview) -> None:
+                answer(Bytes(r.number, len(data)), data)
 
             self._reads[r.position].read(r.snapshot, r.position, r.lane, r.ranges, on_bytes, on_failed)
 
