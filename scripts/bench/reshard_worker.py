@@ -5,11 +5,11 @@
 The state, parameters and AdamW's, is as large as is asked for; a global batch is the same whatever the world. Layers
 take turns, as experts do: the first step goes through all, each later one through ACTIVE_LAYERS of them, so that what
 is measured is how the state comes back, and not how long gathering all of it takes on this machine; ``--dense``: each
-step goes through all. Each rank appends ``step time run loss`` to FOLDER/rank-N when a step is computed, the generation
-and the samples that it has trained on to FOLDER/samples-N, and what reading its state took to FOLDER/read-N. Steps take
-their time while there is a FOLDER/slow, those of the last half ten times as much, so that no job ends before all has
-been done to it that is to be done. Under torchrun the state comes back from the newest DCP checkpoint that is
-complete, written at each step. ftrain is imported under ftrain only.
+step goes through all. Weights are made only where none come back. Each rank appends ``step time run loss`` to
+FOLDER/rank-N when a step is computed, the generation and the samples that it has trained on to FOLDER/samples-N, and
+what reading its state took to FOLDER/read-N. Steps take their time while there is a FOLDER/slow, those of the last half
+ten times as much, so that no job ends before all has been done to it that is to be done. Under torchrun the state comes
+back from the newest DCP checkpoint that is complete, written at each step. ftrain is imported under ftrain only.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ class Layers(nn.Module):
 class Training:
     """A stack of linear layers, its optimizer and its data."""
 
-    def __init__(self, args: argparse.Namespace, rank: int, world: int, generation: int) -> None:
+    def __init__(self, args: argparse.Namespace, rank: int, world: int, generation: int, *, resumes: bool) -> None:
+        """``resumes``: its weights come back from where they were kept, and are not made."""
         torch.set_num_threads(1)
         torch.manual_seed(0)
         width = 64 if args.mib < 4 else 512 if args.mib < 512 else 2048
@@ -89,7 +90,8 @@ class Training:
         own, bound = torch.Generator().manual_seed(rank), width**-0.5
         for parameter in self.model.parameters():
             assert isinstance(parameter.data, DTensor)
-            parameter.data.to_local().uniform_(-bound, bound, generator=own)
+            if not resumes:
+                parameter.data.to_local().uniform_(-bound, bound, generator=own)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3)
         self.data = torch.randn(SAMPLES, width, generator=torch.Generator().manual_seed(1))
         self._folder, self._rank, self._generation = args.folder, rank, generation
@@ -161,7 +163,7 @@ def under_ftrain(args: argparse.Namespace) -> None:
 
     @ftrain.resilient
     def train(ctx: ftrain.Context) -> None:
-        training = Training(args, ctx.rank, ctx.world_size, ctx.generation)
+        training = Training(args, ctx.rank, ctx.world_size, ctx.generation, resumes=ctx.start_step > 0)
         micro_batch = MICRO_BATCH if args.micro else None
         sampler = ftrain.ElasticSampler(SAMPLES, global_batch=GLOBAL_BATCH, micro_batch=micro_batch, seed=0)
         loader: Any = DataLoader(training.data, batch_sampler=sampler)  # type: ignore[arg-type]
@@ -199,8 +201,9 @@ def under_torchrun(args: argparse.Namespace) -> None:
     """As a careful user would: equal parts of each batch, a sharded checkpoint at every step, the last two kept."""
     dist.init_process_group("gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
-    training = Training(args, rank, world, int(os.environ["TORCHELASTIC_RESTART_COUNT"]))
     saved = sorted(int(path.name[5:]) for path in args.folder.glob("done-*"))
+    restarts = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    training = Training(args, rank, world, restarts, resumes=bool(saved))
     read: tuple[float, float, int] | None = None
     if saved:
         dist.barrier()
