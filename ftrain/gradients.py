@@ -37,7 +37,7 @@ def live_gradients(parameters: Tensors) -> dict[int, Any]:
     if not parameters.have_gradients():
         return live
     for index, gradient in enumerate(map(_GRAD, parameters.all)):
-        if gradient is not None and getattr(gradient, _SPENT, None) != _count(gradient):
+        if gradient is not None and getattr(gradient, _SPENT, None) != count_writes(gradient):
             live[index] = _parts(gradient) if gradient.layout is torch.sparse_coo else gradient
     return live
 
@@ -52,8 +52,8 @@ def load_gradients(parameters: list[nn.Parameter], gradients: dict[int, Any]) ->
         parameter.grad = None if gradient is None else gradient.to(parameter.device)
 
 
-def _count(gradient: torch.Tensor) -> int:
-    """How often it was written to."""
+def count_writes(gradient: torch.Tensor) -> int:
+    """How often this tensor was written to."""
     return gradient._version + (local_of(gradient)._version if is_sharded(gradient) else 0)
 
 
@@ -71,4 +71,4 @@ def _mark_spent(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Non
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter.grad is not None:
-                setattr(parameter.grad, _SPENT, _count(parameter.grad))
+                setattr(parameter.grad, _SPENT, count_writes(parameter.grad))

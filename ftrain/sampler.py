@@ -13,14 +13,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from itertools import count
-from numbers import Integral
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ftrain.errors import BatchTooSmall, ExactMisuse, StateMismatch
-from ftrain.exact.shares import Cut, Shares
+from ftrain.exact.shares import Cut, Shares, is_whole
 
 _EPOCHS_CACHED = 2
 
@@ -47,8 +46,10 @@ class ElasticSampler:
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        if not all(isinstance(number, Integral) and number >= 1 for number in (length, global_batch)):
+        if not all(is_whole(number) and number >= 1 for number in (length, global_batch)):
             raise ValueError(f"{length=} and {global_batch=} must be positive whole numbers")
+        if not is_whole(seed) or seed < 0:
+            raise ValueError(f"{seed=} must be a whole number, 0 or more")
         if (rank is None) != (world_size is None):
             raise ValueError("give both rank and world_size, or neither")
         if rank is not None and world_size is not None and not 0 <= rank < world_size:

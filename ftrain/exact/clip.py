@@ -28,10 +28,10 @@ def clip_grad_norm(models: Models, max_norm: float) -> float:
     Returns the norm before; one that is not finite makes all gradients so.
     """
     own = {id(parameter) for parameter in models.whole}
-    cut: list[Any] = [parameter for parameter in models.parameters if id(parameter) not in own]
+    cut: list[Any] = [p for p in models.parameters if p.requires_grad and id(p) not in own]
     mesh = _widest(cut) if cut else None
-    whole = [p.grad for p in models.whole if p.grad is not None]
-    held = [(p.grad.to_local(), _is_first(p, mesh)) for p in cut if p.grad is not None]
+    whole = [_real(p.grad) for p in models.whole if p.grad is not None]
+    held = [(_real(p.grad.to_local()), _is_first(p, mesh)) for p in cut if p.grad is not None]
     gradients = [*whole, *(local for local, _ in held)]
     sums = _Sums(models.parameters[0].device, mesh)
     norm = _norm(_peak(gradients), whole, [local for local, is_first in held if is_first], sums)
@@ -81,6 +81,11 @@ def _halves(gradients: Iterable[Tensor], exponent: int) -> list[int]:
         high += int(units.to(torch.int64).sum())
         low += int((square - units).mul_(1 << HALF_BITS).round_().to(torch.int64).sum())
     return [high, low]
+
+
+def _real(gradient: Tensor) -> Tensor:
+    """The same memory as real numbers."""
+    return torch.view_as_real(gradient) if gradient.is_complex() else gradient
 
 
 def _widest(parameters: Iterable[Any]) -> Any:

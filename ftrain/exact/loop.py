@@ -21,13 +21,17 @@ from ftrain.errors import ExactMisuse
 from ftrain.exact.clip import clip_grad_norm
 from ftrain.exact.limits import NOISE, generators, refuse_across_ranks, warn_of_limits
 from ftrain.exact.loaders import Readings, Source, source_of
-from ftrain.exact.models import Models, find_models
+from ftrain.exact.models import Models, all_alike, find_models
 from ftrain.exact.shares import Cut, Shares
 from ftrain.exact.sums import Summing, Sums
 from ftrain.exact.trees import Trees
 from ftrain.sampler import ElasticSampler
 
-LEFT_EARLY = "a loop over ctx.microbatches was left early: its gradients are not complete"
+LEFT_EARLY = (
+    "a loop over ctx.microbatches was left early: its gradients are not complete; go through all of it on every rank, "
+    "and leave out optimizer.step() after it where a step is to be skipped"
+)
+_SAID_MAX = 200
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,12 @@ class _Pass:
         """The gradients are complete; a loop that ended before that was left early."""
         self.losses: dict[int, Tensor] = {}
         """By the number of the micro-batch, each times its samples."""
-        self._is_weighed = False
+        self.is_weighed = False
+        """The one at hand."""
 
     def begin(self, micro: MicroBatch) -> None:
         """This one follows."""
-        self.now, self._is_weighed = micro, False
+        self.now, self.is_weighed = micro, False
 
     def weigh(self, micro: MicroBatch, loss: Tensor, samples: int) -> Tensor:
         """The loss of the micro-batch at hand as a sum over its samples. Raises ExactMisuse for other samples."""
@@ -70,8 +75,8 @@ class _Pass:
                 f"ctx.scale_loss was given samples={samples} for a micro-batch that counts for {micro.samples}: "
                 "give micro.samples, which is 0 for a stand-in"
             )
-        self.weighed += not self._is_weighed
-        self._is_weighed = True
+        self.weighed += not self.is_weighed
+        self.is_weighed = True
         if samples:
             weighed = loss.detach().double() * samples  # which rounds nothing
             before = self.losses.get(micro.number)
@@ -92,6 +97,9 @@ class Exact:
         """The last one."""
         self._watches_noise = deterministic
         self._step_begun: int | None = None
+        self._looked_for_leftovers = True
+        self._alike: list[Source] = []
+        """Known to be the same on all ranks."""
         self._is_used = False
 
     @property
@@ -115,6 +123,7 @@ class Exact:
         models, summing = self._prepared()
         cut, shares = self._dealt(source, models, summing)
         self._judge(models, shares)
+        self._refuse_unlike(source, models)
         reading = self._readings.of(loader, source, shares)
         drawn = generators() if self._watches_noise else None
         summing.begin(shares, cut.global_batch)
@@ -150,6 +159,8 @@ class Exact:
         models, summing = self._prepared()
         if self._pass is None or self._pass.now is None:
             return self._scale_outside(loss, samples, step, models, summing)
+        if not self._pass.is_weighed:
+            summing.weigh()
         return self._pass.weigh(self._pass.now, loss, samples)
 
     def global_loss(self) -> float:
@@ -167,7 +178,14 @@ class Exact:
         return math.fsum(sums.tolist()) / last.global_batch
 
     def clip_grad_norm(self, max_norm: float) -> float:
-        """Clip the tracked models' gradients by a norm that does not depend on the world. A collective."""
+        """Clip the tracked models' gradients by a norm that does not depend on the world. A collective.
+
+        Raises ExactMisuse within a loop.
+        """
+        if self.number is not None:
+            raise ExactMisuse(
+                "ctx.clip_grad_norm comes after the loop over ctx.microbatches: gradients add up until then"
+            )
         return clip_grad_norm(self._prepared()[0], max_norm)
 
     def _dealt(self, source: Source, models: Models, summing: Summing) -> tuple[Cut, Shares]:
@@ -192,6 +210,18 @@ class Exact:
                 warn_of_limits(self._tracked.values(), models)
         self._is_used = True
 
+    def _refuse_unlike(self, source: Source, models: Models) -> None:
+        """Raises ExactMisuse where ranks draw from different streams. A collective, once for each source."""
+        if any(source is one for one in self._alike):
+            return
+        fixed = {name: value for name, value in source.state_dict().items() if name != "position"}
+        if not all_alike(repr(sorted(fixed.items())).encode(), models):
+            raise ExactMisuse(
+                f"the {type(source).__name__} is not the same on all ranks: give each the same "
+                f"{', '.join(sorted(fixed))} (here: {_short(fixed)})"
+            )
+        self._alike.append(source)
+
     def _refuse_left_early(self) -> None:
         if self._pass is not None and not self._pass.is_over:
             raise ExactMisuse(LEFT_EARLY)
@@ -199,24 +229,64 @@ class Exact:
     def _scale_outside(self, loss: Tensor, samples: int, step: int, models: Models, summing: Summing) -> Tensor:
         if not isinstance(summing, Sums):
             raise ExactMisuse("bit-exact mode needs ctx.microbatches: without it a rank's batch depends on the world")
-        sizes = {tracked.global_batch for tracked in self._tracked.values() if isinstance(tracked, ElasticSampler)}
+        samplers = [tracked for tracked in self._tracked.values() if isinstance(tracked, ElasticSampler)]
+        sizes = {sampler.global_batch for sampler in samplers}
         if len(sizes) != 1:
             raise ExactMisuse("ctx.scale_loss needs one global batch: ctx.track the ElasticSampler first")
         (global_batch,) = sizes
         if self._step_begun != step:
-            self._step_begun = step
+            self._step_begun, self._looked_for_leftovers = step, False
+            for sampler in samplers:
+                self._refuse_unlike(sampler, models)
             summing.expect(global_batch)
         if models.ddps or models.sharded:
-            return loss * samples
+            weighed = loss * samples
+            if weighed.requires_grad:  # scripts call zero_grad between the forward and the backward, too
+                weighed.register_hook(lambda _: self._look_for_leftovers(summing))  # type: ignore[no-untyped-call]
+            return weighed
         if models.world_size > 1:
             raise ExactMisuse("nobody sums this model's gradients: wrap it in DDP or fully_shard it")
         return loss * samples / global_batch
+
+    def _look_for_leftovers(self, summing: Sums) -> None:
+        if not self._looked_for_leftovers:
+            self._looked_for_leftovers = True
+            summing.look_for_leftovers()
+
+    def _watch(self, optimizer: torch.optim.Optimizer, models: Models) -> None:
+        """What a tracked optimizer steps must be complete."""
+        optimizer.register_step_pre_hook(lambda *_: self._refuse_step())
+        known = set(map(id, models.parameters))
+        for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+            if id(parameter) not in known and parameter.is_leaf and parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(_refuse_stray)
+
+    def _refuse_step(self) -> None:
+        if self.number is not None:
+            raise ExactMisuse(
+                "optimizer.step() in a loop over ctx.microbatches: call it after the loop, when gradients are complete"
+            )
 
     def _prepared(self) -> tuple[Models, Sums | Trees]:
         if self._models is None or self._summing is None:
             self._models = find_models(self._tracked.values())
             self._summing = Trees(self._models) if self._deterministic else Sums(self._models)
+            for tracked in self._tracked.values():
+                if isinstance(tracked, torch.optim.Optimizer):
+                    self._watch(tracked, self._models)
         return self._models, self._summing
+
+
+def _refuse_stray(parameter: Tensor) -> None:
+    raise ExactMisuse(
+        f"a tracked optimizer has a parameter of shape {tuple(parameter.shape)} that is no tracked model's, so nobody "
+        "sums its gradient: make it part of a module that DDP or fully_shard wraps, and track that"
+    )
+
+
+def _short(fixed: Mapping[str, Any]) -> str:
+    said = ", ".join(f"{name}={value}" for name, value in sorted(fixed.items()))
+    return said if len(said) < _SAID_MAX else f"{said[:_SAID_MAX]}..."
 
 
 def _micro_batch(source: Source, cut: Cut, number: int | None, data: Any) -> MicroBatch:

@@ -5,6 +5,7 @@ Looked up once, when a script first asks for exact batches: by then its models a
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ class Models:
     """The tracked models, by who sums their gradients."""
 
     parameters: tuple[nn.Parameter, ...]
-    """All that learn, each once."""
+    """All of them, each once; also those that do not learn now, for a script may change that (a GAN)."""
     whole: tuple[nn.Parameter, ...]
     """Those of which every rank has the whole gradient."""
     ddps: tuple[DistributedDataParallel, ...]
@@ -66,12 +67,13 @@ class Models:
 def find_models(tracked: Iterable[Any]) -> Models:
     """Sort the modules among ``tracked``. Raises ExactMisuse where nobody sums, or more than one way at once."""
     modules = [module for module in tracked if isinstance(module, nn.Module)]
-    every = [p for p in dict.fromkeys(p for m in modules for p in m.parameters()) if p.requires_grad]
-    if not every:
+    every = list(dict.fromkeys(parameter for module in modules for parameter in module.parameters()))
+    learning = [parameter for parameter in every if parameter.requires_grad]
+    if not learning:
         raise ExactMisuse("exact batches need a model: ctx.track it first")
     sharded = _sharded(modules)
     whole = [parameter for parameter in every if not _is_distributed(parameter)]
-    if len(whole) < len(every) and not sharded:
+    if any(map(_is_distributed, learning)) and not sharded:
         raise ExactMisuse("exact batches know DDP and fully_shard; a tracked model has DTensors without either")
     return Models(tuple(every), tuple(whole), tuple(find_ddps(list(every)).values()), sharded)
 
@@ -84,6 +86,44 @@ def _sharded(modules: list[nn.Module]) -> tuple[Any, ...]:
     return tuple(
         part for part in parts if isinstance(part, fsdp.FSDPModule) and part._get_fsdp_state()._fsdp_param_groups
     )
+
+
+class Forwards:
+    """Which DDPs wait for a backward that did not come (detached samples, an evaluation).
+
+    Such a one would take the next step's first backward for it, which is not to be summed yet.
+    """
+
+    def __init__(self, ddps: Iterable[DistributedDataParallel]) -> None:
+        self._waiting: set[nn.Module] = set()
+        for ddp in ddps:
+            ddp.register_forward_pre_hook(self._on_forward)
+
+    def _on_forward(self, ddp: nn.Module, _inputs: Any) -> None:
+        if ddp.require_backward_grad_sync and torch.is_grad_enabled():
+            self._waiting.add(ddp)
+
+    def summed(self, ddp: DistributedDataParallel) -> None:
+        """Its backward has come."""
+        self._waiting.discard(ddp)
+
+    def forget(self) -> None:
+        """A step begins. Not for all each time: DDP lays its buckets anew after it."""
+        for ddp in self._waiting:
+            ddp.reducer._reset_state()  # type: ignore[union-attr, operator]
+        self._waiting.clear()
+
+
+def all_alike(content: bytes, models: Models) -> bool:
+    """Whether all ranks that gradients are summed over have this content. A collective."""
+    if models.world_size == 1:
+        return True
+    number = int.from_bytes(hashlib.sha256(content).digest()[:7], "big")
+    ends = torch.tensor([number, -number], dtype=torch.int64, device=models.parameters[0].device)
+    for group in models.groups:
+        dist.all_reduce(ends, op=dist.ReduceOp.MAX, group=group)
+    largest, smallest = ends.tolist()
+    return bool(largest == -smallest)
 
 
 def _is_distributed(parameter: torch.Tensor) -> bool:

@@ -8,6 +8,13 @@ ranks go through each micro-batch together.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+
+def is_whole(number: Any) -> bool:
+    """Whether it is a whole number, of Python's or NumPy's."""
+    return isinstance(number, Integral)
 
 
 @dataclass(frozen=True)
@@ -20,8 +27,8 @@ class Cut:
     """Samples of a micro-batch."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.size <= self.global_batch:
-            raise ValueError(f"micro_batch={self.size} must be 1 to global_batch={self.global_batch}")
+        if not is_whole(self.size) or not 1 <= self.size <= self.global_batch:
+            raise ValueError(f"micro_batch={self.size} must be a whole number, 1 to global_batch={self.global_batch}")
 
     @property
     def count(self) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ftrain.errors import ExactMisuse, StateMismatch
-from ftrain.exact.shares import Cut, Shares
+from ftrain.exact.shares import Cut, Shares, is_whole
 from ftrain.sampler import rank_and_world
 
 
@@ -43,6 +43,8 @@ class ElasticStream(IterableDataset[list[Any]]):
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
+        if not is_whole(seed) or seed < 0:
+            raise ValueError(f"{seed=} must be a whole number, 0 or more")
         self._cut = Cut(global_batch, micro_batch)
         lanes = self._cut.count
         if len(lengths) < lanes or min(lengths) < 1:

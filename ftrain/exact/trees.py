@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from ftrain.errors import ExactMisuse
 from ftrain.exact.exchange import Exchange, Gradients, add_gradients, wide
-from ftrain.exact.models import Models, refuse_leftovers, refuse_unsummed
+from ftrain.exact.models import Forwards, Models, refuse_leftovers, refuse_unsummed
+from ftrain.exact.presence import Presence
 from ftrain.exact.shares import Shares
 from ftrain.exact.tree import FixedTree, nodes_of
 
@@ -29,6 +30,8 @@ class Trees:
         self._exchange = Exchange(models.whole, models.group)
         self.in_turn = bool(models.sharded)
         self._sharded = _replace_reductions(models)
+        self._presence = Presence(models, always_the_same=True)
+        self._forwards = Forwards(models.ddps)
         self._shares = Shares(0, 0, 1)
         self._count = 1
         self._tree: FixedTree[Gradients] = FixedTree(add_gradients)
@@ -36,13 +39,20 @@ class Trees:
     def begin(self, shares: Shares, global_count: int) -> None:
         """See `Summing`."""
         refuse_leftovers(self._models.parameters)
+        self._forwards.forget()
+        self._presence.begin()
         self._shares, self._count = shares, global_count
         self._tree.nodes.clear()
         for ddp in self._models.ddps:
+            ddp._static_graph_delay_allreduce_enqueued = True  # else a static graph's first backward is summed anyway
             ddp.require_backward_grad_sync = False
             ddp.require_forward_param_sync = True  # buffers: once a step, as if gradients had been summed by it
         for part in self._sharded:
             part.begin(shares, global_count)
+
+    def weigh(self) -> None:
+        """See `Summing`; of whole gradients each micro-batch's are taken by themselves."""
+        self._presence.weigh()
 
     def before(self, turn: int, number: int | None, *, last: bool) -> None:
         """See `Summing`."""
@@ -52,6 +62,7 @@ class Trees:
     def after(self, number: int | None) -> None:
         """See `Summing`."""
         refuse_unsummed(self._models.sharded)
+        self._presence.after()
         leaf = [_take_gradient(parameter) for parameter in self._parameters]
         if number is not None and leaf:
             self._tree.put((0, number), leaf)
@@ -59,9 +70,11 @@ class Trees:
     def finish(self) -> None:
         """See `Summing`."""
         for ddp in self._models.ddps:
+            ddp._static_graph_delay_allreduce_enqueued = False  # it has not summed: there is no layout to capture
             ddp.require_backward_grad_sync = True
         for part in self._sharded:
             part.finish()
+        self._presence.finish()
         if not self._parameters:
             return
         for parameter, gradient in zip(self._parameters, self._totals(), strict=True):

@@ -6,6 +6,7 @@ import fractions
 import math
 import warnings
 from contextlib import nullcontext
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -287,3 +288,47 @@ def test_a_loader_that_fetches_before_its_sampler_is_tracked_is_told_of_at_once(
     FetchesAhead(sampler)
     with pytest.raises(ExactMisuse, match=r"call iter\(loader\) after ctx\.track"):
         ctx.track(sampler=sampler)
+
+
+@pytest.mark.parametrize(
+    ("deterministic", "change", "says"),
+    [
+        (False, "step", r"optimizer\.step\(\) in a loop"),
+        (True, "step", r"optimizer\.step\(\) in a loop"),
+        (False, "zero_grad", "changed in the loop"),
+        (False, "zeros", "changed in the loop"),
+        (True, "clip", "comes after the loop"),
+    ],
+)
+def test_gradients_that_are_not_complete_are_not_used(deterministic: bool, change: str, says: str) -> None:
+    script = Script(deterministic=deterministic)
+    optimizer = torch.optim.SGD(script.model.parameters(), lr=0.1)
+    script.ctx.track(optimizer=optimizer)
+    loop = script.ctx.microbatches(script.loader)
+    for micro in islice(loop, 2):
+        script.ctx.scale_loss(script.model(micro.data).square().mean(), micro.samples).backward()
+    micro = next(loop)
+    if change in ("zero_grad", "zeros"):
+        optimizer.zero_grad(set_to_none=change == "zero_grad")
+    loss = script.model(micro.data).square().mean()
+    uses = {"step": optimizer.step, "clip": partial(script.ctx.clip_grad_norm, 1.0)}
+    with pytest.raises(ExactMisuse, match=says):
+        uses.get(change, partial(script.ctx.scale_loss, loss, micro.samples))()
+
+
+def test_a_parameter_that_no_tracked_model_has_is_told_of() -> None:
+    script = Script()
+    scale = nn.Parameter(torch.ones(2))
+    script.ctx.track(optimizer=torch.optim.SGD([*script.model.parameters(), scale], lr=0.1))
+    micro = next(script.ctx.microbatches(script.loader))
+    loss = script.ctx.scale_loss((script.model(micro.data) * scale).mean(), micro.samples)
+    with pytest.raises(ExactMisuse, match=r"shape \(2,\) that is no tracked model's"):
+        loss.backward()
+
+
+def test_a_norm_counts_both_parts_of_complex_gradients() -> None:
+    script = Script()
+    script.model.weight = nn.Parameter(script.model.weight.detach() + 1j)
+    script.model.weight.grad = torch.tensor([[3 + 4j, 0, 12j]])
+    assert script.ctx.clip_grad_norm(1.3) == 13.0
+    torch.testing.assert_close(script.model.weight.grad, torch.tensor([[0.3 + 0.4j, 0, 1.2j]]))

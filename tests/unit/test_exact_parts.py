@@ -157,6 +157,8 @@ def test_each_lane_of_a_stream_gives_each_of_its_samples_once_an_epoch() -> None
 def test_a_stream_that_cannot_be_dealt_is_refused() -> None:
     with pytest.raises(ValueError, match="3 shards for 4 micro-batches"):
         ElasticStream([1, 2, 3], open_shard, global_batch=8, micro_batch=2)
+    with pytest.raises(ValueError, match="seed=-1 must be"):
+        ElasticStream([9], open_shard, global_batch=1, micro_batch=1, seed=-1)
     with pytest.raises(StateMismatch, match="seed"):
         stream(seed=1).load_state_dict(stream().state_dict())
     short = ElasticStream([9], open_shard, global_batch=1, micro_batch=1, rank=0, world_size=1)

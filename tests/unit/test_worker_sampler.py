@@ -161,6 +161,9 @@ def test_what_was_fetched_ahead_before_the_position_was_set_is_not_trained_on() 
         ({"rank": 2, "world_size": 2}, "rank=2 must be one of world_size=2, counted from 0"),
         ({"rank": -1, "world_size": 2}, "rank=-1 must be"),
         ({"rank": 1}, "give both rank and world_size"),
+        ({"seed": -1}, "seed=-1 must be a whole number, 0 or more"),
+        ({"seed": None}, "seed=None must be"),
+        ({"micro_batch": 2.0}, "micro_batch=2.0 must be a whole number, 1 to global_batch=4"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(given: dict[str, Any], says: str) -> None:
