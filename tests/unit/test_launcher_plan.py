@@ -56,6 +56,14 @@ def test_without_parity_each_lost_node_loses_the_snapshots(capsys: pytest.Captur
     assert ours["losses_per_month"] == pytest.approx(8 * 0.001 * 30, rel=0.01)
 
 
+def test_without_parity_no_lost_node_is_survived(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = run(capsys, "--params", "7B", "--nnodes", "1", "--nproc-per-node", "1")
+    assert code == 0
+    assert "on 1 node x 1 rank, " in out
+    (lag,) = [line for line in out.splitlines() if line.startswith("survives a node's loss after")]
+    assert lag.split()[5] == "never"
+
+
 def test_what_is_given_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--state", "96G", "--nnodes", "8", "--nproc-per-node", "4", "--parity", "1", "--group-size", "4"]
     rates = [

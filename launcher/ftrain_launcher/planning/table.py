@@ -17,10 +17,10 @@ _FIGURES: tuple[tuple[str, Callable[[Outcome], str]], ...] = (
     ("sent a snapshot, a node", lambda o: size(o.sent_bytes_per_node)),
     ("sent a second, a node", lambda o: f"{size(o.sent_bytes_per_node_second)}/s"),
     ("a snapshot costs training", lambda o: duration(o.cost_seconds)),
-    ("survives a node's loss after", lambda o: duration(o.lag_seconds)),
+    ("survives a node's loss after", lambda o: duration(o.lag_seconds) if o.sent_bytes_per_node else "never"),
     ("best interval, Young", lambda o: duration(o.young_seconds)),
     ("best interval, Daly", lambda o: duration(o.daly_seconds)),
-    ("interval", lambda o: f"{duration(o.interval_seconds)} ({o.every_steps:,} step{'s' * (o.every_steps != 1)})"),
+    ("interval", lambda o: f"{duration(o.interval_seconds)} ({counted(o.every_steps, 'step')})"),
     ("bounded by", lambda o: _LIMITS[o.limited_by]),
     ("a failure: training redone", lambda o: duration(o.redone_seconds)),
     ("a failure: until training again", lambda o: duration(o.restart_seconds)),
@@ -44,9 +44,14 @@ def rows(found: list[Outcome]) -> list[list[str]]:
 def summary(job: Job) -> str:
     """What is planned, in one line."""
     return (
-        f"{size(job.state_bytes)} of state on {job.nodes:,} nodes x {job.nproc_per_node} ranks, "
+        f"{size(job.state_bytes)} of state on {counted(job.nodes, 'node')} x {counted(job.nproc_per_node, 'rank')}, "
         f"{size(job.bytes_per_node)} a node; a failure every {duration(job.mtbf_seconds)}"
     )
+
+
+def counted(number: int, name: str) -> str:
+    """``1 node``, ``2,048 nodes``."""
+    return f"{number:,} {name}{'s' * (number != 1)}"
 
 
 def size(count: float) -> str:
