@@ -22,10 +22,11 @@ STORE = Sign(kind="store_lost", node="node-0", time=3.0)
 RAISED = exited(2, 4.0, failure=raised("ValueError: boom"))
 ABORTED = exited(3, 1.0, signal=signal.SIGABRT)
 GLOO = exited(4, 0.5, failure=raised("RuntimeError: gloo", communication=True))
-BY_WEIGHT = [LOST, KILLED, STORE, RAISED, ABORTED, GLOO]
+MISFIT = Sign(kind="misfit", node="node-4", time=9.5, reason="a mesh of tp=2 needs a multiple of 2 ranks")
+BY_WEIGHT = [LOST, KILLED, STORE, RAISED, ABORTED, MISFIT, GLOO]
 
 
-@pytest.mark.parametrize("count", range(1, 7))
+@pytest.mark.parametrize("count", range(1, len(BY_WEIGHT) + 1))
 def test_what_explains_most_is_the_cause_in_whatever_order_it_is_heard(count: int) -> None:
     signs = BY_WEIGHT[-count:]
     for order in list(permutations(signs))[:50]:

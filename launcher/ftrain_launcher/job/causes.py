@@ -4,7 +4,8 @@ One fault shows in many places: a killed worker makes its neighbours raise, a lo
 signs are gathered until the generation has stopped, and then the likely cause is named by rank of explanation: a
 lost node explains everything; then a worker that was killed; then a store or a restore that failed; then an
 exception of the user's own code; then what the detector says, a mismatch before a hang; then an abort, with which
-libraries end a process whose peer is gone; and last the communication errors that all of these leave behind, or who
+libraries end a process whose peer is gone; then a number of ranks that the script cannot use; and last the
+communication errors that all of these leave behind, or who
 ended without an error before the others, if nothing else explains these, or if the detector says that the others wait
 for it. What was only meant to happen, like moving ranks to another node, explains nothing.
 """
@@ -182,9 +183,11 @@ class _Weight(IntEnum):
     MISMATCH = 4
     HANG = 5
     ABORT = 6
-    CONSEQUENCE = 7
-    PLANNED = 8
-    ENDED = 9
+    MISFIT = 7
+    """Whoever raises it leaves, perhaps while others still connect to it."""
+    CONSEQUENCE = 8
+    PLANNED = 9
+    ENDED = 10
     """In good order, as it seemed: it matters only where others miss it."""
 
 
@@ -236,7 +239,9 @@ def _weight(sign: Sign, named: float = math.inf) -> _Weight:
         return _Weight.NODE
     if sign.kind in _VERDICTS:
         return _Weight.MISMATCH if sign.kind == Kind.MISMATCH else _Weight.HANG
-    if sign.kind in (DRAINED, GROWN, MISFIT):
+    if sign.kind == MISFIT:
+        return _Weight.MISFIT
+    if sign.kind in (DRAINED, GROWN):
         return _Weight.PLANNED
     if sign.kind != "worker_exit":
         return _Weight.INFRASTRUCTURE
