@@ -107,7 +107,9 @@ def test_emulated_nodes_talk_over_loopback_unless_the_user_says_otherwise() -> N
 
 
 def test_a_zygote_that_imports_has_one_blas_thread_and_the_users_openmp_threads() -> None:
-    assert zygote_environment({"PATH": "p"}) == {"PATH": "p", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    own = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "THP_MEM_ALLOC_ENABLE": "1"}
+    assert zygote_environment({"PATH": "p"}) == {"PATH": "p", **own}
+    assert zygote_environment({"THP_MEM_ALLOC_ENABLE": "0"})["THP_MEM_ALLOC_ENABLE"] == "0"
     assert zygote_environment({"OMP_NUM_THREADS": "4"})["OMP_NUM_THREADS"] == "4"
     assert zygote_environment({"OPENBLAS_NUM_THREADS": "4"})["OPENBLAS_NUM_THREADS"] == "1"
     assert zygote_environment({"OPENBLAS_NUM_THREADS": "4"}, preload=False)["OPENBLAS_NUM_THREADS"] == "4"
