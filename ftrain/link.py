@@ -135,6 +135,12 @@ class Undescribed(msgspec.Struct, frozen=True, tag="undescribed"):
     reason: str
 
 
+class Described(msgspec.Struct, frozen=True, tag="described"):
+    """From this snapshot on other numbers of ranks can take over what this rank captures, as far as it can tell."""
+
+    version: int
+
+
 class Unlike(msgspec.Struct, frozen=True, tag="unlike"):
     """This rank has laid out what all ranks hold the same in another order than rank 0: no snapshot counts."""
 
@@ -182,6 +188,7 @@ LinkMessage = (
     | Halted
     | Certified
     | Undescribed
+    | Described
     | Unlike
     | Stays
     | Waits

@@ -25,7 +25,7 @@ from ftrain.errors import ArenaFull, StateMismatch
 from ftrain.gradients import live_gradients, load_gradients, watch_optimizer
 from ftrain.group import connect_store
 from ftrain.halt import Halt
-from ftrain.link import AgentLink, FirstStep, OutOfMemory, Restored, Undescribed, Unlike
+from ftrain.link import AgentLink, Described, FirstStep, OutOfMemory, Restored, Undescribed, Unlike
 from ftrain.live import Held
 from ftrain.probe import foreseen_bytes
 from ftrain.reading import read_refusal
@@ -90,7 +90,9 @@ class Session:
         self._objects: dict[str, Any] = {}
         self._buckets: dict[int, Buckets] = {}
         self._restored: dict[str, Any] | None = None
-        self._announced = self._begun = self._stepped = self._is_undescribed = False
+        self._announced = self._begun = self._stepped = False
+        self._is_described: bool | None = None
+        """As it was told last."""
         self._wanted_bytes, self._is_short = 0, False
         self._patience_seconds = MEMORY_PATIENCE_SECONDS
 
@@ -149,8 +151,8 @@ class Session:
         if self._crossing is not None:
             self._crossing.certify(self._objects, self._link.send, is_last=True)
         self._restored = self._crossing = self._checkpoint = None
-        if self._job.start is not None:
-            self._tell_if_undescribed(self.describer.refused)
+        if self._job.start is not None and self.describer.inherited is not None:
+            self._tell_if_described(self.describer.inherited, self._job.start)
         self._announce()
 
     def _watch_layouts(self) -> None:
@@ -162,11 +164,11 @@ class Session:
         if self.describer.refused is not None:
             self._capturer.forget()  # the first snapshot says so
 
-    def _tell_if_undescribed(self, reason: str | None) -> None:
-        """Before there is such a snapshot: who lost a node then might go on with fewer, and they could not read it."""
-        if reason is not None and not self._is_undescribed:
-            self._is_undescribed = True
-            self._link.send(Undescribed(reason))
+    def _tell_if_described(self, reason: str | None, step: int) -> None:
+        """Before there is the snapshot: who lost a node then might go on with fewer, and they could not read it."""
+        if self._job.elastic and self._is_described is not (reason is None):
+            told = self._link.send(Described(step) if reason is None else Undescribed(reason))
+            self._is_described = reason is None if told else None
 
     def commit(self, step: int, *, due: bool | None, last: bool = False, sound: bool = True) -> None:
         """Step ``step`` is done: say so, and capture it if ``due``, unless this rank's state is not ``sound``.
@@ -246,7 +248,7 @@ class Session:
             self._arena.client.skip(snapshot)  # rank 0 did not know
             return
         content, manifest = self._collect(step)
-        self._tell_if_undescribed(read_refusal(content.plan))
+        self._tell_if_described(read_refusal(content.plan), step)
         self._wanted_bytes = size = unit_bytes(content.data_bytes, len(manifest))
         if not self._arena.fits(size):
             self._arena.grow(size)
@@ -346,13 +348,13 @@ class Session:
             assert checkpoint is not None
             stored = read_stored(checkpoint, self._rank, self._world_size)
             if self.describer.rules is None:  # which a script that is started anew may have got meanwhile
-                self.describer.refused = stored.refusal
+                self.describer.resume(stored.refusal)
             return stored.tree
         region = self._arena.wait_restored(self._job.generation, snapshot)
         held, self._held = self._held, None
         found = read_state(region, self._arena.lane.homes, snapshot, self._rank, self._world_size, objects, held)
         self._read_bytes, self._kept_bytes, self._unit_bytes = found.read_bytes, found.kept_bytes, found.unit_bytes
-        self.describer.refused = found.refusal  # what was seen as training began is not seen any more
+        self.describer.resume(found.refusal)
         return found.tree
 
     def _meet_ddps(self) -> None:

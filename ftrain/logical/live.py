@@ -78,7 +78,7 @@ def describe(
     modules that an evaluation left gathered are sharded again (FACTS 7).
     Raises LayoutInvalid for a tensor that cannot be described, with what to write.
     """
-    description = _Description(rank, world_size, rules, mesh or NamedMesh(("world",), (world_size,), (rank,)))
+    description = _Description(world_size, rules, mesh or NamedMesh(("world",), (world_size,), (rank,)))
     for ddp in ddps:
         description.note_ddp(ddp)
     for name, tracked in objects.items():
@@ -118,7 +118,7 @@ class _Placed(NamedTuple):
 class _Description:
     """A rank's tensors as they are found."""
 
-    def __init__(self, rank: int, world_size: int, rules: Rules | None, mesh: NamedMesh) -> None:
+    def __init__(self, world_size: int, rules: Rules | None, mesh: NamedMesh) -> None:
         self._world_size, self._rules, self._mesh = world_size, rules or Rules({}), mesh
         self.found: list[LogicalTensor] = []
         self.tensors: list[Tensor] = []

@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 
 from ftrain.arena import RESTORE_TIMEOUT_SECONDS, Arena
-from ftrain.capture import Manifest
 from ftrain.durable.reader import Checkpoint
 from ftrain.durable.source import NodeSource
 from ftrain.durable.units import CheckpointSource
@@ -22,7 +21,7 @@ from ftrain.errors import StateMismatch
 from ftrain.exchange import exchange_device
 from ftrain.link import LinkMessage
 from ftrain.logical.errors import LayoutInvalid
-from ftrain.reading import read_logical, read_manifest
+from ftrain.reading import read_outline
 from ftrain.reshard.certificate import NotCertified, certify
 from ftrain.reshard.comparing import compare_replicas
 from ftrain.reshard.describer import Describer
@@ -52,17 +51,23 @@ def other_world(
     if checkpoint is None:
         return None
     if checkpoint.index.world_size == environment.world_size:
-        contents = read_manifest(checkpoint.record(environment.rank).manifest, environment.rank, environment.world_size)
-        if _all(is_laid_out_as(contents[0], objects, describer)):
+        manifest = checkpoint.record(environment.rank).manifest
+        if _all(is_laid_out_as(manifest, environment, objects, describer)):
             return None
     source = CheckpointSource(checkpoint)
     return OldWorld(source.origin, source.lanes, source)
 
 
-def is_laid_out_as(manifest: Manifest, objects: Mapping[str, Any], describer: Describer) -> bool:
-    """Whether a rank of the old world had the same parts of these objects; also where nobody could say."""
+def is_laid_out_as(
+    manifest: bytes, environment: WorkerEnvironment, objects: Mapping[str, Any], describer: Describer
+) -> bool:
+    """Whether this rank of an old world of as many had the same parts of these objects; also where nobody could say.
+
+    A manifest that cannot be read is for the reader to refuse.
+    """
     try:
-        then, now = read_logical(manifest), describer.describe(objects).state
+        then, _ = read_outline(manifest, environment.rank, environment.world_size)
+        now = describer.describe(objects).state
     except (StateMismatch, LayoutInvalid):
         return True
     wanted = [tensor for tensor in now.tensors if not tensor.like]  # what optimizers have may not be there yet

@@ -11,11 +11,15 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import torch
+from torch import nn
 
 from ftrain.logical.rules import NamedMesh, Rules
 from ftrain.logical.state import Extent, RankState, kept
 from ftrain.plan import Plan
-from ftrain.state import tensor_key
+from ftrain.reshard.values import sharded_outside
+from ftrain.sharded import is_sharded, leaves
+from ftrain.state import state_of, tensor_key
 
 if TYPE_CHECKING:
     from torch.nn.parallel import DistributedDataParallel
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
 Logical = RankState | str
 """In a manifest: the description, or why there is none."""
 REASON_CHARACTERS_MAX = 500
+_FAILED = "describing it failed: "
+"""So begins the reason where there might be none another time; any other is of what ranks hold, and lasts."""
 
 
 class Describer:
@@ -39,6 +45,8 @@ class Describer:
         """Those round tracked modules that are not tracked themselves."""
         self.refused: str | None = None
         """Why this state is not described, though it could be: its layout has proved wrong (layouts.py)."""
+        self.inherited: str | None = None
+        """Why the snapshot that training goes on from is not."""
         self._warned = False
 
     def describe(self, objects: Mapping[str, Any]) -> Live:
@@ -56,8 +64,13 @@ class Describer:
         try:
             found = self._kept(objects, plan) if self.refused is None else self.refused
         except Exception as error:  # whatever it is, the snapshot itself is sound
-            found = f"{type(error).__name__}: {error}"
+            found = f"{_FAILED}{type(error).__name__}: {error}"
         return msgspec.msgpack.encode(self._said(found) if isinstance(found, str) else found)
+
+    def resume(self, reason: str | None) -> None:
+        """Training goes on from a snapshot that says so. What was seen as it began is not seen any more, and lasts."""
+        self.inherited = reason
+        self.refused = None if reason is None or reason.startswith(_FAILED) else reason
 
     def refuse(self, reason: str) -> None:
         """From the next plan on the state is not described; rank 0 says so at once."""
@@ -72,6 +85,10 @@ class Describer:
 
     def _kept(self, objects: Mapping[str, Any], plan: Plan) -> RankState:
         live = self.describe(objects)
+        for name, tracked in objects.items():
+            known = isinstance(tracked, nn.Module | torch.optim.Optimizer)
+            if not known and any(map(is_sharded, leaves(state_of(tracked)))):
+                raise sharded_outside(name)
         places: dict[int, list[Extent]] = {}
         for piece in plan.layout.region_pieces(self._rank):
             places.setdefault(piece.index, []).append(Extent(piece.start, piece.end, piece.region_offset))

@@ -45,15 +45,24 @@ class LayoutWatch:
 
         Raises LayoutInvalid, on all ranks, for what is proved wrong.
         """
-        if reason := unexplained.refusal(self._describer, objects):
+        live = self._begins_with(objects)
+        if reason := unexplained.refusal(live):
             self._describer.refuse(reason)
-        if self._describer.rules is None:
+        if live is None or self._describer.rules is None:
             return False
-        live = self._describer.describe(objects)
         check_layout(live, self._describer.rules)
         looks = {each.tensor.name: each for each in _looks(live, live.by_rule)}
         self._open = frozenset(name for name, look in looks.items() if look.is_open)
         return self._tell(live.state.rank, looks, is_new=True)
+
+    def _begins_with(self, objects: Mapping[str, Any]) -> Live | None:
+        """None: no rule says that it can be described, and it cannot; the first snapshot says why."""
+        try:
+            return self._describer.describe(objects)
+        except Exception:  # whatever it is: where there are no rules, the job trains all the same
+            if self._describer.rules is not None:
+                raise
+            return None
 
     def after_step(self, objects: Mapping[str, Any]) -> bool:
         """After each; whether to look on."""

@@ -40,6 +40,7 @@ from ftrain.reshard.values import (
     group_settings,
     holds,
     settings_of,
+    sharded_outside,
 )
 from ftrain.restore import LARGE_BYTES
 from ftrain.shards import Part
@@ -162,7 +163,7 @@ class Restoring:
         """What this rank gets of what old ranks have."""
         rule = None if self._describer.rules is None else self._describer.rules.match(name)
         if any(holds(value, Part) for value in values.values()):
-            raise StateMismatch(f"{name} holds sharded tensors that are no module's and no optimizer's: track a module")
+            raise sharded_outside(name)
         chosen = agreed(name, values, rule is not None and rule[1].per_rank, self._rank)
         return self.old.with_tensors(chosen, values[chosen])
 

@@ -8,8 +8,7 @@ take it over, and that is said as training begins, not when a node is lost. Valu
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import msgspec
 from torch import Tensor, nn
@@ -19,23 +18,19 @@ from ftrain.logical.live import Live
 from ftrain.logical.placements import Scope
 from ftrain.logical.state import LogicalTensor, RankState
 from ftrain.reshard.certificate import shown, sum_of_bytes
-from ftrain.reshard.describer import Describer
 from ftrain.reshard.saying import broadcast_text, gathered
 
 Sum = tuple[LogicalTensor, int]
 """What one rank says of a parameter: all but its bytes, and their checksum."""
 
 
-def refusal(describer: Describer, objects: Mapping[str, Any]) -> str:
+def refusal(live: Live | None) -> str:
     """A collective, before the first step: why no other world can take the state over; empty: nothing.
 
-    All ranks know, so that whoever is left when a node is lost has said so.
+    ``live``: what this rank holds, if it could be described. All ranks know, so that whoever is left when a node is
+    lost has said so.
     """
-    try:
-        live = describer.describe(objects)
-        mine = live.state.rank, list(sums(live))
-    except Exception:  # whatever it is, the first snapshot says so
-        mine = 0, []
+    mine = (0, []) if live is None else (live.state.rank, list(sums(live)))
     encoded = gathered(msgspec.msgpack.encode(mine))
     return broadcast_text(judge([msgspec.msgpack.decode(each, type=tuple[int, list[Sum]]) for each in encoded]))
 

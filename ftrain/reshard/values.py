@@ -57,6 +57,11 @@ def holds(value: Any, kind: type) -> bool:
     return any(isinstance(each, kind) for each in leaves(value))
 
 
+def sharded_outside(name: str) -> StateMismatch:
+    """Of an object of the user's: nothing tells what of it the ranks of another world have."""
+    return StateMismatch(f"{name} holds sharded tensors that are no module's and no optimizer's: track a module")
+
+
 def agreed(name: str, values: Mapping[int, Any], per_rank: bool, rank: int) -> int:
     """From which old rank the new rank ``rank`` takes an object's values, given those of all that have it.
 

@@ -163,6 +163,14 @@ class StateUndescribed(msgspec.Struct, frozen=True, tag="state_undescribed"):
     reason: str
 
 
+class StateDescribed(msgspec.Struct, frozen=True, tag="state_described"):
+    """From this snapshot on all ranks of the node say what they capture in words for other numbers of ranks."""
+
+    node: str
+    generation: int
+    version: int
+
+
 class Held(msgspec.Struct, frozen=True, tag="held"):
     """The ranks of a node wait at their next commit, as `Hold` asked."""
 
@@ -245,6 +253,7 @@ FromAgent = (
     | RankStepped
     | StateCertified
     | StateUndescribed
+    | StateDescribed
     | Held
     | RankHalted
     | Trouble

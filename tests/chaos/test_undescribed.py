@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 from hosts import Lab
 from hosts.job import TIMEOUTS, HostJob
-from jobs import Job, holding
+from jobs import Job, Jobs, holding
 
 STEPS, HOSTS = 12, 3
 CAPTURED, BROKEN = 4, 5
 """The ranks wait before these steps: so that there is a snapshot of the former, and for the fault."""
+ROWS = 12
+"""That all ranks of ``odd_state.py`` train together, half less at each step."""
 DRIFT = ("--steps", str(STEPS), "--drift")
 WHY = "no other number of ranks can resume the job's state"
 
@@ -48,3 +51,33 @@ def test_a_host_that_comes_later_takes_the_lost_ones_place(make_lab: Callable[..
         assert job.ends() == whole.ends()
     finally:
         job.close()
+
+
+def test_once_its_state_is_described_again_the_job_goes_on_with_fewer_nodes(jobs: Jobs) -> None:
+    """Given an optimizer that held for some steps what no layout is for, and a restart from a snapshot of these."""
+    odd, again = CAPTURED + 1, CAPTURED + 4
+    arguments = ("--steps", str(STEPS), "--odd", str(odd), *holding(CAPTURED, odd, again))
+
+    def start(folder: Path) -> Job:
+        return Job(folder, "--local-nodes", "2:3", program="odd_state.py", arguments=arguments)
+
+    job = jobs.start(start)
+    job.capture(CAPTURED, ranks=HOSTS)
+    job.wait_step(odd - 1, HOSTS)
+    job.node("node-0").wait_protected(odd - 1)
+    assert job.ask("nodes")["size"]["reason"] == WHY
+    job.kill_rank(1)
+    job.wait_for(lambda s: s["generation"] == 2 and s["snapshots"]["protected"] == odd - 1, "three ranks again")
+    job.go(odd)
+    job.wait_step(again - 1, HOSTS)
+    job.wait_for(lambda _: job.ask("nodes")["size"]["reason"] is None, "word that its size may change")
+    assert "the job may change its number of nodes again: since step" in job.tail()
+    job.kill_nodes("node-1")
+    job.go(again)
+    assert job.wait() == 0, job.tail()
+    lost = job.faults()[-1]
+    assert (lost["kind"], lost["steps_lost"]) == ("node_lost", 0)
+    assert f"2 nodes, 2 ranks, after step {again - 1}, re-sharded" in job.log.read_text()
+    rows = [row for each in job.ends() for row in json.loads(each)]
+    assert rows == [[3.0 * row + column - STEPS / 2 for column in range(3)] for row in range(len(rows))]
+    assert len(rows) == ROWS

@@ -105,7 +105,8 @@ class ElasticCheckers(Checkers):
         assert sorted(p for group in form.groups for p in group) == list(range(len(members)))
         assert len(coordinator.ranks) == len(members) * config.work.nproc_per_node
         start = coordinator.restore
-        assert not self.cluster.plan.undescribed or form.origin is None, "no other world can resume that"
+        undescribed = self.cluster.plan.undescribed_steps
+        assert form.origin is None or form.origin.snapshot.version >= undescribed, "no other world can resume that"
         assert start is not None or not self._ever_protected, "the job began anew after a snapshot was protected"
         if start is not None:
             assert not self._is_doubted(start), f"{start} could not be certified"
@@ -134,7 +135,9 @@ class ElasticCheckers(Checkers):
         )
         named = {peer.position: self.cluster.machines[peer.node] for peer in origin.holders}
         assert len(named) == len(origin.holders), "two nodes hold one share"
-        assert all(machine in members and machine.share_of[start] == p for p, machine in named.items())
+        assert all(machine.share_of[start] == p for p, machine in named.items())
+        others = {machine.name for machine in named.values() if machine not in members}
+        assert others <= {node.name for node in self.cluster.coordinator.nodes.values() if node.cordon is not None}
         memories = {p: machine.memory for p, machine in named.items()}
         assert decodable(memories, start, origin.groups, origin.parity), f"{start} is not complete"
         for position in range(len(members)):
@@ -148,6 +151,6 @@ class ElasticCheckers(Checkers):
         world = self.cluster.world
         since = world.now - max(self.cluster.faults.over_by, self.formed_at)
         # A simulated host may never hear that it was given up, if the controller dies just then.
-        is_free = not self.cluster.config.hosts and not self.cluster.plan.undescribed
+        is_free = not self.cluster.config.hosts and not self.cluster.plan.undescribed_steps
         if exit_code == 0 and since > GROWN_BY_SECONDS and is_free:
             assert self.sizes[-1] == self.cluster.config.nodes, f"{self.sizes} nodes, and no more for {since:.0f} s"

@@ -77,8 +77,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     """Never lose a node before the last lost one is made good."""
     protection_ends_with_stop: bool = True
     """Daemons store no parity after they have said what they hold (they may, but then nobody knows of it)."""
-    undescribed: bool = False
-    """No other number of ranks can resume what the job captures."""
+    undescribed_steps: int = 0
+    """No other number of ranks can resume what the job captures of its first steps."""
     program_error_step: int | None = None
     program_error_rank: int = 0
     domains: tuple[str, ...] = ("",)

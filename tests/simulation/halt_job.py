@@ -30,7 +30,7 @@ class Job:
 
     def __init__(self, seed: int, folder: Path, step_seconds: float | None = None) -> None:
         self.stage = Stage(seed)
-        self.origin = None
+        self.origin, self.elastic = None, False
         self.dice = dice = self.stage.random
         self.nodes, self.lanes = dice.choice([1, 2, 2, 3]), dice.choice([1, 2])
         self.accumulate, self.every = dice.choice([1, 1, 4, 1000]), dice.choice([1, 7, 7, 1000])

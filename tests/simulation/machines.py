@@ -296,6 +296,8 @@ class Agent:
         if form.generation != machine.stopped or form.generation <= machine.generation:
             return
         self.cluster.training_of(form).configure(machine)
+        if form.position < 0:
+            return
         if self.cluster.faults.forms():
             self._later(self.world.between(0.01, 0.1), lambda: self._spawn(form))
         else:

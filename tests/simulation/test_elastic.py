@@ -13,6 +13,7 @@ from simulation.faults import Fault, Plan
 from ftrain_launcher.job.policy import EXIT_LOST, EXIT_NODES
 
 SCHEDULES = 150
+STEPS, UNDESCRIBED_STEPS = 400, 30
 ONE = os.environ.get("FTRAIN_SEED")
 LOSSES = ("kill node", "kill node", "kill node", "kill agent for long", "do not stop in time")
 OTHERS = ("kill worker", "kill agent", "cut line", "kill store", "do not start store", "do not form", "kill daemon")
@@ -42,12 +43,12 @@ def plan_of(seed: int) -> Plan:
     if dice.random() < 0.3:
         faults += [Fault(fault.at - 0.3, "flip", 0.0) for fault in faults if dice.random() < 0.5]
     return msgspec.structs.replace(
-        drawn, config=config, steps=400, faults=tuple(faults), gentle=gentle, program_error_step=None, domains=("",)
+        drawn, config=config, steps=STEPS, faults=tuple(faults), gentle=gentle, program_error_step=None, domains=("",)
     )
 
 
-def run(seed: int, *, undescribed: bool = False) -> Cluster:
-    cluster = Cluster(seed, msgspec.structs.replace(plan_of(seed), undescribed=undescribed))
+def run(seed: int, *, undescribed_steps: int = 0) -> Cluster:
+    cluster = Cluster(seed, msgspec.structs.replace(plan_of(seed), undescribed_steps=undescribed_steps))
     try:
         cluster.run()
     except Exception as error:
@@ -86,7 +87,7 @@ def test_a_job_that_no_other_number_of_ranks_can_resume_keeps_its_size() -> None
     """From its first capture on: lost nodes are waited for, and nothing is ever re-sharded."""
     ended = kept = 0
     for seed in range(SCHEDULES // 2) if ONE is None else [int(ONE)]:
-        cluster = run(seed, undescribed=True)
+        cluster = run(seed, undescribed_steps=STEPS)
         checkers = cluster.checkers
         assert isinstance(checkers, ElasticCheckers)
         assert cluster.ended is not None
@@ -98,3 +99,19 @@ def test_a_job_that_no_other_number_of_ranks_can_resume_keeps_its_size() -> None
     if ONE is None:
         assert ended > SCHEDULES / 4
         assert kept > SCHEDULES / 4
+
+
+def test_a_job_that_others_can_resume_again_changes_its_size_again() -> None:
+    """Where only its first snapshots are for as many ranks as there are; none of these is ever re-sharded."""
+    resharded = 0
+    for seed in range(SCHEDULES // 2) if ONE is None else [int(ONE)]:
+        cluster = run(seed, undescribed_steps=UNDESCRIBED_STEPS)
+        checkers = cluster.checkers
+        assert isinstance(checkers, ElasticCheckers)
+        assert cluster.ended is not None
+        flips = any(kind == "flip" for _, kind in cluster.faults.done)
+        expected = (0, EXIT_LOST, EXIT_NODES) if flips or not cluster.plan.gentle else (0,)
+        assert cluster.ended[0] in expected, cluster.ended
+        resharded += sum(form.origin is not None for form in checkers.forms.values())
+    if ONE is None:
+        assert resharded > SCHEDULES / 4

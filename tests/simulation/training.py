@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING
 
 from simulation.machines import Machine, Worker
 
-from ftrain_launcher.from_agent import Failure, RankHalted, RankRestored, RankStepped, StateUndescribed, Trouble
+from ftrain_launcher.from_agent import (
+    Failure,
+    RankHalted,
+    RankRestored,
+    RankStepped,
+    StateDescribed,
+    StateUndescribed,
+    Trouble,
+)
 from ftrain_launcher.job.events import Progress
 from ftrain_launcher.to_agent import Form, HaltAfter
 from ftrain_snapshot.pin import Pin
@@ -61,16 +69,19 @@ class Training:
         self.sealed_by: set[int] = set()
         self.stored_by: set[int] = set()
         self.newest_sealed = form.restore
-        self._begun = self._has_said = False
+        self._begun = False
+        self._is_described: bool | None = None
 
     # ---- the beginning
 
     def configure(self, machine: Machine) -> None:
         """The daemon drops what is newer than the start, and rebuilds what is missing of it."""
-        machine.position = next(p.position for p in self.form.peers if p.node == machine.name)
-        self.machines[machine.position] = machine
+        machine.position = next((p.position for p in self.form.peers if p.node == machine.name), -1)
         for snapshot in [s for s in machine.memory if not self._may_keep(machine, s)]:
             del machine.memory[snapshot]
+        if machine.position < 0:  # others read what it holds
+            return
+        self.machines[machine.position] = machine
         if self.restore is not None and machine.memory.get(self.restore) != [True, bool(self.parity)]:
             self.world.after(self.world.between(0.05, 0.5), self._repair, machine)
 
@@ -90,7 +101,7 @@ class Training:
         return decodable(memories, origin.snapshot, origin.groups, origin.parity)
 
     def _drop_origin(self) -> None:
-        for machine in self.machines.values():
+        for machine in self.cluster.machines.values():
             for snapshot in self._of_another_world() & machine.memory.keys():
                 del machine.memory[snapshot]
 
@@ -235,14 +246,19 @@ class Training:
         if not unpinned:
             self.pin.give_way()
         slot = min(unpinned or free)
-        is_news = self.cluster.plan.undescribed and not self._has_said
-        self._has_said |= is_news
-        for machine in self.machines.values() if is_news else ():
-            machine.tell(StateUndescribed(machine.name, self.generation, "unlike values"), ("undescribed",))
+        if self.cluster.plan.undescribed_steps:
+            self._say_if_described(self.step >= self.cluster.plan.undescribed_steps)
         self.flying = SnapshotId(self.step, self.generation, slot)
         self.sealed_by, self.stored_by, self.abandoned = set(), set(), False
         for position in self.machines:
             self.world.after(self.world.between(0.0, 0.1), self._seal, position, self.flying)
+
+    def _say_if_described(self, is_described: bool) -> None:
+        for machine in self.machines.values() if is_described is not self._is_described else ():
+            place = machine.name, self.generation
+            said = StateDescribed(*place, self.step) if is_described else StateUndescribed(*place, "unlike values")
+            machine.tell(said, ("described",))
+        self._is_described = is_described
 
     def _newest_protected(self) -> SnapshotId | None:
         whole = ({s for s, held in m.memory.items() if held == [True, True]} for m in self.machines.values())

@@ -12,10 +12,13 @@ from ftrain_launcher.commands import nodes
 from ftrain_launcher.errors import ControllerAway
 from ftrain_launcher.jobs import JobFolder
 
-HOLDS = {"name": "node-1", "state": "active", "position": 1, "cordon": {"leaves": True, "hindrance": ""}}
+HOLDS = {
+    "name": "node-1", "state": "active", "position": 1, "is_read": False, "cordon": {"leaves": True, "hindrance": ""}
+}  # fmt: skip
 HINDERED = HOLDS | {"cordon": {"leaves": True, "hindrance": "no other node is there to take them"}}
 STAYS = HOLDS | {"cordon": {"leaves": False}}
 LEFT = HOLDS | {"state": "cordoned", "position": None}
+READ = LEFT | {"is_read": True, "cordon": {"leaves": False, "hindrance": ""}}
 LOST = HOLDS | {"state": "lost"}
 LET_IN = HOLDS | {"cordon": None}
 AWAY = ControllerAway("it does not answer")
@@ -27,6 +30,8 @@ AWAY = ControllerAway("it does not answer")
         ([HOLDS, HOLDS, LEFT], [], 0, "node-1: holds no ranks; it may be switched off"),
         ([LEFT], [], 0, "it may be switched off"),
         ([HOLDS, AWAY, LEFT], [], 0, "it may be switched off"),
+        ([HOLDS, READ, READ, LEFT], [], 0, "holds bytes: no snapshot of the new size is safe yet"),
+        ([READ], ["--timeout-seconds", "0"], 1, "node-1: holds bytes of the state: no snapshot of the new size"),
         ([HOLDS, LOST], [], 0, "it may be switched off"),
         ([STAYS], [], 1, "node-1: keeps its ranks until the next fault"),
         ([HOLDS, STAYS], [], 1, "keeps its ranks until the next fault"),

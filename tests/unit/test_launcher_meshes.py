@@ -176,7 +176,14 @@ def test_a_drain_without_a_spare_leaves_a_mesh() -> None:
     assert job.coordinator.nodes["node-0"].state is NodeState.CORDONED
     assert job.coordinator.nodes["node-4"].state is NodeState.IDLE
     forms = job.forms()
-    assert {peer.node for peer in forms["node-2"].origin.holders} == {"node-2", "node-3", "node-4"}
+    assert {peer.node for peer in forms["node-2"].origin.holders} == {"node-0", "node-2", "node-3", "node-4"}
+    assert (forms["node-0"].position, forms["node-0"].origin.snapshot) == (-1, snapshot(9, 4))
+    assert job.coordinator.reads("node-0")
+    job.step_all(10)
+    job.tell(Progress(5, 10, 9))
+    assert job.coordinator.reads("node-0")
+    job.tell(Progress(5, 10, 10))
+    assert not job.coordinator.reads("node-0")
 
 
 @pytest.mark.parametrize("lost", ["node-0", "node-3"])

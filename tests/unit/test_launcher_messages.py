@@ -83,6 +83,7 @@ FROM_AGENT: list[from_agent.FromAgent] = [
     from_agent.RankStepped("n", 1, 0, 8, 1e9),
     from_agent.StateCertified("n", 1, CERTIFIED),
     from_agent.StateUndescribed("n", 1, "unlike values"),
+    from_agent.StateDescribed("n", 1, 7),
     from_agent.Held("n", 1, 2, 41),
     from_agent.RankHalted("n", 1, 0, 42, True, 1e9),
     from_agent.Trouble("n", 1, "store_lost", "why"),

@@ -59,6 +59,18 @@ def test_a_job_may_be_kept_at_its_number() -> None:
     assert not sizes.strike_off(PAIRS, 1), "none would be left"
 
 
+def test_one_that_is_set_free_may_have_all_that_was_not_struck_off() -> None:
+    sizes = Sizes(2, 6)
+    assert sizes.strike_off(PAIRS, 1)
+    sizes.keep(4, "nobody else can")
+    assert sizes.reason == f"{PAIRS.reason}; nobody else can"
+    assert sizes.strike_off(Misfit(4, False, "no more than 4", at_most=True), 1)
+    sizes.set_free()
+    assert (sizes.is_kept, usable(sizes, 6)) == (False, [0, 0, 2, 2, 4, 4, 4])
+    assert sizes.reason == f"{PAIRS.reason}; no more than 4"
+    assert sizes.keep(2, "nobody else can")
+
+
 def test_if_no_number_would_be_left_none_is_struck_off() -> None:
     sizes = Sizes(2, 4)
     assert not sizes.strike_off(Misfit(5, True, "a mesh of tp=5 needs a multiple of 5 ranks"), 1)

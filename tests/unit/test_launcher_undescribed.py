@@ -8,7 +8,7 @@ from unit.elastic_job import elastic, lose_one, running, training
 
 from ftrain_launcher.commands import show
 from ftrain_launcher.control import views
-from ftrain_launcher.from_agent import StateUndescribed
+from ftrain_launcher.from_agent import StateDescribed, StateUndescribed
 from ftrain_launcher.job.events import ControllerRestarted, CordonNode, Leave, Progress, Tick, UncordonNode
 from ftrain_launcher.job.growth import GROW_AFTER_SECONDS
 from ftrain_launcher.job.membership import NodeState, Phase
@@ -153,7 +153,56 @@ def test_a_controller_that_is_started_again_knows_it() -> None:
     again.handle(ControllerRestarted(), job.now)
     assert (again.size_reason, again._roster.sizes.least, again._roster.sizes.is_kept) == (REASON, 4, True)
     size = views.nodes(again, job.now)["size"]
-    assert (size["reason"], show._size(size)) == (REASON, f"4 of 2:4 nodes ({REASON}), ")
+    assert (size["reason"], show.size_in_words(size)) == (REASON, f"4 of 2:4 nodes ({REASON})")
+
+
+def describe_again(job: Job, version: int, *nodes: str) -> None:
+    for node in nodes or job.members():
+        job.tell(StateDescribed(node, job.coordinator.formed, version))
+
+
+def test_once_a_snapshot_is_safe_that_others_can_resume_the_size_may_change_again() -> None:
+    job = bound()
+    describe_again(job, 7, "node-0", "node-1", "node-2")
+    job.tell(Progress(1, 7, 7))
+    assert job.coordinator.size_reason == REASON, "one node's ranks still say nothing"
+    describe_again(job, 8, "node-3")
+    job.tell(Progress(1, 8, 7))
+    assert job.coordinator.size_reason == REASON, "what is safe is older"
+    job.tell(Progress(1, 9, 8))
+    assert job.news[-1] == "the job may change its number of nodes again: since step 8 any can resume its state"
+    assert (job.coordinator.size_reason, views.nodes(job.coordinator, job.now)["size"]["reason"]) == ("", None)
+    lose_one(job, "node-1", 8)
+    assert job.coordinator.positions == ["node-0", "node-2", "node-3"]
+    assert {form.origin.snapshot for form in job.forms().values() if form.origin} == {snapshot(8)}
+    assert job.replayed().size_reason == ""
+
+
+def test_it_is_bound_again_by_the_next_one_that_others_cannot_resume() -> None:
+    job = bound()
+    describe_again(job, 6)
+    job.tell(Progress(1, 6, 6))
+    job.tell(StateUndescribed("node-2", 1, WHY))
+    job.tell(Progress(1, 7, 7))
+    assert job.coordinator.size_reason == REASON
+    assert sum(REASON in text for text in job.news) == 2
+    lose_one(job, "node-1", 7)
+    assert job.coordinator.positions == ["node-0", None, "node-2", "node-3"]
+
+
+def test_what_was_said_in_an_older_generation_sets_nobody_free() -> None:
+    job = bound()
+    lose_one(job, "node-1")
+    describe_again(job, 6)  # of the generation that is over
+    job.join("node-4")
+    job.stopped("node-4")
+    job.step_all(6)
+    formed = job.coordinator.formed
+    job.tell(Progress(formed, 6, 6))
+    assert job.coordinator.size_reason == REASON
+    describe_again(job, 7)
+    job.tell(Progress(formed, 7, 7))
+    assert job.coordinator.size_reason == ""
 
 
 def test_a_job_of_one_size_is_as_it_was() -> None:

@@ -74,7 +74,9 @@ def test_rank_0_warns_once_of_a_state_that_no_other_world_can_take_over() -> Non
     ranks = [Describer(rank, 2) for rank in range(2)]
     for describer in ranks:
         describer.rules = Rules({"*.weight": "world: shard(0, parts=[5, 5])"})
-    with pytest.warns(UserWarning, match="no other number of ranks can resume this state: LayoutInvalid") as told:
+    with pytest.warns(
+        UserWarning, match="no other number of ranks can resume this state: describing it failed: LayoutInvalid"
+    ) as told:
         said = [describer.record({"net": linear}, plan) for describer in (*ranks, *ranks)]
     assert len(told) == 1
     assert all(isinstance(msgspec.msgpack.decode(each), str) for each in said)

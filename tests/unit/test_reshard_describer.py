@@ -6,10 +6,12 @@ import warnings
 from typing import Any
 
 import msgspec
+import pytest
 import torch
 from torch import nn
 
 from ftrain.capture import Capturer
+from ftrain.logical.rules import Rules
 from ftrain.reshard.describer import Describer
 
 
@@ -23,9 +25,9 @@ class Line:
     def skip(self, *_: object) -> None: ...
 
 
-def said_of(objects: dict[str, Any]) -> Any:
+def said_of(objects: dict[str, Any], describer: Describer | None = None) -> Any:
     """A description, or why there is none."""
-    capturer = Capturer(0, 1, set, 0, Line(), Describer(0, 1))
+    capturer = Capturer(0, 1, set, 0, Line(), describer or Describer(0, 1))
     capturer.track(objects)
     return msgspec.msgpack.decode(capturer.collect(lambda _: {}).plan.logical)
 
@@ -52,3 +54,17 @@ def test_a_parameter_without_elements_is_one_all_the_same() -> None:
         warnings.simplefilter("error")
         _, tensors, *_ = said_of({"model": model, "opt": torch.optim.SGD(model.parameters())})
     assert {tensor[0] for tensor in tensors} == {"model.full", "model.none", "model.nothing"}
+
+
+def test_what_fails_once_is_tried_again_what_ranks_hold_unlike_is_not() -> None:
+    """Given a restart from a snapshot whose description had failed, and from one whose layout had proved wrong."""
+    describer, odd = Describer(0, 1), {"net": nn.Linear(2, 3)}
+    describer.rules = Rules({"net.weight": "world: shard(0, parts=[5])"})
+    with pytest.warns(UserWarning, match="no other number of ranks can resume this state: describing it failed: "):
+        reason = said_of(odd, describer)
+    describer.rules = None
+    describer.resume(reason)
+    assert (describer.inherited, describer.refused) == (reason, None)
+    assert isinstance(said_of(odd, describer), list)
+    describer.resume("net.bias: by its layout ranks 0, 1 hold the same")
+    assert said_of(odd, describer) == describer.inherited == "net.bias: by its layout ranks 0, 1 hold the same"

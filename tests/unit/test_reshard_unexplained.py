@@ -13,9 +13,10 @@ import torch._dynamo  # the first optimizer would import it, for more than a sec
 from torch import nn
 
 from ftrain.capture import Capturer
+from ftrain.logical.errors import LayoutInvalid
 from ftrain.logical.live import describe
 from ftrain.logical.rules import NamedMesh, Rules
-from ftrain.reshard import unexplained
+from ftrain.reshard import layouts, unexplained
 from ftrain.reshard.describer import Describer
 from ftrain.reshard.layouts import LayoutWatch
 from ftrain.reshard.unexplained import judge, sums
@@ -106,6 +107,39 @@ def test_all_ranks_know_what_rank_0_has_found(monkeypatch: pytest.MonkeyPatch) -
     describer, objects = Describer(1, 2), {"opt": masters(0)}
     LayoutWatch(describer).begin(objects)
     assert describer.refused == said_in_snapshot(describer, objects) == "rank 0's reason"
+
+
+def test_one_description_serves_all_that_is_looked_at_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (layouts, unexplained):
+        monkeypatch.setattr(module, "gathered", lambda mine: [mine])
+        monkeypatch.setattr(module, "broadcast_text", lambda text: text)
+    describer, calls = Describer(0, 1), []
+    describer.rules = Rules({"net.*": "replicate"})
+    real = describer.describe
+    monkeypatch.setattr(describer, "describe", lambda objects: calls.append(1) or real(objects))
+    LayoutWatch(describer).begin({"net": linear(0)})
+    assert len(calls) == 1
+
+
+def test_who_cannot_describe_its_state_still_takes_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other ranks wait for what it says; why it cannot, its first snapshot says. By rules it would have to."""
+    said: list[Any] = []
+    monkeypatch.setattr(unexplained, "gathered", lambda mine: said.append(msgspec.msgpack.decode(mine)) or [])
+    monkeypatch.setattr(unexplained, "broadcast_text", lambda text: text)
+    describer = Describer(1, 2)
+    monkeypatch.setattr(describer, "describe", raising(LayoutInvalid("odd")))
+    assert LayoutWatch(describer).begin({"net": linear(0)}) is False
+    assert said == [[0, []]]
+    describer.rules = Rules({"net.*": "replicate"})
+    with pytest.raises(LayoutInvalid, match="odd"):
+        LayoutWatch(describer).begin({"net": linear(0)})
+
+
+def raising(error: Exception) -> Callable[[Any], Any]:
+    def describe(_: Any) -> Any:
+        raise error
+
+    return describe
 
 
 def said_in_snapshot(describer: Describer, objects: dict[str, Any]) -> Any:

@@ -22,6 +22,7 @@ from ftrain.errors import NotTrackable, StateMismatch
 from ftrain.gradients import live_gradients, watch_optimizer
 from ftrain.looks import Faces, Tensors
 from ftrain.probe import missing_state_bytes
+from ftrain.reading import read_refusal
 from ftrain.sharded import Gathering, is_same_everywhere, joined, local_of, spec_of
 from ftrain.shards import Part
 from ftrain.sources import source_of
@@ -227,3 +228,11 @@ def test_a_placement_of_another_kind_is_refused_by_name(mesh: DeviceMesh) -> Non
     object.__setattr__(tensor._spec, "placements", (Tilted(0),))
     with pytest.raises(NotTrackable, match=r"ema.*placement.*is none that is kept"):
         collect({"ema": tensor})
+
+
+def test_shards_of_an_object_of_the_users_are_said_to_be_of_this_world_only(mesh: DeviceMesh) -> None:
+    capturer = Capturer(0, 1, set, 0, None)
+    capturer.track({"model": nn.Linear(3, 4), "ema": Holder({"weights": [dtensor(mesh)]})})
+    with pytest.warns(UserWarning, match=r"ema holds sharded tensors that are no module's .*: track a module"):
+        plan = capturer.collect(lambda _: {}).plan
+    assert "ema holds sharded tensors" in (read_refusal(plan) or "")

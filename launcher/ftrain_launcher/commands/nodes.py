@@ -53,7 +53,7 @@ def _add_change(commands: Commands, name: str, command: Any, about: str) -> argp
 
 def nodes(chosen: argparse.Namespace) -> int:
     """Print the nodes."""
-    from ftrain_launcher.commands.show import ask_or_replay
+    from ftrain_launcher.commands.show import ask_or_replay, size_in_words
     from ftrain_launcher.commands.text import print_line, print_table
     from ftrain_launcher.jobs import JobFolder
 
@@ -76,10 +76,8 @@ def nodes(chosen: argparse.Namespace) -> int:
         for node in answer["nodes"]
     ]
     print_table(["node", "state", "position", "ranks", "host", "failures/h", "cordoned", "health"], rows)
-    size = answer["size"]
-    if size["min"] < size["max"]:
-        why = f" ({size['reason']})" if size.get("reason") else ""
-        print_line(f"{size['nodes']} of {size['min']}:{size['max']} nodes hold ranks{why}")
+    if size := size_in_words(answer["size"], "nodes hold ranks"):
+        print_line(size)
     count, most = answer["isolations"]["last_hour"], answer["isolations"]["max"]
     print_line(f"taken out by the policy within an hour: {count} of at most {most}")
     return 0
@@ -100,9 +98,12 @@ def drain(chosen: argparse.Namespace) -> int:
     deadline = time.monotonic() + not_negative("--timeout-seconds", chosen.timeout_seconds)
     node = ask(folder, "/api/cordon", {"node": chosen.node, "reason": chosen.reason, "leave": "soon"})
     patience = _Patience()
-    while not _is_free(node) and node["cordon"]["leaves"] and time.monotonic() < deadline:
-        if (why := patience.news(node["cordon"]["hindrance"], time.monotonic())) is not None:
-            sys.stderr.write(f"{node['name']}: still holds its ranks: {why}\n")
+    while not _is_free(node) and (node["cordon"]["leaves"] or node["is_read"]) and time.monotonic() < deadline:
+        why = "no snapshot of the new size is safe yet" if node["is_read"] else node["cordon"]["hindrance"]
+        if (news := patience.news(why, time.monotonic())) is not None:
+            sys.stderr.write(
+                f"{node['name']}: {'holds bytes' if node['is_read'] else 'still holds its ranks'}: {news}\n"
+            )
         time.sleep(_POLL_SECONDS)
         try:
             answer = ask(folder, "/api/nodes")
@@ -137,12 +138,15 @@ class _Patience:
 
 
 def _is_free(node: dict[str, Any]) -> bool:
-    return node["position"] is None or node["state"] in ("lost", "released")
+    """Neither its ranks nor, after a re-shard, what it holds of the world before is needed any more."""
+    return node["state"] in ("lost", "released") or (node["position"] is None and not node["is_read"])
 
 
 def _drained(node: dict[str, Any]) -> str:
     if _is_free(node):
         return "holds no ranks; it may be switched off"
+    if node["is_read"]:
+        return "holds bytes of the state: no snapshot of the new size is safe yet ('ftrain nodes --json' shows it)"
     if node["cordon"]["leaves"]:
         why = node["cordon"]["hindrance"] or "no step has ended after which they can move"
         return f"still holds its ranks: {why}; the drain goes on ('ftrain nodes' shows it)"

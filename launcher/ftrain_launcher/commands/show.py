@@ -32,9 +32,9 @@ def status(chosen: argparse.Namespace) -> int:
     if chosen.json:
         print_json(answer)
         return 0
-    levels = answer["snapshots"]
+    levels, size = answer["snapshots"], size_in_words(answer.get("size"))
     print_line(
-        f"job {answer['job']}: {answer['state']}, {_size(answer.get('size'))}generation {answer['generation']}, "
+        f"job {answer['job']}: {answer['state']}, {f'{size}, ' if size else ''}generation {answer['generation']}, "
         f"{answer['incidents']} incidents; snapshots: sealed {levels['sealed']}, protected {levels['protected']}, "
         f"durable {levels['durable']} (taken {levels['taken']}, skipped {levels['skipped']})"
     )
@@ -135,12 +135,12 @@ def ask_or_replay(folder: JobFolder, what: str, number: int | None = None) -> An
     return views.snapshots(coordinator, {}, time.time())
 
 
-def _size(size: dict[str, Any] | None) -> str:
-    """Of a job that may grow and shrink."""
+def size_in_words(size: dict[str, Any] | None, what: str = "nodes") -> str:
+    """Of a job that may grow and shrink, with the reason why it may not; empty: of any other."""
     if size is None or size["min"] == size["max"]:  # jobs that older versions ran did not say it
         return ""
     why = f" ({size['reason']})" if size.get("reason") else ""
-    return f"{size['nodes']} of {size['min']}:{size['max']} nodes{why}, "
+    return f"{size['nodes']} of {size['min']}:{size['max']} {what}{why}"
 
 
 def _volume(volume: dict[str, int]) -> str:

@@ -213,6 +213,7 @@ def node(coordinator: Coordinator, known: Node, found: Sequence[Strike]) -> dict
         "name": known.name,
         "state": str(known.state),
         "position": known.position,
+        "is_read": known.position is None and not known.gone and coordinator.reads(known.name),
         "ranks": [] if first is None else list(range(first, first + nproc)),
         "host": known.host,
         "hostname": known.hostname,

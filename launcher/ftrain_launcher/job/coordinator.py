@@ -329,7 +329,7 @@ class Coordinator(JobState):
             self._growth.forget()
             self.halting.forget()
             return
-        self.quarantine.let_go()
+        self.quarantine.let_go(self._formed)
         if self.flushing.wanted:
             return self._end(self.flushing.decide(self._formed, now), now)
         grown = self._growth.due(self._formed, now)

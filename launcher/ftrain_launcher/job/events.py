@@ -22,6 +22,7 @@ from ftrain_launcher.from_agent import (
     RankRestored,
     RankStepped,
     StateCertified,
+    StateDescribed,
     StateUndescribed,
     Stopped,
     Trouble,
@@ -228,6 +229,7 @@ Event = (
     | RankStepped
     | StateCertified
     | StateUndescribed
+    | StateDescribed
     | Held
     | RankHalted
     | Trouble

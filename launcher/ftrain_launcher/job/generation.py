@@ -52,6 +52,9 @@ class Generation:
         self.unprotected_since: float | None = None
         """While nothing is protected: when the first snapshot was sealed; infinite: people have been told."""
         origins = (form.origin, form.older) if form else ()
+        self.described: dict[str, int] = {}
+        """Since which snapshot other numbers of ranks can take over what a node's ranks capture; without those whose
+        ranks have said that none can, or nothing yet."""
         self._held = [{p.node: p.position for p in reversed(o.holders)} if o else {} for o in origins]
         """What each node holds of the worlds that it starts from: its position there."""
         self._judged: Start | None = None
@@ -61,6 +64,24 @@ class Generation:
     def parity(self) -> int:
         """Lost nodes of a group that it survives."""
         return self.form.work.parity if self.form else 0
+
+    @property
+    def safe(self) -> int | None:
+        """The newest snapshot of its own that is as safe as any will be."""
+        return self.levels.protected if self.parity else self.levels.sealed
+
+    @property
+    def is_captured(self) -> bool:
+        """Whether it goes on from a snapshot of its own size, or has one that is safe."""
+        origin = None if self.form is None else self.form.origin
+        return origin is None or (self.safe is not None and self.safe > origin.snapshot.version)
+
+    @property
+    def is_described(self) -> bool:
+        """Whether all nodes have said that other numbers of ranks can take that snapshot over."""
+        safe = self.safe
+        since = [self.described.get(node) for node in self.ranks.nodes]
+        return safe is not None and all(version is not None and version <= safe for version in since)
 
     @property
     def news(self) -> list[str]:
@@ -86,6 +107,10 @@ class Generation:
     def needs(self, node: str) -> bool:
         """Whether what a node holds of other worlds may still be wanted."""
         return any(node in held for held in self._held)
+
+    def reads(self, node: str) -> bool:
+        """Whether it may yet have to be read again what a node holds of the world before."""
+        return node in self._held[0] and not self.is_captured
 
     def _form_of(self, form: Form, position: int, node: str) -> Form:
         known = zip((form.origin, form.older), self._held, strict=True)

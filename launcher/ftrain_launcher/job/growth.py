@@ -49,15 +49,8 @@ class Growth:
         names = tuple(node.name for node in idle)
         if (names, formed.number) != (self._newcomers, self._generation):
             self._newcomers, self._generation, self._since = names, formed.number, now
-        self.deadline = self._since + (GROW_AFTER_SECONDS if _is_captured(formed) else FIRST_SNAPSHOT_SECONDS)
+        self.deadline = self._since + (GROW_AFTER_SECONDS if formed.is_captured else FIRST_SNAPSHOT_SECONDS)
         if now < self.deadline:
             return None
         self.deadline = None
         return Sign(kind=GROWN, node=names[0], time=now, reason=f"with {len(names) - 1} more" if names[1:] else "")
-
-
-def _is_captured(formed: Generation) -> bool:
-    """Whether it goes on from a snapshot of its own size, or has one that is safe."""
-    origin = None if formed.form is None else formed.form.origin
-    safe = formed.levels.protected if formed.parity else formed.levels.sealed
-    return origin is None or (safe is not None and safe > origin.snapshot.version)

@@ -97,9 +97,9 @@ class Quarantine:
             self._leavers.append(node)
             self.take(CordonNode(name, reason, Leave.SOON), now)
 
-    def let_go(self) -> None:
-        """While the job runs: who is to leave, and holds no ranks, is not needed any more."""
-        for node in [n for n in self._leavers if n.gone or n.position is None]:
+    def let_go(self, formed: Generation) -> None:
+        """While the job runs: who is to leave, and holds neither ranks nor what they began from, is not needed."""
+        for node in [n for n in self._leavers if n.gone or (n.position is None and not formed.reads(n.name))]:
             self._leavers.remove(node)
             if not node.gone:
                 self._roster.remove(node, NodeState.RELEASED)

@@ -113,7 +113,7 @@ class Roster:
         return [self.nodes[name] for name in self.positions if name is not None]
 
     def left_over(self) -> list[Node]:
-        """Nodes that have stopped and been given no position, since so many were no mesh: what they hold is known.
+        """Nodes that have stopped and been given no position, or gave it away: what they hold is known.
 
         Some may be away for a moment.
         """
@@ -249,11 +249,11 @@ class Roster:
             self.move(node, NodeState.IDLE)
 
     def vacate(self, node: Node) -> None:
-        """A cordoned member, whose workers are stopped, gives its position away."""
+        """A cordoned member, whose workers are stopped, gives its position away. What it holds others may read yet."""
         self.move(node, NodeState.CORDONED)
         self.wait(node, None)
         self._free(node)
-        node.position = node.inventory = node.store_port = node.durable = None
+        node.position = node.store_port = node.durable = None
         node.formed = 0
 
     # ---- what is heard of a node

@@ -17,6 +17,7 @@ from ftrain_launcher.from_agent import (
     RankRestored,
     RankStepped,
     StateCertified,
+    StateDescribed,
     StateUndescribed,
     WorkerExit,
 )
@@ -40,6 +41,7 @@ Report = (
     | RankStepped
     | StateCertified
     | StateUndescribed
+    | StateDescribed
     | ArenaShort
     | Progress
     | DurableEnded
@@ -96,14 +98,20 @@ class Running:
                     generation.levels = Levels(sealed=report.sealed, protected=report.protected)
                     if generation.unprotected_since is None:
                         generation.unprotected_since = now
-                return None if stopping else self._write_what_is_due(report, now)
+                if stopping:
+                    return None
+                self._set_size_free(generation)
+                return self._write_what_is_due(report, now)
             case RankRestored() | RankStepped():
                 if not stopping:
                     self._advance(generation, report, now)
             case StateCertified():
                 self._history.certified(report.certificate)
             case StateUndescribed():
+                generation.described.pop(report.node, None)
                 self._keep_size(generation, report.reason)
+            case StateDescribed():
+                generation.described[report.node] = report.version
             case QuickAgain():
                 rank = generation.ranks.by_number.get(report.rank)
                 if rank is not None:
@@ -212,6 +220,13 @@ class Running:
         if self._config.elastic and self._roster.sizes.keep(nodes, _UNDESCRIBED):
             keeps = f"warning: the job stays at {nodes} nodes, and waits for another one where one is lost"
             self._orders.announce([f"{keeps}: {_UNDESCRIBED}: {reason}"])
+
+    def _set_size_free(self, generation: Generation) -> None:
+        """Once a snapshot is safe that others can resume. Whoever captures another kind says so before."""
+        if self._roster.sizes.is_kept and generation.is_described:
+            self._roster.sizes.set_free()
+            since = f"since step {generation.safe} any can resume its state"
+            self._orders.announce([f"the job may change its number of nodes again: {since}"])
 
     def _advance(self, generation: Generation, event: RankRestored | RankStepped, now: float) -> None:
         """A rank has its state back, or made its first step; perhaps it was the last one."""

@@ -122,6 +122,10 @@ class JobState:
         """The snapshot that it started from."""
         return self._formed.start.restore
 
+    def reads(self, node: str) -> bool:
+        """Whether it may yet have to be read again what a node holds of the world before."""
+        return self._formed.reads(node)
+
     @property
     def levels(self) -> Levels:
         """What its gate reported last."""

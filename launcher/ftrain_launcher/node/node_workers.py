@@ -26,6 +26,7 @@ from ftrain_launcher.from_agent import (
     RankStepped,
     ReplicaDigests,
     StateCertified,
+    StateDescribed,
     StateUndescribed,
     Trouble,
     WorkerExit,
@@ -71,6 +72,8 @@ class _Worker:
         """Its function has raised what no lost peer explains: the process ends."""
         self.waits = False
         """It has left its generation."""
+        self.described: int | None = None
+        """Since which snapshot others can take over what it captures; None: nobody can, or it has said nothing yet."""
         self.settled = asyncio.Event()
         """It waits, or will not: it has ended, or its function has."""
 
@@ -91,7 +94,7 @@ class NodeWorkers:
         self.generation = 0
         """The generation whose workers these are, or were."""
         self._undescribed = 0
-        """The newest of which a worker has said that no other number of ranks can resume its state."""
+        """The generation of which it was told last that no other number of ranks can resume its state."""
         self._control: ControlPage | None = None
 
     def open(self) -> None:
@@ -322,11 +325,23 @@ class NodeWorkers:
                 self._tell(RankHalted(self._node, generation, rank, step, sealed, moment), ("halted", rank))
             case link.Certified():
                 self._tell(StateCertified(self._node, generation, message), ("certified", rank))
-            case link.Undescribed(reason) if self._undescribed != generation:  # one of its workers is enough
-                self._undescribed = generation
-                self._tell(StateUndescribed(self._node, generation, reason), ("undescribed",))
+            case link.Undescribed(reason):
+                worker.described = None
+                if self._undescribed != generation:  # one of its workers is enough
+                    self._undescribed = generation
+                    self._tell(StateUndescribed(self._node, generation, reason), ("described",))
+            case link.Described(version):
+                worker.described = version
+                self._tell_if_described(generation)
             case link.Replicas(step, digests):
                 self._tell(ReplicaDigests(self._node, generation, rank, step, digests), ("replicas", rank))
+
+    def _tell_if_described(self, generation: int) -> None:
+        """Once all of them are."""
+        since = [worker.described for worker in self._workers.values() if worker.described is not None]
+        if len(since) == len(self._workers):
+            self._undescribed = 0
+            self._tell(StateDescribed(self._node, generation, max(since)), ("described",))
 
     def _of_pid(self, pid: int) -> _Worker | None:
         return next((w for w in self._workers.values() if w.record.pid == pid), None)
