@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+import re
 from pathlib import Path
 
 from hosts import Lab
@@ -77,7 +78,9 @@ def test_once_its_state_is_described_again_the_job_goes_on_with_fewer_nodes(jobs
     assert job.wait() == 0, job.tail()
     lost = job.faults()[-1]
     assert (lost["kind"], lost["steps_lost"]) == ("node_lost", 0)
-    assert f"2 nodes, 2 ranks, after step {again - 1}, re-sharded" in job.log.read_text()
+    formed = re.search(r"2 nodes, 2 ranks, after step (\d+), re-sharded", job.log.read_text())
+    assert formed is not None
+    assert odd <= int(formed[1]) < again  # not each step has a snapshot
     rows = [row for each in job.ends() for row in json.loads(each)]
     assert rows == [[3.0 * row + column - STEPS / 2 for column in range(3)] for row in range(len(rows))]
     assert len(rows) == ROWS
