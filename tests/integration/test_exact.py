@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from integration.exact_ranks import CHANGES, DATA, Net, loss_of
+from integration.exact_result import result_of
 from integration.worker_states import assert_same
 
 from ftrain import ElasticSampler
@@ -21,12 +19,7 @@ RANKS = Path(__file__).with_name("exact_ranks.py")
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = tmp_path_factory.mktemp("exact")
-    path = os.pathsep.join(entry for entry in sys.path if entry)
-    command = [sys.executable, "-W", "ignore", str(RANKS), str(folder)]
-    ended = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, timeout=500, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    return torch.load(folder / "result.pt")
+    return result_of(RANKS, tmp_path_factory.mktemp("exact"))
 
 
 @pytest.mark.parametrize("kind", ["ddp", "ddp-bfloat16", "fsdp", "fsdp-bfloat16"])

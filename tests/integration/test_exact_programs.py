@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from integration.exact_result import result_of
 
 RANKS = Path(__file__).with_name("exact_programs.py")
 
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    folder = tmp_path_factory.mktemp("exact_programs")
-    path = os.pathsep.join(entry for entry in sys.path if entry)
-    command = [sys.executable, "-W", "ignore", str(RANKS), str(folder)]
-    ended = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, timeout=500, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    return torch.load(folder / "result.pt")
+    return result_of(RANKS, tmp_path_factory.mktemp("exact_programs"))
 
 
 @pytest.mark.parametrize("freezes", [False, True], ids=["learning", "frozen"])

@@ -14,6 +14,7 @@ from ftrain_launcher.errors import UsageError
 
 DRAIN_SECONDS = 300.0
 _POLL_SECONDS = 0.1
+_UNSAFE = "no snapshot of the new size is safe yet"
 _PATIENCE_SECONDS = 3.0
 """A node that is asked for, and the end of a step, are waited for without a word."""
 
@@ -99,11 +100,10 @@ def drain(chosen: argparse.Namespace) -> int:
     node = ask(folder, "/api/cordon", {"node": chosen.node, "reason": chosen.reason, "leave": "soon"})
     patience = _Patience()
     while not _is_free(node) and (node["cordon"]["leaves"] or node["is_read"]) and time.monotonic() < deadline:
-        why = "no snapshot of the new size is safe yet" if node["is_read"] else node["cordon"]["hindrance"]
+        ranks = "still holds its ranks", node["cordon"]["hindrance"]
+        what, why = ("holds bytes", _UNSAFE) if node["is_read"] else ranks
         if (news := patience.news(why, time.monotonic())) is not None:
-            sys.stderr.write(
-                f"{node['name']}: {'holds bytes' if node['is_read'] else 'still holds its ranks'}: {news}\n"
-            )
+            sys.stderr.write(f"{node['name']}: {what}: {news}\n")
         time.sleep(_POLL_SECONDS)
         try:
             answer = ask(folder, "/api/nodes")
@@ -146,7 +146,7 @@ def _drained(node: dict[str, Any]) -> str:
     if _is_free(node):
         return "holds no ranks; it may be switched off"
     if node["is_read"]:
-        return "holds bytes of the state: no snapshot of the new size is safe yet ('ftrain nodes --json' shows it)"
+        return f"holds bytes of the state: {_UNSAFE} ('ftrain nodes --json' shows it)"
     if node["cordon"]["leaves"]:
         why = node["cordon"]["hindrance"] or "no step has ended after which they can move"
         return f"still holds its ranks: {why}; the drain goes on ('ftrain nodes' shows it)"
