@@ -15,6 +15,8 @@ import pytest
 from jobs import exists
 from snapshot_nodes import wait_until
 
+from ftrain_snapshot.frames import connect_unix
+
 LAUNCHER = """
 import os, sys
 from pathlib import Path
@@ -46,6 +48,7 @@ class Launcher:
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONPATH": path},
+            stderr=subprocess.PIPE,
         )
 
     def start(self, code: int) -> tuple[int, dict[str, Any]]:
@@ -62,12 +65,10 @@ class Launcher:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         return next(int(pid) for pid in children if Path(f"/proc/{pid}/comm").read_text() == "nursery\n")
 
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.close()
-        self.process.stdout.close()
-        self.process.wait(30)
+    def close(self) -> str:
+        """End it; what it and its nursery have said of errors."""
+        said = self.process.communicate(timeout=30)[1] if self.process.returncode is None else ""
+        return str(said)
 
 
 @pytest.fixture
@@ -101,6 +102,15 @@ def test_what_it_forks_is_the_launchers_child_with_its_own_session_arguments_and
         assert launcher.start(code) == (code, {**expected, "arguments": [str(code), "b c"]})
         assert (tmp_path / "out").read_text() == "out\n"
         assert (tmp_path / "err").read_text() == "err\n"
+
+
+def test_who_asks_and_dies_before_the_answer_is_no_error(launch: Callable[[], Launcher], tmp_path: Path) -> None:
+    launcher = launch()
+    launcher.start(0)
+    with connect_unix(tmp_path / "nursery.sock", 10):
+        pass
+    assert launcher.start(3)[0] == 3
+    assert launcher.close() == ""
 
 
 def test_without_one_a_new_interpreter_is_started(launch: Callable[[], Launcher]) -> None:

@@ -107,12 +107,19 @@ def test_emulated_nodes_talk_over_loopback_unless_the_user_says_otherwise() -> N
 
 
 def test_a_zygote_that_imports_has_one_blas_thread_and_the_users_openmp_threads() -> None:
-    own = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "THP_MEM_ALLOC_ENABLE": "1"}
+    own = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
     assert zygote_environment({"PATH": "p"}) == {"PATH": "p", **own}
-    assert zygote_environment({"THP_MEM_ALLOC_ENABLE": "0"})["THP_MEM_ALLOC_ENABLE"] == "0"
     assert zygote_environment({"OMP_NUM_THREADS": "4"})["OMP_NUM_THREADS"] == "4"
     assert zygote_environment({"OPENBLAS_NUM_THREADS": "4"})["OPENBLAS_NUM_THREADS"] == "1"
     assert zygote_environment({"OPENBLAS_NUM_THREADS": "4"}, preload=False)["OPENBLAS_NUM_THREADS"] == "4"
+
+
+def test_malloc_takes_huge_pages_beside_the_users_settings_and_unless_the_user_says_otherwise() -> None:
+    for given, expected in (
+        ("glibc.malloc.check=1", "glibc.malloc.check=1:glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=0"),
+    ):
+        assert zygote_environment({"GLIBC_TUNABLES": given})["GLIBC_TUNABLES"] == expected
 
 
 def test_state_that_cannot_be_had_is_no_failure_of_the_program() -> None:

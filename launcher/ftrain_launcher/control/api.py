@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Annotated
 
 import msgspec
@@ -215,8 +215,7 @@ class OperatorApi:
         if wanted.kind == "kill-worker":
             rank = job.ranks.get(wanted.rank) if wanted.rank is not None else None
             if rank is None:
-                ranks = ", ".join(map(str, sorted(job.ranks)))
-                raise web.HTTPNotFound(text=f"no rank {wanted.rank}: ranks are {ranks}")
+                raise web.HTTPNotFound(text=f"no rank {wanted.rank}: {_listed('rank', map(str, sorted(job.ranks)))}")
             return rank.node
         return self._node_called(wanted.node or "")
 
@@ -226,9 +225,14 @@ class OperatorApi:
         if word.isdecimal() and int(word) < len(job.positions):
             word = job.positions[int(word)] or word
         if word not in job.nodes or job.nodes[word].gone:
-            names = ", ".join(n.name for n in job.nodes.values() if not n.gone)
-            raise web.HTTPNotFound(text=f"no node {called}: nodes are {names}")
+            names = (node.name for node in job.nodes.values() if not node.gone)
+            raise web.HTTPNotFound(text=f"no node {called}: {_listed('node', names)}")
         return word
+
+
+def _listed(kind: str, names: Iterable[str]) -> str:
+    listed = ", ".join(names)
+    return f"{kind}s are {listed}" if listed else f"there is no {kind} any more"
 
 
 def _json(value: object) -> web.Response:

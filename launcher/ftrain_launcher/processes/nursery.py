@@ -171,7 +171,9 @@ def _serve(listener: socket.socket, life: socket.socket) -> tuple[_Start, list[i
                 if pid == 0:
                     return wanted, descriptors
                 frames.send_frame(line, _encode(pid))
-        except (OSError, EOFError, ProtocolError) as error:
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            pass  # who asked is gone, as the agent of a lost node is: nobody misses an answer
+        except (OSError, ProtocolError) as error:
             os.write(2, f"ftrain: the nursery could not do what was asked: {error!r}\n".encode())
         for descriptor in descriptors:
             os.close(descriptor)

@@ -15,6 +15,10 @@ from pathlib import Path
 
 from ftrain_launcher.processes import spawning
 
+_TUNABLES = "GLIBC_TUNABLES"
+_HUGE_PAGES = "glibc.malloc.hugetlb"
+"""glibc manual, "Memory Allocation Tunables"; before 2.35, and elsewhere than in glibc, it is ignored."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ZygoteConfig:
@@ -45,15 +49,19 @@ class ZygoteConfig:
 def zygote_environment(base: Mapping[str, str], *, preload: bool = True) -> dict[str, str]:
     """The environment to start a zygote in, and so what its workers have besides ``worker_environment``.
 
-    As torchrun: one OpenMP thread unless the user says otherwise. Large CPU tensors in huge pages, where the kernel
-    gives some on request: what a worker has is touched, and given back as it ends, in a fraction of the time. A zygote
+    As torchrun: one OpenMP thread unless the user says otherwise. What malloc has lies in huge pages, where the kernel
+    gives some on request: what a worker has is touched, and given back as it ends, in a fraction of the time. By
+    glibc's own means: with torch's, ``THP_MEM_ALLOC_ENABLE``, each step touches memory anew and takes longer. A zygote
     with numpy in it must come out of its imports with one thread of its own, whatever the user says, or it could not
     fork (FACTS 5).
     """
+    tunables = base.get(_TUNABLES, "")
+    if _HUGE_PAGES not in tunables:
+        tunables = f"{tunables}:{_HUGE_PAGES}=1".removeprefix(":")
     return {
         "OMP_NUM_THREADS": "1",
-        "THP_MEM_ALLOC_ENABLE": "1",
         **base,
+        _TUNABLES: tunables,
         **({"OPENBLAS_NUM_THREADS": "1"} if preload else {}),
     }
 
