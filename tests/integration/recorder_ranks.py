@@ -6,7 +6,6 @@ Each rank records into ``FOLDER/comm.<rank>`` and writes what it found to ``FOLD
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import json
 import os
 import signal
@@ -23,13 +22,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed._functional_collectives as functional
-from torch._C._distributed_c10d import FakeProcessGroup
+from integration.recorder_device import coalesced, device_operations, frozen
+from integration.recorder_rank import Rank, operations
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ftrain.comm.native import NativeRecorder, load_native
+from ftrain.comm.native import load_native
 from ftrain.comm.ring import (
     COMMUNICATORS_MAX,
     NATIVE,
@@ -41,73 +41,12 @@ from ftrain.comm.ring import (
 )
 
 
-class Rank:
-    """What a scenario is given."""
-
-    def __init__(self, rank: int, world: int, folder: Path, recorder: NativeRecorder) -> None:
-        self.rank, self.world, self.folder, self.recorder = rank, world, folder, recorder
-
-    def tensor(self, count: int = 8) -> torch.Tensor:
-        return torch.arange(count, dtype=torch.float32) + self.rank
-
-
 def every_operation(rank: Rank) -> list[Any]:
     """The same operations with the bare kernels, then recorded; tells both results."""
     rank.recorder.uninstall()
     bare = operations(rank)
     rank.recorder.install()
     return [bare, operations(rank)]
-
-
-def operations(rank: Rank) -> str:
-    """Each operation once, and a hash of all that came out."""
-    world, peer = rank.world, (rank.rank + 1) % rank.world
-    before = (rank.rank - 1) % rank.world
-    first = rank.rank == 0
-    found: list[torch.Tensor] = []
-
-    def new(count: int = 8) -> torch.Tensor:
-        found.append(rank.tensor(count))
-        return found[-1]
-
-    def outputs() -> list[torch.Tensor]:
-        return [new() for _ in range(world)]
-
-    dist.all_reduce(new())
-    dist.broadcast(new(), 1)
-    dist.reduce(new(), 1)
-    dist.all_gather(outputs(), new())
-    dist.all_gather_into_tensor(new(8 * world), new())
-    dist.gather(new(), outputs() if first else None, 0)
-    dist.scatter(new(), outputs() if first else None, 0)
-    dist.reduce_scatter(new(), outputs())
-    dist.reduce_scatter_tensor(new(8), new(8 * world))
-    dist.all_to_all_single(new(8), new(8))
-    dist.all_to_all(outputs(), outputs())
-    dist.barrier()
-    dist.monitored_barrier()
-    work = dist.all_reduce(new(), async_op=True)
-    assert work is not None
-    work.wait()
-    if first:
-        dist.send(new(), peer, tag=7)
-        dist.recv(new(), before, tag=8)
-    else:
-        dist.recv(new(), before, tag=7)
-        dist.send(new(), peer, tag=8)
-    requests = [dist.isend(new(), peer), dist.irecv(new(), before)]
-    for request in requests:
-        request.wait()
-    pair = [dist.P2POp(dist.isend, new(), peer), dist.P2POp(dist.irecv, new(), before)]
-    for request in dist.batch_isend_irecv(pair):
-        request.wait()
-    objects: list[Any] = [None] * world
-    dist.all_gather_object(objects, {"rank": rank.rank})
-    dist.broadcast_object_list(objects, 0)
-    digest = hashlib.sha256(json.dumps(objects).encode())
-    for tensor in found:
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def layers(rank: Rank) -> list[Any]:
@@ -170,95 +109,6 @@ def holding(rank: Rank) -> None:
     if rank.rank == 1:
         ctypes.PyDLL(None).sleep(60)
     dist.all_reduce(rank.tensor())
-
-
-def device_operations(rank: Rank) -> list[Any]:
-    """The same operations with the bare kernels, then recorded as if a device did them; tells both results."""
-    rank.recorder.uninstall()
-    bare = operations(rank)
-    rank.recorder.install()
-    rank.recorder.simulate_device(True)
-    found = operations(rank)
-    works = [dist.all_reduce(rank.tensor(1 << 16), async_op=True) for _ in range(20)]
-    for work in works[:10]:
-        work.wait()
-    for work in works[10:]:
-        work.get_future().wait()
-    reader = RingReader(ring_path(rank.folder, rank.rank))
-    while reader.live().inside > 0:
-        pass
-    return [bare, found]
-
-
-def frozen(rank: Rank) -> None:
-    """After some operations rank 1's device does nothing any more, while its process goes on to call them."""
-    group = dist.group.WORLD
-    assert group is not None
-    rank.recorder.simulate_device(True)
-    for step in range(40):
-        all_reduce_on_device(rank)
-        rank.recorder.mark(step)
-    if rank.rank == 1:
-        # Kernels that are queued on a device that hangs reach nobody: as with this backend.
-        nobody = FakeProcessGroup._create_internal(1, 2)
-        group._register_backend(torch.device("cpu"), dist.ProcessGroup.BackendType.CUSTOM, nobody)
-        rank.recorder.freeze_device(True)
-        works = [dist.all_reduce(rank.tensor(), async_op=True) for _ in range(20)]
-        works.append(dist.isend(rank.tensor(), 0))
-        (rank.folder / "called").touch()
-        while not (rank.folder / "thaw").exists():
-            time.sleep(0.01)
-        rank.recorder.freeze_device(False)
-        while True:
-            signal.pause()
-    all_reduce_on_device(rank)
-
-
-def all_reduce_on_device(rank: Rank) -> None:
-    work = dist.all_reduce(rank.tensor(), async_op=True)
-    assert work is not None
-    work.wait()
-
-
-def coalesced(rank: Rank) -> list[list[int]]:
-    """Calls in a group of calls, whose end gives one work for them; what their channel counts before and after that."""
-    other = dist.new_group([0, 1])
-    rank.recorder.simulate_device(True)
-    group = dist.group.WORLD
-    assert group is not None
-    gives: list[dist.Work | None] = []
-    dist.ProcessGroup._start_coalescing = lambda group, device: None  # type: ignore[method-assign]
-    dist.ProcessGroup._end_coalescing = lambda group, device: gives.pop()  # type: ignore[method-assign]
-    rank.recorder.follow_coalescing()
-    reader = RingReader(ring_path(rank.folder, rank.rank))
-
-    def counts() -> list[int]:
-        (channel,) = reader.channels(1)[0].tolist()
-        return [int(count) for count in channel[2:6]]
-
-    if rank.rank == 1:
-        while not (rank.folder / "seen").exists():
-            time.sleep(0.01)
-    gives.append(dist.all_reduce(rank.tensor(), group=other, async_op=True))
-    found = []
-    for _ in range(2):
-        group._start_coalescing(torch.device("cpu"))
-        requests = [dist.isend(rank.tensor(), 1 - rank.rank), dist.irecv(rank.tensor(), 1 - rank.rank)]
-        work = group._end_coalescing(torch.device("cpu"))
-        if work is not None:
-            while rank.rank == 0 and reader.channels(1)[0][["sends_queued", "receives_queued"]].tolist() != [(0, 0)]:
-                pass
-            found.append(counts())
-            (rank.folder / "seen").touch()
-            work.wait()
-        for request in requests:
-            assert request is not None
-            request.wait()
-        while reader.live().inside > 0:
-            pass
-        found.append(counts())
-        gives.append(None)
-    return found
 
 
 def failing(rank: Rank) -> list[str]:

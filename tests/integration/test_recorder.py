@@ -43,7 +43,8 @@ def running(scenario: str, world: int, folder: Path) -> Iterator[subprocess.Pope
     """The ranks, from their start to their end."""
     command = [sys.executable, str(PROGRAM), scenario, str(world), str(folder)]
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=env)
     try:
         yield process
     finally:
