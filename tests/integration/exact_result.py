@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from processes import environment
 
 
 def result_of(program: Path, folder: Path) -> Any:
     """What ``program`` says in its ``result.pt``, once it has ended well."""
-    path = os.pathsep.join(entry for entry in sys.path if entry)
     command = [sys.executable, "-W", "ignore", str(program), str(folder)]
-    ended = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, timeout=500, capture_output=True, text=True)
+    ended = subprocess.run(command, env=environment(), timeout=500, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     return torch.load(folder / "result.pt")

@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from processes import environment
 
 from ftrain.comm import library
 from ftrain.comm.ring import NATIVE, PYTHON, RingReader, ring_path
@@ -59,9 +60,8 @@ def started(folder: Path, scenario: str, kind: int) -> Iterator[Job]:
         library.ensure()
     (folder / "node").mkdir(parents=True)
     variables = {
-        **os.environ,
+        **environment(),
         **({} if kind == NATIVE else {"XDG_CACHE_HOME": str(folder / "empty")}),
-        "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry),
         "GLOO_SOCKET_IFNAME": "lo",
         "FTRAIN_NODE_DIR": str(folder / "node"),
         "FTRAIN_GENERATION": "1",

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from jobs import exists
+from processes import environment
 from snapshot_nodes import wait_until
 
 from ftrain_snapshot.frames import connect_unix
@@ -41,13 +42,12 @@ class Launcher:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        path = os.pathsep.join(entry for entry in sys.path if entry)
         self.process = subprocess.Popen(
             [sys.executable, "-c", LAUNCHER, folder],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, "PYTHONPATH": path},
+            env=environment(),
             stderr=subprocess.PIPE,
         )
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import environment
 
 from ftrain.comm import library
 from ftrain.comm.ring import Live, RingReader, Table, exit_ns, is_failed, is_pending, ring_path
@@ -43,8 +44,7 @@ def running(scenario: str, world: int, folder: Path) -> Iterator[subprocess.Pope
     """The ranks, from their start to their end."""
     command = [sys.executable, str(PROGRAM), scenario, str(world), str(folder)]
     with (folder / "log").open("wb") as log:
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=env)
+        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True, env=environment())
     try:
         yield process
     finally:

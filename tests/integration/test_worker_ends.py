@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from integration.worker_node import Forker, Node
+from processes import environment
 
 from ftrain.link import Failed, Finished, FirstStep, Hello, OutOfMemory, Restored
 
@@ -96,9 +96,8 @@ def test_without_an_agent_a_user_error_goes_to_the_log(node: Node) -> None:
 
 
 def test_under_torchrun_and_python_it_trains_with_a_warning(tmp_path: Path) -> None:
-    path = os.pathsep.join(entry for entry in sys.path if entry)
     done = subprocess.run(
-        [sys.executable, str(ENDS), "whole"], env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True,
+        [sys.executable, str(ENDS), "whole"], env=environment(), capture_output=True, text=True,
         timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

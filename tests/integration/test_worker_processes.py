@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from integration.worker_node import Agent
+from processes import environment
 from torch._C._distributed_c10d import TCPStore
 from torch.utils.data import DataLoader
 
@@ -30,10 +30,9 @@ def agent(tmp_path: Path) -> Iterator[Agent]:
 @pytest.fixture
 def store(agent: Agent, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], StoreReady]]:
     """The store's process and what it told its agent."""
-    path = os.pathsep.join(entry for entry in sys.path if entry)
     process = subprocess.Popen(
         [sys.executable, "-m", "ftrain.store"],
-        env={**os.environ, "PYTHONPATH": path, "FTRAIN_NODE_DIR": str(tmp_path), "FTRAIN_GENERATION": "3"},
+        env=environment(FTRAIN_NODE_DIR=str(tmp_path), FTRAIN_GENERATION="3"),
     )
     try:
         with agent.arrived:

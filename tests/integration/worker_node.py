@@ -7,7 +7,6 @@ opens again once all lanes are sealed, answers. No parity, no peers.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ from typing import Any
 
 import msgspec
 from integration.worker_lane import allocate
+from processes import environment
 
 from ftrain.link import LinkMessage
 from ftrain_snapshot import messages as m
@@ -153,10 +153,12 @@ class Forker:
     """A process with torch imported that forks workers, so that a test does not import it for each."""
 
     def __init__(self) -> None:
-        path = os.pathsep.join(entry for entry in sys.path if entry)  # what pytest has put there, too
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": path}
         self._process = subprocess.Popen(
-            [sys.executable, str(FORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            [sys.executable, str(FORKER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment(OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo"),
         )
 
     def run(self, script: Path, arguments: list[str], environments: list[dict[str, str]], output: Path) -> list[int]:
