@@ -53,7 +53,7 @@ def connect_store(environment: WorkerEnvironment) -> TCPStore:
         except (OSError, dist.DistError):
             if time.monotonic() >= deadline:
                 raise
-            time.sleep(_RETRY_SECONDS)
+            time.sleep(_RETRY_SECONDS)  # nobody tells when the store's port is open
 
 
 @contextmanager

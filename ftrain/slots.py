@@ -143,7 +143,7 @@ class SlotChooser:
                 self._note_wait()
             if waited_seconds > self._timeout_seconds:
                 raise PeerSilent(f"rank 0 did not come to version {version} within {self._timeout_seconds:.0f} s")
-            time.sleep(pause)
+            time.sleep(pause)  # as above
             pause = min(2 * pause, POLL_SECONDS_MAX)
         if noted:
             self._note_hold()

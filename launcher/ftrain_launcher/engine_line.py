@@ -69,7 +69,7 @@ class EngineLine:
                     pass
             if time.monotonic() - seen > waited_max:
                 return f"the controller {how} (for {time.monotonic() - seen:.0f} s)"
-            await asyncio.sleep(_RECONNECT_SECONDS)
+            await asyncio.sleep(_RECONNECT_SECONDS)  # nobody tells when a port is open again
 
     def _turn(self, turns: int) -> Endpoint | None:
         """Where to look: where the controller was last; of several candidates, at each in turn."""

@@ -83,7 +83,7 @@ async def _ask(
         if not waits:
             waits = True
             announce(f"waiting for the controller at {place}, for up to {timeout_seconds:g} s")
-        await asyncio.sleep(_RETRY_SECONDS)
+        await asyncio.sleep(_RETRY_SECONDS)  # nobody tells when a port is open
 
 
 def _secret(challenge: Challenge, shared: bytes | None) -> str:

@@ -52,7 +52,7 @@ def ask(folder: JobFolder, path: str, body: dict[str, Any] | None = None, wait_s
             if not folder.is_running():
                 raise JobHasEnded(f"job {name!r} has ended: its launcher is gone")
             raise ControllerAway(f"the controller of job {name!r} does not answer; its launcher restarts it: try again")
-        time.sleep(_RETRY_SECONDS)
+        time.sleep(_RETRY_SECONDS)  # nobody tells when a port is open again
 
 
 def _refuse_ended(folder: JobFolder) -> None:

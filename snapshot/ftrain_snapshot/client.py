@@ -125,7 +125,7 @@ class DaemonClient:
                 reply = self._ask(m.WaitRestored(generation), left)
                 break
             except DaemonLost:  # being restarted: it takes the rebuilding up again
-                time.sleep(min(_AWAY_SECONDS, left))
+                time.sleep(min(_AWAY_SECONDS, left))  # nobody tells when it is back
         if isinstance(reply, m.Incomplete):
             raise SnapshotIncomplete(reply.reason)
         _expect(reply, m.Done)
@@ -194,7 +194,7 @@ class DaemonClient:
                     deadline = time.monotonic() + patience_seconds
                 if time.monotonic() >= deadline:
                     raise
-                time.sleep(_AWAY_SECONDS)
+                time.sleep(_AWAY_SECONDS)  # as above
 
     def _read(self, left: dict[int, PlannedRead]) -> None:
         """Have all that is ``left`` answered; what is done is taken out."""

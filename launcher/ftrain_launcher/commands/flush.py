@@ -42,7 +42,7 @@ def flush(chosen: argparse.Namespace) -> int:
     while (result := folder.result()) is None:
         if time.monotonic() >= deadline:
             raise ControllerAway(f"job {answer['job']!r} has not ended {LATE_SECONDS:g} s after its deadline")
-        time.sleep(_POLL_SECONDS)
+        time.sleep(_POLL_SECONDS)  # the result is a file, and the API tells no news
         answer = _look(folder, answer)
     answer = _last_word(folder, answer, result)
     if chosen.json:

@@ -104,7 +104,7 @@ def drain(chosen: argparse.Namespace) -> int:
         what, why = ("holds bytes", _UNSAFE) if node["is_read"] else ranks
         if (news := patience.news(why, time.monotonic())) is not None:
             sys.stderr.write(f"{node['name']}: {what}: {news}\n")
-        time.sleep(_POLL_SECONDS)
+        time.sleep(_POLL_SECONDS)  # the API answers, and tells no news
         try:
             answer = ask(folder, "/api/nodes")
         except ControllerAway:

@@ -89,7 +89,7 @@ class Writing:
                 if not told:
                     announce("the journal's disk is full: make room. Training goes on, but nothing else until then")
                     told = True
-            await asyncio.sleep(_AGAIN_SECONDS)
+            await asyncio.sleep(_AGAIN_SECONDS)  # no kernel tells when a disk has room
         waited = self.stands_still_seconds
         self._since = time.monotonic() if self._lines else None
         self._on_disk(lines, waited)

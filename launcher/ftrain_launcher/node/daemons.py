@@ -173,7 +173,7 @@ class DaemonKeeper:
         loop = asyncio.get_running_loop()
         asked_at, starved, reason = loop.time(), _starved_seconds(pid), ""
         while not reason:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(LOOK_SECONDS)  # a process that hangs tells nobody
             if is_stopped(pid):
                 reason = "a signal had stopped it"
             elif loop.time() - asked_at - (_starved_seconds(pid) - starved) >= hung_seconds:

@@ -33,7 +33,7 @@ class NodeHalt:
         if any(self._page.arrived(lane) <= last for lane in lanes):
             return None
         self._page.set_halt(HaltMode.HOLD)
-        await asyncio.sleep(SETTLE_SECONDS)
+        await asyncio.sleep(SETTLE_SECONDS)  # ranks past the word as it was written: shared memory wakes nobody
         step = max(self._page.arrived(lane) for lane in lanes)
         return Held(self._node, message.generation, message.attempt, step)
 

@@ -295,7 +295,7 @@ class NodeRunner:
             if await self._daemon.protects(message.step):
                 await self._beat()
                 return
-            await asyncio.sleep(_PROTECTED_POLL_SECONDS)
+            await asyncio.sleep(_PROTECTED_POLL_SECONDS)  # daemons answer what they are asked, and tell no news
 
     async def write_durable(self, message: WriteDurable) -> None:
         """Begin this node's part of a durable checkpoint."""

@@ -103,7 +103,7 @@ async def wait_for_root(socket: Path) -> None:
     """
     deadline = time.monotonic() + ROOT_TIMEOUT_SECONDS
     while not socket.exists() and time.monotonic() < deadline:
-        await asyncio.sleep(_CONNECT_POLL_SECONDS)
+        await asyncio.sleep(_CONNECT_POLL_SECONDS)  # as below
 
 
 async def exec_zygote(config: ZygoteConfig) -> ZygoteLine:
@@ -145,4 +145,4 @@ async def _connect_when_ready(path: Path, timeout_seconds: float, failure: Calla
             raise ZygoteFailed(f"the zygote for {path} did not start: {reason}")
         if time.monotonic() >= deadline:
             raise ZygoteFailed(f"the zygote for {path} did not start in {timeout_seconds:.0f} s")
-        await asyncio.sleep(_CONNECT_POLL_SECONDS)
+        await asyncio.sleep(_CONNECT_POLL_SECONDS)  # nobody tells when a socket is listened to

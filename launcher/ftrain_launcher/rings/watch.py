@@ -55,7 +55,7 @@ class CommWatch:
         try:
             while True:
                 since = loop.time()
-                await asyncio.sleep(READ_SECONDS)
+                await asyncio.sleep(READ_SECONDS)  # ranks write to shared memory, which wakes nobody
                 if standstill.ends(loop.time() - since):
                     continue
                 workers = self._workers.running()
