@@ -7,7 +7,7 @@ restored all the same; a re-shard refuses, with that reason.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -17,7 +17,7 @@ from torch import nn
 from ftrain.logical.rules import NamedMesh, Rules
 from ftrain.logical.state import Extent, RankState, kept
 from ftrain.plan import Plan
-from ftrain.reshard.values import sharded_outside
+from ftrain.reshard.values import EXTRA, sharded_outside
 from ftrain.sharded import is_sharded, leaves
 from ftrain.state import state_of, tensor_key
 
@@ -86,9 +86,9 @@ class Describer:
     def _kept(self, objects: Mapping[str, Any], plan: Plan) -> RankState:
         live = self.describe(objects)
         for name, tracked in objects.items():
-            known = isinstance(tracked, nn.Module | torch.optim.Optimizer)
-            if not known and any(map(is_sharded, leaves(state_of(tracked)))):
-                raise sharded_outside(name)
+            for where, said in _said_by_users(name, tracked):
+                if any(map(is_sharded, leaves(said))):
+                    raise sharded_outside(where)
         places: dict[int, list[Extent]] = {}
         for piece in plan.layout.region_pieces(self._rank):
             places.setdefault(piece.index, []).append(Extent(piece.start, piece.end, piece.region_offset))
@@ -99,3 +99,13 @@ class Describer:
                 tensors.append(tensor)
                 extents[tensor.name] = tuple(places.get(index, ()))
         return kept(RankState(self._rank, tuple(tensors), live.state.aliases, live.state.parameters), extents)
+
+
+def _said_by_users(name: str, tracked: Any) -> Iterator[tuple[str, Any]]:
+    """What of an object's state is no parameter, buffer or optimizer's, and whose it is."""
+    if isinstance(tracked, nn.Module):
+        for prefix, part in tracked.named_modules(prefix=name):
+            if type(part).get_extra_state is not nn.Module.get_extra_state:
+                yield f"{prefix}.{EXTRA}", part.get_extra_state()
+    elif not isinstance(tracked, torch.optim.Optimizer):
+        yield name, state_of(tracked)

@@ -31,6 +31,7 @@ from ftrain.reshard.origin import OldWorld
 from ftrain.reshard.said import Said
 from ftrain.reshard.tensors import TensorReader
 from ftrain.reshard.values import (
+    EXTRA,
     Kept,
     agreed,
     by_parameter,
@@ -48,7 +49,6 @@ from ftrain.state import load_state
 
 Made = dict[str, dict[str, Tensor]]
 """An optimizer's tensors, by parameter and key."""
-_EXTRA = "_extra_state"
 _KERNELS = ("foreach", "fused")
 """Of a group's settings: how it is computed, which this world's layout decides (plain tensors beside DTensors want
 neither), not what."""
@@ -175,7 +175,7 @@ class Restoring:
             tensors = {_path(each) for each in chain(logical.by_name, logical.aliases)}
             for key in items_of(self.old.ranks[rank].state_of(name)):
                 path = _path(f"{name}.{key}")
-                if path.endswith(f".{_EXTRA}"):
+                if path.endswith(f".{EXTRA}"):
                     extra[path] = {}
                 elif path not in tensors:
                     raise StateMismatch(f"{path} is no tensor of the module: another world cannot take it over")
@@ -185,7 +185,7 @@ class Restoring:
                     extra[path][rank] = self.old.ranks[rank].value(value)
         for prefix, part in module.named_modules():
             if type(part).get_extra_state is not nn.Module.get_extra_state:
-                path = _path(f"{name}.{prefix}.{_EXTRA}".replace("..", "."))
+                path = _path(f"{name}.{prefix}.{EXTRA}".replace("..", "."))
                 if path not in extra:
                     raise StateMismatch(f"the snapshot lacks {path}")
                 part.set_extra_state(self._agreed(path, extra[path]))

@@ -26,6 +26,8 @@ from ftrain.state import has_elements
 
 _NAMES = ("params", "param_names")
 """Of a parameter group: what is not a setting."""
+EXTRA = "_extra_state"
+"""Under this name torch keeps what a module says by ``get_extra_state``."""
 
 
 def difference(left: Any, right: Any, path: str) -> str | None:

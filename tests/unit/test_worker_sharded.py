@@ -230,6 +230,25 @@ def test_a_placement_of_another_kind_is_refused_by_name(mesh: DeviceMesh) -> Non
         collect({"ema": tensor})
 
 
+class Remembering(nn.Linear):
+    """A module that says more of itself than its tensors."""
+
+    def __init__(self, said: Any) -> None:
+        super().__init__(3, 4)
+        self.said = said
+
+    def get_extra_state(self) -> Any:
+        return self.said
+
+
+def test_shards_in_the_extra_state_of_a_module_are_said_to_be_of_this_world_only(mesh: DeviceMesh) -> None:
+    capturer = Capturer(0, 1, set, 0, None)
+    capturer.track({"model": nn.Sequential(Remembering([1, torch.ones(2)]), Remembering({"mean": dtensor(mesh)}))})
+    with pytest.warns(UserWarning, match=r"model\.1\._extra_state holds sharded tensors that are no module's"):
+        plan = capturer.collect(lambda _: {}).plan
+    assert "model.1._extra_state holds sharded tensors" in (read_refusal(plan) or "")
+
+
 def test_shards_of_an_object_of_the_users_are_said_to_be_of_this_world_only(mesh: DeviceMesh) -> None:
     capturer = Capturer(0, 1, set, 0, None)
     capturer.track({"model": nn.Linear(3, 4), "ema": Holder({"weights": [dtensor(mesh)]})})
