@@ -224,6 +224,7 @@ def _start_zygote(config: Any) -> Any:
         return zygote_start.Started(config, pid)
     try:
         os.setsid()
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         nothing = os.open(os.devnull, os.O_RDONLY)
         log = os.open(config.log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         for place, source in enumerate((nothing, log, log)):

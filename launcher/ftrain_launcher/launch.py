@@ -94,14 +94,7 @@ class Launcher:
     async def run(self) -> Result:
         """Run the job; nothing of it is left on this machine when this returns."""
         linux.adopt_orphans()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-            if (number, signal.getsignal(number)) != (signal.SIGHUP, signal.SIG_IGN):  # nohup
-                loop.add_signal_handler(number, self._interrupt, number)
-        for number in (signal.SIGUSR1, *((signal.SIGTERM,) if self._flush_seconds is not None else ())):
-            loop.add_signal_handler(number, self._notice, number)
-        for more in self._signals:
-            loop.add_signal_handler(more, self._interrupt, more)
+        self._handle_signals()
         work = [self._keep_root_zygote(), self._keep_line(), self._keep_house()]
         work += [self._keep_controller()] if self.leads or self.record.candidate is not None else []
         tasks = [asyncio.create_task(w) for w in work]
@@ -117,6 +110,20 @@ class Launcher:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.engine.close()
+            signal.pthread_sigmask(
+                signal.SIG_BLOCK, signal.valid_signals()
+            )  # The loop's end takes their handlers away.
+
+    def _handle_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+            if (number, signal.getsignal(number)) != (signal.SIGHUP, signal.SIG_IGN):  # nohup
+                loop.add_signal_handler(number, self._interrupt, number)
+        for number in (signal.SIGUSR1, *((signal.SIGTERM,) if self._flush_seconds is not None else ())):
+            loop.add_signal_handler(number, self._notice, number)
+        for more in self._signals:
+            loop.add_signal_handler(more, self._interrupt, more)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # `commands/starting.py` has blocked them.
 
     def _tell(self, message: FromEngine) -> None:
         self._line.put(message)

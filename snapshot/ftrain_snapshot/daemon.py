@@ -82,11 +82,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             grace_seconds=arguments.grace_seconds,
             tls=tls,
         )
+        signals = _stop_on_signals(service.loop)
+        print(f"ready {service.port}", flush=True)
     except (OSError, ValueError) as error:
         print(f"the snapshot daemon of {arguments.node} cannot start: {error}", file=sys.stderr)
         return 2
-    signals = _stop_on_signals(service.loop)
-    print(f"ready {service.port}", flush=True)
     import_module("ftrain_snapshot.codec").choose()  # numpy and ISA-L, while nobody waits
     priority = Priority(service.loop, Turns().set)
     service.lines.hurry, service.lines.begin_snapshot = priority.hurry, priority.begin_snapshot

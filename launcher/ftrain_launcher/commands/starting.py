@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from ftrain_launcher.job.events import JobConfig
     from ftrain_launcher.jobs import JobFolder, JobRecord, Result
 
-_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1)
-"""What would end the launcher on the spot until its loop handles them: what it began is cleared away first."""
-
 
 def lead(
     chosen: argparse.Namespace,
@@ -151,14 +148,12 @@ def _run(chosen: argparse.Namespace, folder: JobFolder, record: JobRecord, offer
     """Run the job of this folder to its end on this machine, say how it ended. ``offer``: of hosts; None: no node.
     Raises UsageError if another job has taken its place in shared memory."""
     from ftrain_launcher.errors import UsageError
-    from ftrain_launcher.jobs import Result
     from ftrain_launcher.processes import error_file
     from ftrain_launcher.terminal import announce
 
     arena = Path(record.arena_folder)
-    for number in _SIGNALS:
-        if signal.getsignal(number) != signal.SIG_IGN:  # nohup
-            signal.signal(number, _stop)
+    # The launcher's loop gets what comes until then: on the spot it would end this, or be raised where nothing can be.
+    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         arena.mkdir(mode=0o700)
     except FileExistsError:  # in the moment since it was looked for
@@ -166,20 +161,12 @@ def _run(chosen: argparse.Namespace, folder: JobFolder, record: JobRecord, offer
     try:
         Path(record.config.work.log_folder).mkdir(parents=True, exist_ok=True)
         result = _launch(chosen, folder, record, offer)
-    except KeyboardInterrupt as stop:
-        number = stop.args[0] if stop.args else signal.SIGINT
-        result = Result(128 + number, f"stopped by {signal.Signals(number).name}")
-        folder.write_result(result)
     finally:
         shutil.rmtree(arena, ignore_errors=True)
     if result.exit_code:
         error_file.hand_on(Path(record.config.work.log_folder), record.created, os.environ)
     announce(f"error: {result.message}" if result.exit_code else result.message)
     return result.exit_code
-
-
-def _stop(number: int, frame: object) -> None:
-    raise KeyboardInterrupt(number)
 
 
 def _launch(chosen: argparse.Namespace, folder: JobFolder, record: JobRecord, offer: Offer | None) -> Result:

@@ -3,8 +3,8 @@
 Each of them would take a third of a second of processor time to import what it needs; a fork of a process that has
 done so takes a hundredth. The launcher makes it before it has an event loop or a thread. It listens on a socket in the
 job's shared memory, never loads torch, and forks twice, so that what it starts, in a session of its own, becomes the
-child of the launcher, the subreaper of all. It ends with the launcher, and nothing depends on its life: where there is
-none, `start` starts a new interpreter instead.
+child of the launcher, the subreaper of all. It ends with the launcher, whose blocked signals it keeps, and nothing
+depends on its life: where there is none, `start` starts a new interpreter instead.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import gc
 import importlib
 import os
 import select
+import signal
 import socket
 import sys
 import threading
@@ -207,11 +208,12 @@ def _fork_twice() -> int:
 
 
 def _become(wanted: _Start, descriptors: list[int]) -> None:
-    """What an ``exec`` would have given it: a session, a name, its files, its arguments."""
+    """What an ``exec`` would have given it: a session, a name, its files, its signals, its arguments."""
     os.setsid()
     linux.set_name(wanted.module.rpartition(".")[2])
     for place, source in enumerate(_high([os.open(os.devnull, os.O_RDONLY), *descriptors])):
         os.dup2(source, place)
     os.closerange(1 + len(descriptors), os.sysconf("SC_OPEN_MAX"))
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
     gc.enable()
     sys.argv = [wanted.module, *wanted.arguments]

@@ -96,5 +96,6 @@ def start_zygote(config: ZygoteConfig) -> Started:
             (os.POSIX_SPAWN_DUP2, 1, 2),
         ],
         setsid=True,
+        setsigmask=(),
     )
     return Started(config, pid)
