@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -192,6 +193,35 @@ def test_a_state_that_cannot_be_certified_is_not_trained_with(start: StartJob, a
     assert "table.weight: replicas are not equal" in refused["reason"]
     assert f"(that of step {BEFORE - 1} could not be certified)" in job.tail()
     assert_same(job, alone)
+
+
+def test_a_host_is_drained_within_seconds_however_rare_snapshots_are(
+    make_lab: Callable[..., Lab], alone: Outcome, tmp_path: Path
+) -> None:
+    """Without another one in its place; no snapshot is due before the job's end, which waits for the drain."""
+    lab, last = make_lab(3), STEPS - 1
+    flags = ("--nnodes", "2:3", EXACT, *TIMEOUTS, "--snapshot-every", str(2 * STEPS))
+    arguments = (*PACED, *holding(BEFORE, last))
+    job = HostJob(lab, tmp_path / "job", *flags, program="elastic.py", arguments=arguments)
+    try:
+        job.start_all(1, 2, 3, nodes=3)
+        job.wait_step(BEFORE - 1, 3)
+        job.go(BEFORE)
+        drained = job.node_on(2)["name"]
+        words = ["drain", drained, "--job", job.name, "--timeout-seconds", "60"]
+        environment = {**os.environ, "FTRAIN_HOME": str(job.home(1))}
+        code, said = lab.run(1, [sys.executable, "-m", "ftrain_launcher.cli", *words], env=environment)
+        assert (code, said.splitlines()[-1]) == (0, f"{drained}: holds no ranks; it may be switched off"), said
+        assert job.wait_step(BEFORE, 2)["generation"] == 2
+        lab.crash(2)
+        (job.out / "quick").touch()
+        job.go(last)
+        assert job.wait_all(1, 3) == {1: 0, 3: 0}, job.tail()
+        [incident] = job.faults()
+        assert (incident["kind"], incident["steps_lost"]) == ("drained", 0)
+        assert {len(ranks) for ranks in assert_same(job, alone).values()} == {2, 3}
+    finally:
+        job.close()
 
 
 def test_a_host_that_crashed_is_done_without_until_it_comes_back(

@@ -23,6 +23,7 @@ from ftrain_launcher.job.durable import DurableTier
 from ftrain_launcher.job.ending import Ending
 from ftrain_launcher.job.events import CheckNodes, Command, EndJob, Event, NodeChecked, Tick, UncordonNode
 from ftrain_launcher.job.fencing import Fence
+from ftrain_launcher.job.first_snapshot import FirstSnapshot
 from ftrain_launcher.job.flushing import Flushing
 from ftrain_launcher.job.forming import Forming
 from ftrain_launcher.job.generation import Generation
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
     from simulation.cluster import Cluster
 
 
-_NODES = (Candidates, Fence, Roster, Sizes, Recruiting, Growth, Ending, Flushing, Preflight, Quarantine)
+_NODES = (Candidates, Fence, Roster, Sizes, Recruiting, Growth, FirstSnapshot, Ending, Flushing, Preflight, Quarantine)
 _WORK = (Generation, Ranks, Running, Forming, Worlds, Halting, DurableTier, History, IncidentLog)
 _SAID = (Complaints, Patience)
 

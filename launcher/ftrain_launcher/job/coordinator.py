@@ -327,18 +327,22 @@ class Coordinator(JobState):
         """While nothing is being recovered: a generation for nothing but to move ranks; checks of nodes that came."""
         if self.phase is not Phase.RUNNING or self.durable.finishing:
             self._growth.forget()
+            self._first_snapshot.forget()
             self.halting.forget()
             return
         self.quarantine.let_go(self._formed)
+        grown = self._growth.due(self._formed, now)
+        is_captured_now = self._first_snapshot.due(self._formed, now)
         if self.flushing.wanted:
             return self._end(self.flushing.decide(self._formed, now), now)
-        grown = self._growth.due(self._formed, now)
         if (sign := self.quarantine.due_now(self._formed, now)) is not None:
             self._begin_again(sign, now, planned=True)
         elif (sign := self.quarantine.due(self._formed, now) or grown) is not None:
             if self.halting.ready(self._formed, now, patient=sign.kind == GROWN):
                 stopped_at = self.halting.stopped_at or now
                 self._begin_again(msgspec.structs.replace(sign, time=stopped_at), now, planned=True)
+        elif is_captured_now:
+            self.halting.ready(self._formed, now, patient=True)  # Once that is safe, it is due no more.
         else:
             self.halting.release()
             if self._formed.ranks.in_training:

@@ -10,6 +10,7 @@ from ftrain_launcher.job.durable import DurableTier
 from ftrain_launcher.job.ending import Ending
 from ftrain_launcher.job.events import JobConfig
 from ftrain_launcher.job.fencing import Fence, Nodes
+from ftrain_launcher.job.first_snapshot import FirstSnapshot
 from ftrain_launcher.job.flushing import Flushing
 from ftrain_launcher.job.forming import Forming
 from ftrain_launcher.job.generation import Generation
@@ -52,6 +53,7 @@ class JobState:
         self.flushing = Flushing(config, self._roster, self._orders, self.durable, self.halting)
         """The job's end at the end of a step, with its state on storage."""
         self._growth = Growth(self._roster)
+        self._first_snapshot = FirstSnapshot(self._roster)
         parts = (self._orders, self.durable, self._history, self.quarantine)
         self._running = Running(config, self._roster, self._recruiting, *parts)
         self.fence = Fence(active=bool(config.candidates))
@@ -144,6 +146,7 @@ class JobState:
             self._recruiting.last_call,
             self._forming.deadline if self.phase is Phase.STOPPING else None,
             self._growth.deadline,
+            self._first_snapshot.deadline,
             self.durable.next_deadline(),
             self.halting.deadline,
             None if self.phase in (Phase.ENDING, Phase.ENDED) else self.flushing.next_deadline(),
